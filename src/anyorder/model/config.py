@@ -1,0 +1,138 @@
+"""The shape of a network: a frozen record, checked when it is built."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from anyorder.errors import UserError
+from anyorder.model.rope import Rotary
+from anyorder.visibility import Visibility, chunks, sliding_window
+
+HEAD_LAYOUTS = ("MHA", "GQA", "MQA")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerKind:
+    """What a layer declares of itself; layers of one kind share a `View` in each forward pass.
+
+    Attributes:
+        rotary: whether queries and keys are rotated (False: NoPE).
+        window: the layer sees only this many latest positions, its own included.
+        chunk: the layer sees only its own chunk of this many positions.
+    """
+
+    rotary: bool = True
+    window: int | None = None
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, size in (("window", self.window), ("chunk", self.chunk)):
+            if size is not None and size < 1:
+                raise UserError(f"layer field {name!r} is {size}: give a whole number above 0, or None.")
+        if self.window is not None and self.chunk is not None:
+            raise UserError(f"layer field 'chunk' is {self.chunk} beside the window {self.window}: give one of them.")
+
+    @property
+    def narrowing(self) -> Visibility | None:
+        """What the layer hides beyond the visibility of the pass."""
+        if self.window is not None:
+            return sliding_window(self.window)
+        return None if self.chunk is None else chunks(self.chunk)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A Llama-family network; names follow Hugging Face's Llama configuration.
+
+    Attributes:
+        vocab_size: number of tokens that have an embedding.
+        hidden_size: width of a row.
+        intermediate_size: inner width of the feed-forward network.
+        num_attention_heads: query heads of each layer.
+        num_key_value_heads: heads of keys and values; query heads share them in contiguous groups
+            (all: MHA, one: MQA, between: GQA).
+        head_dim: width of one head; `hidden_size // num_attention_heads` unless given.
+        max_position_embeddings: trained length in tokens.
+        rotary: how positions turn queries and keys.
+        layers: the kind of each layer; plain rotary layers unless given.
+        attention: the kind of attention module, a name in `ATTENTIONS`; unless given, the one of "MHA", "GQA"
+            and "MQA" that the number of heads makes it.
+        attention_bias: biases on the query, key and value projections.
+        attention_output_bias: bias on the output projection.
+        qk_norm: root-mean-square norm of each query and key head: "none", "learned" (Qwen3), or
+            "weightless" in layers with rotary (Llama 4).
+        mlp_bias: biases in the feed-forward network.
+        tie_word_embeddings: the head uses the embedding matrix.
+        bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none.
+
+    Raises:
+        UserError: a field has a value that no network can have.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    rotary: Rotary
+    num_key_value_heads: int = 0
+    head_dim: int = 0
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    layers: tuple[LayerKind, ...] = ()
+    attention: str | None = None
+    attention_bias: bool = False
+    attention_output_bias: bool = False
+    qk_norm: Literal["none", "learned", "weightless"] = "none"
+    mlp_bias: bool = False
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        heads = self.num_attention_heads
+        for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
+            self._require(name, getattr(self, name) > 0, "give a whole number above 0")
+        if self.num_key_value_heads == 0:
+            object.__setattr__(self, "num_key_value_heads", heads)
+        if self.head_dim == 0:
+            remedy = f"give a multiple of num_attention_heads, which is {heads}, or set head_dim"
+            self._require("hidden_size", self.hidden_size % heads == 0, remedy)
+            object.__setattr__(self, "head_dim", self.hidden_size // heads)
+        if not self.layers:
+            object.__setattr__(self, "layers", (LayerKind(),) * self.num_hidden_layers)
+        divides = self.num_key_value_heads > 0 and heads % self.num_key_value_heads == 0
+        self._require("num_key_value_heads", divides, f"give a divisor of num_attention_heads, which is {heads}")
+        shared = self.attention not in HEAD_LAYOUTS or self.attention == self.head_layout
+        self._require("attention", shared, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}")
+        known_norm = self.qk_norm in ("none", "learned", "weightless")
+        self._require("qk_norm", known_norm, "choose none, learned or weightless")
+        even = self.head_dim > 0 and self.head_dim % 2 == 0
+        self._require("head_dim", even, "rotary embeddings turn pairs, so give an even number")
+        self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
+        one_each = len(self.layers) == self.num_hidden_layers
+        self._require("layers", one_each, f"give one kind for each of the {self.num_hidden_layers} layers")
+
+    @property
+    def head_layout(self) -> str:
+        """How query heads share key-value heads: "MHA" (not at all), "GQA" (in groups) or "MQA" (all of them)."""
+        if self.num_key_value_heads == self.num_attention_heads:
+            return "MHA"
+        return "MQA" if self.num_key_value_heads == 1 else "GQA"
+
+    @property
+    def context_length(self) -> int:
+        """The longest text, in tokens, that the network can be asked to read or write."""
+        return self.rotary.reach(self.max_position_embeddings)
+
+    def _require(self, name: str, holds: bool, remedy: str) -> None:
+        if not holds:
+            raise UserError(f"configuration field {name!r} is {getattr(self, name)!r}: {remedy}.")
+
+    def replace(self, **changes: object) -> ModelConfig:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

@@ -1,0 +1,23 @@
+"""The feed-forward network of a layer."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyorder.model.config import ModelConfig
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202): `down(silu(gate(x)) * up(x))`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+
+    def forward(self, rows_BRE: Tensor) -> Tensor:
+        out_BRE: Tensor = self.down_proj(F.silu(self.gate_proj(rows_BRE)) * self.up_proj(rows_BRE))
+        return out_BRE

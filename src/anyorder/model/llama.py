@@ -1,0 +1,217 @@
+"""A Llama-family network, with Hugging Face's parameter names.
+
+The network knows no objective and no way of writing: it is handed rows, and views that say who sees
+whom. `prepare` makes the views, `hidden` runs the layers, `logits` projects the rows that are wanted;
+`forward` is the three of them for ordinary causal text.
+
+Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anyorder.attention import BiasTerm, Request, compile_mask
+from anyorder.errors import UserError
+from anyorder.model.block import Block
+from anyorder.model.cache import Cache
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.norm import RMSNorm
+from anyorder.model.view import View
+from anyorder.visibility import Labels, Visibility, causal
+
+Views = dict[LayerKind, View]
+Rotation = tuple[Tensor, Tensor]
+
+IGNORED = -100
+"""The label of tokens that are not predicted, as in transformers."""
+
+
+class CausalOutput(NamedTuple):
+    """Mean loss in nats per predicted token (None without labels) and logits `[batch, length, vocabulary]`."""
+
+    loss: Tensor | None
+    logits: Tensor
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm; the part that Hugging Face calls `model`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, kind) for kind in config.layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Llama(nn.Module):
+    """The network.
+
+    Attributes:
+        config: its shape.
+        backend: the attention backend, "auto" or a name in `anyorder.attention.BACKENDS`.
+    """
+
+    def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.reset_parameters()
+        self.tie_weights()
+
+    def reset_parameters(self) -> None:
+        """Draw new weights, as Hugging Face's Llama does: normal, biases zero, norms one."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            if isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+
+    def tie_weights(self) -> None:
+        """Let the head share the embedding's matrix where the configuration says so."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.lm_head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
+        return self.lm_head.weight.dtype
+
+    def new_cache(self, batch: int, capacity: int) -> Cache:
+        """An empty cache for `batch` samples of at most `capacity` keys each."""
+        config = self.config
+        return Cache.empty(
+            config.num_hidden_layers, batch, capacity, config.num_key_value_heads, config.head_dim,
+            dtype=self.dtype, device=self.device,
+        )  # fmt: skip
+
+    def prepare(
+        self,
+        visibility: Visibility,
+        labels: Labels,
+        *,
+        n_keys: int | None = None,
+        valid: Tensor | None = None,
+        cache: Cache | None = None,
+        slots: Tensor | None = None,
+        bias: Sequence[BiasTerm] = (),
+    ) -> Views:
+        """One view for each kind of layer, for rows with these labels.
+
+        With a cache, the rows' keys are given their slots here, so each `prepare` is followed by one
+        `hidden` with the same cache.
+
+        Args:
+            visibility: who sees whom.
+            labels: of the rows, each `[batch, rows]`; "position" is the true position of each, which
+                rotary embeddings use and which never counts padding.
+            n_keys: the first `n_keys` rows offer keys and values, the others only look; all unless given.
+            valid: rows that are not padding, boolean `[batch, rows]`; all unless given.
+            cache: where new keys are added, and all keys are read from.
+            slots: slots to overwrite, `[batch, n_keys]`; appended unless given.
+            bias: terms added to the attention scores.
+
+        Raises:
+            UserError: a label is missing, the cache is full, or the backend cannot do this.
+        """
+        if "position" not in labels:
+            raise UserError(
+                f"the rows carry the labels {sorted(labels)}: add 'position', the true position of each row."
+            )
+        visibility.require_labels(labels, labels)  # before the cache takes note of the rows
+        n_keys = labels["position"].shape[1] if n_keys is None else n_keys
+        key: Labels = {name: label[:, :n_keys] for name, label in labels.items()}
+        present = None if valid is None else valid[:, :n_keys]
+        extent = 0
+        if cache is not None:
+            slots = cache.put(key, present, slots)
+            extent = cache.extent
+            key = {name: label[:, :extent] for name, label in cache.labels.items()}
+            present = cache.present[:, :extent]
+        rotation, key_rotation = self._rotations(labels["position"], key["position"], valid, present)
+        views: Views = {}
+        for kind in dict.fromkeys(self.config.layers):
+            narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
+            request = Request(narrowed, labels, key, present, valid, bias)
+            views[kind] = View(
+                n_keys=n_keys,
+                mask=compile_mask(request, self.backend, self.dtype),
+                cos_sin=rotation if kind.rotary else None,
+                key_cos_sin=key_rotation if kind.rotary else None,
+                slots=slots,
+                extent=extent,
+            )
+        return views
+
+    def _rotations(
+        self, position_BR: Tensor, key_position_BK: Tensor, valid: Tensor | None, present: Tensor | None
+    ) -> tuple[Rotation, Rotation | None]:
+        """Cosine and sine for rows, and for keys if these are turned as they are read."""
+        rotary, head_dim = self.config.rotary, self.config.head_dim
+        length_B = position_BR.new_zeros(len(position_BR))
+        if rotary.depends_on_length:
+            for position, exists in ((position_BR, valid), (key_position_BK, present)):
+                if position.shape[1]:
+                    counted = position if exists is None else position.masked_fill(~exists, -1)
+                    length_B = torch.maximum(length_B, counted.amax(1) + 1)
+        rotation = rotary.cos_sin(position_BR, head_dim, self.dtype, length_B)
+        if not rotary.depends_on_length:
+            return rotation, None
+        return rotation, rotary.cos_sin(key_position_BK, head_dim, self.dtype, length_B)
+
+    def hidden(self, input_ids_BR: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
+        """Rows after the last layer and the final norm, `[batch, rows, hidden]`."""
+        rows_BRE = self.model.embed_tokens(input_ids_BR)
+        for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
+            rows_BRE = layer(rows_BRE, views[kind], None if cache is None else cache.layers[index])
+        normed_BRE: Tensor = self.model.norm(rows_BRE)
+        return normed_BRE
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Scores of every token, `[..., vocabulary]`, for the rows `[..., hidden]` that are wanted."""
+        scores: Tensor = self.lm_head(hidden)
+        return scores
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalOutput:
+        """Left to right, called as in transformers.
+
+        Args:
+            input_ids: tokens `[batch, length]`.
+            attention_mask: 1 for tokens and 0 for padding on either side, `[batch, length]`.
+            labels: tokens to be predicted, `[batch, length]`, -100 where none is; `logits[:, i]` is
+                compared with `labels[:, i + 1]`.
+            num_items_in_batch: what the summed loss is divided by, when gradients are accumulated; the
+                number of predicted tokens unless given.
+        """
+        valid_BL = None if attention_mask is None else attention_mask.bool()
+        position_BL = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if valid_BL is not None:
+            position_BL = (valid_BL.long().cumsum(1) - 1).clamp(min=0)
+        views = self.prepare(causal(), {"position": position_BL}, valid=valid_BL)
+        logits_BLV = self.logits(self.hidden(input_ids, views))
+        if labels is None:
+            return CausalOutput(None, logits_BLV)
+        target_BL = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        wide_NV = logits_BLV.flatten(0, 1).to(torch.promote_types(logits_BLV.dtype, torch.float32))
+        loss = F.cross_entropy(wide_NV, target_BL.flatten(), ignore_index=IGNORED, reduction="sum")
+        return CausalOutput(loss / (num_items_in_batch or (target_BL != IGNORED).sum()), logits_BLV)

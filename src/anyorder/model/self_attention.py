@@ -1,0 +1,79 @@
+"""Attention of a layer: projections, norms, rotation, cache.
+
+Shape suffixes: B batch, R rows, E hidden size, K keys, H heads, G key-value heads, D head dimension.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from anyorder.attention import attend
+from anyorder.errors import UserError
+from anyorder.model.cache import LayerCache
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.norm import RMSNorm, WeightlessRMSNorm
+from anyorder.model.rope import rotate
+from anyorder.model.view import View
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention whose query heads share key-value heads in contiguous groups."""
+
+    def __init__(self, config: ModelConfig, kind: LayerKind) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        queries = config.num_attention_heads * config.head_dim
+        keys = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_output_bias)
+        self.q_norm, self.k_norm = head_norm(config, kind), head_norm(config, kind)
+
+    def forward(self, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
+        """Rows `[batch, rows, hidden]` in and out; `kv` is this layer's part of the cache."""
+        offering_BKE = rows_BRE[:, : view.n_keys]
+        q_BRHD = self.q_norm(self.q_proj(rows_BRE).unflatten(-1, (-1, self.head_dim)))
+        k_BKGD = self.k_norm(self.k_proj(offering_BKE).unflatten(-1, (-1, self.head_dim)))
+        v_BKGD = self.v_proj(offering_BKE).unflatten(-1, (-1, self.head_dim))
+        if view.cos_sin is not None:
+            cos, sin = view.cos_sin
+            q_BRHD = rotate(q_BRHD, cos, sin)
+            if view.key_cos_sin is None:
+                k_BKGD = rotate(k_BKGD, cos[:, : view.n_keys], sin[:, : view.n_keys])
+        if kv is not None:
+            assert view.slots is not None
+            k_BKGD, v_BKGD = kv.update(k_BKGD, v_BKGD, view.slots, view.extent)
+        if view.key_cos_sin is not None:
+            k_BKGD = rotate(k_BKGD, *view.key_cos_sin)
+        out_BRE: Tensor = self.o_proj(attend(q_BRHD, k_BKGD, v_BKGD, view.mask).flatten(2))
+        return out_BRE
+
+
+def head_norm(config: ModelConfig, kind: LayerKind) -> nn.Module:
+    """The norm of query or key heads before they are rotated.
+
+    Llama 4 applies its weightless norm after the rotation, which changes no length: the same.
+    """
+    if config.qk_norm == "learned":
+        return RMSNorm(config.head_dim, config.rms_norm_eps)
+    return WeightlessRMSNorm(config.rms_norm_eps) if config.qk_norm == "weightless" and kind.rotary else nn.Identity()
+
+
+ATTENTIONS: dict[str, type[nn.Module]] = {"MHA": SelfAttention, "GQA": SelfAttention, "MQA": SelfAttention}
+"""By name; a configuration can name any class that is registered here, built as `SelfAttention` is.
+
+The three that are here differ in the number of key-value heads alone.
+"""
+
+
+def attention_class(config: ModelConfig) -> type[nn.Module]:
+    """The class that a configuration names.
+
+    Raises:
+        UserError: no class of this name is registered.
+    """
+    name = config.attention or config.head_layout
+    if name not in ATTENTIONS:
+        raise UserError(f"attention is {name!r}: choose one of {', '.join(ATTENTIONS)}, or register it in ATTENTIONS.")
+    return ATTENTIONS[name]

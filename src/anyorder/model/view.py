@@ -1,0 +1,31 @@
+"""What a layer is told of a forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from anyorder.attention import AttentionMask
+
+
+@dataclass(frozen=True)
+class View:
+    """What the layers of one kind need to know of a forward pass: made once, before the first layer.
+
+    Attributes:
+        n_keys: the first `n_keys` rows offer keys and values; the others only look.
+        mask: who sees whom.
+        cos_sin: of each row's rotary angles, each `[batch, rows, 1, head_dim / 2]`; None: no rotary.
+        key_cos_sin: of the angles that keys are turned by as they are read, each `[batch, keys, 1,
+            head_dim / 2]`; None: they are turned once, by their row's angle, before they are cached.
+        slots: cache slots that the new keys are written to, `[batch, n_keys]`; None: no cache.
+        extent: number of cache slots that are read.
+    """
+
+    n_keys: int
+    mask: AttentionMask
+    cos_sin: tuple[Tensor, Tensor] | None
+    key_cos_sin: tuple[Tensor, Tensor] | None = None
+    slots: Tensor | None = None
+    extent: int = 0

@@ -1,0 +1,53 @@
+"""Small random networks of every kind of layer, and ragged batches for them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.llama import Llama
+from anyorder.model.rope import Rotary
+
+VOCABULARY = 31
+
+LAYERS: dict[str, tuple[LayerKind, ...]] = {
+    "plain": (LayerKind(), LayerKind()),
+    "NoPE": (LayerKind(), LayerKind(rotary=False)),
+    "window": (LayerKind(window=3), LayerKind()),
+    "chunk": (LayerKind(chunk=4), LayerKind(rotary=False), LayerKind(chunk=4)),
+}
+
+
+def network(layers: str = "plain", backend: str = "auto", seed: int = 0, **changes: object) -> Llama:
+    """Grouped heads and weights large enough that attention matters."""
+    torch.manual_seed(seed)
+    config = ModelConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=len(LAYERS[layers]),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rotary=Rotary(theta=100.0),
+        layers=LAYERS[layers],
+        initializer_range=0.4,
+    )
+    return Llama(config.replace(**changes), backend).eval()
+
+
+def random_ids(*lengths: int) -> list[list[int]]:
+    return [torch.randint(0, VOCABULARY, (length,)).tolist() for length in lengths]
+
+
+def pad(rows: Sequence[Sequence[int]], left: bool = False, value: int = 0) -> tuple[Tensor, Tensor]:
+    """A ragged batch as `[batch, longest]`, and which entries are no padding."""
+    longest = max(map(len, rows))
+    filled, valid = [], []
+    for row in rows:
+        more, less = [value] * (longest - len(row)), [False] * (longest - len(row))
+        filled.append([*more, *row] if left else [*row, *more])
+        valid.append([*less, *[True] * len(row)] if left else [*[True] * len(row), *less])
+    return torch.tensor(filled, dtype=torch.int64), torch.tensor(valid, dtype=torch.bool)
