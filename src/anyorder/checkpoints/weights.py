@@ -1,0 +1,189 @@
+"""Weights on disk, and how they get into a network: one tensor at a time, each checked.
+
+The network is built without memory (on PyTorch's meta device), so loading never holds much more than the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from anyorder.errors import UserError
+from anyorder.model.config import ModelConfig
+from anyorder.model.llama import Llama
+
+DTYPES: dict[str, torch.dtype] = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""The dtypes that weights are read, kept and written in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Weights on disk under Hugging Face's names; nothing but the headers is read yet.
+
+    Attributes:
+        path: the file or folder, for messages.
+        config: the network that they belong to.
+        shapes: of each tensor.
+        dtypes: that each tensor is stored in.
+        read: a tensor by its name, in memory of its own, on the CPU.
+    """
+
+    path: Path
+    config: ModelConfig
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    read: Callable[[str], Tensor]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What all tensors fit in without loss: the stored dtype, unless several are mixed."""
+        widest, *others = dict.fromkeys(self.dtypes.values())
+        for other in others:
+            widest = torch.promote_types(widest, other)
+        return widest
+
+
+def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torch.device, backend: str) -> Llama:
+    """The network with its weights, ready to write.
+
+    Raises:
+        UserError: names or shapes disagree with the configuration, a weight is not finite, or `dtype` or `device`
+            cannot be had.
+    """
+    wanted = None if dtype == "auto" else resolve_dtype(dtype)
+    device = resolve_device(device)
+    with torch.device("meta"), _Undrawn():
+        model = Llama(checkpoint.config, backend)
+    names = _parameter_names(model)
+    _check_names(checkpoint, names)
+    for name in names:
+        _check_shape(checkpoint, name, model.get_parameter(name).shape)
+    # Largest first: a tensor and its copy on disk are in memory together, which would count most at the end.
+    for name in sorted(names, key=lambda name: -math.prod(checkpoint.shapes[name])):
+        weight = _read(checkpoint, name, wanted or checkpoint.dtype)
+        for alias in names[name]:
+            if alias in checkpoint.shapes:
+                _check_tied(checkpoint, name, alias, weight)
+        parameter = nn.Parameter(weight.to(device))
+        for place in (name, *names[name]):
+            module, _, leaf = place.rpartition(".")
+            setattr(model.get_submodule(module), leaf, parameter)
+    return model.eval()
+
+
+class _Undrawn(TorchFunctionMode):
+    """Passes over drawing weights at random: on the meta device it imports PyTorch's compiler, which takes seconds."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return kwargs["tensor"] if func is nn.init.normal_ else func(*args, **kwargs)
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """A dtype, given by itself or by its name.
+
+    Raises:
+        UserError: weights are not kept in it.
+    """
+    found = DTYPES.get(dtype.removeprefix("torch.")) if isinstance(dtype, str) else dtype
+    if found is None or found not in DTYPES.values():
+        raise UserError(f"dtype is {dtype!r}: give 'auto' or one of {listed(DTYPES)}.")
+    return found
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """A device that is there, given by itself or by its name; "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    # A backend that this PyTorch was built without fails in its own way: CUDA, for one, by an AssertionError.
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
+        raise UserError(f"device {str(device)!r} is not available here: give 'auto', 'cpu' or 'cuda'.") from error
+    return found
+
+
+def _parameter_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
+    """Of each parameter its name, with the other names that it has where weights are tied."""
+    names: dict[Tensor, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(parameter, []).append(name)
+    return {first: tuple(others) for first, *others in names.values()}
+
+
+def _check_names(checkpoint: Checkpoint, names: Mapping[str, tuple[str, ...]]) -> None:
+    missing = [name for name in names if name not in checkpoint.shapes]
+    if missing:
+        raise UserError(
+            f"checkpoint {str(checkpoint.path)!r} lacks {_counted(missing)}: complete it, or mend the configuration "
+            "beside it (layers, biases, tied head)."
+        )
+    known = {*names, *(alias for aliases in names.values() for alias in aliases)}
+    unexpected = [name for name in checkpoint.shapes if name not in known]
+    if unexpected:
+        raise UserError(
+            f"checkpoint {str(checkpoint.path)!r} has {_counted(unexpected)} that the network does not have: mend the "
+            "configuration beside it (layers, biases), or read it with a version that knows this kind."
+        )
+
+
+def _check_shape(checkpoint: Checkpoint, name: str, expected: torch.Size) -> None:
+    if checkpoint.shapes[name] != tuple(expected):
+        raise UserError(
+            f"tensor {name!r} in {str(checkpoint.path)!r} has shape {list(checkpoint.shapes[name])}, but the "
+            f"configuration asks for {list(expected)}: mend the configuration, or fetch the weights again."
+        )
+
+
+def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
+    weight = checkpoint.read(name).to(dtype)
+    if _is_finite(weight):
+        return weight
+    if _is_finite(checkpoint.read(name)):
+        raise UserError(f"tensor {name!r} in {str(checkpoint.path)!r} is too large for {dtype}: give a wider dtype.")
+    raise UserError(f"tensor {name!r} in {str(checkpoint.path)!r} holds NaN or infinity: fetch the weights again.")
+
+
+def _is_finite(weight: Tensor) -> bool:
+    low, high = weight.aminmax()  # NaN comes through, and no tensor of booleans is made
+    return math.isfinite(low) and math.isfinite(high)
+
+
+def _check_tied(checkpoint: Checkpoint, name: str, alias: str, weight: Tensor) -> None:
+    _check_shape(checkpoint, alias, weight.shape)
+    if not torch.equal(_read(checkpoint, alias, weight.dtype), weight):
+        raise UserError(
+            f"tensors {name!r} and {alias!r} in {str(checkpoint.path)!r} differ, but the configuration ties them: set "
+            "tie_word_embeddings to false."
+        )
+
+
+def _counted(names: Collection[str]) -> str:
+    """Such as "tensors 'a', 'b', 'c' and 4 more"."""
+    shown = ", ".join(map(repr, list(names)[:3]))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{'tensor' if len(names) == 1 else 'tensors'} {shown}{more}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Such as "'a', 'b'", for messages."""
+    return ", ".join(map(repr, names))

@@ -1,0 +1,445 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from anyorder.checkpoints import load_model, read_checkpoint, save_model
+from anyorder.checkpoints.huggingface import (
+    config_from_json,
+    config_to_json,
+    read_config,
+    rotary_from_json,
+    rotary_to_json,
+)
+from anyorder.errors import UserError
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.llama import Llama
+from anyorder.model.rope import LinearRotary, Llama3Rotary, Rotary
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5e5},
+}
+
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+LINEAR = {"type": "linear", "factor": 2.0}
+
+ROTARIES = [Rotary(theta=5e5), LinearRotary(theta=1e4, factor=2.0), Llama3Rotary(theta=5e5, **LLAMA3)]  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------------ configuration
+
+
+def test_what_transformers_takes_for_granted() -> None:
+    config = config_from_json(LLAMA)
+    assert (config.rms_norm_eps, config.num_key_value_heads, config.head_dim) == (1e-6, 4, 16)
+    assert (config.bos_token_id, config.eos_token_ids, config.pad_token_id) == (1, (2,), None)
+    assert not config.tie_word_embeddings
+
+
+def test_null_is_not_given() -> None:
+    nulls = dict.fromkeys(("num_key_value_heads", "head_dim", "attention_bias", "bos_token_id", "eos_token_id"))
+    config = config_from_json(LLAMA | nulls)
+    assert (config.num_key_value_heads, config.head_dim, config.attention_bias) == (4, 16, False)
+    assert (config.bos_token_id, config.eos_token_ids) == (None, ())
+
+
+def test_biases_of_llama_are_on_the_output_too() -> None:
+    config = config_from_json(LLAMA | {"attention_bias": True})
+    assert (config.attention_bias, config.attention_output_bias, config.mlp_bias) == (True, True, False)
+
+
+@pytest.mark.parametrize(("eos", "expected"), [(7, (7,)), ([7, 9], (7, 9)), (None, ())], ids=["one", "several", "none"])
+def test_end_tokens(eos: int | list[int] | None, expected: tuple[int, ...]) -> None:
+    config = config_from_json(LLAMA | {"eos_token_id": eos})
+    assert config.eos_token_ids == expected
+    assert config_to_json(config)["eos_token_id"] == eos
+
+
+def test_end_tokens_of_the_generation_config_win(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"eos_token_id": 7}))
+    assert read_config(tmp_path).eos_token_ids == (7,)
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.6}')
+    assert read_config(tmp_path).eos_token_ids == (7,)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
+    assert read_config(tmp_path).eos_token_ids == (7, 9)
+
+
+CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
+    "plain": ("llama", {}),
+    "linear": ("llama", {"rotary": ROTARIES[1]}),
+    "llama3": ("llama", {"rotary": ROTARIES[2]}),
+    "head_dim": ("llama", {"head_dim": 32}),
+    "biases": ("llama", {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True}),
+    "tied": ("llama", {"tie_word_embeddings": True}),
+    "special tokens": ("llama", {"bos_token_id": 1, "eos_token_ids": (2, 3), "pad_token_id": 0}),
+    "NoPE": ("anyorder", {"layers": (LayerKind(), LayerKind(rotary=False))}),
+    "window": ("anyorder", {"layers": (LayerKind(window=8), LayerKind(chunk=16))}),
+    "Qwen's biases": ("anyorder", {"attention_bias": True}),
+    "hidden_size": ("anyorder", {"hidden_size": 66, "head_dim": 16}),
+    "wide weights": ("anyorder", {"initializer_range": 2.0, "eos_token_ids": (5,), "rotary": ROTARIES[2]}),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_configurations_come_back(tiny_config: ModelConfig, name: str, tmp_path: Path) -> None:
+    model_type, changes = CONFIGS[name]
+    config = tiny_config.replace(**changes)
+    assert config_to_json(config)["model_type"] == model_type
+    save_model(Llama(config), tmp_path / "folder")
+    assert load_model(tmp_path / "folder").config == config
+
+
+def test_precise_angles_are_no_part_of_a_llama(tiny_config: ModelConfig) -> None:
+    assert config_to_json(tiny_config.replace(rotary=Rotary(theta=1e4, float32_angles=True)))["model_type"] == "llama"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type is 'mistral': this version reads 'llama', 'anyorder'"),
+        ({"model_type": None}, "model_type is None: this version reads"),
+        ({"architectures": ["LlamaForTokenClassification"]}, r"architectures is .*: .* reads 'LlamaForCausalLM'"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu': this version reads networks with 'silu' only"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}: .* with None only"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: .* with 1 only"),
+        ({"hidden_size": None}, "field 'hidden_size' is missing: add it"),
+        ({"hidden_size": "64"}, "field 'hidden_size' is '64': give a whole number"),
+        ({"hidden_size": 64.0}, "field 'hidden_size' is 64.0: give a whole number"),
+        ({"num_hidden_layers": True}, "field 'num_hidden_layers' is True: give a whole number"),
+        ({"num_hidden_layers": 0}, "field 'num_hidden_layers' is 0: give a whole number above 0"),
+        ({"rms_norm_eps": "small"}, "field 'rms_norm_eps' is 'small': give a number"),
+        ({"rms_norm_eps": float("nan")}, "field 'rms_norm_eps' is nan: give a number"),
+        ({"tie_word_embeddings": 1}, "field 'tie_word_embeddings' is 1: give true or false"),
+        ({"bos_token_id": "<s>"}, "field 'bos_token_id' is '<s>': give a whole number or null"),
+        ({"eos_token_id": ["</s>"]}, r"field 'eos_token_ids' is \('</s>',\): give whole numbers"),
+        ({"num_key_value_heads": 3}, "field 'num_key_value_heads' is 3: give a divisor of num_attention_heads"),
+        ({"head_dim": 15}, "field 'head_dim' is 15: rotary embeddings turn pairs"),
+    ],
+)
+def test_configurations_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | changes))
+    with pytest.raises(UserError, match=rf"config\.json': .*{message}"):
+        read_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hiden_size": 64}, "field 'hiden_size' is unknown: correct its spelling, or delete it"),
+        ({"hidden_size": None}, "field 'hidden_size' is missing: add it"),
+        ({"attention_bias": "yes"}, "field 'attention_bias' is 'yes': give true or false"),
+        (
+            {"layers": [{"rotery": True}]},
+            r"'layers' has the entry {'rotery': True}: give objects with 'rotary', 'window'",
+        ),
+        ({"layers": ["NoPE"]}, r"'layers' has the entry 'NoPE': give objects with"),
+        ({"layers": [{"window": 1.5}]}, "field 'window' is 1.5: give a whole number or null"),
+        ({"layers": 3}, "field 'layers' is 3: give a list"),
+        ({"eos_token_ids": 3}, "field 'eos_token_ids' is 3: give a list"),
+        ({"rotary": None}, "rope_theta is missing"),
+        ({"rotary": 1e4}, "rope_parameters or rope_scaling is 10000.0: give an object with rope_type"),
+    ],
+)
+def test_our_configurations_that_are_refused(tiny_config: ModelConfig, changes: dict[str, Any], message: str) -> None:
+    ours = config_to_json(tiny_config.replace(attention_bias=True))
+    assert ours["model_type"] == "anyorder"
+    with pytest.raises(UserError, match=message):
+        config_from_json(ours | changes)
+
+
+# ------------------------------------------------------------------------------------------------ rotary
+
+
+@pytest.mark.parametrize("rotary", ROTARIES, ids=["default", "linear", "llama3"])
+def test_both_forms_are_written_and_read(tiny_config: ModelConfig, rotary: Rotary) -> None:
+    fields = config_to_json(tiny_config.replace(rotary=rotary))
+    new = {"rope_parameters": fields["rope_parameters"]}
+    old = {"rope_theta": fields["rope_theta"], "rope_scaling": fields["rope_scaling"]}
+    assert rotary_from_json(new) == rotary_from_json(old) == rotary_from_json(new | old) == rotary
+    assert (old["rope_scaling"] is None) == (type(rotary) is Rotary)
+
+
+def test_the_oldest_form() -> None:
+    fields = {"rope_theta": 10000, "rope_scaling": {"type": "linear", "factor": 4}}
+    assert rotary_from_json(fields) == LinearRotary(theta=1e4, factor=4.0)
+
+
+def test_the_original_length_is_the_trained_length_unless_given() -> None:
+    scaling = {"rope_type": "llama3"} | LLAMA3
+    del scaling["original_max_position_embeddings"]
+    rotary = rotary_from_json({"rope_theta": 5e5, "rope_scaling": scaling, "max_position_embeddings": 64})
+    assert rotary_to_json(rotary)["original_max_position_embeddings"] == 64
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "rope_theta is missing, in rope_parameters too: add the base"),
+        ({"rope_parameters": {"rope_type": "default"}}, "rope_theta is missing"),
+        ({"rope_scaling": LINEAR}, "rope_theta is missing"),
+        ({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}}, "rope_theta is given as 500000.0 and as 10000.0"),
+        (
+            {"rope_theta": 1e4, "rope_scaling": LINEAR, "rope_parameters": {"rope_type": "default"}},
+            "rope_type is given as 'default' and as 'linear': keep the one that is right",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
+            "rope_type is 'longrope': this version knows 'rotary', 'linear'",
+        ),
+        ({"rope_theta": 1e4, "rope_scaling": {"type": "linear"}}, "rope field 'factor' is missing, which .* 'linear'"),
+        ({"rope_theta": 1e4, "rope_scaling": LINEAR | {"factor": "2"}}, "rope field 'factor' is '2': give"),
+        ({"rope_theta": "1e4"}, "rope field 'rope_theta' is '1e4': give a number"),
+        ({"rope_theta": 0}, "rotary field 'theta' is 0: give a number above 0"),
+        ({"rope_theta": 1e4, "rope_scaling": "linear"}, "rope_parameters or rope_scaling is 'linear': give an object"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "partial_rotary_factor is not 1"),
+    ],
+)  # fmt: skip
+def test_rotary_embeddings_that_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        rotary_from_json(fields)
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+@pytest.fixture
+def model(tiny_config: ModelConfig) -> Llama:
+    return Llama(tiny_config)
+
+
+@pytest.fixture
+def folder(model: Llama, tmp_path: Path) -> Path:
+    save_model(model, tmp_path / "whole")
+    return tmp_path / "whole"
+
+
+@pytest.fixture
+def sharded(model: Llama, tmp_path: Path) -> Path:
+    save_model(model, tmp_path / "sharded", max_shard_size=50_000)
+    return tmp_path / "sharded"
+
+
+def edit(folder: Path, **changes: Tensor | None) -> None:
+    """Replaces tensors of a whole checkpoint, or deletes them."""
+    tensors = load_file(folder / "model.safetensors") | changes
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, folder / "model.safetensors")
+
+
+def test_files(folder: Path, sharded: Path) -> None:
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    names = sorted(file.name for file in sharded.iterdir())
+    assert names[:2] == ["config.json", "model-00001-of-00007.safetensors"]
+    assert names[-1] == "model.safetensors.index.json"
+    assert all(file.stat().st_size < 55_000 for file in sharded.glob("*.safetensors"))
+    index = json.loads((sharded / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"]) == set(load_file(folder / "model.safetensors"))
+    assert index["metadata"]["total_size"] == sum(
+        tensor.nbytes for tensor in load_file(folder / "model.safetensors").values()
+    )
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("max_shard_size", [None, 1, 50_000, 10**9])
+def test_round_trip(model: Llama, tmp_path: Path, dtype: torch.dtype, max_shard_size: int | None) -> None:
+    model = model.to(dtype)
+    save_model(model, tmp_path / "folder", max_shard_size=max_shard_size)
+    again = load_model(tmp_path / "folder")
+    assert again.dtype == dtype
+    assert again.config == model.config
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_a_tied_head_is_stored_once(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    save_model(Llama(tiny_config.replace(tie_word_embeddings=True)), tmp_path / "folder")
+    assert "lm_head.weight" not in load_file(tmp_path / "folder" / "model.safetensors")
+
+
+def test_loaded_weights_do_not_depend_on_the_file(model: Llama, folder: Path) -> None:
+    again = load_model(folder)
+    (folder / "model.safetensors").write_bytes(b"")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
+
+
+def test_tables_of_old_versions_are_passed_over(model: Llama, folder: Path) -> None:
+    edit(folder, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    assert torch.equal(load_model(folder).lm_head.weight, model.lm_head.weight)
+
+
+def test_nothing_is_read_before_it_is_asked_for(folder: Path) -> None:
+    checkpoint = read_checkpoint(folder)
+    assert checkpoint.shapes["lm_head.weight"] == (128, 64)
+    assert checkpoint.dtypes["lm_head.weight"] == checkpoint.dtype == torch.float32
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_shards_of_no_size(model: Llama, tmp_path: Path, size: int) -> None:
+    with pytest.raises(UserError, match=f"max_shard_size is {size}: give a number of bytes above 0"):
+        save_model(model, tmp_path / "folder", max_shard_size=size)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ damage
+
+
+def test_no_configuration(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    with pytest.raises(UserError, match=r"folder '.*whole' has no config.json: give the folder of a Hugging Face"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("{", r"is not JSON \(.*\)"), ("[]", "holds list, not a JSON object")]
+)
+def test_a_configuration_that_is_no_json(folder: Path, content: str, message: str) -> None:
+    (folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match=rf"config\.json' {message}: fetch it again"):
+        load_model(folder)
+
+
+def test_no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has neither model.safetensors nor .*index.json: complete the folder"):
+        load_model(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(
+        UserError, match=r"has neither .*: save it as safetensors first, since pickled files can run code"
+    ):
+        load_model(folder)
+
+
+def test_missing_and_unexpected_tensors(folder: Path) -> None:
+    edit(folder, **{"lm_head.weight": None})
+    with pytest.raises(UserError, match=r"checkpoint '.*whole' lacks tensor 'lm_head.weight'"):
+        load_model(folder)
+    edit(folder, **{"lm_head.weight": torch.zeros(128, 64), "lm_head.bias": torch.zeros(128)})
+    with pytest.raises(
+        UserError, match=r"checkpoint '.*whole' has tensor 'lm_head.bias' that the network does not have"
+    ):
+        load_model(folder)
+
+
+def test_no_tensors_at_all(folder: Path) -> None:
+    save_file({}, folder / "model.safetensors")
+    with pytest.raises(UserError, match=r"lacks tensors 'model.embed_tokens.weight', "):
+        load_model(folder)
+
+
+def test_a_shape_that_disagrees(folder: Path) -> None:
+    edit(folder, **{"model.layers.1.self_attn.k_proj.weight": torch.zeros(64, 64)})
+    with pytest.raises(
+        UserError, match=r"'model.layers.1.self_attn.k_proj.weight' .* shape \[64, 64\].* asks for \[32, 64\]"
+    ):
+        load_model(folder)
+
+
+def test_nan(folder: Path) -> None:
+    edit(folder, **{"model.norm.weight": torch.full((64,), float("nan"))})
+    with pytest.raises(UserError, match=r"tensor 'model.norm.weight' in '.*whole' holds NaN or infinity: fetch"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn, torch.int64])
+def test_weights_of_another_kind(folder: Path, kind: torch.dtype) -> None:
+    edit(folder, **{"model.norm.weight": torch.ones(64).to(kind)})
+    with pytest.raises(
+        UserError, match=r"'model.norm.weight' in .* is stored as (I8|F8_E4M3|I64): store it as one of 'float64'"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_a_truncated_file(folder: Path, keep: int) -> None:
+    data = (folder / "model.safetensors").read_bytes()[:keep]
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(
+        UserError, match=rf"model.safetensors' of {len(data)} bytes is damaged or not whole \(.*\): fetch"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "replacement"),
+    [
+        (rb"\[128,64\]", b"[128,65]"),
+        (rb"\[128,64\]", b"[999,64]"),
+        (rb'"data_offsets":\[0,\d', rb'"data_offsets":[0,9'),
+        (rb"^........", (2**40).to_bytes(8, "little")),
+        (rb'"F32"', b'"F99"'),
+    ],
+    ids=["shape", "large shape", "offsets", "header length", "dtype"],
+)
+def test_a_header_that_lies(folder: Path, pattern: bytes, replacement: bytes) -> None:
+    data = (folder / "model.safetensors").read_bytes()
+    changed = re.sub(pattern, replacement, data, count=1, flags=re.DOTALL)
+    assert changed != data
+    (folder / "model.safetensors").write_bytes(changed)
+    with pytest.raises(UserError, match=r"model.safetensors' of \d+ bytes is damaged or not whole"):
+        load_model(folder)
+
+
+def test_a_missing_shard(sharded: Path) -> None:
+    (sharded / "model-00002-of-00007.safetensors").unlink()
+    with pytest.raises(UserError, match=r"weight file '.*model-00002-of-00007.safetensors' is missing: complete"):
+        load_model(sharded)
+
+
+def test_a_truncated_shard(sharded: Path) -> None:
+    shard = sharded / "model-00002-of-00007.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"weight file '.*model-00002-of-00007.safetensors' of \d+ bytes is damaged"):
+        load_model(sharded)
+
+
+def change_index(folder: Path, weight_map: object) -> None:
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def test_an_index_that_lies(sharded: Path) -> None:
+    where = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    change_index(sharded, where | {"lm_head.weight": "model-00001-of-00007.safetensors"})
+    with pytest.raises(UserError, match=r"tensor 'lm_head.weight' is not in 'model-00001-of-00007.safetensors', but"):
+        load_model(sharded)
+    change_index(sharded, where | {"more": "model-00001-of-00007.safetensors"})
+    with pytest.raises(UserError, match=r"tensor 'more' is not in 'model-00001-of-00007.safetensors', but"):
+        load_model(sharded)
+
+
+@pytest.mark.parametrize(
+    "weight_map", [None, {}, [], {"a": 1}, {"a": "../elsewhere.safetensors"}, {"a": "/etc/passwd"}]
+)
+def test_an_index_that_is_none(sharded: Path, weight_map: object) -> None:
+    change_index(sharded, weight_map)
+    with pytest.raises(UserError, match=r"index.json' has no weight_map of tensors to files beside it: fetch it again"):
+        load_model(sharded)
+
+
+def test_a_tensor_in_two_shards(sharded: Path) -> None:
+    save_file({"more": torch.zeros(1), "lm_head.weight": torch.zeros(128, 64)}, sharded / "more.safetensors")
+    where = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
+    change_index(sharded, where | {"more": "more.safetensors"})
+    with pytest.raises(UserError, match=r"tensor 'lm_head.weight' is in '.*' and in 'more.safetensors': delete one"):
+        load_model(sharded)

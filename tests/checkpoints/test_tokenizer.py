@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from sentencepiece import SentencePieceProcessor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from anyorder.checkpoints import llama2c, load_tokenizer, save_tokenizer
+from anyorder.checkpoints.tokenizer import BYTES, SPECIAL, pieces_tokenizer
+from anyorder.errors import UserError
+
+TEXTS = [
+    "",
+    " ",
+    "   ",
+    "Once upon a time",
+    " leading space",
+    "   three leading, two trailing  ",
+    "two  spaces, three   spaces" + " " * 37 + "and many",
+    "\n",
+    "lines\n\n  with\tblanks\r\n",
+    "café, naïve, Ångström, e\u0301, ﬁ",
+    "日本語 と 한국어 и русский",
+    "😀 👩\u200d👩\u200d👧 \U0010ffff",
+    "\u00a0\u200b\u3000",
+    "▁ is a space in pieces",
+    "<0x0A> is not a byte",
+    "12345 3.14 1,000",
+    "\x00\x01\x7f",
+]
+
+
+@pytest.fixture(scope="module")
+def sentencepiece(shared_data: Path) -> SentencePieceProcessor:
+    return SentencePieceProcessor(model_file=str(shared_data / "llama2_tokenizer" / "tokenizer.model"))
+
+
+@pytest.fixture(scope="module")
+def llama2(shared_data: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(shared_data / "llama2_tokenizer" / "tokenizer.bin")
+
+
+@pytest.fixture(scope="module")
+def tok512(shared_data: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(shared_data / "stories260K" / "tok512.bin")
+
+
+def small_vocabulary() -> tuple[list[str], list[float]]:
+    pieces = [*SPECIAL, *BYTES, "▁a", "▁ab", "▁", "a", "b"]
+    return pieces, [0.0] * 259 + [-float(index) for index in range(5)]
+
+
+def random_texts(count: int) -> list[str]:
+    rng = random.Random(0)
+    parts = [" ", "  ", " " * 20, "\n", "\t", "é", "本", "😀", "\u00a0", "a", "the", "Z", "0", "▁", "<", "s>", "ß"]
+    return ["".join(rng.choices(parts, k=rng.randint(1, 15))) for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.bin", "tokenizer.model"])
+def test_ids_and_texts_are_those_of_sentencepiece(
+    shared_data: Path, sentencepiece: SentencePieceProcessor, name: str
+) -> None:
+    tokenizer = load_tokenizer(shared_data / "llama2_tokenizer" / name)
+    corpus = (shared_data / "wikitext-2" / "valid.txt").read_text().split("\n")[:300]
+    for text in [*TEXTS, *random_texts(500), *corpus]:
+        # SentencePiece knows no special tokens within texts.
+        token_ids = tokenizer.encode(text, split_special_tokens=True)
+        assert token_ids == [1, *sentencepiece.encode(text)], text
+        assert tokenizer.decode(token_ids, skip_special_tokens=True) == sentencepiece.decode(token_ids), text
+
+
+def run_c_encode(text: str, pieces: list[str], scores: list[float]) -> list[int]:
+    """llama2.c's `encode`: characters or their bytes, then the best of all neighbours, again and again."""
+    index = {piece: token_id for token_id, piece in reversed(list(enumerate(pieces)))}
+    token_ids = []
+    for character in "▁" + text.replace(" ", "▁") if text else "":
+        known = index.get(character)
+        token_ids += [byte + 3 for byte in character.encode()] if known is None else [known]
+    while True:
+        pairs = [pieces[left] + pieces[right] for left, right in pairwise(token_ids)]
+        known_pairs = [(scores[index[pair]], -at) for at, pair in enumerate(pairs) if pair in index]
+        if not known_pairs:
+            return token_ids
+        at = -max(known_pairs)[1]
+        token_ids[at : at + 2] = [index[pairs[at]]]
+
+
+def test_ids_are_those_of_llama2_c(shared_data: Path, tok512: PreTrainedTokenizerBase) -> None:
+    pieces, scores = llama2c.read_pieces(shared_data / "stories260K" / "tok512.bin")
+    story = (shared_data / "tinystories" / "tinystories_lowercased_4M.txt").read_text()[:2000]
+    for text in [*TEXTS, *random_texts(200), story]:
+        token_ids = tok512.encode(text, split_special_tokens=True)
+        assert token_ids == [1, *run_c_encode(text, pieces, scores)], text
+        assert tok512.decode(token_ids, skip_special_tokens=True) == text.replace("▁", " "), text
+
+
+def test_special_tokens(llama2: PreTrainedTokenizerBase) -> None:
+    assert (llama2.unk_token_id, llama2.bos_token_id, llama2.eos_token_id) == (0, 1, 2)
+    assert llama2.convert_ids_to_tokens([0, 1, 2, 3, 258]) == ["<unk>", "<s>", "</s>", "<0x00>", "<0xFF>"]
+    assert llama2.encode("a b", add_special_tokens=False) == [263, 289]
+    assert llama2.encode("a</s>")[-1] == 2
+
+
+def test_a_saved_folder_loads_here_and_in_transformers(llama2: PreTrainedTokenizerBase, tmp_path: Path) -> None:
+    save_tokenizer(llama2, tmp_path / "folder")
+    for again in (load_tokenizer(tmp_path / "folder"), AutoTokenizer.from_pretrained(tmp_path / "folder")):
+        for text in TEXTS:
+            assert again.encode(text) == llama2.encode(text), text
+
+
+@pytest.mark.parametrize("name", ["stories260K/tok512.bin", "llama2_tokenizer/tokenizer.bin"])
+def test_llama2_c_files_are_written(shared_data: Path, tmp_path: Path, name: str) -> None:
+    tokenizer = load_tokenizer(shared_data / name)
+    save_tokenizer(tokenizer, tmp_path / "t.bin")
+    again = load_tokenizer(tmp_path / "t.bin")
+    assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
+    if "tok512" in name:  # Llama 2's scores are numbered with gaps, so its file is another that means the same
+        assert (tmp_path / "t.bin").read_bytes() == (shared_data / name).read_bytes()
+
+
+def test_a_tokenizer_that_llama2_c_cannot_hold(shared_data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    bytes_source = shared_data / "tiny_tokenizers" / "torchtune_tiny_bpe_tokenizer.json"
+    (other / "tokenizer.json").write_bytes(bytes_source.read_bytes())
+    (other / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    with pytest.raises(UserError, match=r"the tokenizer is not of Llama 2's kind .*: .* save it into a folder"):
+        save_tokenizer(load_tokenizer(other), tmp_path / "t.bin")
+    assert not (tmp_path / "t.bin").exists()
+
+
+def test_a_tokenizer_joins_a_checkpoint_once(tmp_path: Path) -> None:
+    tokenizer = pieces_tokenizer(*small_vocabulary())
+    (tmp_path / "config.json").write_text("{}")
+    save_tokenizer(tokenizer, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    with pytest.raises(UserError, match=r"has a tokenizer.json already: give another folder, or delete it first"):
+        save_tokenizer(tokenizer, tmp_path)
+    with pytest.raises(UserError, match=r"output '.*config.json' is a file: give a folder, or a name that ends in"):
+        save_tokenizer(tokenizer, tmp_path / "config.json")
+
+
+def test_vocabularies_of_another_kind() -> None:
+    pieces, scores = small_vocabulary()
+    with pytest.raises(UserError, match=r"the vocabulary begins with \['<pad>', .*: give one of Llama 2's kind"):
+        pieces_tokenizer(["<pad>", *pieces], [0.0, *scores])
+    with pytest.raises(UserError, match=r"piece '▁a' is in the vocabulary twice: export the tokenizer again"):
+        pieces_tokenizer([*pieces, "▁a"], [*scores, -9.0])
+
+
+def test_tokenizers_that_cannot_be_read(shared_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"tokenizer '.*nowhere' is no file or folder here: check the path"):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"folder '.*' has no tokenizer.json: name the file or folder"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=r"stories260K.bin' is no whole llama2.c tokenizer file: give one"):
+        load_tokenizer(shared_data / "stories260K" / "stories260K.bin")
+    (tmp_path / "tokenizer.model").write_bytes(b"Once upon a time")
+    with pytest.raises(UserError, match=r"tokenizer.model' is no SentencePiece model: give a folder with"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(
+        UserError, match=r"torchtune_sp_m.model' is a SentencePiece model of another kind than Llama 2's"
+    ):
+        load_tokenizer(shared_data / "tiny_tokenizers" / "torchtune_sp_m.model")
+    (tmp_path / "tokenizer.json").write_text('{"model": 1}')
+    with pytest.raises(UserError, match=r"the tokenizer in '.*' cannot be read \(.+\): fetch it again"):
+        load_tokenizer(tmp_path)
