@@ -1,0 +1,24 @@
+"""One Llama-family network that reads and writes text in any order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anyorder.api import convert, generate, load, save
+
+__all__ = ["convert", "generate", "load", "save"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    # On first use, because PyTorch and transformers take seconds to import, and `anyorder --help` needs neither.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from anyorder import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

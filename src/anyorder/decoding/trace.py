@@ -1,0 +1,186 @@
+"""The record of a generation: what was written where, at which step and how surely.
+
+Every decoder yields `Step`s; `collect` runs them to the end. Chat, plots, replays and benchmarks read
+the `Trace` alone, so it says nothing that only one way of writing has: a step may write one token or
+many, in any order, and a later event at a position is an edit of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from anyorder.errors import UserError
+
+StopReason = Literal["end", "stop", "length"]
+
+
+class Written(NamedTuple):
+    """One token put at one position.
+
+    Attributes:
+        step: number of the step, from 0, among those of the row's own batch: it does not depend on what was
+            written in other batches.
+        row: number of the prompt in the whole list of prompts, from 0.
+        position: index in the row's sequence, prompt included, padding never counted.
+        token_id: the token.
+        log_prob: natural logarithm of the probability that the decoder chose the token by.
+    """
+
+    step: int
+    row: int
+    position: int
+    token_id: int
+    log_prob: float
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What was written, in the order of writing, and what it cost.
+
+    Attributes:
+        events: the tokens written; of two at the same row and position the later one stands.
+        passes: forward passes of the network, the one over the prompt included.
+        seconds: time from the first pass to the last token.
+        end_token_ids: tokens that end a text and are no part of it.
+    """
+
+    events: tuple[Written, ...]
+    passes: int
+    seconds: float
+    end_token_ids: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Number of positions written, end tokens not counted (padding has no events)."""
+        standing = {(event.row, event.position): event.token_id for event in self.events}
+        return sum(token_id not in self.end_token_ids for token_id in standing.values())
+
+    @property
+    def tokens_per_second(self) -> float:
+        """`tokens` per second; 0 where no time was measured."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    def summary(self) -> str:
+        """One line for people: tokens, passes, seconds, tokens per second."""
+        numbers = f"{self.tokens} tokens in {self.passes} forward passes and {self.seconds:.2f} s"
+        return f"{numbers} ({self.tokens_per_second:.1f} tokens/s)"
+
+    @classmethod
+    def join(cls, traces: Sequence[Trace]) -> Trace:
+        """The trace of batches that were written one after the other."""
+        return cls(
+            events=tuple(event for trace in traces for event in trace.events),
+            passes=sum(trace.passes for trace in traces),
+            seconds=sum(trace.seconds for trace in traces),
+            end_token_ids=tuple(sorted({end for trace in traces for end in trace.end_token_ids})),
+        )
+
+    def to_json(self) -> str:
+        """JSON text; `from_json` reads it back to an equal trace."""
+        record = {
+            "fields": Written._fields,
+            "events": self.events,
+            "passes": self.passes,
+            "seconds": self.seconds,
+            "end_token_ids": self.end_token_ids,
+        }
+        return json.dumps(record)
+
+    @classmethod
+    def from_json(cls, text: str) -> Trace:
+        """The trace that `to_json` wrote.
+
+        Raises:
+            UserError: the text is not such a trace.
+        """
+        try:
+            record = json.loads(text)
+            if tuple(record["fields"]) != Written._fields:
+                raise ValueError(f"its events have the fields {record['fields']}")
+            events = tuple(
+                Written(int(step), int(row), int(position), int(token_id), float(log_prob))
+                for step, row, position, token_id, log_prob in record["events"]
+            )
+            ends = tuple(int(end) for end in record["end_token_ids"])
+            return cls(events, int(record["passes"]), float(record["seconds"]), ends)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"the text is no trace ({error!r}): give what Trace.to_json wrote.") from error
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step of a decoder wrote.
+
+    Attributes:
+        written: the tokens of this step.
+        stopped: rows that are complete after this step, and why.
+        passes: forward passes that the step took.
+    """
+
+    written: tuple[Written, ...]
+    stopped: Mapping[int, StopReason] = field(default_factory=dict)
+    passes: int = 1
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a decoder made of a batch of prompts, one entry per prompt, without padding.
+
+    Attributes:
+        sequences: prompt and what was written, in the order of positions.
+        written: what was written alone, in the order of positions, end token included.
+        stopped: why each row stopped: "end" (an end token), "stop" (the caller's condition), "length" (the
+            limit of new tokens or the trained length).
+        trace: the record of writing.
+    """
+
+    sequences: list[list[int]]
+    written: list[list[int]]
+    stopped: list[StopReason]
+    trace: Trace
+
+    @classmethod
+    def join(cls, generations: Sequence[Generation]) -> Generation:
+        """The generation of batches that were written one after the other."""
+        return cls(
+            sequences=[row for generation in generations for row in generation.sequences],
+            written=[row for generation in generations for row in generation.written],
+            stopped=[reason for generation in generations for reason in generation.stopped],
+            trace=Trace.join([generation.trace for generation in generations]),
+        )
+
+
+def collect(
+    steps: Iterable[Step], prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]
+) -> Generation:
+    """Runs a decoder to its end.
+
+    Args:
+        steps: the decoder's steps; time is counted while they run.
+        prompts: token ids of each prompt.
+        rows: the number of each prompt, as in the steps' events.
+        end_token_ids: tokens that the trace must not count as text.
+    """
+    started = time.perf_counter()
+    done = list(steps)
+    seconds = time.perf_counter() - started
+
+    events = tuple(event for step in done for event in step.written)
+    tokens: dict[int, dict[int, int]] = {row: {} for row in rows}
+    for event in events:
+        tokens[event.row][event.position] = event.token_id
+    stopped: dict[int, StopReason] = {row: reason for step in done for row, reason in step.stopped.items()}
+
+    def in_order(token_at: dict[int, int]) -> list[int]:
+        return [token_at[position] for position in sorted(token_at)]
+
+    return Generation(
+        sequences=[in_order(dict(enumerate(prompt)) | tokens[row]) for prompt, row in zip(prompts, rows, strict=True)],
+        written=[in_order(tokens[row]) for row in rows],
+        stopped=[stopped[row] for row in rows],
+        trace=Trace(events, sum(step.passes for step in done), seconds, end_token_ids),
+    )
