@@ -1,0 +1,49 @@
+"""A network's shape in words."""
+
+from __future__ import annotations
+
+import collections
+
+from anyorder.checkpoints.huggingface import rotary_to_json
+from anyorder.model.config import LayerKind, ModelConfig
+
+
+def layers(kinds: tuple[LayerKind, ...]) -> str:
+    """Number of layers, and of each kind where there are several: "4 (3 window of 512; 1 no rotary)"."""
+    counted = collections.Counter(
+        ", ".join(
+            part
+            for part, holds in (
+                (f"window of {kind.window}", kind.window is not None),
+                (f"chunks of {kind.chunk}", kind.chunk is not None),
+                ("no rotary", not kind.rotary),
+            )
+            if holds
+        )
+        or "full"
+        for kind in kinds
+    )
+    if set(counted) == {"full"}:
+        return str(len(kinds))
+    return f"{len(kinds)} ({'; '.join(f'{count} {name}' for name, count in counted.items())})"
+
+
+def heads(config: ModelConfig) -> str:
+    """The layout of the heads in words."""
+    queries, shared = config.num_attention_heads, config.num_key_value_heads
+    layout = "MHA" if shared == queries else "MQA" if shared == 1 else "GQA"
+    return f"{layout}: {queries} query and {shared} key-value heads of width {config.head_dim}"
+
+
+def rotary(config: ModelConfig) -> str:
+    """The type of the rotary embedding and its numbers."""
+    fields = rotary_to_json(config.rotary)
+    kind = fields.pop("rope_type")
+    numbers = (f"{name.removeprefix('rope_').replace('_', ' ')} {value:g}" for name, value in fields.items())
+    return ", ".join([kind, *numbers])
+
+
+def in_bytes(count: int) -> str:
+    """Bytes with a unit that a person reads: "1.5 MiB"."""
+    power = min((max(count, 1).bit_length() - 1) // 10, 4)
+    return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

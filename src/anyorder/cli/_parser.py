@@ -1,0 +1,147 @@
+"""From a typed function to a parser, and from any error to one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
+from typing import Any, get_type_hints
+
+from docstring_parser import parse as parse_docstring
+from jsonargparse import ArgumentError, ArgumentParser
+
+from anyorder.errors import UserError
+
+
+def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
+    """The keywords for `command` that a command line asks for.
+
+    Positional parameters of the function become words, keyword-only ones options; `bool` options are
+    bare flags, `list[str]` options may be repeated. `--config FILE` sets any of them, and the rest of
+    the command line, wherever it stands, overrides the file.
+
+    Args:
+        name: of the command, for messages. The function's own is no help: jsonargparse looks up what it
+            is given in the package by that name, and `anyorder.generate` would import everything.
+        command: function with type hints and a docstring that explains every parameter.
+        words: the command line after the command's name.
+
+    Raises:
+        UserError: a word, an option or a value that the command does not take.
+        SystemExit: after `--help`.
+    """
+    parser = _parser(name, command)
+    try:
+        values = parser.parse_args(_config_first(words)).as_dict()
+    except ArgumentError as error:
+        raise UserError(_explain(name, command, error.message)) from None
+    kept = {key: value for key, value in values.items() if key in inspect.signature(command).parameters}
+    for key in _repeatable(command):
+        kept[key] = _strings(key, kept[key])
+    return kept
+
+
+def one_sentence(error: Exception) -> str:
+    """What went wrong, on one line."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+        return f"{' -> '.join(names) or 'a file'} cannot be used: {error.strerror}."
+    return " ".join(str(error).split())
+
+
+def _parser(name: str, command: Callable[..., None]) -> ArgumentParser:
+    docs = parse_docstring(command.__doc__ or "")
+    help_of = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in docs.params}
+    parser = ArgumentParser(
+        prog=f"anyorder {name}", description=docs.description, exit_on_error=False, allow_abbrev=False
+    )
+    parser.add_argument("--config", action="config", help="YAML or JSON file with values for any of these.")
+    hints = get_type_hints(command)
+    by_hand: set[str | int] = set()
+    for parameter in inspect.signature(command).parameters.values():
+        text = help_of[parameter.name]
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            # Suppressed, an absent word leaves alone what the configuration file says.
+            absent: dict[str, Any] = (
+                {} if parameter.default is parameter.empty else {"nargs": "?", "default": argparse.SUPPRESS}
+            )
+            parser.add_argument(parameter.name, type=str, help=text, **absent)
+        elif hints[parameter.name] is bool:
+            parser.add_argument(f"--{parameter.name}", action="store_true", help=text)
+        elif parameter.name in _repeatable(command):
+            parser.add_argument(f"--{parameter.name}", action="append", default=[], help=text)
+        else:
+            continue
+        by_hand.add(parameter.name)
+    parser.add_function_arguments(command, as_group=False, skip=by_hand)
+    return parser
+
+
+def _repeatable(command: Callable[..., None]) -> list[str]:
+    return [name for name, hint in get_type_hints(command).items() if hint == list[str]]
+
+
+def _strings(name: str, value: object) -> list[str]:
+    """One string, or a list of them, as a configuration file may say it."""
+    values: list[Any] = value if isinstance(value, list) else [value]
+    for item in values:
+        if not isinstance(item, str):
+            raise UserError(f"option {name} has {item!r}: give text, in quotes.")
+    return values
+
+
+def _config_first(words: Sequence[str]) -> list[str]:
+    """`--config FILE` moved before what overrides it; `--max-new-tokens` read as `--max_new_tokens`."""
+    config, others = [], []
+    remaining = iter(words)
+    for word in remaining:
+        if word == "--":
+            others += [word, *remaining]
+        elif word.startswith("--"):
+            option, equals, value = word.partition("=")
+            option = option.replace("-", "_").replace("__", "--", 1)
+            if option == "--config":
+                config += [option, *([value] if equals else _at_most_one(remaining))]
+            else:
+                others.append(option + equals + value)
+        else:
+            others.append(word)
+    return config + others
+
+
+def _at_most_one(words: Iterable[str]) -> list[str]:
+    for word in words:
+        return [word]
+    return []
+
+
+def _explain(name: str, command: Callable[..., None], message: str) -> str:
+    """jsonargparse's message as one sentence with the remedy."""
+    see = f"see `anyorder {name} --help`"
+    text = " ".join(message.split())
+    if match := re.search(r"arguments are required: (.*)", text):
+        return f"argument {match[1]} is missing: {see}."
+    if match := re.search(r"unrecognized arguments: (\S+)|Option '(\w+)' is not accepted", text):
+        return _explain_unknown(match[1] or f"--{match[2]}", command, see)
+    if match := re.search(r'Parser key "([^"]+)": File does not exist: (.*)', text):
+        return f"option --{match[1]} is {match[2]}: no such file, give the path of a YAML or JSON file."
+    if match := re.search(r'Parser key "([^"]+)": (.*?)(?:Got|Given) value: (.*)', text):
+        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", match[2].partition("Errors:")[0])
+        literals = re.findall(r"Literal\[(.*?)\]", match[2])
+        wanted = [{"int": "a whole number", "float": "a number", "str": "text"}.get(kind, kind) for kind in kinds]
+        wanted = [*(f"one of {literal}" for literal in literals), *(kind for kind in wanted if kind != "NoneType")]
+        return f"option {match[1]} is {match[3]!r}: give {' or '.join(wanted) or 'another value'}."
+    return f"{text}: {see}."
+
+
+def _explain_unknown(word: str, command: Callable[..., None], see: str) -> str:
+    parameters = inspect.signature(command).parameters
+    option = word.partition("=")[0].removeprefix("--")
+    if option in parameters and parameters[option].kind is not inspect.Parameter.KEYWORD_ONLY:
+        return f"option {word} is unknown: write its value alone, as a word."
+    if not word.startswith("-") or option in parameters:
+        return f"word {word!r} is one too many: put a text of several words in quotes, or {see}."
+    close = get_close_matches(option, parameters, n=1, cutoff=0.7)
+    return f"option {word} is unknown: {f'did you mean --{close[0]}?' if close else f'{see}.'}"

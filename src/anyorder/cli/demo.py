@@ -1,0 +1,116 @@
+"""`anyorder demo`: the main job end to end, on texts that every machine has."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyorder.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+RECORD = "demo.json"
+"""In the finished folder: how it was made. Only folders with this file are ever replaced."""
+
+PROMPTS = ("The", "def", "class")
+
+SOURCE_BYTES = 200_000
+VOCABULARY = 2048
+LENGTH = 128
+BATCH = 4
+STEPS = 1100
+LEARNING_RATE = 5e-3
+
+
+def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, seed: int = 0) -> None:
+    """Train a small Llama on Python's own texts, and let it write.
+
+    Args:
+        output: Folder for the trained network; if it is there already, it only writes.
+        retrain: Train anew, and replace the folder.
+        steps: Optimizer steps; the default takes about a minute on two cores.
+        seed: Decides the first weights, the order of the texts and what is drawn.
+    """
+    from rich.console import Console
+
+    folder = Path(output)
+    console = Console(highlight=False)
+    finished = (folder / RECORD).is_file()
+    if not finished and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"output is {output!r}, which holds something else: give the name of a new folder.")
+    if retrain or not finished:
+        _train(folder, steps, seed, console)
+    _write(folder, seed, console)
+
+
+def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
+    started = time.perf_counter()
+    with console.status("reading Python's own documentation and sources"):
+        import torch
+
+        import anyorder
+        from anyorder.checkpoints.whole import whole_folder
+        from anyorder.cli._progress import TrainingProgress
+        from anyorder.data import pack, python_texts, train_tokenizer
+        from anyorder.model.config import ModelConfig
+        from anyorder.model.llama import Llama
+        from anyorder.model.rope import Rotary
+        from anyorder.training import train_causal
+
+        texts = python_texts(SOURCE_BYTES)
+        tokenizer = train_tokenizer(texts, VOCABULARY)
+        ids_NL = pack(tokenizer(texts)["input_ids"], LENGTH, tokenizer.eos_token_id)
+        torch.manual_seed(seed)
+        model = Llama(
+            ModelConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=128,
+                intermediate_size=336,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=512,
+                rotary=Rotary(theta=10_000.0),
+                tie_word_embeddings=True,
+                eos_token_ids=(tokenizer.eos_token_id,),
+            )
+        )
+    size = sum(parameter.numel() for parameter in model.parameters())
+    console.print(
+        f"training a Llama of {size / 1e6:.1f} million parameters on {sum(map(len, texts)) / 1e6:.1f} million "
+        "characters of Python's documentation and sources"
+    )
+    with TrainingProgress(console) as progress:
+        loss = train_causal(
+            model, ids_NL, steps=steps, batch_size=BATCH, learning_rate=LEARNING_RATE, seed=seed, callbacks=[progress]
+        )
+    record = {"steps": steps, "seed": seed, "loss": loss, "seconds": time.perf_counter() - started}
+    if folder.exists():
+        shutil.rmtree(folder)
+    with whole_folder(folder) as partial:
+        anyorder.save(model, tokenizer, partial)
+        (partial / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+
+
+def _write(folder: Path, seed: int, console: Console) -> None:
+    import anyorder
+    from anyorder.cli.generate import print_writing
+
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        steps, seconds, loss = record["steps"], float(record["seconds"]), float(record["loss"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{str(folder / RECORD)!r} is damaged: run `anyorder demo --retrain`.") from None
+    console.print(f"{folder}: {steps} steps in {seconds:.0f} s, final loss {loss:.2f} nats per token\n", soft_wrap=True)
+    model, tokenizer = anyorder.load(folder)
+    out = anyorder.generate(model, tokenizer, list(PROMPTS), max_new_tokens=80, temperature=0.6, top_p=0.9, seed=seed)
+    assert isinstance(out.text, list)
+    for prompt, text in zip(PROMPTS, out.text, strict=True):
+        print_writing(prompt, text)
+        console.rule(style="dim")
+    console.print(out.trace.summary(), style="dim", soft_wrap=True)
+    console.print(f'more: anyorder generate {folder} "import" --temperature 0.6', style="dim", soft_wrap=True)

@@ -1,0 +1,136 @@
+"""`anyorder generate`: where prompts come from, and how the writing is shown."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import anyorder
+from anyorder.cli import main
+from tests.cli.test_main import mistake
+
+
+def written(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What a command line that must succeed prints on standard output."""
+    assert main(["generate", *words]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def typed(monkeypatch: pytest.MonkeyPatch):
+    """Put text on standard input."""
+
+    def put(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+
+    return put
+
+
+def expected(folder: Path, prompts: list[str], **options: Any) -> list[str]:
+    model, tokenizer = anyorder.load(folder)
+    text = anyorder.generate(model, tokenizer, prompts, **options).text
+    assert isinstance(text, list)
+    return [prompt + part for prompt, part in zip(prompts, text, strict=True)]
+
+
+def test_a_prompt(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    [text] = expected(folder, ["Once upon"], max_new_tokens=8)
+    assert main(["generate", str(folder), "Once upon", "--max_new_tokens", "8"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == text + "\n"
+    assert "8 tokens in 8 forward passes" in captured.err
+    assert "tokens/s" in captured.err
+
+
+def test_options_may_have_dashes(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    words = [str(folder), "Once upon"]
+    assert written(capsys, *words, "--max-new-tokens=5") == written(capsys, *words, "--max_new_tokens", "5")
+
+
+@pytest.mark.parametrize("words", [[], ["-"]])
+def test_standard_input_is_one_prompt(capsys: pytest.CaptureFixture[str], folder: Path, typed, words) -> None:
+    [text] = expected(folder, ["Once\nupon"], max_new_tokens=4)
+    typed(b"Once\nupon\n")
+    assert written(capsys, str(folder), *words, "--max_new_tokens", "4") == text + "\n"
+
+
+@pytest.mark.parametrize("source", ["file", "-"])
+def test_a_file_has_one_prompt_in_each_line(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, typed, source: str
+) -> None:
+    options = {"max_new_tokens": 6, "temperature": 0.9, "top_k": 20, "top_p": 0.95, "seed": 3}
+    texts = expected(folder, ["Once", "a time", "Lily"], **options)
+    data = b"Once\na time\nLily\n"
+    (tmp_path / "prompts").write_bytes(data)
+    typed(data)
+    file = "-" if source == "-" else str(tmp_path / "prompts")
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    for size in ("1", "2", "16"):
+        out = written(capsys, str(folder), "--prompts_file", file, "--batch_size", size, *words)
+        assert out == "\n\n".join(texts) + "\n"
+        typed(data)
+
+
+def test_json_lines(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("Once upon\nLily\n")
+    words = [str(folder), "--prompts_file", str(tmp_path / "prompts"), "--max_new_tokens", "4", "--json"]
+    records = [json.loads(line) for line in written(capsys, *words).splitlines()]
+    texts = expected(folder, ["Once upon", "Lily"], max_new_tokens=4)
+    assert [record["prompt"] + record["text"] for record in records] == texts
+    for record in records:
+        assert record["stopped"] == "length"
+        assert len(record["token_ids"]) == record["trace"]["tokens"] == record["trace"]["passes"] == 4
+        assert record["trace"]["log_prob"] < 0
+
+
+def test_stop_may_be_repeated(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    full = written(capsys, str(folder), "Once upon").removeprefix("Once upon")
+    early, late = full[3:5], full[6:8]
+    shorter = written(capsys, str(folder), "Once upon", "--stop", late, "--stop", early)
+    assert shorter == "Once upon" + full[: full.index(early)] + "\n"
+
+
+def test_configuration_file_and_command_line(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"model: {folder}\nprompt: Lily\nmax_new_tokens: 5\njson: true\nstop: [zzz, '9']\n")
+    record = json.loads(written(capsys, "--config", str(config)))
+    assert record["prompt"] == "Lily"
+    assert len(record["token_ids"]) == 5
+    for words in (
+        ["--config", str(config), "--max_new_tokens", "3"],
+        ["--max_new_tokens", "3", "--config", str(config)],
+        [str(folder), "--max-new-tokens=3", f"--config={config}"],
+    ):
+        record = json.loads(written(capsys, *words))
+        assert record["prompt"] == "Lily"
+        assert len(record["token_ids"]) == 3
+    (tmp_path / "c.json").write_text(json.dumps({"model": str(folder), "max_new_tokens": 2}))
+    [text] = expected(folder, ["Once"], max_new_tokens=2)
+    assert written(capsys, str(folder), "Once", "--config", str(tmp_path / "c.json")) == text + "\n"
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path, typed) -> None:
+    empty = tmp_path / "empty"
+    empty.write_text("")
+    latin = tmp_path / "latin"
+    latin.write_bytes("café".encode("latin-1"))
+    path = str(folder)
+    assert "no folder or file here" in mistake(capsys, "generate", str(tmp_path / "nothing"), "p")
+    assert "no file or folder here" in mistake(capsys, "generate", path, "p", "--tokenizer", str(tmp_path / "nothing"))
+    assert "leave out one of them" in mistake(capsys, "generate", path, "p", "--prompts_file", str(empty))
+    assert "which is empty: write one prompt" in mistake(capsys, "generate", path, "--prompts_file", str(empty))
+    assert "No such file" in mistake(capsys, "generate", path, "--prompts_file", str(tmp_path / "nothing"))
+    assert "is not UTF-8 at byte 3" in mistake(capsys, "generate", path, "--prompts_file", str(latin))
+    typed(b"\xff")
+    assert "standard input is not UTF-8 at byte 0" in mistake(capsys, "generate", path)
+    typed(b"")
+    assert "no token that begins a text: give at least one word" in mistake(capsys, "generate", path)
+    assert "temperature is -1.0: give 0" in mistake(capsys, "generate", path, "p", "--temperature=-1")
+    assert "trained on 64" in mistake(capsys, "generate", path, "one two three " * 100)
+    assert "device 'gpu' is not available" in mistake(capsys, "generate", path, "p", "--device", "gpu")
+    assert "attention is 'fast'" in mistake(capsys, "generate", path, "p", "--attention", "fast")

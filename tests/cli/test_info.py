@@ -1,0 +1,95 @@
+"""`anyorder info`."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from anyorder import checkpoints
+from anyorder.cli import main
+from anyorder.cli._describe import heads, in_bytes, layers, rotary
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.rope import Llama3Rotary
+from tests.cli.test_main import mistake
+
+
+def table(text: str) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    name = ""
+    for line in filter(str.strip, text.splitlines()):
+        name = line[1:18].strip() or name
+        rows[name] = f"{rows.get(name, '')} {line[18:].strip()}".strip()
+    return rows
+
+
+def test_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def no_weights(name: str) -> Tensor:
+        raise AssertionError(f"info reads {name}")
+
+    checkpoint = dataclasses.replace(checkpoints.read_checkpoint(folder), read=no_weights)
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda path: checkpoint)
+    assert main(["info", str(folder), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    rows = table(out)
+    vocabulary, attention, feed_forward = 280 * 32, 2 * (32 * 32 + 32 * 16), 3 * 32 * 48
+    assert rows["parameters"] == f"{2 * vocabulary + 3 * (attention + feed_forward + 2 * 32) + 32:,}"
+    assert rows["layers"] == "3"
+    assert rows["heads"] == "GQA: 4 query and 2 key-value heads of width 8"
+    assert rows["vocabulary"] == "280 tokens, untied head"
+    assert rows["trained length"] == "64 tokens"
+    assert rows["rotary"] == "default, theta 10000"
+    # Two of keys and values, three layers, two heads of width 8, four bytes each.
+    assert rows["key-value cache"] == "384 bytes per token, 24 KiB at the trained length"
+    assert rows["attention"].startswith("sdpa on cpu: ")
+
+
+def test_choices_of_the_command_line(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["info", str(folder), "--dtype", "bfloat16", "--attention", "eager", "--device", "cpu"]) == 0
+    rows = table(capsys.readouterr().out)
+    assert rows["weights"].endswith("in bfloat16")
+    assert rows["key-value cache"].startswith("192 bytes per token")
+    assert rows["attention"] == "eager on cpu: asked for by name"
+
+
+def test_llama2c(capsys: pytest.CaptureFixture[str], shared_data: Path) -> None:
+    assert main(["info", str(shared_data / "stories260K" / "stories260K.bin"), "--device", "cpu"]) == 0
+    rows = table(capsys.readouterr().out)
+    assert rows["parameters"] == "260,032"
+    assert rows["heads"] == "GQA: 8 query and 4 key-value heads of width 8"
+
+
+def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    assert "no folder or file here" in mistake(capsys, "info", str(tmp_path / "nothing"))
+    assert "has no config.json" in mistake(capsys, "info", str(tmp_path))
+    assert "dtype is 'int3'" in mistake(capsys, "info", str(folder), "--dtype", "int3")
+    assert "'flash' runs on cuda, not on cpu" in mistake(
+        capsys, "info", str(folder), "--attention", "flash", "--device", "cpu"
+    )
+
+
+def test_words_for_layers_heads_and_rotary(tiny_config: ModelConfig) -> None:
+    kinds = (LayerKind(chunk=8), LayerKind(chunk=8), LayerKind(rotary=False))
+    assert layers(kinds) == "3 (2 chunks of 8; 1 no rotary)"
+    assert layers((LayerKind(window=4), LayerKind())) == "2 (1 window of 4; 1 full)"
+    assert heads(tiny_config.replace(num_key_value_heads=4)).startswith("MHA: 4 query and 4 ")
+    assert heads(tiny_config.replace(num_key_value_heads=1)).startswith("MQA: 4 query and 1 ")
+    llama3 = Llama3Rotary(
+        theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
+    )
+    assert rotary(tiny_config.replace(rotary=llama3)) == (
+        "llama3, theta 500000, factor 8, low freq factor 1, high freq factor 4, original max position embeddings 8192"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (128 * 1024, "128 KiB"), (2**40 * 3, "3 TiB")],
+)
+def test_in_bytes(count: int, text: str) -> None:
+    assert in_bytes(count) == text

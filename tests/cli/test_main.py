@@ -1,0 +1,148 @@
+"""The command line as a person meets it: help, mistakes, interruptions."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from anyorder import cli
+from anyorder.cli import COMMANDS, main
+from anyorder.errors import UserError
+
+
+def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a command line that must fail: one line, exit code 2."""
+    assert main(words) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"]])
+def test_overview_names_every_command(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in COMMANDS)
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("anyorder ")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_option_in_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit) as exit_:
+        main([name, "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: anyorder {name}")
+    assert "--config" in out
+    assert all(len(line) <= 80 for line in out.splitlines())
+
+
+def test_help_imports_no_torch() -> None:
+    code = f"""
+import sys
+from anyorder.cli import main
+for words in {[[], *([name, "--help"] for name in COMMANDS)]}:
+    try:
+        main(words)
+    except SystemExit:
+        pass
+assert not {{"torch", "transformers"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["genrate"], "command 'genrate' is unknown: use one of generate, convert, info, demo."),
+        (["generate"], "argument model is missing: see `anyorder generate --help`."),
+        (["info", "a", "b"], "word 'b' is one too many: put a text of several words in quotes, or see"),
+        (["generate", "m", "p", "--max_new_tokns", "3"], "option --max_new_tokns is unknown: did you mean --max_new_t"),
+        (["generate", "m", "p", "--quiet"], "option --quiet is unknown: see `anyorder generate --help`."),
+        (["generate", "m", "--prompt", "p"], "option --prompt is unknown: write its value alone, as a word."),
+        (["generate", "m", "p", "--top-k", "1.5"], "option top_k is '1.5': give a whole number."),
+        (["generate", "m", "p", "--temperature", "hot"], "option temperature is 'hot': give a number."),
+        (["generate", "m", "p", "--stop"], "argument --stop: expected one argument"),
+        (
+            ["generate", "--config", "missing.yaml"],
+            "missing.yaml': no such file, give the path of a YAML",
+        ),
+        (["generate", "--config"], "argument --config: expected one argument"),
+    ],
+)
+def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    assert message in mistake(capsys, *words)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: m\nnope: 3\n", "option --nope is unknown"),
+        ("model: m\nmax_new_tokens: many\n", "option max_new_tokens is 'many': give a whole number."),
+        ("model: m\nprompt: p\nstop: 3\n", "option stop has 3: give text, in quotes."),
+        ("model: [\n", "Problems parsing config"),
+    ],
+)
+def test_mistakes_in_a_configuration_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    assert message in mistake(capsys, "generate", "--config", str(tmp_path / "c.yaml"))
+
+
+def fails_with(error: BaseException) -> object:
+    def command() -> None:
+        """Fail.
+
+        Args:
+        """
+        raise error
+
+    return command
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UserError("field 'a' is 1:\n  give 2."), 2, "error: field 'a' is 1: give 2.\n"),
+        (PermissionError(13, "Permission denied", "x"), 2, "error: x cannot be used: Permission denied.\n"),
+        (OSError("no space\nleft"), 2, "error: no space left\n"),
+        (KeyboardInterrupt(), 130, "\ninterrupted.\n"),
+    ],
+)
+def test_errors_of_a_command(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(importlib.import_module("anyorder.cli.info"), "command", fails_with(error))
+    assert main(["info"]) == code
+    assert capsys.readouterr().err == message
+
+
+def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("anyorder.cli.info"), "command", fails_with(ValueError("a fault")))
+    with pytest.raises(ValueError, match="a fault"):
+        main(["info"])
+
+
+def test_each_command_has_a_file_of_its_own() -> None:
+    files = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
+    assert files == set(COMMANDS)

@@ -1,0 +1,92 @@
+"""What the project promises about itself: public names, dependencies, and a README that is true."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import shlex
+import tomllib
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+import anyorder
+from anyorder.cli import main
+from anyorder.data import train_tokenizer
+from anyorder.model.config import ModelConfig
+from anyorder.model.llama import Llama
+
+MODULES = [module.name for module in pkgutil.walk_packages(anyorder.__path__, "anyorder.")]
+
+
+def blocks(project_root: Path, language: str) -> list[str]:
+    """The code blocks of the README in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (project_root / "README.md").read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def beside_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: ModelConfig) -> Path:
+    """A working directory with a network in `demo/`, as `make demo` leaves it."""
+    tokenizer = train_tokenizer(["The text of a demo."], 300)
+    torch.manual_seed(0)
+    model = Llama(tiny_config.replace(vocab_size=len(tokenizer), max_position_embeddings=128))
+    monkeypatch.chdir(tmp_path)
+    anyorder.save(model, tokenizer, "demo")
+    return tmp_path
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_names_of_all_exist(module: str) -> None:
+    loaded = importlib.import_module(module)
+    for name in getattr(loaded, "__all__", ()):
+        assert hasattr(loaded, name), f"{module}.__all__ names {name}"
+
+
+@pytest.mark.parametrize("name", anyorder.__all__)
+def test_public_names_are_documented(name: str) -> None:
+    assert name in dir(anyorder)
+    assert getattr(anyorder, name).__doc__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(anyorder, "nothing")  # noqa: B009
+
+
+def test_versions_agree(project_root: Path) -> None:
+    project = tomllib.loads((project_root / "pyproject.toml").read_text())["project"]
+    assert project["version"] == anyorder.__version__ == version("anyorder")
+
+
+def test_all_extras_are_in_all(project_root: Path) -> None:
+    extras = tomllib.loads((project_root / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    [everything] = extras.pop("all")
+    assert everything == f"anyorder[{','.join(extras)}]"
+
+
+def test_constraints_pin_the_build_at_hand(project_root: Path) -> None:
+    assert (project_root / "constraints.txt").read_text() == "torch==2.13.0\n"
+
+
+def test_python_of_the_readme_runs(project_root: Path, beside_a_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [code] = blocks(project_root, "python")
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    assert "tokens in" in capsys.readouterr().out
+
+
+def test_commands_of_the_readme_run(
+    project_root: Path, beside_a_demo: Path, shared_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("stories260K.bin", "tok512.bin"):
+        (beside_a_demo / name).symlink_to(shared_data / "stories260K" / name)
+    lines = [line for block in blocks(project_root, "console") for line in block.splitlines()]
+    assert len(lines) >= 3
+    for line in lines:
+        prompt, program, *words = shlex.split(line)
+        assert (prompt, program) == ("$", "anyorder")
+        assert main(words) == 0, capsys.readouterr().err
+
+
+def test_links_of_the_readme_lead_somewhere(project_root: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", (project_root / "README.md").read_text()):
+        assert (project_root / target).is_file(), target
