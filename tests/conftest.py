@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from anyorder.model.config import ModelConfig
-from anyorder.model.rope import Rotary
+from anyorder.model.rope import ROTARY_EMBEDDINGS, Rotary
+from anyorder.model.self_attention import ATTENTIONS
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,6 +59,17 @@ def tiny_config() -> ModelConfig:
 def _seeded() -> None:
     """Each test draws from the same seed, whatever ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    registries: list[dict[str, Any]] = [ROTARY_EMBEDDINGS, ATTENTIONS]
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, content in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(content)
 
 
 @pytest.fixture

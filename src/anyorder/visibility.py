@@ -387,7 +387,7 @@ def chunks(size: int) -> Visibility:
 
 def sliding_window(size: int) -> Visibility:
     """The latest `size` positions, the row's own included; narrows another visibility."""
-    return ~not_after("position", shift=_positive(size))
+    return Not(not_after("position", shift=_positive(size)))  # spelled so that PyTorch can trace it
 
 
 def documents() -> Visibility:

@@ -15,7 +15,7 @@ from anyorder.errors import UserError
 from anyorder.visibility import Visibility, before, bidirectional, causal, groups, key_is, same, sliding_window
 from tests.attention.reference import HEADS, Case, cases, loop_attention, projections
 
-MASKING = ["eager", "sdpa"]
+MASKING = [name for name, backend in BACKENDS.items() if backend.can.masks and "cpu" in backend.can.backward]
 """Backends that show any visibility on a CPU with a backward pass; flex and flash have files of their own."""
 
 
@@ -138,6 +138,16 @@ def test_labels_of_a_bias_are_needed_too() -> None:
         compile_mask(Request(causal(), rows, rows, bias=(BiasTerm(key_is("segment", 1), 1.0),)), "sdpa")
 
 
+@pytest.mark.parametrize("value", [float("-inf"), float("nan"), torch.tensor([0.0, float("-inf")])])
+def test_a_bias_is_finite(value: float | Tensor) -> None:
+    """The logarithm of a weight 0 would make NaN of a row that sees nothing else."""
+    with pytest.raises(UserError) as error:
+        BiasTerm(key_is("segment", 1), value)
+    assert str(error.value) == (
+        f"the bias on key.segment == 1 is {value}: give finite numbers, and hide keys by visibility."
+    )
+
+
 @pytest.mark.parametrize("backend", MASKING)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_half_precision_stays_near(backend: str, dtype: torch.dtype) -> None:
@@ -182,6 +192,19 @@ def test_sdpa_builds_a_row_of_flags_for_a_ragged_decoding_step() -> None:
     mask = compile_mask(Request(causal(), labels(position=[[4], [2]]), key, present), "sdpa")
     assert mask.seen_B1QK is not None
     assert mask.seen_B1QK.shape == (2, 1, 1, 4)
+
+
+def test_a_sample_without_keys_is_empty_for_no_kernel() -> None:
+    """Beside one with keys, under "everything": the case in which a row of flags is all the mask there is."""
+    rows = labels(position=[[0, 1], [0, 1]])
+    present = torch.tensor([[True, True], [False, False]])
+    for backend in MASKING:
+        mask = compile_mask(Request(bidirectional(), rows, rows, present), backend)
+        assert mask.seen_B1QK is not None
+        assert bool(mask.seen_B1QK.any(-1).all())
+        out = attend(*projections(2, 2, 2, "MHA"), mask)
+        assert bool(out[0].any())
+        assert not out[1].any()
 
 
 def test_no_row_is_empty_for_the_kernel() -> None:

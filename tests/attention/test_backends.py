@@ -31,14 +31,14 @@ def test_transformers_flash_attention_2_is_flash() -> None:
 
 
 def test_every_mapped_name_is_a_backend() -> None:
-    assert set(TRANSFORMERS_NAMES.values()) == set(BACKENDS)
+    assert set(TRANSFORMERS_NAMES.values()) <= set(BACKENDS)
 
 
 @pytest.mark.parametrize("name", ["flash_attention_3", "SDPA", "paged|sdpa", ""])
 def test_an_unknown_name(name: str) -> None:
     with pytest.raises(UserError) as error:
         resolve_backend(name, "cpu")
-    known = "auto, eager, sdpa, flex, flash, flash_attention_2, flex_attention"
+    known = ", ".join(("auto", *BACKENDS, "flash_attention_2", "flex_attention"))
     assert str(error.value) == f"attention is {name!r}: choose one of {known}."
 
 

@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from anyorder.errors import UserError
 from anyorder.model.cache import Cache
 from anyorder.model.llama import Llama
+from anyorder.model.rope import DynamicRotary
 from anyorder.visibility import bidirectional, causal, groups, segments
 from tests.model.networks import LAYERS, VOCABULARY, network, pad, random_ids
 
@@ -257,6 +258,34 @@ def test_a_full_cache_is_refused_before_anything_is_written() -> None:
         read(model, cache, random_ids(2), [2])
     assert str(error.value) == "the cache has 3 slots and 4 are needed: make a larger one."
     assert int(cache.present.sum()) == 2
+
+
+def test_dynamic_rotary_is_cached_up_to_the_trained_length() -> None:
+    """Beyond it a new token changes what later layers made of the tokens before: no cache could be exact."""
+    rotary = DynamicRotary(theta=100.0, factor=4.0, original_max_position_embeddings=8)
+    model = network(rotary=rotary)
+    (text,) = random_ids(9)
+    cache = model.new_cache(1, 12)
+    out = torch.cat([read(model, cache, [text[i : i + 1]], [i])[0] for i in range(8)])
+    torch.testing.assert_close(out, uncached(model, text[:8]), **EXACT)
+    with pytest.raises(UserError) as error:
+        read(model, cache, [text[8:]], [8])
+    assert str(error.value) == (
+        "the text has 9 tokens and dynamic rotary embeddings turn all keys anew beyond 8: "
+        "read it without a cache (use_cache=False)."
+    )
+    assert int(cache.present.sum()) == 8
+
+
+def test_autocast() -> None:
+    model = network().float()
+    (text,) = random_ids(6)
+    cache = model.new_cache(1, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        read(model, cache, [text[:4]], [0])
+        (narrow,) = read(model, cache, [text[4:]], [4])
+    expected = uncached(model, text)[4:]
+    assert float((narrow.float() - expected).abs().max()) < 0.1 * float(expected.abs().max())
 
 
 def test_one_graph_for_a_cached_step() -> None:

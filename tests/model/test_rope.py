@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
+from anyorder.errors import UserError
 from anyorder.model.rope import (
     ROTARY_EMBEDDINGS,
     DynamicRotary,
@@ -17,6 +18,7 @@ from anyorder.model.rope import (
     Llama3Rotary,
     Rotary,
     YarnRotary,
+    registered_name,
     rotate,
 )
 
@@ -37,6 +39,8 @@ YARN_OPTIONS: dict[str, dict[str, Any]] = {
     "yarn, given scale": {"attention_factor": 0.7},
     "yarn, DeepSeek's scale": {"mscale": 0.7, "mscale_all_dim": 1.3},
     "yarn, no longer than trained": {"factor": 1.0},
+    "yarn, ramp of one point": {"original_max_position_embeddings": 4},
+    "yarn, ramp turned round": {"original_max_position_embeddings": 1, "beta_fast": 1.0, "beta_slow": 32.0},
 }
 
 ROTARY: dict[str, Rotary] = {
@@ -44,7 +48,7 @@ ROTARY: dict[str, Rotary] = {
     "linear": LinearRotary(theta=500_000.0, factor=4.0),
     "dynamic": DynamicRotary(theta=10_000.0, factor=2.0, original_max_position_embeddings=TRAINED),
     "llama3": Llama3Rotary(theta=500_000.0, **LLAMA3),
-    **{name: YarnRotary(theta=10_000.0, **(YARN | options)) for name, options in YARN_OPTIONS.items()},
+    **{name: YarnRotary(theta=10_000.0, **{**YARN, **options}) for name, options in YARN_OPTIONS.items()},
 }
 
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -95,6 +99,19 @@ def test_angles_are_those_of_transformers(name: str, length: int) -> None:
         torch.testing.assert_close(one[:, :, 0].repeat(1, 1, 2), other, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ROTARY)
+@pytest.mark.parametrize("length", [TRAINED, 3 * TRAINED])
+def test_float32_angles_are_those_of_transformers(name: str, length: int) -> None:
+    """Operation by operation, where far positions show each of them."""
+    position = torch.arange(length - 3, length).unsqueeze(0)
+    rotary = dataclasses.replace(ROTARY[name], float32_angles=True)
+    ours = rotary.cos_sin(position, HEAD_DIM, torch.float32, torch.tensor([length]))
+    theirs = transformers_rotary(name)(torch.zeros(1), position)
+    for one, other in zip(ours, theirs, strict=True):
+        atol = 2e-5 if name.startswith("yarn") else 0
+        torch.testing.assert_close(one[:, :, 0].repeat(1, 1, 2), other, rtol=0, atol=atol)
+
+
 def test_each_text_has_the_base_of_its_own_length() -> None:
     rotary, lengths = ROTARY["dynamic"], torch.tensor([10, 2 * TRAINED, TRAINED])
     together = rotary.frequencies(HEAD_DIM, lengths)
@@ -112,6 +129,8 @@ def test_reach() -> None:
     dynamic = DynamicRotary(theta=1e4, factor=2.5, original_max_position_embeddings=TRAINED)
     assert dynamic.reach(TRAINED) == 160
     assert dynamic.reach(500) == 500
+    yarn = YarnRotary(theta=1e4, factor=4.0, original_max_position_embeddings=TRAINED)
+    assert yarn.reach(TRAINED) == yarn.reach(4 * TRAINED) == 4 * TRAINED
     assert Rotary(theta=1e4).reach(TRAINED) == TRAINED
 
 
@@ -166,3 +185,31 @@ def test_llama3_keeps_short_waves_and_slows_long_ones() -> None:
     torch.testing.assert_close(float(ratio[-1]), 1 / 8)
     assert bool((ratio.diff() <= 0).all())
     assert bool(((ratio > 1 / 8 + 1e-9) & (ratio < 1)).any())
+
+
+def test_names() -> None:
+    assert {registered_name(rotary) for rotary in ROTARY.values()} == set(ROTARY_EMBEDDINGS)
+
+    class Unregistered(Rotary):
+        pass
+
+    with pytest.raises(UserError, match="rotary is of the kind Unregistered: register it in ROTARY_EMBEDDINGS under a"):
+        registered_name(Unregistered(theta=1e4))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (Rotary, {"theta": 0.0}, "rotary field 'theta' is 0.0: give a number above 0"),
+        (Rotary, {"theta": float("nan")}, "rotary field 'theta' is nan: give a number above 0"),
+        (LinearRotary, {"factor": -2.0}, "rotary field 'factor' is -2.0: give a number above 0"),
+        (DynamicRotary, {"original_max_position_embeddings": 0}, "'original_max_position_embeddings' is 0: give a"),
+        (Llama3Rotary, {"high_freq_factor": 1.0}, "'high_freq_factor' is 1.0: give a number above low_freq_factor"),
+        (YarnRotary, {"attention_factor": 0.0}, "rotary field 'attention_factor' is 0.0: give a number above 0"),
+        (YarnRotary, {"theta": 1.0}, "rotary field 'theta' is 1.0: give a number above 1"),
+    ],
+)
+def test_numbers_that_are_refused(kind: type[Rotary], changes: dict[str, Any], message: str) -> None:
+    good = next(rotary for rotary in ROTARY.values() if type(rotary) is kind)
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(good, **changes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyorder.attention.backends import SDPA, Backend, Capabilities, Eager
+from anyorder.attention.backends import SDPA, Backend, Capabilities, Eager, Traced
 from anyorder.attention.flash import Flash
 from anyorder.attention.flex import Flex
 from anyorder.attention.hints import Hint, kernel_hint
@@ -22,7 +22,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Eager(), SDPA(), Flex(), Flash())}
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Eager(), SDPA(), Flex(), Flash(), Traced())}
 
 TRANSFORMERS_NAMES = {
     "flash_attention_2": "flash",

@@ -128,3 +128,31 @@ class SDPA(Backend):
             enable_gqa=q_BQHD.shape[2] != k_BKGD.shape[2],
         )
         return out_BHQD.transpose(1, 2)
+
+
+class Traced(Eager):
+    """The reference without a decision that depends on data, for steps that are compiled as a whole.
+
+    A single row of queries is spelled as multiply and add, which the compiler fuses into one loop over
+    the keys; shared key-value heads are read once and never copied.
+    """
+
+    name = "traced"
+
+    def compile(self, request: Request) -> AttentionMask:
+        seen_BQK = request.visibility.mask(request.query, request.key, request.present)
+        empty_BQ = ~seen_BQK.any(-1)
+        opened_B1QK = (seen_BQK | empty_BQ.unsqueeze(-1)).unsqueeze(1)
+        return AttentionMask(self.name, seen_B1QK=opened_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
+
+    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+        if q_BQHD.shape[1] != 1:
+            return super().attend(q_BQHD, k_BKGD, v_BKGD, mask, scale)
+        assert mask.seen_B1QK is not None
+        q_BGN1D = q_BQHD[:, 0].unflatten(1, (k_BKGD.shape[2], -1)).unsqueeze(3)
+        k_BG1KD, v_BG1KD = k_BKGD.transpose(1, 2).unsqueeze(2), v_BKGD.transpose(1, 2).unsqueeze(2)
+        scores_BGNK = (q_BGN1D * k_BG1KD).to(torch.promote_types(q_BQHD.dtype, torch.float32)).sum(-1) * scale
+        if mask.bias_B1QK is not None:
+            scores_BGNK = scores_BGNK + mask.bias_B1QK.to(scores_BGNK.dtype)
+        weights_BGNK = scores_BGNK.masked_fill(~mask.seen_B1QK, -torch.inf).softmax(-1).to(v_BKGD.dtype)
+        return (weights_BGNK.unsqueeze(-1) * v_BG1KD).sum(3).flatten(1, 2).unsqueeze(1)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from anyorder.attention.hints import Hint
+from anyorder.errors import UserError
 from anyorder.visibility import Everything, Labels, Visibility
 
 
@@ -22,7 +23,12 @@ class BiasTerm:
 
     relation: Visibility
     value: float | Tensor
-    """A number, or one per sample `[batch]`."""
+    """A number, or one per sample `[batch]`; finite, since minus infinity on all that a row sees is NaN."""
+
+    def __post_init__(self) -> None:
+        if not bool(torch.as_tensor(self.value).isfinite().all()):
+            remedy = "give finite numbers, and hide keys by visibility"
+            raise UserError(f"the bias on {self.relation} is {self.value}: {remedy}.")
 
     def value_per_sample(self, device: torch.device) -> Tensor:
         """`[batch]`, or `[1]` for one number, in float64."""

@@ -31,24 +31,24 @@ class LayerCache:
     def update(self, k_BKGD: Tensor, v_BKGD: Tensor, slots_BK: Tensor, extent: int) -> tuple[Tensor, Tensor]:
         """Write new keys and values, in place, and return the first `extent` slots of all."""
         sample_B1 = torch.arange(len(slots_BK), device=slots_BK.device).unsqueeze(1)
-        self.keys[sample_B1, slots_BK] = k_BKGD
-        self.values[sample_B1, slots_BK] = v_BKGD
+        self.keys[sample_B1, slots_BK] = k_BKGD.to(self.keys.dtype)  # under autocast new keys are narrower
+        self.values[sample_B1, slots_BK] = v_BKGD.to(self.values.dtype)
         return self.keys[:, :extent], self.values[:, :extent]
 
 
 class Cache:
     """The keys and values of all layers, with the labels of the rows that wrote them.
 
+    `present` and `labels` have a waste slot too, behind those that are shown.
+
     Attributes:
         layers: one `LayerCache` a layer.
-        present: which slots hold a key, boolean `[batch, capacity]`.
-        labels: label name to integers `[batch, capacity]`.
     """
 
-    def __init__(self, layers: list[LayerCache], present: Tensor, labels: dict[str, Tensor]) -> None:
+    def __init__(self, layers: list[LayerCache], batch: int, capacity: int, device: torch.device) -> None:
         self.layers = layers
-        self.present = present
-        self.labels = labels
+        self._present = torch.zeros((batch, capacity + 1), dtype=torch.bool, device=device)
+        self._labels: dict[str, Tensor] = {}
 
     @classmethod
     def empty(
@@ -61,17 +61,27 @@ class Cache:
             LayerCache(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
             for _ in range(n_layers)
         ]
-        return cls(layers, torch.zeros((batch, capacity), dtype=torch.bool, device=device), {})
+        return cls(layers, batch, capacity, device)
 
     @property
     def batch(self) -> int:
         """Number of samples."""
-        return self.present.shape[0]
+        return self._present.shape[0]
 
     @property
     def capacity(self) -> int:
         """Number of slots of each sample."""
-        return self.present.shape[1]
+        return self._present.shape[1] - 1
+
+    @property
+    def present(self) -> Tensor:
+        """Which slots hold a key, boolean `[batch, capacity]`."""
+        return self._present[:, :-1]
+
+    @property
+    def labels(self) -> dict[str, Tensor]:
+        """Label name to integers `[batch, capacity]`."""
+        return {name: label[:, :-1] for name, label in self._labels.items()}
 
     @property
     def next_slot(self) -> Tensor:
@@ -98,23 +108,24 @@ class Cache:
         Raises:
             UserError: there are not enough slots, or the labels are others than before.
         """
-        shape = labels["position"].shape
-        valid_BK = self.present.new_ones(shape) if valid is None else valid
-        if not self.labels:
-            self.labels = {name: label.new_zeros(self.present.shape) for name, label in labels.items()}
-        if set(labels) != set(self.labels):
-            raise UserError(f"the cache holds the labels {sorted(self.labels)}, not {sorted(labels)}: give those.")
+        valid_BK = torch.ones_like(labels["position"], dtype=torch.bool) if valid is None else valid
+        if not self._labels:
+            self._labels = {name: torch.zeros_like(self._present, dtype=torch.long) for name in labels}
+        if set(labels) != set(self._labels):
+            raise UserError(f"the cache holds the labels {sorted(self._labels)}, not {sorted(labels)}: give those.")
         slots_BK = self.next_slot.unsqueeze(1) + valid_BK.cumsum(1) - 1 if slots is None else slots
         slots_BK = slots_BK.masked_fill(~valid_BK, self.capacity)
-        needed = int(slots_BK.masked_fill(~valid_BK, -1).max()) + 1 if slots_BK.numel() else 0
+        if not torch.compiler.is_compiling():  # a compiled step is given a cache that is large enough
+            self._require_room(slots_BK.masked_fill(~valid_BK, -1))
+        self._present.scatter_(1, slots_BK, valid_BK)
+        for name, label in labels.items():
+            self._labels[name].scatter_(1, slots_BK, label)
+        return slots_BK
+
+    def _require_room(self, slots_BK: Tensor) -> None:
+        needed = int(slots_BK.max()) + 1 if slots_BK.numel() else 0
         if needed > self.capacity:
             raise UserError(f"the cache has {self.capacity} slots and {needed} are needed: make a larger one.")
-        sample_B1 = torch.arange(shape[0], device=slots_BK.device).unsqueeze(1).expand(shape)
-        where = (sample_B1[valid_BK], slots_BK[valid_BK])
-        self.present[where] = True
-        for name, label in labels.items():
-            self.labels[name][where] = label[valid_BK]
-        return slots_BK
 
     def gather(
         self, batch: Tensor, slots: Tensor | None = None, keep: Tensor | None = None, capacity: int | None = None
@@ -139,14 +150,11 @@ class Cache:
         if capacity < n:
             raise UserError(f"capacity is {capacity} and {n} slots are kept: give at least that many.")
         present_BS = self.present[batch_BS, slots]
-        present_BS = present_BS if keep is None else present_BS & keep
-        new = Cache.empty(
-            0, len(present_BS), capacity, 0, 0, dtype=torch.float32, device=self.present.device
-        )  # fmt: skip
-        new.present[:, :n] = present_BS
+        new = Cache([], len(present_BS), capacity, present_BS.device)
+        new._present[:, :n] = present_BS if keep is None else present_BS & keep
         for name, label in self.labels.items():
-            new.labels[name] = label.new_zeros(new.present.shape)
-            new.labels[name][:, :n] = label[batch_BS, slots]
+            new._labels[name] = label.new_zeros((len(present_BS), capacity + 1))
+            new._labels[name][:, :n] = label[batch_BS, slots]
         for layer in self.layers:
             shape = (len(present_BS), capacity + 1, *layer.keys.shape[2:])
             copy = LayerCache(layer.keys.new_zeros(shape), layer.values.new_zeros(shape))
@@ -157,4 +165,4 @@ class Cache:
 
     def drop(self, where: Tensor) -> None:
         """Forget the keys in these slots, boolean `[batch, capacity]`; trailing slots are used again."""
-        self.present = self.present & ~where
+        self._present[:, :-1] &= ~where

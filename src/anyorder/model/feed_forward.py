@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyorder.model.config import ModelConfig
+from anyorder.model.linear import Linear
 
 
 class FeedForward(nn.Module):
@@ -14,9 +15,9 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = nn.Linear(width, inner, bias=bias)
-        self.up_proj = nn.Linear(width, inner, bias=bias)
-        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.gate_proj = Linear(width, inner, bias=bias)
+        self.up_proj = Linear(width, inner, bias=bias)
+        self.down_proj = Linear(inner, width, bias=bias)
 
     def forward(self, rows_BRE: Tensor) -> Tensor:
         out_BRE: Tensor = self.down_proj(F.silu(self.gate_proj(rows_BRE)) * self.up_proj(rows_BRE))

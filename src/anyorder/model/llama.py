@@ -10,7 +10,7 @@ Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from anyorder.attention import BiasTerm, Request, compile_mask
 from anyorder.errors import UserError
 from anyorder.model.block import Block
-from anyorder.model.cache import Cache
+from anyorder.model.cache import Cache, LayerCache
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.view import View
 from anyorder.visibility import Labels, Visibility, causal
@@ -62,7 +63,7 @@ class Llama(nn.Module):
         self.config = config
         self.backend = backend
         self.model = Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.reset_parameters()
         self.tie_weights()
 
@@ -84,12 +85,12 @@ class Llama(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.lm_head.weight.device
+        return self.model.embed_tokens.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the weights are stored in."""
-        return self.lm_head.weight.dtype
+        return self.model.embed_tokens.weight.dtype
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
         """An empty cache for `batch` samples of at most `capacity` keys each."""
@@ -109,6 +110,7 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         slots: Tensor | None = None,
         bias: Sequence[BiasTerm] = (),
+        extent: int | None = None,
     ) -> Views:
         """One view for each kind of layer, for rows with these labels.
 
@@ -124,6 +126,8 @@ class Llama(nn.Module):
             cache: where new keys are added, and all keys are read from.
             slots: slots to overwrite, `[batch, n_keys]`; appended unless given.
             bias: terms added to the attention scores.
+            extent: number of cache slots to read, those in use unless given. If given, no decision here depends
+                on data, so that the whole pass can be compiled.
 
         Raises:
             UserError: a label is missing, the cache is full, or the backend cannot do this.
@@ -136,50 +140,59 @@ class Llama(nn.Module):
         n_keys = labels["position"].shape[1] if n_keys is None else n_keys
         key: Labels = {name: label[:, :n_keys] for name, label in labels.items()}
         present = None if valid is None else valid[:, :n_keys]
-        extent = 0
+        backend = self.backend if extent is None else "traced"
+        length_B = _text_lengths(labels["position"], valid)
+        if cache is not None and extent is None:
+            self._refuse_beyond_cacheable(length_B)
         if cache is not None:
             slots = cache.put(key, present, slots)
-            extent = cache.extent
+            extent = cache.extent if extent is None else extent
             key = {name: label[:, :extent] for name, label in cache.labels.items()}
             present = cache.present[:, :extent]
-        rotation, key_rotation = self._rotations(labels["position"], key["position"], valid, present)
+        rotation = self.config.rotary.cos_sin(labels["position"], self.config.head_dim, self.dtype, length_B)
         views: Views = {}
         for kind in dict.fromkeys(self.config.layers):
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
             request = Request(narrowed, labels, key, present, valid, bias)
             views[kind] = View(
                 n_keys=n_keys,
-                mask=compile_mask(request, self.backend, self.dtype),
+                mask=compile_mask(request, backend, self.dtype),
                 cos_sin=rotation if kind.rotary else None,
-                key_cos_sin=key_rotation if kind.rotary else None,
                 slots=slots,
-                extent=extent,
+                extent=extent or 0,
             )
         return views
 
-    def _rotations(
-        self, position_BR: Tensor, key_position_BK: Tensor, valid: Tensor | None, present: Tensor | None
-    ) -> tuple[Rotation, Rotation | None]:
-        """Cosine and sine for rows, and for keys if these are turned as they are read."""
-        rotary, head_dim = self.config.rotary, self.config.head_dim
-        length_B = position_BR.new_zeros(len(position_BR))
-        if rotary.depends_on_length:
-            for position, exists in ((position_BR, valid), (key_position_BK, present)):
-                if position.shape[1]:
-                    counted = position if exists is None else position.masked_fill(~exists, -1)
-                    length_B = torch.maximum(length_B, counted.amax(1) + 1)
-        rotation = rotary.cos_sin(position_BR, head_dim, self.dtype, length_B)
-        if not rotary.depends_on_length:
-            return rotation, None
-        return rotation, rotary.cos_sin(key_position_BK, head_dim, self.dtype, length_B)
+    def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
+        limit = self.config.rotary.cacheable
+        if limit is not None and length_B.numel() and int(length_B.max()) > limit:
+            raise UserError(
+                f"the text has {int(length_B.max())} tokens and dynamic rotary embeddings turn all keys anew beyond "
+                f"{limit}: read it without a cache (use_cache=False)."
+            )
 
     def hidden(self, input_ids_BR: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
         """Rows after the last layer and the final norm, `[batch, rows, hidden]`."""
-        rows_BRE = self.model.embed_tokens(input_ids_BR)
+        return self.read(self.model.embed_tokens(input_ids_BR), views, cache)
+
+    def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
+        """The same for rows `[batch, rows, hidden]` that need not be embeddings of tokens."""
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
-            rows_BRE = layer(rows_BRE, views[kind], None if cache is None else cache.layers[index])
+            rows_BRE = self.run_layer(layer, rows_BRE, views[kind], None if cache is None else cache.layers[index])
         normed_BRE: Tensor = self.model.norm(rows_BRE)
         return normed_BRE
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the layers, with `torch.compile`'s arguments: one graph, as `prepare` made all decisions before.
+
+        `torch.compile(model)` would compile `prepare` too, in pieces, as what it decides depends on data.
+        """
+        self.read = torch.compile(self.read, *args, **kwargs)  # type: ignore[method-assign]
+
+    def run_layer(self, layer: nn.Module, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
+        """One layer, here alone so that it can be run in another way, such as with gradient checkpointing."""
+        out_BRE: Tensor = layer(rows_BRE, view, kv)
+        return out_BRE
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, `[..., vocabulary]`, for the rows `[..., hidden]` that are wanted."""
@@ -215,3 +228,11 @@ class Llama(nn.Module):
         wide_NV = logits_BLV.flatten(0, 1).to(torch.promote_types(logits_BLV.dtype, torch.float32))
         loss = F.cross_entropy(wide_NV, target_BL.flatten(), ignore_index=IGNORED, reduction="sum")
         return CausalOutput(loss / (num_items_in_batch or (target_BL != IGNORED).sum()), logits_BLV)
+
+
+def _text_lengths(position_BR: Tensor, valid: Tensor | None) -> Tensor:
+    """Tokens of each text up to its last valid row, int64 `[batch]`."""
+    if position_BR.shape[1] == 0:
+        return position_BR.new_zeros(len(position_BR))
+    counted_BR = position_BR if valid is None else position_BR.masked_fill(~valid, -1)
+    return counted_BR.amax(1) + 1

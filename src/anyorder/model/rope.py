@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -33,13 +31,10 @@ class Rotary:
     theta: float
     float32_angles: bool = False
 
-    depends_on_length: ClassVar[bool] = False
-    """Whether frequencies change as a text grows: then keys are cached unrotated, and turned when read."""
-
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, bool) and value is not None and not value > 0:
+            if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise UserError(f"rotary field {field.name!r} is {value}: give a number above 0.")
 
     def frequencies(self, head_dim: int, length_B: Tensor | None = None) -> Tensor:
@@ -67,6 +62,11 @@ class Rotary:
         """The longest text, in tokens, that a network of this trained length can continue."""
         return max_position_embeddings
 
+    @property
+    def cacheable(self) -> int | None:
+        """Tokens up to which all texts have the same frequencies, so that keys can be cached; None: any number."""
+        return None
+
     def cos_sin(
         self, position_BR: Tensor, head_dim: int, dtype: torch.dtype, length_B: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -91,25 +91,30 @@ class DynamicRotary(Rotary):
     """Dynamic NTK: the base grows with the text once it passes the trained length.
 
     `factor` and `original_max_position_embeddings` (the trained length, tokens) as in transformers'
-    "dynamic". Each text has its own base, so that a batch equals its rows one by one; and since keys are
-    cached unrotated and turned with the base of the current length, cached equals uncached.
+    "dynamic". Each text has its own base, so that a batch equals its rows one by one. Beyond the trained
+    length every new token changes the base, and with it what all layers but the first made of the tokens
+    before: no cache is exact there, turned or unturned, and a text is read anew for each token.
     """
 
     factor: float
     original_max_position_embeddings: int
 
-    depends_on_length: ClassVar[bool] = True
-
     def reach(self, max_position_embeddings: int) -> int:
         return max(max_position_embeddings, int(self.factor * self.original_max_position_embeddings))
+
+    @property
+    def cacheable(self) -> int | None:
+        return self.original_max_position_embeddings
 
     def frequencies(self, head_dim: int, length_B: Tensor | None = None) -> Tensor:
         if length_B is None:
             return super().frequencies(head_dim)
-        times_B = (length_B.double() / self.original_max_position_embeddings).clamp(min=1)
-        growth_B11 = (self.factor * times_B - (self.factor - 1))[:, None, None]
+        exponents_F = self._exponents(head_dim).to(length_B.device)
+        trained = self.original_max_position_embeddings
+        length_B11 = length_B.clamp(min=trained).to(exponents_F.dtype)[:, None, None]
+        growth_B11 = self.factor * length_B11 / trained - (self.factor - 1)
         base_B11 = self.theta * growth_B11 ** (head_dim / (head_dim - 2))
-        return 1 / base_B11 ** self._exponents(head_dim).to(length_B.device)
+        return 1 / base_B11**exponents_F
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +168,14 @@ class YarnRotary(Rotary):
     mscale: float | None = None
     mscale_all_dim: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.theta > 1:
+            raise UserError(f"rotary field 'theta' is {self.theta}: give a number above 1.")
+
+    def reach(self, max_position_embeddings: int) -> int:
+        return max(max_position_embeddings, int(self.factor * self.original_max_position_embeddings))
+
     def frequencies(self, head_dim: int, length_B: Tensor | None = None) -> Tensor:
         plain_F = super().frequencies(head_dim)
         low, high = self._frequency_of(self.beta_fast, head_dim), self._frequency_of(self.beta_slow, head_dim)
@@ -170,7 +183,7 @@ class YarnRotary(Rotary):
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         index_F = torch.arange(head_dim // 2, dtype=plain_F.dtype)
-        slowed_F = ((index_F - low) / max(high - low, 0.001)).clamp(0, 1)
+        slowed_F = ((index_F - low) / ((high - low) or 0.001)).clamp(0, 1)
         return plain_F * (1 - slowed_F) + plain_F / self.factor * slowed_F
 
     def _frequency_of(self, turns: float, head_dim: int) -> float:
@@ -189,14 +202,26 @@ class YarnRotary(Rotary):
         return 0.1 * weight * math.log(self.factor) + 1 if self.factor > 1 else 1.0
 
 
-ROTARY_EMBEDDINGS: dict[str, Callable[..., Rotary]] = {
+ROTARY_EMBEDDINGS: dict[str, type[Rotary]] = {
     "rotary": Rotary,
     "linear": LinearRotary,
     "dynamic": DynamicRotary,
     "llama3": Llama3Rotary,
     "yarn": YarnRotary,
 }
-"""By name; a network can name any that is registered here."""
+"""By name; a network can name any that is registered here: a frozen dataclass derived from `Rotary`."""
+
+
+def registered_name(rotary: Rotary) -> str:
+    """The name that this kind of rotary embedding has in `ROTARY_EMBEDDINGS`.
+
+    Raises:
+        UserError: it has none.
+    """
+    for name, kind in ROTARY_EMBEDDINGS.items():
+        if kind is type(rotary):
+            return name
+    raise UserError(f"rotary is of the kind {type(rotary).__name__}: register it in ROTARY_EMBEDDINGS under a name.")
 
 
 def rotate(x_BRHK: Tensor, cos_BR1F: Tensor, sin_BR1F: Tensor) -> Tensor:

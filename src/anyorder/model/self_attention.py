@@ -11,6 +11,7 @@ from anyorder.attention import attend
 from anyorder.errors import UserError
 from anyorder.model.cache import LayerCache
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm, WeightlessRMSNorm
 from anyorder.model.rope import rotate
 from anyorder.model.view import View
@@ -24,10 +25,10 @@ class SelfAttention(nn.Module):
         self.head_dim = config.head_dim
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, queries, bias=config.attention_bias)
-        self.k_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.v_proj = nn.Linear(config.hidden_size, keys, bias=config.attention_bias)
-        self.o_proj = nn.Linear(queries, config.hidden_size, bias=config.attention_output_bias)
+        self.q_proj = Linear(config.hidden_size, queries, bias=config.attention_bias)
+        self.k_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.v_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
+        self.o_proj = Linear(queries, config.hidden_size, bias=config.attention_output_bias)
         self.q_norm, self.k_norm = head_norm(config, kind), head_norm(config, kind)
 
     def forward(self, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
@@ -39,13 +40,10 @@ class SelfAttention(nn.Module):
         if view.cos_sin is not None:
             cos, sin = view.cos_sin
             q_BRHD = rotate(q_BRHD, cos, sin)
-            if view.key_cos_sin is None:
-                k_BKGD = rotate(k_BKGD, cos[:, : view.n_keys], sin[:, : view.n_keys])
+            k_BKGD = rotate(k_BKGD, cos[:, : view.n_keys], sin[:, : view.n_keys])
         if kv is not None:
             assert view.slots is not None
             k_BKGD, v_BKGD = kv.update(k_BKGD, v_BKGD, view.slots, view.extent)
-        if view.key_cos_sin is not None:
-            k_BKGD = rotate(k_BKGD, *view.key_cos_sin)
         out_BRE: Tensor = self.o_proj(attend(q_BRHD, k_BKGD, v_BKGD, view.mask).flatten(2))
         return out_BRE
 

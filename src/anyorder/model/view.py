@@ -17,8 +17,6 @@ class View:
         n_keys: the first `n_keys` rows offer keys and values; the others only look.
         mask: who sees whom.
         cos_sin: of each row's rotary angles, each `[batch, rows, 1, head_dim / 2]`; None: no rotary.
-        key_cos_sin: of the angles that keys are turned by as they are read, each `[batch, keys, 1,
-            head_dim / 2]`; None: they are turned once, by their row's angle, before they are cached.
         slots: cache slots that the new keys are written to, `[batch, n_keys]`; None: no cache.
         extent: number of cache slots that are read.
     """
@@ -26,6 +24,5 @@ class View:
     n_keys: int
     mask: AttentionMask
     cos_sin: tuple[Tensor, Tensor] | None
-    key_cos_sin: tuple[Tensor, Tensor] | None = None
     slots: Tensor | None = None
     extent: int = 0
