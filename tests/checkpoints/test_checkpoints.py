@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from anyorder.checkpoints import convert, llama2c, load_model, load_tokenizer, read_checkpoint, save_model
+from anyorder.checkpoints import convert, llama2c, load, load_model, load_tokenizer, read_checkpoint, save_model
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 
 
@@ -72,6 +73,19 @@ def test_a_tokenizer_of_fewer_tokens(tiny_config: ModelConfig, tok512: Path, tmp
         convert(tmp_path / "padded.bin", tmp_path / "other", tokenizer=tok512)
 
 
+def test_network_and_tokenizer_together(tiny_config: ModelConfig, stories: Path, tok512: Path, tmp_path: Path) -> None:
+    convert(stories, tmp_path / "folder", tokenizer=tok512)
+    for path, where in ((tmp_path / "folder", None), (stories, tok512), (str(stories), str(tok512))):
+        model, tokenizer = load(path, tokenizer=where, device="cpu", dtype="float64")
+        assert tokenizer is not None
+        assert tokenizer.encode("Once upon") == load_tokenizer(tok512).encode("Once upon")
+        assert (model.dtype, model.device.type) == (torch.float64, "cpu")
+    assert load(stories)[1] is None
+    save_model(Llama(tiny_config), tmp_path / "small")
+    with pytest.raises(UserError, match=r"tok512.bin' has 512 tokens, but the network in '.*small' has 128: give the"):
+        load(tmp_path / "small", tokenizer=tok512)
+
+
 def test_weights_alone_take_no_tokenizer(tiny_config: ModelConfig, stories: Path, tok512: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"tokenizer is given for '.*a.bin', a llama2.c file of weights alone: leave it"
@@ -89,13 +103,23 @@ def test_a_network_that_llama2_c_cannot_hold(tiny_config: ModelConfig, tmp_path:
 
 
 def test_paths_that_are_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"checkpoint 'karpathy/nothing' is no folder or file here: check the path"):
-        load_model("karpathy/nothing")
+    with pytest.raises(UserError, match=r"checkpoint 'nothing' is no folder or file here: check the path"):
+        load_model("./nothing")
     with pytest.raises(UserError, match=r"folder '.*' has no config.json: give the folder of a Hugging Face"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(UserError, match=r"model.safetensors' is weights alone: give the folder, with config.json"):
         read_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_a_target_is_checked_before_the_source_is_read(stories: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for target, message in (
+        ("file/new", r"cannot be written \('.*file' is a file\)"),
+        ("file", r"file' is a file: give"),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert(tmp_path / "nothing", tmp_path / target)
 
 
 def test_a_place_that_is_taken(tiny_config: ModelConfig, tmp_path: Path) -> None:
@@ -145,3 +169,9 @@ def test_a_write_that_fails_leaves_nothing(
 def test_options_that_are_refused(stories: Path, options: dict[str, str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_model(stories, **options)  # type: ignore[arg-type]
+
+
+def test_rounded_weights_are_not_saved(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^the network's weights are int8, rounded for writing alone: save it as"):
+        save_model(to_int8(Llama(tiny_config)), tmp_path / "int8")
+    assert not (tmp_path / "int8").exists()

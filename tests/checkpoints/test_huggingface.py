@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -20,9 +21,10 @@ from anyorder.checkpoints.huggingface import (
     rotary_to_json,
 )
 from anyorder.errors import UserError
-from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.rope import LinearRotary, Llama3Rotary, Rotary
+from anyorder.model.rope import ROTARY_EMBEDDINGS, DynamicRotary, LinearRotary, Llama3Rotary, Rotary, YarnRotary
+from anyorder.model.self_attention import ATTENTIONS, SelfAttention
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -43,9 +45,26 @@ LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 
+YARN: dict[str, Any] = {
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "beta_fast": 16.0,
+    "beta_slow": 2.0,
+    "truncate": False,
+    "attention_factor": 1.5,
+    "mscale": 0.7,
+    "mscale_all_dim": 1.3,
+}
+
 LINEAR = {"type": "linear", "factor": 2.0}
 
-ROTARIES = [Rotary(theta=5e5), LinearRotary(theta=1e4, factor=2.0), Llama3Rotary(theta=5e5, **LLAMA3)]  # type: ignore[arg-type]
+ROTARIES = [
+    Rotary(theta=5e5),
+    LinearRotary(theta=1e4, factor=2.0),
+    Llama3Rotary(theta=5e5, **LLAMA3),  # type: ignore[arg-type]
+    YarnRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16),
+    YarnRotary(theta=1e4, **YARN),
+]
 
 
 # ------------------------------------------------------------------------------------------------ configuration
@@ -94,11 +113,33 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "biases": ("llama", {"attention_bias": True, "attention_output_bias": True, "mlp_bias": True}),
     "tied": ("llama", {"tie_word_embeddings": True}),
     "special tokens": ("llama", {"bos_token_id": 1, "eos_token_ids": (2, 3), "pad_token_id": 0}),
-    "NoPE": ("anyorder", {"layers": (LayerKind(), LayerKind(rotary=False))}),
-    "window": ("anyorder", {"layers": (LayerKind(window=8), LayerKind(chunk=16))}),
-    "Qwen's biases": ("anyorder", {"attention_bias": True}),
-    "hidden_size": ("anyorder", {"hidden_size": 66, "head_dim": 16}),
-    "wide weights": ("anyorder", {"initializer_range": 2.0, "eos_token_ids": (5,), "rotary": ROTARIES[2]}),
+    "dynamic": ("llama", {"rotary": DynamicRotary(theta=1e4, factor=2.0, original_max_position_embeddings=64)}),
+    "dynamic, trained on less": (
+        "anyorder",
+        {"rotary": DynamicRotary(theta=1e4, factor=2.0, original_max_position_embeddings=32)},
+    ),
+    "yarn": ("llama", {"rotary": YarnRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16)}),
+    "yarn, all fields": ("llama", {"rotary": YarnRotary(theta=1e4, **YARN)}),
+    "a name for the heads": ("llama", {"attention": "GQA"}),
+    "window": ("mistral", {"layers": (LayerKind(window=8),) * 2}),
+    "hidden_size": ("mistral", {"hidden_size": 66, "head_dim": 16}),
+    "wide weights": ("mistral", {"initializer_range": 2.0, "eos_token_ids": (5,), "rotary": ROTARIES[2]}),
+    "q/k/v biases": ("qwen2", {"attention_bias": True}),
+    "q/k/v biases, head_dim": ("anyorder", {"attention_bias": True, "head_dim": 32}),
+    "q/k/v biases, mlp_bias": ("anyorder", {"attention_bias": True, "mlp_bias": True}),
+    "q/k/v biases, window": ("qwen2", {"attention_bias": True, "layers": (LayerKind(window=8),) * 2}),
+    "q/k/v biases, windows": ("qwen2", {"attention_bias": True, "layers": (LayerKind(window=8), LayerKind())}),
+    "norms": ("qwen3", {"qk_norm": "learned", "head_dim": 24}),
+    "norms, biases": ("qwen3", {"qk_norm": "learned", "attention_bias": True, "attention_output_bias": True}),
+    "norms, windows": ("qwen3", {"qk_norm": "learned", "layers": (LayerKind(), LayerKind(window=8))}),
+    "norms, NoPE": ("anyorder", {"qk_norm": "learned", "layers": (LayerKind(), LayerKind(rotary=False))}),
+    "norms without weights": ("anyorder", {"qk_norm": "weightless"}),
+    "NoPE": ("smollm3", {"layers": (LayerKind(), LayerKind(rotary=False)), "pad_token_id": 0}),
+    "NoPE, window": ("smollm3", {"layers": (LayerKind(window=8), LayerKind(rotary=False)), "mlp_bias": True}),
+    "windows": ("smollm3", {"layers": (LayerKind(window=8), LayerKind())}),
+    "two windows": ("anyorder", {"layers": (LayerKind(window=8), LayerKind(window=9))}),
+    "chunks": ("anyorder", {"layers": (LayerKind(chunk=16),) * 2}),
+    "padding outside of the vocabulary": ("anyorder", {"pad_token_id": 128}),
 }
 
 
@@ -108,6 +149,8 @@ def test_configurations_come_back(tiny_config: ModelConfig, name: str, tmp_path:
     config = tiny_config.replace(**changes)
     assert config_to_json(config)["model_type"] == model_type
     save_model(Llama(config), tmp_path / "folder")
+    if config.attention in HEAD_LAYOUTS:
+        config = config.replace(attention=None)  # the number of heads says the same
     assert load_model(tmp_path / "folder").config == config
 
 
@@ -118,9 +161,23 @@ def test_precise_angles_are_no_part_of_a_llama(tiny_config: ModelConfig) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type is 'mistral': this version reads 'llama', 'anyorder'"),
+        (
+            {"model_type": "gemma"},
+            "model_type is 'gemma': .* reads 'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3', 'anyorder'",
+        ),
         ({"model_type": None}, "model_type is None: this version reads"),
         ({"architectures": ["LlamaForTokenClassification"]}, r"architectures is .*: .* reads 'LlamaForCausalLM'"),
+        (
+            {"model_type": "mistral"},
+            r"architectures is \['LlamaForCausalLM'\]: of model_type 'mistral', .* reads 'MistralForCausalLM'",
+        ),
+        ({"architectures": "LlamaForCausalLM"}, r"architectures is 'LlamaForCausalLM': .* reads 'LlamaForCausalLM'"),
+        ({"is_causal": False}, "is_causal is False: this version reads networks with True only"),
+        ({"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config is .*: .* with None only"),
+        (
+            {"layer_types": ["sliding_attention", "full_attention"]},
+            "'layer_types' is .*: give 'full_attention' for all, since networks of this model_type have one kind",
+        ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu': this version reads networks with 'silu' only"),
         ({"quantization_config": {"bits": 4}}, "quantization_config is {'bits': 4}: .* with None only"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5: .* with 1 only"),
@@ -163,7 +220,7 @@ def test_configurations_that_are_refused(changes: dict[str, Any], message: str, 
     ],
 )
 def test_our_configurations_that_are_refused(tiny_config: ModelConfig, changes: dict[str, Any], message: str) -> None:
-    ours = config_to_json(tiny_config.replace(attention_bias=True))
+    ours = config_to_json(tiny_config.replace(attention_bias=True, mlp_bias=True))
     assert ours["model_type"] == "anyorder"
     with pytest.raises(UserError, match=message):
         config_from_json(ours | changes)
@@ -172,7 +229,7 @@ def test_our_configurations_that_are_refused(tiny_config: ModelConfig, changes: 
 # ------------------------------------------------------------------------------------------------ rotary
 
 
-@pytest.mark.parametrize("rotary", ROTARIES, ids=["default", "linear", "llama3"])
+@pytest.mark.parametrize("rotary", ROTARIES, ids=["default", "linear", "llama3", "yarn", "yarn, all fields"])
 def test_both_forms_are_written_and_read(tiny_config: ModelConfig, rotary: Rotary) -> None:
     fields = config_to_json(tiny_config.replace(rotary=rotary))
     new = {"rope_parameters": fields["rope_parameters"]}
@@ -186,11 +243,48 @@ def test_the_oldest_form() -> None:
     assert rotary_from_json(fields) == LinearRotary(theta=1e4, factor=4.0)
 
 
-def test_the_original_length_is_the_trained_length_unless_given() -> None:
-    scaling = {"rope_type": "llama3"} | LLAMA3
-    del scaling["original_max_position_embeddings"]
-    rotary = rotary_from_json({"rope_theta": 5e5, "rope_scaling": scaling, "max_position_embeddings": 64})
-    assert rotary_to_json(rotary)["original_max_position_embeddings"] == 64
+@pytest.mark.parametrize("scaling", [{"rope_type": "llama3", **LLAMA3}, {"rope_type": "yarn", "factor": 4.0}])
+def test_the_original_length_is_the_trained_length_unless_given(scaling: dict[str, Any]) -> None:
+    scaling = {name: value for name, value in scaling.items() if name != "original_max_position_embeddings"}
+    fields = {"rope_theta": 5e5, "rope_scaling": scaling, "max_position_embeddings": 64}
+    assert rotary_to_json(rotary_from_json(fields))["original_max_position_embeddings"] == 64
+    # Where it stands beside `rope_parameters`, transformers follows it.
+    beside = fields | {"original_max_position_embeddings": 32}
+    assert rotary_to_json(rotary_from_json(beside))["original_max_position_embeddings"] == 32
+    with pytest.raises(UserError, match="original_max_position_embeddings is given as 16 and as 32: keep the one"):
+        rotary_from_json(beside | {"rope_scaling": scaling | {"original_max_position_embeddings": 16}})
+
+
+def test_the_original_length_of_dynamic_is_the_trained_length_whatever_is_given() -> None:
+    scaling = {"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 16}
+    config = config_from_json(LLAMA | {"rope_parameters": scaling | {"rope_theta": 1e4}})
+    assert config.rotary == DynamicRotary(theta=1e4, factor=2.0, original_max_position_embeddings=64)
+    written = config_to_json(config)
+    assert written["rope_parameters"] == {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    assert written["rope_scaling"] == {"rope_type": "dynamic", "factor": 2.0}
+
+
+def test_what_is_as_by_default_is_not_written() -> None:
+    assert rotary_to_json(ROTARIES[3]) == {
+        "rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16,
+    }  # fmt: skip
+
+
+def test_llamas_from_before_rope_theta() -> None:
+    """Llama 2 as published: no field says the base, since none could."""
+    fields = {name: value for name, value in LLAMA.items() if name != "rope_parameters"} | {"rope_scaling": None}
+    for version in ("4.28.1", "4.31.0.dev0", "4.32.1"):
+        assert config_from_json(fields | {"transformers_version": version}).rotary == Rotary(theta=1e4)
+    for newer in (
+        {"transformers_version": "4.33.0"},
+        {"transformers_version": "5.0"},
+        {"transformers_version": "?"},
+        {},
+    ):
+        with pytest.raises(UserError, match="rope_theta is missing"):
+            config_from_json(fields | newer)
+    given = fields | {"transformers_version": "4.32.0.dev0", "rope_theta": 1e6}
+    assert config_from_json(given).rotary == Rotary(theta=1e6)
 
 
 @pytest.mark.parametrize(
@@ -206,10 +300,31 @@ def test_the_original_length_is_the_trained_length_unless_given() -> None:
         ),
         (
             {"rope_theta": 1e4, "rope_scaling": {"rope_type": "longrope", "factor": 2.0}},
-            "rope_type is 'longrope': this version knows 'rotary', 'linear'",
+            "rope_type is 'longrope': choose one of 'rotary', 'linear', 'dynamic', 'llama3', 'yarn', or register it in",
         ),
         ({"rope_theta": 1e4, "rope_scaling": {"type": "linear"}}, "rope field 'factor' is missing, which .* 'linear'"),
-        ({"rope_theta": 1e4, "rope_scaling": LINEAR | {"factor": "2"}}, "rope field 'factor' is '2': give"),
+        ({"rope_theta": 1e4, "rope_scaling": LINEAR | {"factor": "2"}}, "rope field 'factor' is '2': give a number"),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 2.0}},
+            "rope field 'original_max_position_embeddings' is missing, which rope_type 'yarn' needs",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "dynamic", "factor": 2.0}},
+            "rope field 'original_max_position_embeddings' is missing, which rope_type 'dynamic' needs",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", **YARN, "truncate": 1}},
+            "rope field 'truncate' is 1: give true or false",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", **YARN, "attention_factor": "big"}},
+            "rope field 'attention_factor' is 'big': give a number or null",
+        ),
+        (
+            {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", **YARN, "original_max_position_embeddings": 0.5}},
+            "rope field 'original_max_position_embeddings' is 0.5: give a whole number",
+        ),
+        ({"rope_theta": 1.0, "rope_scaling": {"type": "yarn", **YARN}}, "rotary field 'theta' is 1.0: .* above 1"),
         ({"rope_theta": "1e4"}, "rope field 'rope_theta' is '1e4': give a number"),
         ({"rope_theta": 0}, "rotary field 'theta' is 0: give a number above 0"),
         ({"rope_theta": 1e4, "rope_scaling": "linear"}, "rope_parameters or rope_scaling is 'linear': give an object"),
@@ -219,6 +334,102 @@ def test_the_original_length_is_the_trained_length_unless_given() -> None:
 def test_rotary_embeddings_that_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         rotary_from_json(fields)
+
+
+# ------------------------------------------------------------------------------------------------ registered names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaled(Rotary):
+    """With fields of every type that JSON has."""
+
+    factors: tuple[float, ...]
+    kind: str = "each"
+    inverted: bool = False
+    limit: int | None = None
+
+
+class Doubled(SelfAttention):
+    """Attention of one's own."""
+
+
+@pytest.fixture
+def registered(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+    """A network of registered kinds."""
+    monkeypatch.setitem(ROTARY_EMBEDDINGS, "scaled", Scaled)
+    monkeypatch.setitem(ATTENTIONS, "doubled", Doubled)
+    return tiny_config.replace(rotary=Scaled(theta=1e4, factors=(1.0, 2.5), kind="one", limit=7), attention="doubled")
+
+
+def test_registered_names_come_back(registered: ModelConfig, tmp_path: Path) -> None:
+    written = config_to_json(registered)
+    assert (written["model_type"], written["attention"]) == ("anyorder", "doubled")
+    assert written["rotary"]["rope_type"] == "scaled"
+    save_model(Llama(registered), tmp_path / "folder")
+    again = load_model(tmp_path / "folder")
+    assert again.config == registered
+    assert type(again.model.layers[0].self_attn) is Doubled
+    for changes in ({"attention": None}, {"rotary": Rotary(theta=1e4)}):  # each alone is not a Llama's either
+        assert config_to_json(registered.replace(**changes))["model_type"] == "anyorder"
+
+
+def test_names_that_are_not_registered(
+    registered: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(Llama(registered), tmp_path / "folder")
+    monkeypatch.delitem(ATTENTIONS, "doubled")
+    with pytest.raises(
+        UserError,
+        match=r"config.json': attention is 'doubled': choose one of MHA, GQA, MQA, or register it in ATTENTIONS",
+    ):
+        load_model(tmp_path / "folder")
+    monkeypatch.delitem(ROTARY_EMBEDDINGS, "scaled")
+    with pytest.raises(
+        UserError,
+        match=r"config.json': rope_type is 'scaled': choose one of 'rotary', .*, or register it in ROTARY_EMB",
+    ):
+        load_model(tmp_path / "folder")
+    with pytest.raises(UserError, match="rotary is of the kind Scaled: register it in ROTARY_EMBEDDINGS under a name"):
+        config_to_json(registered.replace(attention=None))
+
+
+def test_a_replaced_kind_is_not_taken_for_the_one_it_replaces(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ATTENTIONS, "GQA", Doubled)
+    assert config_to_json(tiny_config)["model_type"] == "anyorder"
+    monkeypatch.setitem(ATTENTIONS, "GQA", SelfAttention)
+    assert config_to_json(tiny_config)["model_type"] == "llama"
+    monkeypatch.setitem(ROTARY_EMBEDDINGS, "dynamic", Scaled)
+    config = tiny_config.replace(rotary=Scaled(theta=1e4, factors=()))
+    assert config_to_json(config)["model_type"] == "anyorder"
+    assert config_from_json(config_to_json(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"factors": 2.0}, "rope field 'factors' is 2.0: give numbers"),
+        ({"factors": [1, "2"]}, r"rope field 'factors' is \(1, '2'\): give numbers"),
+        ({"kind": 1}, "rope field 'kind' is 1: give a name"),
+        ({"limit": 1.5}, "rope field 'limit' is 1.5: give a whole number or null"),
+        ({"factor": 2.0}, "rope field 'factor' is unknown: correct its spelling, or delete it"),
+    ],
+)
+def test_fields_of_registered_kinds_that_are_refused(
+    registered: ModelConfig, changes: dict[str, Any], message: str
+) -> None:
+    fields = config_to_json(registered)
+    with pytest.raises(UserError, match=message):
+        config_from_json(fields | {"rotary": fields["rotary"] | changes})
+
+
+@pytest.mark.parametrize("factors", [(1.0, "2"), (torch.ones(1),), {1.0: 2.0}])
+def test_rotary_embeddings_that_json_cannot_hold(registered: ModelConfig, factors: Any) -> None:
+    with pytest.raises(
+        UserError, match=r"rotary embedding Scaled\(.*\) cannot be written: give its fields types of JSON"
+    ):
+        config_to_json(registered.replace(rotary=Scaled(theta=1e4, factors=factors)))
 
 
 # ------------------------------------------------------------------------------------------------ weights

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import base64
 import random
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import tiktoken
 from sentencepiece import SentencePieceProcessor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from anyorder.checkpoints import llama2c, load_tokenizer, save_tokenizer
-from anyorder.checkpoints.tokenizer import BYTES, SPECIAL, pieces_tokenizer
+from anyorder.checkpoints.tokenizer import BYTES, LLAMA3_SPECIAL, SPECIAL, is_tiktoken, pieces_tokenizer, read_ranks
 from anyorder.errors import UserError
 
 TEXTS = [
@@ -163,7 +165,7 @@ def test_tokenizers_that_cannot_be_read(shared_data: Path, tmp_path: Path) -> No
     with pytest.raises(UserError, match=r"stories260K.bin' is no whole llama2.c tokenizer file: give one"):
         load_tokenizer(shared_data / "stories260K" / "stories260K.bin")
     (tmp_path / "tokenizer.model").write_bytes(b"Once upon a time")
-    with pytest.raises(UserError, match=r"tokenizer.model' is no SentencePiece model: give a folder with"):
+    with pytest.raises(UserError, match=r"tokenizer.model' is no model of SentencePiece or tiktoken: give a"):
         load_tokenizer(tmp_path)
     with pytest.raises(
         UserError, match=r"torchtune_sp_m.model' is a SentencePiece model of another kind than Llama 2's"
@@ -171,4 +173,117 @@ def test_tokenizers_that_cannot_be_read(shared_data: Path, tmp_path: Path) -> No
         load_tokenizer(shared_data / "tiny_tokenizers" / "torchtune_sp_m.model")
     (tmp_path / "tokenizer.json").write_text('{"model": 1}')
     with pytest.raises(UserError, match=r"the tokenizer in '.*' cannot be read \(.+\): fetch it again"):
+        load_tokenizer(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ tiktoken
+
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+
+RANKS = {"small": "tiny_tokenizers/torchtune_tiktoken_small.model", "Llama 3": "llama3_tokenizer/tokenizer.model"}
+
+
+@pytest.fixture(scope="module", params=RANKS)
+def ranks(request: pytest.FixtureRequest, shared_data: Path) -> Path:
+    return shared_data / RANKS[request.param]
+
+
+@pytest.fixture(scope="module")
+def llama3(ranks: Path) -> PreTrainedTokenizerBase:
+    return load_tokenizer(ranks)
+
+
+@pytest.fixture(scope="module")
+def theirs(ranks: Path) -> tiktoken.Encoding:
+    lines = [line.split() for line in ranks.read_text().splitlines()]
+    return tiktoken.Encoding(
+        name="llama3",
+        pat_str=LLAMA3_PATTERN,
+        mergeable_ranks={base64.b64decode(token): int(rank) for token, rank in lines},
+        special_tokens={name: len(lines) + number for number, name in enumerate(LLAMA3_SPECIAL)},
+    )
+
+
+def test_ids_and_texts_are_those_of_tiktoken(
+    shared_data: Path, llama3: PreTrainedTokenizerBase, theirs: tiktoken.Encoding
+) -> None:
+    rng = random.Random(1)
+    parts = [
+        "I'LL",
+        "don't",
+        "'ſ",
+        "'S ",
+        "1234567",
+        "٣٤",
+        "ⅷ",
+        "e\u0301",
+        "\r\n",
+        " \t",
+        "\u2028",
+        "\ufeff",
+        "{}();",
+        "...",
+    ]
+    mixed = ["".join(rng.choices([*parts, *TEXTS], k=rng.randint(1, 12))) for _ in range(500)]
+    corpus = (shared_data / "wikitext-2" / "valid.txt").read_text().split("\n")[:300]
+    for text in [*TEXTS, *random_texts(500), *mixed, *corpus, "\n".join(corpus)]:
+        token_ids = llama3.encode(text, split_special_tokens=True)
+        assert token_ids == [llama3.bos_token_id, *theirs.encode(text, disallowed_special=())], text
+        assert llama3.decode(token_ids, skip_special_tokens=True) == text
+
+
+def test_special_tokens_of_tiktoken(llama3: PreTrainedTokenizerBase, theirs: tiktoken.Encoding) -> None:
+    assert len(llama3) == theirs.n_vocab == len(theirs._mergeable_ranks) + 256
+    assert len(set(LLAMA3_SPECIAL)) == 256
+    assert (llama3.bos_token, llama3.eos_token) == ("<|begin_of_text|>", "<|end_of_text|>")
+    text = "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|reserved_special_token_247|>"
+    assert llama3.encode(text)[1:] == theirs.encode(text, allowed_special="all")
+    assert llama3.encode(text, split_special_tokens=True)[1:] == theirs.encode(text, disallowed_special=())
+    assert llama3.decode(llama3.encode(text), skip_special_tokens=True) == "user\n\nHi"
+
+
+def test_a_folder_with_ranks_alone(
+    shared_data: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    (tmp_path / "tokenizer.model").write_bytes((shared_data / RANKS["small"]).read_bytes())
+    tokenizer = load_tokenizer(tmp_path)
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    for again in (load_tokenizer(tmp_path / "saved"), AutoTokenizer.from_pretrained(tmp_path / "saved")):
+        for text in TEXTS:
+            assert again.encode(text) == tokenizer.encode(text), text
+        assert (again.bos_token_id, again.eos_token_id) == (2000, 2001)
+    with pytest.raises(UserError, match=r"the tokenizer is not of Llama 2's kind .*: .* save it into a folder"):
+        save_tokenizer(tokenizer, tmp_path / "t.bin")
+
+
+def test_the_kind_of_file_shows_in_its_content(shared_data: Path) -> None:
+    assert all(is_tiktoken(shared_data / name) for name in RANKS.values())
+    assert not is_tiktoken(shared_data / "llama2_tokenizer" / "tokenizer.model")
+    assert not is_tiktoken(shared_data / "stories260K" / "tok512.bin")
+
+
+def test_ranks_that_are_damaged(shared_data: Path, tmp_path: Path) -> None:
+    lines = (shared_data / RANKS["small"]).read_text().splitlines(keepends=True)
+    file = tmp_path / "tokenizer.model"
+    for changed, message in [
+        ([*lines[:9], "IQ==\n", *lines[10:]], r"line 10 of '.*tokenizer.model' is not a token in base64 and its rank"),
+        ([*lines[:9], "I?== 9\n", *lines[10:]], r"line 10 of '.*tokenizer.model' is not a token in base64"),
+        ([*lines[:9], *lines[10:]], r"the ranks in '.*tokenizer.model' have gaps, or lack some single bytes: fetch"),
+        ([*lines[:99], lines[99][:-2]], r"have gaps, or lack some single bytes"),
+        (lines[:200], r"have gaps, or lack some single bytes"),
+    ]:
+        file.write_text("".join(changed))
+        with pytest.raises(UserError, match=message):
+            load_tokenizer(tmp_path)
+
+
+def test_ranks_of_llama_4(tmp_path: Path) -> None:
+    tokens = [bytes([value]) for value in range(256)] + [number.to_bytes(3, "big") for number in range(199_744)]
+    lines = [b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens)]
+    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
+    assert len(read_ranks(tmp_path / "tokenizer.model")) == 200_000
+    with pytest.raises(UserError, match=r"tokenizer.model' is a tokenizer of Llama 4: this version reads Llama 3's"):
         load_tokenizer(tmp_path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from anyorder.checkpoints.whole import whole_file, whole_folder
+from anyorder.checkpoints.whole import check_place, whole_file, whole_folder
 from anyorder.errors import UserError
 
 
@@ -52,6 +52,22 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
         pass
     assert (tmp_path / "file").read_text() == "mine"
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_places_are_checked_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: bool) -> None:
+    check_place(tmp_path / "new" / "place", folder=folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"output '.*place' cannot be written \('.*file' is a file\): give another place"
+    ):
+        check_place(tmp_path / "file" / "place", folder=folder)
+    with pytest.raises(UserError, match=r"cannot be written \(File name too long\): give another place"):
+        check_place(tmp_path / ("long" * 100), folder=folder)
+    monkeypatch.setattr("os.access", lambda *_: False)  # who runs the tests may be allowed everything
+    with pytest.raises(UserError, match=r"cannot be written \('.*' is not open for writing\): give another place"):
+        check_place(tmp_path / "new" / "place", folder=folder)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:

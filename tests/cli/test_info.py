@@ -11,8 +11,11 @@ from torch import Tensor
 from anyorder import checkpoints
 from anyorder.cli import main
 from anyorder.cli._describe import heads, in_bytes, layers, rotary
+from anyorder.inspection import head_sharing
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.llama import Llama
 from anyorder.model.rope import Llama3Rotary
+from tests.checkpoints.metas_form import write_metas_folder
 from tests.cli.test_main import mistake
 
 
@@ -32,7 +35,7 @@ def test_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
         raise AssertionError(f"info reads {name}")
 
     checkpoint = dataclasses.replace(checkpoints.read_checkpoint(folder), read=no_weights)
-    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda path: checkpoint)
+    monkeypatch.setattr(checkpoints, "read_checkpoint", lambda path, revision: checkpoint)
     assert main(["info", str(folder), "--device", "cpu"]) == 0
     out = capsys.readouterr().out
     assert all(len(line) <= 80 for line in out.splitlines())
@@ -57,6 +60,48 @@ def test_choices_of_the_command_line(capsys: pytest.CaptureFixture[str], folder:
     assert rows["attention"] == "eager on cpu: asked for by name"
 
 
+def head_rows(text: str) -> dict[str, list[str]]:
+    """Cells of the comparison by the number of key-value heads, the arrow left out."""
+    lines = [line.replace("→", " ").split() for line in text[text.index("parameters  ") :].splitlines()]
+    return {words[1]: words for words in lines if words and words[0] in ("MHA", "GQA", "MQA")}
+
+
+def test_head_sharing(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["info", str(folder), "--heads", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in out.splitlines())
+    rows = head_rows(out)
+    assert list(rows) == ["4", "2", "1"]
+    assert [words[0] for words in rows.values()] == ["MHA", "GQA", "MQA"]
+    assert rows["2"][2] == table(out)["parameters"]
+    # Two of keys and values, three layers, heads of width 8, four bytes each.
+    assert [words[3:5] for words in rows.values()] == [["768", "bytes"], ["384", "bytes"], ["192", "bytes"]]
+    assert all(float(words[5]) > 0 and words[6] == "ms" for words in rows.values())
+    assert [line.split()[1:3] for line in out.splitlines() if "→" in line] == [["GQA", "2"]]
+    assert "time: one token after 63 others, batch 1, random weights, cpu, not compiled" in out
+
+
+def test_head_sharing_without_the_time(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    assert main(["info", str(folder), "--heads", "--no-measure", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert [words[5] for words in head_rows(out).values()] == ["-"] * 3
+    assert "time: " not in out
+    monkeypatch.setattr(head_sharing, "free_bytes", lambda device: 2048)
+    assert main(["info", str(folder), "--heads", "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert [words[5] for words in head_rows(out).values()] == ["-"] * 3
+    assert "time: not taken, since it needs " in out
+    assert " of memory and 2 KiB are free" in out
+
+
+def test_metas_folder(capsys: pytest.CaptureFixture[str], tiny_config: ModelConfig, tmp_path: Path) -> None:
+    write_metas_folder(Llama(tiny_config), tmp_path / "llama", 2)
+    assert main(["info", str(tmp_path / "llama"), "--device", "cpu"]) == 0
+    assert table(capsys.readouterr().out)["heads"] == "GQA: 4 query and 2 key-value heads of width 16"
+
+
 def test_llama2c(capsys: pytest.CaptureFixture[str], shared_data: Path) -> None:
     assert main(["info", str(shared_data / "stories260K" / "stories260K.bin"), "--device", "cpu"]) == 0
     rows = table(capsys.readouterr().out)
@@ -67,6 +112,8 @@ def test_llama2c(capsys: pytest.CaptureFixture[str], shared_data: Path) -> None:
 def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
     assert "no folder or file here" in mistake(capsys, "info", str(tmp_path / "nothing"))
     assert "has no config.json" in mistake(capsys, "info", str(tmp_path))
+    assert "not in the hub's cache" in mistake(capsys, "info", "no-such-organisation/model")
+    assert "revision is 'v2', but" in mistake(capsys, "info", str(folder), "--revision", "v2")
     assert "dtype is 'int3'" in mistake(capsys, "info", str(folder), "--dtype", "int3")
     assert "'flash' runs on cuda, not on cpu" in mistake(
         capsys, "info", str(folder), "--attention", "flash", "--device", "cpu"

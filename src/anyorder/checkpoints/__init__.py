@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.checkpoints import huggingface, llama2c, weights
-from anyorder.checkpoints.tokenizer import load_tokenizer, save_tokenizer
+from anyorder.checkpoints import huggingface, llama2c, meta, weights
+from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
+from anyorder.checkpoints.hub import fetch
+from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
-from anyorder.checkpoints.whole import whole_file, whole_folder
+from anyorder.checkpoints.whole import check_place, whole_file, whole_folder
 from anyorder.errors import UserError
+from anyorder.model.int8 import Int8Linear
 from anyorder.model.llama import Llama
 
 if TYPE_CHECKING:
@@ -20,28 +23,41 @@ if TYPE_CHECKING:
 __all__ = [
     "Checkpoint",
     "convert",
+    "fetch",
+    "has_tokenizer",
+    "load",
     "load_model",
     "load_tokenizer",
     "read_checkpoint",
     "save_model",
     "save_tokenizer",
+    "share_heads",
 ]
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens a Hugging Face folder or a llama2.c file: configuration and headers, no weights yet.
+def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
+    """Opens a Hugging Face or Meta folder, a llama2.c file, or a model on the hub: configuration and headers.
+
+    Args:
+        path: the folder or file, or the id of a model on the hub, which is fetched into the local cache.
+        revision, token: for the hub, see `fetch`.
 
     Raises:
         UserError: it is missing, damaged or of a kind that is not supported.
     """
-    path = Path(path)
+    path = fetch(path, revision, token)
     if path.is_dir():
-        return huggingface.read(path)
+        # Some models on the hub have both forms of configuration, and weights in one form.
+        in_metas_form = (path / meta.PARAMS).is_file() and not any(path.glob("*.safetensors"))
+        return meta.read(path) if in_metas_form else huggingface.read(path)
     if not path.is_file():
         raise UserError(f"checkpoint {str(path)!r} is no folder or file here: check the path.")
-    if path.suffix == ".safetensors":
-        raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with config.json beside them.")
+    if path.suffix in BESIDE:
+        raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
     return llama2c.read(path)
+
+
+BESIDE = {".safetensors": "config.json beside them", ".pth": "params.json beside them"}
 
 
 def load_model(
@@ -50,19 +66,47 @@ def load_model(
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     backend: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
 ) -> Llama:
-    """Reads a network from a Hugging Face folder or a llama2.c file, tensor by tensor.
+    """Reads a network from a Hugging Face or Meta folder, a llama2.c file or the hub, tensor by tensor.
 
     Args:
-        path: the folder or file.
+        path: the folder or file, or the id of a model on the hub.
         dtype: of the weights, such as "bfloat16"; "auto" keeps that of the file.
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.
         backend: the attention backend.
+        revision, token: for the hub, see `fetch`.
 
     Raises:
         UserError: the checkpoint is missing, damaged or not supported, or `dtype`, `device` or `backend` is unknown.
     """
-    return weights.load(read_checkpoint(path), dtype=dtype, device=device, backend=backend)
+    checkpoint = read_checkpoint(path, revision=revision, token=token)
+    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend)
+
+
+def load(
+    path: str | Path,
+    *,
+    tokenizer: str | Path | None = None,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device = "auto",
+    backend: str = "auto",
+    revision: str | None = None,
+    token: str | None = None,
+) -> tuple[Llama, PreTrainedTokenizerBase | None]:
+    """Reads a network and its tokenizer, which is None where the checkpoint has none and none is named.
+
+    Args:
+        path: the folder or file, or the id of a model on the hub.
+        tokenizer: where the tokenizer is, if not in the checkpoint's folder.
+        dtype, device, backend, revision, token: see `load_model`.
+
+    Raises:
+        UserError: either cannot be read, or the tokenizer is not the network's.
+    """
+    checkpoint, words = _read_both(path, tokenizer, revision, token)
+    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), words
 
 
 def save_model(
@@ -81,9 +125,14 @@ def save_model(
         max_shard_size: bytes of one file of weights; a single file unless given.
 
     Raises:
-        UserError: the place is taken, or llama2.c's format cannot express the network.
+        UserError: the place is taken, the weights are int8 or have an adapter, or llama2.c's format cannot express the
+            network.
     """
     path = Path(path)
+    if any(isinstance(module, Int8Linear) for module in model.modules()):
+        raise UserError("the network's weights are int8, rounded for writing alone: save it as it was loaded before.")
+    if any(name.startswith("base_model.") or ".base_layer." in name for name, _ in model.named_parameters()):
+        raise UserError("the network has an adapter of PEFT: save what its merge_and_unload() returns.")
     if path.suffix != ".bin":
         with whole_folder(path) as partial:
             huggingface.write(model, partial, max_shard_size)
@@ -104,40 +153,66 @@ def convert(
     tokenizer: str | Path | None = None,
     dtype: str | torch.dtype = "auto",
     max_shard_size: int | None = None,
+    kv_heads: int | None = None,
+    pooling: str = "mean",
+    seed: int = 0,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> None:
-    """Reads a checkpoint of either form and writes another: a Hugging Face folder, or a llama2.c `.bin`.
+    """Reads a checkpoint of any form and writes a Hugging Face folder, or a llama2.c `.bin`.
 
     Args:
-        source: a folder or a llama2.c file.
+        source: a Hugging Face or Meta folder, a llama2.c file, or the id of a model on the hub.
         target: a new or empty folder, or a new name that ends in .bin.
-        tokenizer: a folder, a llama2.c tokenizer file or a SentencePiece model, to be written into the target folder;
-            that of the source folder unless given.
+        tokenizer: a folder, a llama2.c tokenizer file, or a SentencePiece or tiktoken model, to be written into the
+            target folder; that of the source folder unless given.
         dtype: of the weights that are written; "auto" keeps that of the source.
         max_shard_size: bytes of one file of weights; a single file unless given.
+        kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
+        pooling: how several become one: "mean", "first" or "random".
+        seed: decides what is drawn for "random".
+        revision, token: for the hub, see `fetch`.
 
     Raises:
-        UserError: the source cannot be read, the target is taken, or the tokenizer is not the network's.
+        UserError: the source cannot be read, the target is taken or cannot be written, the tokenizer is not the
+            network's, or `kv_heads` does not divide.
     """
-    source, target = Path(source), Path(target)
-    if tokenizer is None and target.suffix != ".bin" and _has_tokenizer(source):
-        tokenizer = source
-    loaded = None if tokenizer is None else load_tokenizer(tokenizer)
-    checkpoint = read_checkpoint(source)
-    if loaded is not None:
-        _check_vocabulary(len(loaded), checkpoint, tokenizer)
+    target = Path(target)
+    to_folder = target.suffix != ".bin"
+    check_place(target, folder=to_folder)  # before minutes are spent on reading
+    checkpoint, words = _read_both(source, tokenizer, revision, token, wanted=to_folder or tokenizer is not None)
+    if kv_heads is not None:
+        shared_config(checkpoint.config, kv_heads)
+    if pooling not in POOLINGS:
+        raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
-    save_model(model, target, tokenizer=loaded, max_shard_size=max_shard_size)
+    if kv_heads is not None:
+        model = share_heads(model, kv_heads, pooling, seed)
+    save_model(model, target, tokenizer=words, max_shard_size=max_shard_size)
 
 
-def _check_vocabulary(tokens: int, checkpoint: Checkpoint, tokenizer: str | Path | None) -> None:
+def _read_both(
+    path: str | Path, tokenizer: str | Path | None, revision: str | None, token: str | None, *, wanted: bool = True
+) -> tuple[Checkpoint, PreTrainedTokenizerBase | None]:
+    """A checkpoint, no weights yet, and its tokenizer, if it has one and one is wanted."""
+    checkpoint = read_checkpoint(path, revision=revision, token=token)
+    if not wanted:
+        return checkpoint, None
+    if tokenizer is None and has_tokenizer(checkpoint.path):
+        tokenizer = checkpoint.path
+    if tokenizer is None:
+        return checkpoint, None
+    words = load_tokenizer(tokenizer, token=token)
+    _check_vocabulary(len(words), checkpoint, tokenizer)
+    return checkpoint, words
+
+
+def _check_vocabulary(tokens: int, checkpoint: Checkpoint, tokenizer: str | Path) -> None:
     embeddings = checkpoint.config.vocab_size
-    # Folders may have more embeddings than tokens, for the sake of even sizes; llama2.c has one for each.
-    if tokens > embeddings or (tokens < embeddings and not checkpoint.path.is_dir()):
+    # Hugging Face's folders may have more embeddings than tokens, for the sake of even sizes; others have one for each.
+    may_exceed = (checkpoint.path / huggingface.CONFIG).is_file()
+    if tokens > embeddings or (tokens < embeddings and not may_exceed):
         raise UserError(
             f"tokenizer {str(tokenizer)!r} has {tokens} tokens, but the network in {str(checkpoint.path)!r} has "
             f"{embeddings}: give the tokenizer that it was trained with."
         )
-
-
-def _has_tokenizer(path: Path) -> bool:
-    return any((path / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "tokenizer_config.json"))

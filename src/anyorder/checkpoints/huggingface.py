@@ -1,8 +1,8 @@
 """Hugging Face folders: `config.json` beside safetensors, whole or in shards.
 
-The tensors of a plain Llama have the same names there and here, so no map of names is needed. A network that
-`LlamaForCausalLM` can express is written as one; any other is written under `model_type: "anyorder"`, with every
-field of `ModelConfig`.
+The tensors of the architectures that are read have the same names there and here, so no map of names is needed. A
+network is written as the nearest architecture that can express it; any other is written under
+`model_type: "anyorder"`, with every field of `ModelConfig`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import re
+import types
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,45 +22,38 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anyorder.checkpoints.architectures import (
+    ARCHITECTURES,
+    FIELD_TYPES,
+    FIXED,
+    NULLS,
+    REQUIRED,
+    Architecture,
+    Json,
+    architecture_of,
+)
 from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
 from anyorder.errors import UserError
-from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.rope import ROTARY_EMBEDDINGS, Rotary
-
-Json = dict[str, Any]
+from anyorder.model.rope import (
+    ROTARY_EMBEDDINGS,
+    DynamicRotary,
+    LinearRotary,
+    Llama3Rotary,
+    Rotary,
+    YarnRotary,
+    registered_name,
+)
+from anyorder.model.self_attention import SelfAttention, attention_class
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "anyorder": "AnyOrderForCausalLM"}
-"""What is read and written: the class in `architectures`, by `model_type`."""
-
-LLAMA_REQUIRED = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-)  # fmt: skip
-"""Fields that a Llama's config.json must have; transformers would take those of Llama 7B."""
-
-LLAMA_DEFAULTS: Json = {
-    "num_key_value_heads": 0,
-    "head_dim": 0,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.02,
-    "rms_norm_eps": 1e-6,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "tie_word_embeddings": False,
-}
-"""Fields that may be missing or null, with transformers' values; 0 is ours for "not given"."""
-
-LLAMA_FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu", "swish"),
-    "partial_rotary_factor": (1, None),
-    "quantization_config": (None,),
-}
-"""Fields that change the network in ways that are not supported: what they may be."""
+OURS = "AnyOrderForCausalLM"
+"""The class of networks that no architecture of transformers can express, under `model_type: "anyorder"`."""
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -96,65 +90,94 @@ def config_from_json(fields: Json) -> ModelConfig:
         UserError: it describes a network that is not supported, or a field is missing or wrong.
     """
     model_type = fields.get("model_type")
-    architectures = fields.get("architectures") or list(ARCHITECTURES.values())
-    if model_type not in ARCHITECTURES:
-        raise UserError(f"model_type is {model_type!r}: this version reads {listed(ARCHITECTURES)}.")
-    if not isinstance(architectures, list) or not set(architectures) & set(ARCHITECTURES.values()):
-        raise UserError(f"architectures is {architectures!r}: this version reads {listed(ARCHITECTURES.values())}.")
-    return _from_llama(fields) if model_type == "llama" else _from_anyorder(fields)
+    architecture = None if model_type == "anyorder" else architecture_of(model_type)
+    class_name = OURS if architecture is None else architecture.class_name
+    classes = fields.get("architectures") or [class_name]
+    if not isinstance(classes, list) or class_name not in classes:
+        raise UserError(
+            f"architectures is {classes!r}: of model_type {model_type!r}, this version reads {class_name!r}."
+        )
+    config = _from_anyorder(fields) if architecture is None else _from_native(fields, architecture)
+    attention_class(config)  # which refuses a name that is not registered
+    return config
 
 
 def config_to_json(config: ModelConfig) -> Json:
-    """A `config.json`: a plain Llama's where one can express the network, ours otherwise."""
-    llama = _to_llama(config)
-    return llama if _is_plain_llama(config, llama) else _to_anyorder(config)
+    """A `config.json`: of the first architecture that can express the network, ours otherwise.
+
+    Raises:
+        UserError: the rotary embedding or the attention is of a kind that is not registered, or cannot be written.
+    """
+    for architecture in ARCHITECTURES:
+        fields = _to_native(config, architecture)
+        if _expresses(fields, architecture, config):
+            return fields
+    return our_config_to_json(config)
 
 
-def _from_llama(fields: Json) -> ModelConfig:
-    for name, allowed in LLAMA_FIXED.items():
+def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
+    for name, allowed in FIXED.items():
         if name in fields and fields[name] not in allowed:
             raise UserError(f"{name} is {fields[name]!r}: this version reads networks with {allowed[0]!r} only.")
-    known = {name: fields.get(name) for name in LLAMA_REQUIRED}
-    known |= {name: default if fields.get(name) is None else fields[name] for name, default in LLAMA_DEFAULTS.items()}
-    eos = fields.get("eos_token_id", 2)
-    return _checked(
-        known
-        | {
-            "rotary": rotary_from_json(fields),
-            "attention_output_bias": known["attention_bias"],
-            "bos_token_id": fields.get("bos_token_id", 1),
-            "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
-            "pad_token_id": fields.get("pad_token_id"),
-        }
-    )
+    defaults = {**architecture.defaults, **architecture.layers.defaults}
+    known: Json = {name: fields.get(name) for name in REQUIRED}
+    for name, default in defaults.items():
+        value = fields.get(name, default)
+        known[name] = NULLS.get(name, default) if value is None else value
+    eos = known.pop("eos_token_id")
+    known["eos_token_ids"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    _require(known)
+    _check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES)
+    known |= architecture.always
+    known["layers"] = architecture.layers.read(known)
+    known["rotary"] = rotary_from_json(fields | {"max_position_embeddings": known["max_position_embeddings"]})
+    if architecture.biased_output:
+        known["attention_output_bias"] = known["attention_bias"]
+    return ModelConfig(**{name: value for name, value in known.items() if name not in architecture.layers.defaults})
 
 
-def _to_llama(config: ModelConfig) -> Json:
-    """A plain Llama's fields; what it cannot express is lost."""
+def _to_native(config: ModelConfig, architecture: Architecture) -> Json:
+    """The fields of an architecture; what it cannot express is lost."""
     rotary = rotary_to_json(config.rotary)
+    if rotary["rope_type"] in TRAINED_LENGTH_ELSEWHERE:
+        rotary.pop("original_max_position_embeddings", None)
     # Older readers know `rope_theta` and `rope_scaling` only; transformers 5 reads both and finds the same.
     scaling = {name: value for name, value in rotary.items() if name != "rope_theta"}
+    ours = {name: getattr(config, name) for name in (*REQUIRED, *architecture.defaults) if name != "eos_token_id"}
+    hints = typing.get_type_hints(ModelConfig)
     eos = config.eos_token_ids
     return {
-        "model_type": "llama",
-        "architectures": [ARCHITECTURES["llama"]],
-        **{name: getattr(config, name) for name in (*LLAMA_REQUIRED, *LLAMA_DEFAULTS)},
+        "model_type": architecture.model_type,
+        "architectures": [architecture.class_name],
+        # transformers refuses whole numbers where it expects others.
+        **{
+            name: float(value) if hints[name] is float else value
+            for name, value in ours.items()
+            if name not in architecture.unwritten
+        },
+        **architecture.layers.write(config.layers),
         "hidden_act": "silu",
         "rope_parameters": rotary,
         "rope_theta": rotary["rope_theta"],
         "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
-        "bos_token_id": config.bos_token_id,
         "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
-        "pad_token_id": config.pad_token_id,
     }
 
 
-def _is_plain_llama(config: ModelConfig, llama: Json) -> bool:
-    """Whether `llama` says all that `config` says, and transformers accepts it."""
-    # In which precision angles are computed is no part of the network.
-    exact = config.replace(rotary=dataclasses.replace(config.rotary, float32_angles=False))
-    accepted = config.hidden_size % config.num_attention_heads == 0 and 0 <= config.initializer_range <= 1
-    return accepted and _from_llama(llama) == exact
+def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) -> bool:
+    """Whether `fields` say all that `config` says, and transformers takes them."""
+    # In which precision angles are computed is no part of the network, and the heads alone tell their layout.
+    rotary = dataclasses.replace(config.rotary, float32_angles=False)
+    attention = None if config.attention in HEAD_LAYOUTS else config.attention
+    padded = config.pad_token_id is None or config.pad_token_id < config.vocab_size
+    if not (padded and architecture.takes(config) and attention_class(config) is SelfAttention):
+        return False
+    if NATIVE_ROTARY.get(fields["rope_parameters"]["rope_type"]) is not type(rotary):
+        return False
+    try:
+        return _from_native(fields, architecture) == config.replace(rotary=rotary, attention=attention)
+    except UserError:
+        return False
 
 
 def _from_anyorder(fields: Json) -> ModelConfig:
@@ -164,14 +187,16 @@ def _from_anyorder(fields: Json) -> ModelConfig:
         if name not in ours | beside:
             raise UserError(f"field {name!r} is unknown: correct its spelling, or delete it.")
     known = {name: value for name, value in fields.items() if name in ours}
-    known["rotary"] = rotary_from_json({"rope_parameters": fields.get("rotary")})
+    known["rotary"] = _our_rotary(fields.get("rotary"))
     for name in ("layers", "eos_token_ids"):
         known[name] = known.get(name) or []
         if not isinstance(known[name], list):
             raise UserError(f"field {name!r} is {known[name]!r}: give a list.")
     known["layers"] = tuple(map(_layer_kind, known["layers"]))
     known["eos_token_ids"] = tuple(known["eos_token_ids"])
-    return _checked(known)
+    _require(known)
+    _check_types(known, typing.get_type_hints(ModelConfig))
+    return ModelConfig(**known)
 
 
 def _layer_kind(fields: Any) -> LayerKind:
@@ -182,53 +207,42 @@ def _layer_kind(fields: Any) -> LayerKind:
     return LayerKind(**fields)
 
 
-def _to_anyorder(config: ModelConfig) -> Json:
-    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+def our_config_to_json(config: ModelConfig) -> Json:
+    """A `config.json` with every field of `ModelConfig`, whether or not an architecture can express the network."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(ModelConfig)}
     return {
         "model_type": "anyorder",
-        "architectures": [ARCHITECTURES["anyorder"]],
+        "architectures": [OURS],
         **fields,
-        "rotary": rotary_to_json(config.rotary) | {"float32_angles": config.rotary.float32_angles},
+        "rotary": _our_rotary_to_json(config.rotary),
         "layers": [dataclasses.asdict(layer) for layer in config.layers],
         "eos_token_ids": list(config.eos_token_ids),
     }
 
 
-def _checked(fields: Json) -> ModelConfig:
-    """A configuration, once each field is known to have the right type."""
-    for name in LLAMA_REQUIRED:
+# ------------------------------------------------------------------------------------------------ types of fields
+
+
+def _require(fields: Json) -> None:
+    for name in REQUIRED:
         if fields.get(name) is None:
             raise UserError(f"field {name!r} is missing: add it.")
-    _check_types(fields, typing.get_type_hints(ModelConfig))
-    return ModelConfig(**fields)
 
 
-def _check_types(fields: Json, kinds: Json) -> None:
+def _check_types(fields: Json, kinds: Mapping[str, Any], what: str = "field") -> None:
     for name, value in fields.items():
         if not _has_type(value, kinds[name]):
-            raise UserError(f"field {name!r} is {value!r}: give {_type_name(kinds[name])}.")
-
-
-def _type_name(kind: Any) -> str:
-    if typing.get_origin(kind) is typing.Literal:
-        return f"one of {listed(typing.get_args(kind))}"
-    return _TYPE_NAMES.get(kind, "whole numbers")
-
-
-_TYPE_NAMES = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    int | None: "a whole number or null",
-    str | None: "a name or null",
-}
+            raise UserError(f"{what} {name!r} is {value!r}: give {_type_name(kinds[name])}.")
 
 
 def _has_type(value: Any, kind: Any) -> bool:
-    if typing.get_origin(kind) is tuple:
-        return all(_has_type(item, typing.get_args(kind)[0]) for item in value)
-    if typing.get_origin(kind) is typing.Literal:
-        return value in typing.get_args(kind)
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return any(_has_type(value, option) for option in options)
+    if origin in (list, tuple):
+        return isinstance(value, origin) and all(_has_type(item, options[0]) for item in value)
+    if origin is typing.Literal:
+        return value in options
     if isinstance(value, bool):  # which Python counts among the integers
         return kind is bool
     if kind is float:
@@ -236,7 +250,35 @@ def _has_type(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def _type_name(kind: Any) -> str:
+    origin, options = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (types.UnionType, typing.Union):
+        return " or ".join(map(_type_name, options))
+    if origin is typing.Literal:
+        return f"one of {listed(options)}"
+    if origin in (list, tuple):
+        return _PLURALS.get(options[0], "a list")
+    return _TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+_TYPE_NAMES: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a name", types.NoneType: "null",
+}  # fmt: skip
+_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "a list of names"}
+
+
 # ------------------------------------------------------------------------------------------------ rotary
+
+NATIVE_ROTARY: dict[str, type[Rotary]] = {
+    "default": Rotary, "linear": LinearRotary, "dynamic": DynamicRotary, "llama3": Llama3Rotary, "yarn": YarnRotary,
+}  # fmt: skip
+"""The types that transformers knows, under its names."""
+
+TRAINED_LENGTH_ELSEWHERE = ("dynamic",)
+"""Types for which transformers takes `max_position_embeddings` as the trained length, whatever they say themselves."""
+
+FIRST_WITH_THETA = (4, 33)
+"""The version of transformers that added `rope_theta`; before, the base of Llama was 10000 and no field said so."""
 
 
 def rotary_from_json(fields: Json) -> Rotary:
@@ -250,38 +292,102 @@ def rotary_from_json(fields: Json) -> Rotary:
         if not isinstance(form, Mapping):
             raise UserError(f"rope_parameters or rope_scaling is {form!r}: give an object with rope_type.")
     theta = _agreed("rope_theta", [form.get("rope_theta") for form in (*forms, fields)])
+    if theta is None and _version(fields.get("transformers_version")) < FIRST_WITH_THETA:
+        theta = 10_000.0
     if theta is None:
         raise UserError("rope_theta is missing, in rope_parameters too: add the base that was used in training.")
     # Before transformers 4.43 the type was called `type`.
     rope_type = _agreed("rope_type", [form.get("rope_type", form.get("type")) for form in forms]) or "default"
     rope_type = "rotary" if rope_type == "default" else rope_type
     if rope_type not in ROTARY_EMBEDDINGS:
-        raise UserError(f"rope_type is {rope_type!r}: this version knows {listed(ROTARY_EMBEDDINGS)}.")
+        known = f"choose one of {listed(ROTARY_EMBEDDINGS)}, or register it in ROTARY_EMBEDDINGS"
+        raise UserError(f"rope_type is {rope_type!r}: {known}.")
     if any(form.get("partial_rotary_factor", 1) != 1 for form in forms):
         raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
-    given: Json = {"theta": theta}
-    for field in dataclasses.fields(ROTARY_EMBEDDINGS[rope_type]):  # type: ignore[arg-type]
-        if field.name != "theta":
-            value = _agreed(field.name, [form.get(field.name) for form in forms])
-            if value is None and field.name == "original_max_position_embeddings":
-                value = fields.get("max_position_embeddings")  # as transformers does
-            if value is None and field.default is dataclasses.MISSING:
-                raise UserError(f"rope field {field.name!r} is missing, which rope_type {rope_type!r} needs: add it.")
-            given |= {} if value is None else {field.name: value}
-    for name, value in given.items():
-        kind = bool if name in ("float32_angles", "truncate") else float
-        if not _has_type(value, kind):
-            raise UserError(f"rope field {'rope_theta' if name == 'theta' else name!r} is {value!r}: give a number.")
-    return ROTARY_EMBEDDINGS[rope_type](**given)
+    kind = ROTARY_EMBEDDINGS[rope_type]
+    hints = typing.get_type_hints(kind)
+    given: Json = {}
+    for field in dataclasses.fields(kind):
+        value = _agreed(field.name, [form.get(field.name) for form in forms])
+        if field.name == "theta":
+            value = theta
+        if field.name == "original_max_position_embeddings":
+            value = _trained_length(rope_type, value, fields)
+        if value is None and field.default is dataclasses.MISSING:
+            raise UserError(f"rope field {field.name!r} is missing, which rope_type {rope_type!r} needs: add it.")
+        if value is not None:
+            as_tuple = isinstance(value, list) and typing.get_origin(hints[field.name]) is tuple
+            given[field.name] = tuple(value) if as_tuple else value
+    _check_types(
+        {f"rope_{name}" if name == "theta" else name: value for name, value in given.items()},
+        hints | {"rope_theta": float},
+        "rope field",
+    )
+    return kind(**given)
+
+
+def _trained_length(rope_type: str, stated: Any, fields: Json) -> Any:
+    """As transformers finds it: beside `rope_parameters`, in them, or the length of the network."""
+    length = fields.get("max_position_embeddings")
+    if rope_type in TRAINED_LENGTH_ELSEWHERE and length is not None:
+        return length
+    name = "original_max_position_embeddings"
+    stated = _agreed(name, [stated, fields.get(name)])
+    return length if stated is None else stated
+
+
+def _version(text: Any) -> tuple[int, ...]:
+    """Such as (4, 31) for "4.31.0.dev0"; what cannot be read counts as new."""
+    found = re.match(r"(\d+)\.(\d+)", str(text))
+    return (int(found[1]), int(found[2])) if found else FIRST_WITH_THETA
 
 
 def rotary_to_json(rotary: Rotary) -> Json:
-    """`rope_parameters` of a rotary embedding, without the precision of its angles."""
-    rope_type = next(name for name, kind in ROTARY_EMBEDDINGS.items() if kind is type(rotary))
-    rope_type = "default" if rope_type == "rotary" else rope_type
-    fields = {name: value for name, value in dataclasses.asdict(rotary).items() if value is not None}
-    del fields["float32_angles"]
-    return {"rope_type": rope_type, "rope_theta": fields.pop("theta"), **fields}
+    """`rope_parameters` of a rotary embedding, without the precision of its angles and what is as by default.
+
+    Raises:
+        UserError: it is of a kind that is not registered.
+    """
+    fields = _rotary_fields(rotary)
+    rope_type = registered_name(rotary)
+    form: Json = {"rope_type": "default" if rope_type == "rotary" else rope_type, "rope_theta": fields["theta"]}
+    for field in dataclasses.fields(rotary):
+        if field.name not in ("theta", "float32_angles") and fields.get(field.name, field.default) != field.default:
+            form[field.name] = fields[field.name]
+    return form
+
+
+def _rotary_fields(rotary: Rotary) -> Json:
+    """What a rotary embedding's fields are, except for those that are None."""
+    hints = typing.get_type_hints(type(rotary))
+    fields = {field.name: getattr(rotary, field.name) for field in dataclasses.fields(rotary)}
+    return {
+        name: float(value) if hints[name] in (float, float | None) else value
+        for name, value in fields.items()
+        if value is not None
+    }
+
+
+def _our_rotary(form: Any) -> Rotary:
+    rotary = rotary_from_json({"rope_parameters": form})
+    known = {"rope_type", "rope_theta"} | {field.name for field in dataclasses.fields(rotary)} - {"theta"}
+    for name in form:
+        if name not in known:
+            raise UserError(f"rope field {name!r} is unknown: correct its spelling, or delete it.")
+    return rotary
+
+
+def _our_rotary_to_json(rotary: Rotary) -> Json:
+    fields = rotary_to_json(rotary) | _rotary_fields(rotary)  # all, since defaults may change
+    del fields["theta"]
+    try:
+        comes_back = _our_rotary(json.loads(json.dumps(fields))) == rotary
+    except (TypeError, UserError):
+        comes_back = False
+    if not comes_back:
+        remedy = "give its fields types of JSON (numbers, names, true or false, tuples of them)"
+        raise UserError(f"rotary embedding {rotary!r} cannot be written: {remedy}.")
+    return fields
 
 
 def _agreed(name: str, values: list[Any]) -> Any:

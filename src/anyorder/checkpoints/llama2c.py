@@ -249,7 +249,7 @@ def _header_of(model: Llama, version: int) -> Header:
         raise UserError(f"configuration field 'head_dim' is {config.head_dim}: a llama2.c file holds {head_dim} only.")
     possible = header.to_config()
     rotary = dataclasses.replace(config.rotary, float32_angles=False)  # no part of the network
-    for field in dataclasses.fields(config):
+    for field in dataclasses.fields(ModelConfig):
         value = rotary if field.name == "rotary" else getattr(config, field.name)
         if field.name not in NOT_KEPT and value != getattr(possible, field.name):
             raise UserError(

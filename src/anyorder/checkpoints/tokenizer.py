@@ -1,12 +1,15 @@
-"""Tokenizers on disk: Hugging Face folders, llama2.c's `.bin` and SentencePiece's `.model`.
+"""Tokenizers on disk: Hugging Face folders, llama2.c's `.bin`, and the `.model` of SentencePiece and of tiktoken.
 
-The last two hold the same thing, pieces with scores, and become one Hugging Face fast tokenizer whose ids equal
-SentencePiece's. transformers' own `LlamaTokenizer` loses a space where a text begins with one.
+llama2.c and SentencePiece hold the same thing, pieces with scores, and become one Hugging Face fast tokenizer whose
+ids equal SentencePiece's. transformers' own `LlamaTokenizer` loses a space where a text begins with one. Of tiktoken
+there is Llama 3's kind, whose ids equal tiktoken's.
 """
 
 from __future__ import annotations
 
+import base64
 import json
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from anyorder.checkpoints import llama2c
+from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.whole import whole_file, whole_folder
 from anyorder.errors import UserError
 
@@ -34,17 +38,42 @@ SPACE = "▁"
 PROBE = "  Two  spaces, a ﬁgure of 1234, Ångström,\n\tcafé 日本語 😀 and the rest "
 """A text that shows how a SentencePiece model treats spaces, ligatures, digits and what it does not know."""
 
+FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+"""A folder that has one of these has a tokenizer."""
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a Hugging Face folder, a llama2.c `.bin` or a SentencePiece `.model`.
+LLAMA3_SPECIAL = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
+    "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
+    "<|eom_id|>", "<|eot_id|>", "<|python_tag|>",
+    *(f"<|reserved_special_token_{number}|>" for number in range(3, 248)),
+)  # fmt: skip
+"""The 256 tokens that follow the ranks of a tiktoken file, by the names that Llama 3.1 has in Hugging Face's form."""
 
-    Of the last two, special tokens written out in a text become those tokens, as is usual in Hugging Face; with the
-    keyword `split_special_tokens=True` they are plain text, as in SentencePiece and llama2.c.
+LLAMA4_RANKS = 200_000
+"""Llama 4 cuts texts by another pattern and has other special tokens; the number of its ranks gives it away."""
+
+
+def has_tokenizer(path: str | Path) -> bool:
+    """Whether a folder has a tokenizer."""
+    return any((Path(path) / name).is_file() for name in FILES)
+
+
+def load_tokenizer(
+    path: str | Path, *, revision: str | None = None, token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder, a llama2.c `.bin`, a SentencePiece or a tiktoken `.model`.
+
+    Of the last three, special tokens written out in a text become those tokens, as is usual in Hugging Face; with the
+    keyword `split_special_tokens=True` they are plain text, as in SentencePiece, tiktoken and llama2.c.
+
+    Args:
+        path: the folder or file, or the id of a model on the hub.
+        revision, token: for the hub, see `fetch`.
 
     Raises:
         UserError: there is none, or its file is damaged or of another kind.
     """
-    path = Path(path)
+    path = fetch(path, revision, token, weights=False)
     if not path.exists():
         raise UserError(f"tokenizer {str(path)!r} is no file or folder here: check the path.")
     if path.is_dir():
@@ -56,7 +85,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
             return _load_folder(path)
         raise UserError(f"folder {str(path)!r} has no tokenizer.json: name the file or folder of the tokenizer.")
     if path.suffix == ".model":
-        return _load_sentencepiece(path)
+        return _load_tiktoken(path) if is_tiktoken(path) else _load_sentencepiece(path)
     pieces, scores = llama2c.read_pieces(path)
     try:
         return pieces_tokenizer(pieces, scores)
@@ -105,7 +134,9 @@ def _load_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
     try:
         model = SentencePieceProcessor(model_file=str(path))
     except (RuntimeError, OSError) as error:
-        raise UserError(f"{str(path)!r} is no SentencePiece model: give a folder with tokenizer.json.") from error
+        raise UserError(
+            f"{str(path)!r} is no model of SentencePiece or tiktoken: give a folder with tokenizer.json."
+        ) from error
     pieces = [model.id_to_piece(index) for index in range(len(model))]
     scores = [model.get_score(index) for index in range(len(model))]
     refusal = f"{str(path)!r} is a SentencePiece model of another kind than Llama 2's: convert it by transformers"
@@ -117,6 +148,60 @@ def _load_sentencepiece(path: Path) -> PreTrainedTokenizerFast:
     if tokenizer.encode(PROBE, add_special_tokens=False) != model.encode(PROBE):
         raise UserError(f"{refusal}.")
     return tokenizer
+
+
+# ------------------------------------------------------------------------------------------------ tiktoken
+
+
+def is_tiktoken(path: Path) -> bool:
+    """Whether a file begins as tiktoken's do: a line with a token in base64 and its rank. SentencePiece is binary."""
+    with path.open("rb") as file:
+        return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n?", file.readline(1000)) is not None
+
+
+def read_ranks(path: Path) -> dict[bytes, int]:
+    """The tokens of a tiktoken file and their ranks, which are their ids and the order in which they are merged.
+
+    Raises:
+        UserError: the file is damaged or not whole.
+    """
+    ranks: dict[bytes, int] = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except ValueError as error:
+            raise UserError(
+                f"line {number} of {str(path)!r} is not a token in base64 and its rank: fetch the file again."
+            ) from error
+    single = {bytes([value]) for value in range(256)}
+    if sorted(ranks.values()) != list(range(len(ranks))) or not single <= ranks.keys():
+        raise UserError(f"the ranks in {str(path)!r} have gaps, or lack some single bytes: fetch the file again.")
+    return ranks
+
+
+def _load_tiktoken(path: Path) -> PreTrainedTokenizerFast:
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+
+    ranks = read_ranks(path)
+    if len(ranks) == LLAMA4_RANKS:
+        raise UserError(f"{str(path)!r} is a tokenizer of Llama 4: this version reads Llama 3's, so give another.")
+
+    class Converter(TikTokenConverter):
+        @staticmethod
+        def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:  # without the package tiktoken
+            return ranks
+
+    # Its pattern for cutting texts is Llama 3's.
+    tokenizer: Tokenizer = Converter(str(path), extra_special_tokens=LLAMA3_SPECIAL).converted()
+    bos, eos = LLAMA3_SPECIAL[:2]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, len(ranks))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=bos, eos_token=eos, clean_up_tokenization_spaces=False
+    )
 
 
 # ------------------------------------------------------------------------------------------------ pieces and scores

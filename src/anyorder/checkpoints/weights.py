@@ -64,8 +64,7 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
     """
     wanted = None if dtype == "auto" else resolve_dtype(dtype)
     device = resolve_device(device)
-    with torch.device("meta"), _Undrawn():
-        model = Llama(checkpoint.config, backend)
+    model = blank(checkpoint.config, backend)
     names = _parameter_names(model)
     _check_names(checkpoint, names)
     for name in names:
@@ -78,9 +77,24 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
                 _check_tied(checkpoint, name, alias, weight)
         parameter = nn.Parameter(weight.to(device))
         for place in (name, *names[name]):
-            module, _, leaf = place.rpartition(".")
-            setattr(model.get_submodule(module), leaf, parameter)
+            put(model, place, parameter)
     return model.eval()
+
+
+def blank(config: ModelConfig, backend: str = "auto") -> Llama:
+    """A network without memory (on PyTorch's meta device), made in no time; `put` fills it.
+
+    Raises:
+        UserError: no attention of the configuration's name is registered.
+    """
+    with torch.device("meta"), _Undrawn():
+        return Llama(config, backend)
+
+
+def put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Sets the parameter of this name, such as "model.norm.weight"."""
+    module, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(module), leaf, parameter)
 
 
 class _Undrawn(TorchFunctionMode):
@@ -134,14 +148,14 @@ def _check_names(checkpoint: Checkpoint, names: Mapping[str, tuple[str, ...]]) -
     missing = [name for name in names if name not in checkpoint.shapes]
     if missing:
         raise UserError(
-            f"checkpoint {str(checkpoint.path)!r} lacks {_counted(missing)}: complete it, or mend the configuration "
+            f"checkpoint {str(checkpoint.path)!r} lacks {counted(missing)}: complete it, or mend the configuration "
             "beside it (layers, biases, tied head)."
         )
     known = {*names, *(alias for aliases in names.values() for alias in aliases)}
     unexpected = [name for name in checkpoint.shapes if name not in known]
     if unexpected:
         raise UserError(
-            f"checkpoint {str(checkpoint.path)!r} has {_counted(unexpected)} that the network does not have: mend the "
+            f"checkpoint {str(checkpoint.path)!r} has {counted(unexpected)} that the network does not have: mend the "
             "configuration beside it (layers, biases), or read it with a version that knows this kind."
         )
 
@@ -177,7 +191,7 @@ def _check_tied(checkpoint: Checkpoint, name: str, alias: str, weight: Tensor) -
         )
 
 
-def _counted(names: Collection[str]) -> str:
+def counted(names: Collection[str]) -> str:
     """Such as "tensors 'a', 'b', 'c' and 4 more"."""
     shown = ", ".join(map(repr, list(names)[:3]))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -18,10 +19,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     Raises:
         UserError: `target` exists and is not an empty folder, or cannot be written.
     """
-    if target.exists() and not target.is_dir():
-        raise UserError(f"output {str(target)!r} is a file: give a folder.")
-    if target.is_dir() and any(target.iterdir()):
-        raise UserError(f"output folder {str(target)!r} is not empty: give a new folder, or empty this one first.")
+    check_place(target, folder=True)
     with _beside(target) as partial:
         partial.mkdir()
         yield partial
@@ -37,11 +35,38 @@ def whole_file(target: Path) -> Iterator[Path]:
     Raises:
         UserError: `target` exists or cannot be written.
     """
-    if target.exists():
-        raise UserError(f"output file {str(target)!r} is there already: give a new name, or delete it first.")
+    check_place(target, folder=False)
     with _beside(target) as partial:
         yield partial
         partial.rename(target)
+
+
+def check_place(target: Path, *, folder: bool) -> None:
+    """Whether a folder or a file can be written there, as far as can be told without writing.
+
+    Raises:
+        UserError: the place is taken, or cannot be written.
+    """
+    try:
+        taken, is_folder = target.exists(), target.is_dir()
+        filled = is_folder and any(target.iterdir())
+        above = next(place for place in target.absolute().parents if place.exists())
+    except OSError as error:
+        raise _unwritable(target, error.strerror or str(error)) from error
+    if folder and taken and not is_folder:
+        raise UserError(f"output {str(target)!r} is a file: give a folder.")
+    if folder and filled:
+        raise UserError(f"output folder {str(target)!r} is not empty: give a new folder, or empty this one first.")
+    if not folder and taken:
+        raise UserError(f"output file {str(target)!r} is there already: give a new name, or delete it first.")
+    if not above.is_dir():
+        raise _unwritable(target, f"{str(above)!r} is a file")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise _unwritable(target, f"{str(above)!r} is not open for writing")
+
+
+def _unwritable(target: Path, reason: str) -> UserError:
+    return UserError(f"output {str(target)!r} cannot be written ({reason}): give another place.")
 
 
 @contextmanager
@@ -53,8 +78,7 @@ def _beside(target: Path) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield partial
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"output {str(target)!r} cannot be written ({reason}): give another place.") from error
+        raise _unwritable(target, error.strerror or str(error)) from error
     finally:
         if partial.is_dir():
             shutil.rmtree(partial, ignore_errors=True)

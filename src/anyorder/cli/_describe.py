@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
 
 from anyorder.checkpoints.huggingface import rotary_to_json
+from anyorder.inspection.head_sharing import HeadSharing
 from anyorder.model.config import LayerKind, ModelConfig
 
 
@@ -33,6 +38,25 @@ def heads(config: ModelConfig) -> str:
     queries, shared = config.num_attention_heads, config.num_key_value_heads
     layout = "MHA" if shared == queries else "MQA" if shared == 1 else "GQA"
     return f"{layout}: {queries} query and {shared} key-value heads of width {config.head_dim}"
+
+
+def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:
+    """The versions of a network as a table; an arrow shows the one that it is."""
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for column in ("", "heads", "key-value heads", "parameters", "cache per token", "time per token"):
+        table.add_column(column, justify="left" if column in ("", "heads") else "right")
+    for version in compared:
+        this = version.kv_heads == config.num_key_value_heads
+        table.add_row(
+            "→" if this else "",
+            version.layout,
+            str(version.kv_heads),
+            f"{version.parameters:,}",
+            in_bytes(version.cache_bytes),
+            "-" if version.seconds is None else f"{1000 * version.seconds:.3g} ms",
+            style="bold" if this else None,
+        )
+    return table
 
 
 def rotary(config: ModelConfig) -> str:

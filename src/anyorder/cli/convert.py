@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import Literal
 
 
-def command(source: str, target: str, *, tokenizer: Path | None = None, dtype: str = "auto") -> None:
-    """Turn a llama2.c file into a Hugging Face folder, or back.
+def command(
+    source: str,
+    target: str,
+    *,
+    tokenizer: str | None = None,
+    dtype: str = "auto",
+    kv_heads: int | None = None,
+    pooling: Literal["mean", "first", "random"] = "mean",
+    seed: int = 0,
+    revision: str | None = None,
+) -> None:
+    """Turn any checkpoint into a Hugging Face folder or a llama2.c file.
 
     Args:
-        source: Checkpoint to read: a Hugging Face folder or a llama2.c file.
+        source: Checkpoint to read: a Hugging Face folder, a Meta folder, a llama2.c file, or a hub id (org/name).
         target: New folder, or new file whose name ends in .bin for llama2.c; written whole or not at all.
-        tokenizer: Tokenizer to put into the folder: a folder, a llama2.c tokenizer file or a SentencePiece model.
+        tokenizer: Tokenizer to put into the folder: a folder, a llama2.c tokenizer file, or a SentencePiece or
+            tiktoken model; that of the source unless given.
         dtype: Of the written weights: auto (as stored), float32, bfloat16, float16 or float64.
+        kv_heads: Key-value heads that are left, a divisor of those that there are; all unless given.
+        pooling: How several heads become one, mean (of the group), first (of the group) or random (drawn anew).
+        seed: Decides what is drawn for random.
+        revision: Branch, tag or commit of a model on the hub.
     """
     from rich.console import Console
 
@@ -20,5 +35,8 @@ def command(source: str, target: str, *, tokenizer: Path | None = None, dtype: s
 
     notes = Console(stderr=True, highlight=False)
     with notes.status(f"converting {source}"):
-        anyorder.convert(source, target, tokenizer=tokenizer, dtype=dtype)
+        anyorder.convert(
+            source, target, tokenizer=tokenizer, dtype=dtype, kv_heads=kv_heads, pooling=pooling, seed=seed,
+            revision=revision,
+        )  # fmt: skip
     notes.print(f"wrote {target}", soft_wrap=True)

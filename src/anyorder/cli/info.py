@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 
-def command(model: str, *, dtype: str = "auto", device: str = "auto", attention: str = "auto") -> None:
+def command(
+    model: str,
+    *,
+    heads: bool = False,
+    no_measure: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "auto",
+    revision: str | None = None,
+) -> None:
     """Describe a checkpoint without reading its weights.
 
     Args:
-        model: Hugging Face folder or llama2.c file.
+        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        heads: Compare the network with versions that have more or fewer key-value heads: size, cache, and time per
+            token, taken with random weights.
+        no_measure: Leave out the time per token.
         dtype: Data type to calculate with: auto (as stored), float32, bfloat16, float16 or float64.
         device: Where the network would run, such as cpu or cuda; auto takes a GPU where there is one.
         attention: Attention backend to ask for: auto, eager, sdpa, flex or flash.
+        revision: Branch, tag or commit of a model on the hub.
     """
-    import torch
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -20,17 +32,16 @@ def command(model: str, *, dtype: str = "auto", device: str = "auto", attention:
     from anyorder.attention import resolve_backend
     from anyorder.checkpoints import read_checkpoint
     from anyorder.checkpoints.weights import resolve_device, resolve_dtype
-    from anyorder.cli._describe import heads, in_bytes, layers, rotary
-    from anyorder.model.llama import Llama
+    from anyorder.cli import _describe
+    from anyorder.cli._describe import in_bytes
+    from anyorder.inspection import head_sharing
 
-    checkpoint = read_checkpoint(model)
+    checkpoint = read_checkpoint(model, revision=revision)
     config = checkpoint.config
     kept = checkpoint.dtype if dtype == "auto" else resolve_dtype(dtype)
     place = resolve_device(device)
     backend = resolve_backend(attention, place, kept)
-    with torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in Llama(config).parameters())
-    cache_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * kept.itemsize
+    parameters, cache_bytes = head_sharing.parameter_count(config), head_sharing.cache_bytes(config, kept)
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
@@ -39,15 +50,27 @@ def command(model: str, *, dtype: str = "auto", device: str = "auto", attention:
         "checkpoint": model,
         "parameters": f"{parameters:,}",
         "weights": f"{in_bytes(parameters * kept.itemsize)} in {str(kept).removeprefix('torch.')}",
-        "layers": layers(config.layers),
+        "layers": _describe.layers(config.layers),
         "width": f"{config.hidden_size}, feed-forward {config.intermediate_size}",
-        "heads": heads(config),
+        "heads": _describe.heads(config),
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
         "trained length": f"{config.max_position_embeddings:,} tokens",
-        "rotary": rotary(config),
+        "rotary": _describe.rotary(config),
         "key-value cache": f"{in_bytes(cache_bytes)} per token, "
         f"{in_bytes(cache_bytes * config.max_position_embeddings)} at the trained length",
         "attention": f"{backend.name} on {place}: {backend.reason}",
     }.items():
         table.add_row(name, value)
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    if heads:
+        needed, free = head_sharing.bytes_to_time(config, kept), head_sharing.free_bytes(place)
+        timed = not no_measure and needed < free
+        with Console(stderr=True).status("taking the time"):
+            compared = head_sharing.compare_head_sharing(config, kept, place, backend=backend.name, timed=timed)
+        console.print(_describe.head_sharing(compared, config))
+        if timed:
+            context = head_sharing.context_length(config)
+            console.print(f"time: one token after {context:,} others, batch 1, random weights, {place}, not compiled")
+        elif not no_measure:
+            console.print(f"time: not taken, since it needs {in_bytes(needed)} of memory and {in_bytes(free)} are free")

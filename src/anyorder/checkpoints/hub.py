@@ -1,0 +1,107 @@
+"""Models on the Hugging Face hub: an id such as "org/name" becomes a folder of the local cache."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from anyorder.errors import UserError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+FILE_SUFFIXES = (".bin", ".json", ".model", ".pth", ".safetensors")
+"""What ends in one of these is a file here, not a model on the hub."""
+
+WORDS = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.json",
+         "merges.txt")  # fmt: skip
+"""The files beside the weights: configurations and tokenizer."""
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+META = ("params.json", "consolidated.*.pth")
+
+NOT_FETCHED = ("*/*", "consolidated*.safetensors")
+"""Folders within a model, and Mistral's second copy of the weights."""
+
+
+def is_hub_id(path: str | Path) -> bool:
+    """Whether this names a model on the hub: a string "org/name" that can be no place here.
+
+    A `Path` never does, nor does a string whose first part is a folder here.
+    """
+    if isinstance(path, Path) or HUB_ID.fullmatch(path) is None:
+        return False
+    place = Path(path)
+    return not place.parent.is_dir() and place.suffix not in FILE_SUFFIXES
+
+
+def fetch(path: str | Path, revision: str | None = None, token: str | None = None, *, weights: bool = True) -> Path:
+    """The place of a checkpoint: a hub id is fetched into the local cache, anything else is a path already.
+
+    What is in the cache is not fetched again, and with HF_HUB_OFFLINE=1 the cache alone is asked.
+
+    Args:
+        path: a path, or an id such as "org/name".
+        revision: a branch, a tag or a commit on the hub; its main branch unless given.
+        token: for private and gated models; that of HF_TOKEN or of `hf auth login` unless given.
+        weights: False fetches configurations and tokenizer only.
+
+    Raises:
+        UserError: the model or the revision does not exist, access is not granted, or it can be had neither from the
+            hub nor from the cache.
+    """
+    if not is_hub_id(path):
+        if revision is not None:
+            raise UserError(f"revision is {revision!r}, but {str(path)!r} is no model on the hub: leave it out.")
+        return Path(path).expanduser()
+    repository = str(path)
+    folder = _snapshot(repository, revision, token, (*WORDS, *WEIGHTS) if weights else WORDS)
+    if weights and not any(folder.glob("*.safetensors")):
+        folder = _snapshot(repository, revision, token, (*WORDS, *META))
+        if not any(folder.glob("consolidated.*.pth")):
+            raise UserError(
+                f"model {repository!r} has no weights in safetensors: give another revision, or save it with "
+                "transformers first, since pickled files can run code."
+            )
+    return folder
+
+
+def _snapshot(repository: str, revision: str | None, token: str | None, patterns: tuple[str, ...]) -> Path:
+    import huggingface_hub
+    from huggingface_hub import constants, errors
+
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(
+                repository,
+                revision=revision,
+                token=token,
+                allow_patterns=list(patterns),
+                ignore_patterns=list(NOT_FETCHED),
+                # Said aloud, because some versions then ask for a commit's files all the same.
+                local_files_only=constants.HF_HUB_OFFLINE,
+            )
+        )
+    except errors.GatedRepoError as error:  # a kind of `RepositoryNotFoundError`
+        raise UserError(
+            f"model {repository!r} is gated: accept its licence at {constants.ENDPOINT}/{repository}, then give a "
+            "token, or set HF_TOKEN."
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"model {repository!r} is neither a folder here nor on the hub: check the spelling, or give a token or set "
+            "HF_TOKEN if it is private."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(
+            f"revision {revision!r} of model {repository!r} does not exist: give a branch, a tag or a commit of it."
+        ) from error
+    except errors.LocalEntryNotFoundError as error:
+        wanted = f"model {repository!r}" if revision is None else f"revision {revision!r} of model {repository!r}"
+        cached = "only in part in the hub's cache" if hasattr(error, "snapshot_path") else "not in the hub's cache"
+        online = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "try again with a connection"
+        raise UserError(
+            f"{wanted} is no folder here, is {cached}, and the hub cannot be asked: check the path, or {online}."
+        ) from error
+    except Exception as error:  # of the network by httpx or requests, and of the disk
+        reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+        raise UserError(f"model {repository!r} cannot be fetched from the hub ({reason}): try again later.") from error
