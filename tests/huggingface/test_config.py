@@ -1,0 +1,196 @@
+"""`AnyOrderConfig`: a `ModelConfig` that transformers' tools can read, change and write."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, LlamaConfig, MistralConfig
+
+from anyorder import AnyOrderConfig
+from anyorder.checkpoints import read_checkpoint, save_model
+from anyorder.errors import UserError
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.llama import Llama
+from anyorder.model.rope import DynamicRotary, Rotary, YarnRotary
+from anyorder.ways import LEFT_TO_RIGHT, Way
+from tests.huggingface.twins import SHAPE
+
+DIFFUSION = Way(name="diffusion", shifted=False, mask_token_id=5)
+
+CHANGES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "every field": {
+        "num_key_value_heads": 1, "head_dim": 10, "max_position_embeddings": 77, "rms_norm_eps": 1e-3,
+        "layers": (LayerKind(window=3), LayerKind(rotary=False, chunk=4)), "attention": "MQA", "attention_bias": True,
+        "attention_output_bias": True, "qk_norm": "weightless", "mlp_bias": True, "tie_word_embeddings": True,
+        "initializer_range": 0.1, "bos_token_id": 1, "eos_token_ids": (2, 3), "pad_token_id": 4,
+    },
+    "yarn": {"rotary": YarnRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16, mscale=0.7)},
+    "dynamic": {"rotary": DynamicRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16)},
+    "float32 angles": {"rotary": Rotary(theta=1e4, float32_angles=True), "layers": (LayerKind(window=9),) * 2},
+}  # fmt: skip
+
+
+@pytest.fixture(params=CHANGES)
+def backbone(request: pytest.FixtureRequest, tiny_config: ModelConfig) -> ModelConfig:
+    return tiny_config.replace(**CHANGES[request.param])
+
+
+def test_every_field_was_changed() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
+    changed = CHANGES["every field"]
+    of_shape = {
+        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "rotary",
+    }  # fmt: skip
+    assert set(changed) | of_shape == set(fields)
+    assert [name for name in changed if changed[name] == fields[name]] == []
+
+
+def test_json_and_back(backbone: ModelConfig) -> None:
+    config = AnyOrderConfig(backbone=backbone)
+    fields = json.loads(json.dumps(config.to_dict()))
+    assert AnyOrderConfig(**fields).backbone == backbone
+    assert AnyOrderConfig.from_dict(fields).backbone == backbone
+    assert json.loads(config.to_json_string())["layers"] == fields["layers"]
+
+
+def test_folder_and_back(backbone: ModelConfig, tmp_path: Path) -> None:
+    AnyOrderConfig(backbone=backbone).save_pretrained(tmp_path)
+    exact = backbone
+    if json.loads((tmp_path / "config.json").read_text())["model_type"] != "anyorder":
+        # In which precision angles are computed is no part of transformers' networks.
+        exact = backbone.replace(rotary=dataclasses.replace(backbone.rotary, float32_angles=False))
+    assert AnyOrderConfig.from_pretrained(tmp_path).backbone == exact
+    assert AnyOrderConfig.from_pretrained(tmp_path / "config.json").backbone == exact
+
+
+def test_what_anyorder_writes(backbone: ModelConfig, tmp_path: Path) -> None:
+    save_model(Llama(backbone), tmp_path / "ours")
+    assert AnyOrderConfig.from_pretrained(tmp_path / "ours").backbone == read_checkpoint(tmp_path / "ours").config
+    config = AnyOrderConfig(backbone=backbone, dtype="float32")
+    config.save_pretrained(tmp_path / "theirs")
+    ours, theirs = (json.loads((tmp_path / name / "config.json").read_text()) for name in ("ours", "theirs"))
+    del ours["torch_dtype"], theirs["transformers_version"]
+    assert ours == theirs
+
+
+def test_fields_are_read_through(backbone: ModelConfig) -> None:
+    config = AnyOrderConfig(backbone=backbone)
+    for field in dataclasses.fields(ModelConfig):
+        assert getattr(config, field.name) == getattr(backbone, field.name)
+    assert config.context_length == backbone.context_length
+    assert config.head_layout == backbone.head_layout
+    with pytest.raises(AttributeError, match="no attribute 'sliding_window'"):
+        config.sliding_window  # noqa: B018
+
+
+def test_from_fields(backbone: ModelConfig) -> None:
+    fields = {field.name: getattr(backbone, field.name) for field in dataclasses.fields(ModelConfig)}
+    assert AnyOrderConfig(**fields).backbone == backbone
+    assert AnyOrderConfig(backbone=backbone, vocab_size=200).backbone == backbone.replace(vocab_size=200)
+
+
+def test_copies_are_equal_and_others_are_not(backbone: ModelConfig) -> None:
+    config = AnyOrderConfig(backbone=backbone)
+    for copied in (copy.deepcopy(config), pickle.loads(pickle.dumps(config))):  # noqa: S301 (just written)
+        assert copied == config
+        assert copied.backbone == backbone
+    assert AnyOrderConfig(backbone=backbone.replace(vocab_size=200)) != config
+
+
+def test_fields_can_be_set_and_are_checked(tiny_config: ModelConfig) -> None:
+    config = AnyOrderConfig(backbone=tiny_config)
+    config.vocab_size = 200
+    assert config.backbone == tiny_config.replace(vocab_size=200)
+    with pytest.raises(UserError, match="'vocab_size' is -1: give a whole number above 0"):
+        config.vocab_size = -1
+    with pytest.raises(UserError, match=r"'layers' is .*: give one kind for each of the 3 layers"):
+        config.num_hidden_layers = 3
+    assert config.backbone == tiny_config.replace(vocab_size=200)
+
+
+@pytest.mark.parametrize(("eos", "ours"), [(None, ()), (2, (2,)), ([2, 3], (2, 3))], ids=["none", "one", "several"])
+def test_end_tokens_have_transformers_name_too(
+    tiny_config: ModelConfig, eos: int | list[int] | None, ours: tuple[int, ...]
+) -> None:
+    config = AnyOrderConfig(backbone=tiny_config.replace(eos_token_ids=ours))
+    assert config.eos_token_id == eos
+    config.eos_token_id = 7
+    assert config.backbone.eos_token_ids == (7,)
+    config.eos_token_id = eos
+    assert config.backbone.eos_token_ids == ours
+
+
+def test_folders_of_transformers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    LlamaConfig(**SHAPE).save_pretrained(tmp_path / "llama")
+    config = AnyOrderConfig.from_pretrained(tmp_path / "llama", vocab_size=50)
+    assert (config.vocab_size, config.eos_token_ids, config.rotary) == (50, (2,), Rotary(theta=500.0))
+    assert "model of type" not in caplog.text
+    MistralConfig(**SHAPE, sliding_window=5).save_pretrained(tmp_path / "mistral")
+    assert AnyOrderConfig.from_pretrained(tmp_path / "mistral").layers == (LayerKind(window=5),) * 3
+
+
+def test_auto_config(tmp_path: Path, tiny_config: ModelConfig) -> None:
+    backbone = tiny_config.replace(layers=(LayerKind(chunk=4), LayerKind(rotary=False)))
+    AnyOrderConfig(backbone=backbone).save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(config, AnyOrderConfig)
+    assert config.backbone == backbone
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({}, "rope_theta is missing"),
+        ({"rotary": {"rope_theta": 1e4}}, "field 'vocab_size' is missing: add it"),
+        ({**SHAPE, "rotary": {"rope_theta": 1e4}, "head_dim": 3}, "'head_dim' is 3: .* give an even number"),
+    ],
+)
+def test_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AnyOrderConfig(**fields)
+
+
+def test_folders_of_other_networks_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(UserError, match="model_type is 'bert': this version reads 'llama'"):
+        AnyOrderConfig.from_pretrained(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ ways
+
+
+def test_networks_write_from_left_to_right_unless_they_say_otherwise(tiny_config: ModelConfig) -> None:
+    config = AnyOrderConfig(backbone=tiny_config)
+    assert (config.ways, config.default_way) == ((LEFT_TO_RIGHT,), "left-to-right")
+
+
+def test_ways_come_back(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    config = AnyOrderConfig(backbone=tiny_config, ways=(DIFFUSION, LEFT_TO_RIGHT))
+    assert config.default_way == "diffusion"
+    config.save_pretrained(tmp_path)
+    again = AutoConfig.from_pretrained(tmp_path)
+    assert (again.ways, again.default_way) == ((DIFFUSION, LEFT_TO_RIGHT), "diffusion")
+    # No other reader may take it for a plain Llama, which it would read as one.
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "anyorder"
+    with pytest.raises(UserError, match="field 'ways' is unknown"):
+        read_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("ways", "default", "message"),
+    [
+        ((), "", "default_way is '': give one of the ways"),
+        ((DIFFUSION,), "left-to-right", r"default_way is 'left-to-right': give one of the ways, which are \['diffus"),
+        ((DIFFUSION, DIFFUSION), "", r"ways is \['diffusion', 'diffusion'\]: give each way of writing once"),
+    ],
+)
+def test_ways_that_are_refused(tiny_config: ModelConfig, ways: tuple[Way, ...], default: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        AnyOrderConfig(backbone=tiny_config, ways=ways, default_way=default)
