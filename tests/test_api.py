@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,66 +13,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 import anyorder
-from anyorder.api import _spell, _Speller
-from anyorder.checkpoints.tokenizer import BYTES, SPECIAL, pieces_tokenizer
+import anyorder.api
+from anyorder.decoding.sampling import Sampling
+from anyorder.decoding.trace import Step
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
-
-WORDS = ["Once", "upon", "a", "time", "there", "was", "one", "little", "girl", "named", "Lily"]
-TEXT = " ".join(WORDS)
-BOS, END = 1, 2
-
-
-def sentencepiece_tokenizer() -> PreTrainedTokenizerBase:
-    """Whole words with their space, single bytes for the rest; texts begin with <s>."""
-    prefixes = dict.fromkeys(f"▁{word}"[:end] for word in WORDS for end in range(1, len(word) + 2))
-    pieces = list(dict.fromkeys([*SPECIAL, *BYTES, *prefixes, *"".join(WORDS)]))
-    return pieces_tokenizer(pieces, [-float(index) for index in range(len(pieces))])
-
-
-def byte_tokenizer() -> PreTrainedTokenizerBase:
-    """As GPT-2's: words with the space before them, single bytes for the rest; nothing is added to a text."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [f"Ġ{word}" for word in WORDS[1:]] + ["Once"]
-    prefixes = dict.fromkeys(word[:end] for word in words for end in range(2, len(word) + 1))
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL, *alphabet, *prefixes])}
-    merges = sorted(((token[:-1], token[-1]) for token in prefixes), key=lambda pair: len(pair[0]))
-    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
-
-
-def chain(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], **config: Any) -> Llama:
-    """A Llama that writes `ids`, all different, each after the one before: the head knows who follows whom."""
-    assert len(set(ids)) == len(ids)
-    size = len(tokenizer) + len(tokenizer) % 2
-    defaults: dict[str, Any] = {"eos_token_ids": (END,), "bos_token_id": BOS, "max_position_embeddings": 64}
-    model = Llama(
-        ModelConfig(
-            vocab_size=size,
-            hidden_size=size,
-            intermediate_size=4,
-            num_hidden_layers=1,
-            num_attention_heads=1,
-            rotary=Rotary(theta=10_000.0),
-            **defaults | config,
-        )
-    )
-    with torch.no_grad():
-        for parameter in model.model.layers.parameters():
-            parameter.zero_()
-        model.model.embed_tokens.weight.copy_(torch.eye(size))
-        model.lm_head.weight.zero_()
-        for before, after in itertools.pairwise(ids):
-            model.lm_head.weight[after, before] = 1.0
-    return model
+from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, chain, sentencepiece_tokenizer
 
 
 @pytest.fixture(params=[sentencepiece_tokenizer, byte_tokenizer])
@@ -242,25 +194,7 @@ def test_looking_for_stop_strings_reads_a_short_tail(
     monkeypatch.setattr(type(tokenizer), "decode", counting)
     anyorder.generate(writer, tokenizer, "Once", stop="xyz")
     assert len(lengths) > 2 * len(WORDS)
-    assert sum(length > 3 for length in lengths) == 1, "only the text itself is decoded as a whole"
-
-
-LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="<▁")  # no special tokens, no marked spaces
-
-
-@settings(deadline=None, max_examples=60)
-@given(text=st.text(st.sampled_from("aeo €ó語🙂\n\u0301") | LETTERS), data=st.data())
-@pytest.mark.parametrize("make", [sentencepiece_tokenizer, byte_tokenizer])
-def test_text_read_token_by_token_is_the_text(
-    make: Callable[[], PreTrainedTokenizerBase], text: str, data: st.DataObject
-) -> None:
-    tokenizer = make()
-    ids = tokenizer(f"Once {text}.")["input_ids"]
-    cut = data.draw(st.integers(1, len(ids)))
-    speller = _Speller(tokenizer, ids[:cut])
-    read = "".join(speller.add(token_id) for token_id in ids[cut:])
-    assert read == _spell(tokenizer, ids[:cut], ids[cut:])
-    assert f"Once {text}.".endswith(read)
+    assert max(lengths) <= 3
 
 
 def test_stop_by_end_token_leaves_an_ordinary_end_token_out_of_the_text(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -320,6 +254,232 @@ def test_seeds(random_model: Llama) -> None:
     assert write(0) != write(1)
 
 
+# ---- several texts of one prompt -------------------------------------------------------------------
+
+
+def test_samples_are_as_if_the_prompt_stood_in_the_list_so_many_times(random_model: Llama) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.1, "min_p": 0.02, "seed": 3}
+    first, second = [1, 2], [3, 4, 5]
+    out = anyorder.generate(random_model, None, [first, second], num_samples=3, **options)
+    flat = anyorder.generate(random_model, None, [first] * 3 + [second] * 3, **options)
+    assert out.token_ids == [flat.token_ids[:3], flat.token_ids[3:]]
+    assert out.sequences == flat.sequences
+    assert out.stopped == flat.stopped
+    assert [event[:4] for event in out.trace.events] == [event[:4] for event in flat.trace.events]
+    assert len({tuple(ids) for ids in out.sequences}) == 6
+    for batch_size in (1, 2, 4):
+        cut = anyorder.generate(random_model, None, [first, second], num_samples=3, batch_size=batch_size, **options)
+        assert cut.token_ids == out.token_ids
+
+
+def test_more_samples_do_not_change_the_first_ones(random_model: Llama) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.1}
+    one = anyorder.generate(random_model, None, [1, 2], **options).token_ids
+    assert anyorder.generate(random_model, None, [1, 2], num_samples=1, **options).token_ids == [one]
+    assert anyorder.generate(random_model, None, [1, 2], num_samples=4, **options).token_ids[0] == one
+
+
+def test_samples_nest_as_prompts_do(writer: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 1, "temperature": 0.01}
+    single = anyorder.generate(writer, tokenizer, "Once", num_samples=2, **options)
+    assert single.text == [" upon", " upon"]
+    assert [len(ids) for ids in single.token_ids] == [1, 1]
+    batch = anyorder.generate(writer, tokenizer, ["Once", "Once upon"], num_samples=2, **options)
+    assert batch.text == [[" upon", " upon"], [" a", " a"]]
+    assert len(batch.sequences) == len(batch.stopped) == 4
+    assert anyorder.generate(writer, tokenizer, ["Once"], num_samples=1, **options).text == [[" upon"]]
+    assert anyorder.generate(writer, tokenizer, "Once", num_samples=1).text == [TEXT.removeprefix("Once")]
+
+
+# ---- streams ---------------------------------------------------------------------------------------
+
+
+def same_output(stream: anyorder.api.Stream, out: anyorder.api.Output) -> None:
+    """A stream's output equals that of `generate`, but for the time."""
+    given = stream.output
+    assert given.text == out.text
+    assert (given.token_ids, given.sequences, given.stopped) == (out.token_ids, out.sequences, out.stopped)
+    assert given.trace.events == out.trace.events
+    assert given.passes == out.passes
+    assert given.trace.seconds > 0
+
+
+@pytest.mark.parametrize("stop", [None, "time there", "me the", [" little girl", "Lily"], "xyz"])
+def test_pieces_of_words(writer: Llama, tokenizer: PreTrainedTokenizerBase, stop: str | list[str] | None) -> None:
+    stream = anyorder.stream(writer, tokenizer, "Once", stop=stop)
+    pieces = list(stream)
+    out = anyorder.generate(writer, tokenizer, "Once", stop=stop)
+    assert "".join(pieces) == out.text
+    assert all(pieces)
+    assert len(pieces) > 1
+    same_output(stream, out)
+
+
+def noise(tokenizer: PreTrainedTokenizerBase) -> Llama:
+    """Random weights: writes any tokens, bytes that are no characters among them."""
+    config = ModelConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        rotary=Rotary(theta=10_000.0),
+        initializer_range=0.3,
+        eos_token_ids=(END,),
+    )
+    torch.manual_seed(0)
+    return Llama(config)
+
+
+NOISE = [(noise(tokenizer), tokenizer) for tokenizer in (sentencepiece_tokenizer(), byte_tokenizer())]
+
+
+@settings(deadline=None, max_examples=12)
+@given(
+    prompt=st.lists(st.integers(0, 270), min_size=1, max_size=5) | st.text("Oncé🙂 ", min_size=1, max_size=5),
+    seed=st.integers(0, 99),
+    temperature=st.sampled_from([0.0, 0.8, 1.5]),
+    stop=st.lists(st.text("aeit \N{REPLACEMENT CHARACTER}", min_size=1, max_size=2), max_size=2),
+)
+@pytest.mark.parametrize("kind", [0, 1], ids=["sentencepiece", "bytes"])
+def test_pieces_of_anything(kind: int, prompt: list[int] | str, seed: int, temperature: float, stop: list[str]) -> None:
+    model, tokenizer = NOISE[kind]
+    options: dict[str, Any] = {"max_new_tokens": 20, "temperature": temperature, "seed": seed, "stop": stop}
+    stream = anyorder.stream(model, tokenizer, prompt, **options)
+    text = "".join(stream)
+    out = anyorder.generate(model, tokenizer, prompt, **options)
+    assert text == out.text
+    assert not any(part in text for part in stop)
+    same_output(stream, out)
+
+
+def test_characters_are_whole(tokenizer: PreTrainedTokenizerBase) -> None:
+    ids = tokenizer("Once€ó a")["input_ids"]
+    start = len(tokenizer("Once")["input_ids"])
+    pieces = list(anyorder.stream(chain(tokenizer, [*ids, END]), tokenizer, ids[: start + 1]))
+    assert pieces[:2] == ["€", "ó"]
+    assert "".join(pieces) == "€ó a"
+
+
+def test_pieces_come_while_the_text_is_written(
+    writer: Llama, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[int] = []
+    hidden = writer.hidden
+
+    def counting(*arguments: Any) -> Tensor:
+        passes.append(1)
+        return hidden(*arguments)
+
+    monkeypatch.setattr(writer, "hidden", counting)
+    stream = anyorder.stream(writer, tokenizer, "Once", compile=False)
+    assert passes == []
+    assert next(stream) == " upon"
+    assert len(passes) == 1
+    assert next(stream) == " a"
+    assert len(passes) == 2
+    assert torch.is_grad_enabled()
+    with pytest.raises(UserError, match="the output of this stream is not complete: read its pieces to the end first"):
+        _ = stream.output
+    stream.close()
+    assert list(stream) == []
+    assert len(passes) == 2
+
+
+@pytest.mark.parametrize("how", ["closed", "dropped"])
+def test_an_abandoned_stream_closes_its_decoder(
+    writer: Llama, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    closed: list[bool] = []
+    take = anyorder.api.left_to_right_steps
+
+    def steps(*arguments: Any, **options: Any) -> Iterator[Step]:
+        try:
+            yield from take(*arguments, **options)
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(anyorder.api, "left_to_right_steps", steps)
+    stream = anyorder.stream(writer, tokenizer, "Once")
+    next(stream)
+    assert closed == []
+    if how == "closed":
+        stream.close()
+    else:
+        del stream
+    assert closed == [True]
+
+
+def test_time_between_pieces_does_not_count(writer: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
+    stream = anyorder.stream(writer, tokenizer, "Once", max_new_tokens=4)
+    for _ in stream:
+        time.sleep(0.2)
+    assert stream.output.trace.seconds < 0.6
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (
+            ["Once", "a"],
+            {},
+            "the prompt of a stream is a list of 2: give one of them, or use generate.",
+        ),
+        (
+            "Once",
+            {"num_samples": 2},
+            "num_samples is 2 for a stream, which is one text: leave it out, or use generate.",
+        ),
+        (
+            "Once",
+            {"num_beams": 4},
+            "num_beams is 4 for a stream, but only the end of a beam search tells which text is best: "
+            "leave it out, or use generate.",
+        ),
+        ("Once", {"order": "random"}, "order is 'random': give 'left-to-right'"),
+        ("Once", {"temperature": -1}, "temperature is -1: give 0"),
+        ("Once", {"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number above 0."),
+        ("Once", {"stop": ""}, "stop is '': give strings of at least one character."),
+        ([999], {}, "prompt 0 has the token id 999: give ids from"),
+    ],
+)
+def test_mistakes_with_streams_are_named_at_once(
+    writer: Llama, tokenizer: PreTrainedTokenizerBase, prompt: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        anyorder.stream(writer, tokenizer, prompt, **options)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_stream_needs_a_tokenizer(random_model: Llama) -> None:
+    with pytest.raises(UserError) as caught:
+        anyorder.stream(random_model, None, [3])
+    message = "tokenizer is None: give the tokenizer, which makes the text to be streamed, or use generate."
+    assert str(caught.value) == message
+
+
+# ---- repetition penalty: the decoder hands the ids before to `Sampling.choose` ----------------------
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+def test_a_repetition_penalty_looks_at_prompt_and_text(random_model: Llama, temperature: float) -> None:
+    model = random_model.double()
+    prompts = [[1, 2], [3], [4, 5, 6, 7, 8, 9]]
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": temperature, "repetition_penalty": 1.5, "seed": 6}
+    batch = anyorder.generate(model, None, prompts, **options)
+    for row, prompt in enumerate(prompts):
+        sampling = Sampling(temperature=temperature, repetition_penalty=1.5, seed=6)
+        generators = sampling.generators([row])
+        ids = list(prompt)
+        for _ in range(12):
+            logits_V = model(torch.tensor([ids])).logits[0, -1].detach()
+            ids.append(int(sampling.choose(logits_V[None], generators, [ids])[0]))
+        assert batch.sequences[row] == ids
+    plain = anyorder.generate(model, None, prompts, **options | {"repetition_penalty": 1.0})
+    assert plain.sequences != batch.sequences
+
+
 # ---- mistakes --------------------------------------------------------------------------------------
 
 KINDS = "give a string, token ids, or a list of strings or of token ids."
@@ -334,7 +494,7 @@ KINDS = "give a string, token ids, or a list of strings or of token ids."
             "order is 'random': give 'left-to-right', which is the only way of writing at present.",
         ),
         ([5], {"order": 4}, "order is 4: give 'left-to-right', which"),
-        ([5], {"batch_size": 0}, "batch_size is 0: give a whole number above 0, or None for all prompts at once."),
+        ([5], {"batch_size": 0}, "batch_size is 0: give a whole number above 0, or None for all texts at once."),
         ([5], {"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number above 0."),
         ([5], {"max_new_tokens": 2.5}, "max_new_tokens is 2.5: give a whole number above 0."),
         ([5], {"temperature": -1.0}, "temperature is -1.0: give 0 for the most probable token, or a number above 0"),
@@ -367,6 +527,42 @@ def test_mistakes_are_named(random_model: Llama, prompt: Any, options: dict[str,
     assert str(caught.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_samples": 0}, "num_samples is 0: give a whole number above 0, or None for a text each."),
+        ({"num_samples": 2.0}, "num_samples is 2.0: give a whole number above 0, or None for a text each."),
+        (
+            {"num_samples": 3},
+            "num_samples is 3 at temperature 0, where all samples are the same: "
+            "give a temperature above 0, or leave out num_samples.",
+        ),
+        ({"num_beams": 0}, "num_beams is 0: give a whole number above 0; 1 is no beam search."),
+        ({"num_beams": None}, "num_beams is None: give a whole number above 0; 1 is no beam search."),
+        (
+            {"num_beams": 4, "temperature": 0.5},
+            "temperature is 0.5 beside num_beams 4, but beam search draws nothing: leave out one.",
+        ),
+        (
+            {"num_beams": 4, "num_samples": 2},
+            "num_samples is 2 beside num_beams 4, but beam search finds one text: leave out one.",
+        ),
+        (
+            {"num_beams": 4, "compile": True},
+            "compile is True beside num_beams 4, but beam search is not compiled: leave out one.",
+        ),
+        ({"min_p": 2}, "min_p is 2: give a probability above 0 and at most 1, or None to keep every token."),
+        ({"repetition_penalty": 0}, "repetition_penalty is 0: give a number above 0, such as 1.1, or 1 for no penalty"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(
+    random_model: Llama, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        anyorder.generate(random_model, None, [5], **options)
+    assert str(caught.value).startswith(message)
+
+
 def test_a_mistake_in_the_last_batch_is_found_before_the_first_is_written(random_model: Llama) -> None:
     random_model.forward = random_model.hidden = None  # type: ignore[method-assign, assignment]
     with pytest.raises(UserError, match="prompt 2 has the token id 999"):
@@ -389,6 +585,24 @@ def test_a_checkpoint_without_tokenizer(tmp_path: Path, random_model: Llama) -> 
     model, tokenizer = anyorder.load(tmp_path / "saved", device="cpu")
     assert tokenizer is None
     assert anyorder.generate(model, None, [3, 4]).token_ids == anyorder.generate(random_model, None, [3, 4]).token_ids
+
+
+def test_load_hands_on_every_option(monkeypatch: pytest.MonkeyPatch, random_model: Llama) -> None:
+    options = {"dtype": "bfloat16", "device": "cpu", "tokenizer": "org/words", "revision": "v1", "token": "hf_x"}
+    given: dict[str, object] = {}
+
+    def load(path: str, **rest: object) -> tuple[Llama, None]:
+        given.update(rest, path=path)
+        return random_model, None
+
+    monkeypatch.setattr(anyorder.api.checkpoints, "load", load)
+    anyorder.load("org/name", attention="eager", **options)  # type: ignore[arg-type]
+    assert given == {"path": "org/name", "backend": "eager", **options}
+
+
+def test_a_revision_is_for_the_hub(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"revision is 'v1', but .* is no model on the hub: leave it out"):
+        anyorder.load(tmp_path, revision="v1")
 
 
 @pytest.mark.parametrize("name", ["eager", "sdpa", "flex_attention"])

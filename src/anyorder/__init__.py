@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anyorder.api import convert, generate, load, save
+    from anyorder.api import convert, generate, load, save, stream
+    from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM
 
-__all__ = ["convert", "generate", "load", "save"]
+__all__ = ["AnyOrderConfig", "AnyOrderForCausalLM", "convert", "generate", "load", "save", "stream"]
 __version__ = "0.1.0"
 
 
@@ -15,9 +17,8 @@ def __getattr__(name: str) -> object:
     # On first use, because PyTorch and transformers take seconds to import, and `anyorder --help` needs neither.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from anyorder import api
-
-    return getattr(api, name)
+    # Names of classes are those of the transformers face, which takes longest.
+    return getattr(importlib.import_module("anyorder.huggingface" if name[0].isupper() else "anyorder.api"), name)
 
 
 def __dir__() -> list[str]:

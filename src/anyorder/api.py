@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from reprlib import repr as _short
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
 
 from anyorder import checkpoints
-from anyorder.decoding.left_to_right import Stop, check_prompts, write_left_to_right
+from anyorder.decoding.left_to_right import check_prompts, left_to_right_steps, write_left_to_right
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, StopReason, Trace
+from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
 from anyorder.errors import UserError
+from anyorder.model.int8 import to_int8
+from anyorder.text import Continuation, Prompt, prompt_ids, stop_strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,31 +24,25 @@ if TYPE_CHECKING:
 
 LEFT_TO_RIGHT = "left-to-right"
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
-"""A checkpoint's folder that has one of these has a tokenizer."""
-
-UNREADABLE = "\N{REPLACEMENT CHARACTER}"
-"""What tokenizers give for bytes that are no character."""
-
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
-
 
 @dataclass(frozen=True)
 class Output:
     """What `generate` wrote.
 
     Attributes:
-        text: the continuation, such that prompt + text reads on; a string for a single prompt, a list for a batch,
-            None without a tokenizer. It ends before the end token and before a stop string.
+        text: the continuation, such that prompt + text reads on; a string for a single prompt, a list of strings for a
+            batch, None without a tokenizer. It ends before the end token, before a stop string, and before bytes at
+            the end that are no whole character. With `num_samples`, a list of strings stands for each string.
         token_ids: all that was written, end token and stop string included: a list of ids for a single prompt, a
-            list of such lists for a batch.
-        sequences: prompt and all that was written, one list of ids per prompt, without padding.
-        stopped: why each prompt's text ended: "end" (end token), "stop" (stop string) or "length".
+            list of such lists for a batch. With `num_samples`, a list of such lists stands for each of them.
+        sequences: prompt and all that was written, one list of ids per text, without padding. Samples of one prompt
+            follow each other. The rows of the trace are counted like this, too.
+        stopped: why each text ended: "end" (end token), "stop" (stop string) or "length".
         trace: what was written where, at which step and how surely; time and passes.
     """
 
-    text: str | list[str] | None
-    token_ids: list[int] | list[list[int]]
+    text: str | list[Any] | None
+    token_ids: list[Any]
     sequences: list[list[int]]
     stopped: list[StopReason]
     trace: Trace
@@ -59,32 +53,72 @@ class Output:
         return self.trace.passes
 
 
+class Stream(Iterator[str]):
+    """The pieces of a text while it is written; what is never asked for is never computed.
+
+    Joined, the pieces are the text that `generate` gives. A piece is one or more whole characters, and no part of a
+    stop string.
+    """
+
+    def __init__(self, pieces: Generator[str, None, Output]) -> None:
+        self._pieces = pieces
+        self._output: Output | None = None
+
+    def __next__(self) -> str:
+        """The next piece, as soon as it is written."""
+        try:
+            return next(self._pieces)
+        except StopIteration as end:
+            self._output = end.value or self._output
+            raise
+
+    def close(self) -> None:
+        """Stops writing, as happens to a stream that nobody holds any more."""
+        self._pieces.close()
+
+    @property
+    def output(self) -> Output:
+        """What `generate` would have returned.
+
+        Raises:
+            UserError: the text is not complete.
+        """
+        if self._output is None:
+            raise UserError("the output of this stream is not complete: read its pieces to the end first.")
+        return self._output
+
+
 def load(
     path: str | Path,
     dtype: str | torch.dtype = "auto",
     device: str | torch.device = "auto",
     attention: str = "auto",
     tokenizer: str | Path | None = None,
+    revision: str | None = None,
+    token: str | None = None,
 ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
     """Reads a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
     Args:
-        path: a checkpoint: a Hugging Face folder, or a llama2.c file.
-        dtype: of the weights, such as "bfloat16"; "auto" keeps that of the checkpoint.
+        path: a checkpoint: a Hugging Face or Meta folder, a llama2.c file, or the id of a model on the hub.
+        dtype: of the weights, such as "bfloat16"; "auto" keeps that of the checkpoint, and "int8" rounds those of the
+            projections to 8 bits, for writing alone.
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.
         attention: "auto", "eager", "sdpa", "flex" or "flash", or transformers' name for it.
-        tokenizer: where the tokenizer is, if not in the checkpoint's folder: a folder, a llama2.c tokenizer file or a
-            SentencePiece model.
+        tokenizer: where the tokenizer is, if not with the checkpoint: a folder, a llama2.c tokenizer file, a
+            SentencePiece or tiktoken model, or the id of a model on the hub.
+        revision: on the hub, a branch, a tag or a commit.
+        token: for private and gated models on the hub; that of HF_TOKEN or of `hf auth login` unless given.
 
     Raises:
         UserError: the checkpoint is missing, damaged or of a kind that is not known, or the device or attention
             cannot be had here.
     """
-    if tokenizer is None and any((Path(path) / name).is_file() for name in TOKENIZER_FILES):
-        tokenizer = path
-    # First, because it may be refused and the weights take longer.
-    loaded = None if tokenizer is None else checkpoints.load_tokenizer(tokenizer)
-    return checkpoints.load_model(path, dtype=dtype, device=device, backend=attention), loaded
+    model, loaded = checkpoints.load(
+        path, tokenizer=tokenizer, dtype="auto" if dtype == "int8" else dtype, device=device, backend=attention,
+        revision=revision, token=token,
+    )  # fmt: skip
+    return (to_int8(model) if dtype == "int8" else model), loaded
 
 
 def save(model: Llama, tokenizer: PreTrainedTokenizerBase | None, path: str | Path) -> None:
@@ -114,10 +148,15 @@ def generate(
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     stop: str | Sequence[str] | None = None,
     seed: int = 0,
+    num_samples: int | None = None,
+    num_beams: int = 1,
     batch_size: int | None = None,
     use_cache: bool = True,
+    compile: bool | Literal["auto"] = "auto",
 ) -> Output:
     """Continues a prompt, or each of a list of prompts.
 
@@ -127,170 +166,173 @@ def generate(
         prompt: a string, a list of strings, token ids (a list or a tensor `[tokens]`), or a list or tensor
             `[prompts, tokens]` of such. A list may be ragged. Nothing is added to token ids.
         order: the way of writing; "left-to-right" is the only one at present.
-        max_new_tokens: tokens to write per prompt at most.
+        max_new_tokens: tokens to write per text at most.
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
-        top_k, top_p: draw only among the most probable tokens: see `Sampling`.
+        top_k, top_p, min_p: draw only among the most probable tokens: see `Sampling`.
+        repetition_penalty: above 1, tokens that the prompt or the text has already become rarer: see `Sampling`.
         stop: strings that end the text; they are no part of `text`.
         seed: decides the draws, with the number of the prompt in the list: batches play no part.
-        batch_size: prompts to write at a time; all unless given.
+        num_samples: texts to draw per prompt; a list of this many then stands for each text. They are drawn as if the
+            prompt stood in the list so many times.
+        num_beams: above 1, beam search with so many beams, as in transformers: of the texts that it meets, the one
+            with the highest mean log-probability per token.
+        batch_size: texts to write at a time; all unless given.
         use_cache: False computes everything again for each token, for those who doubt the cache.
+        compile: whether the one-token step is compiled, which takes time at first use; "auto" does so where it pays.
 
     Raises:
-        UserError: a prompt or an option that cannot be, in a sentence that names the remedy.
+        UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
+            the remedy.
     """
-    if order != LEFT_TO_RIGHT:
-        raise UserError(f"order is {order!r}: give {LEFT_TO_RIGHT!r}, which is the only way of writing at present.")
-    if batch_size is not None and not (isinstance(batch_size, int) and batch_size > 0):
-        raise UserError(f"batch_size is {batch_size!r}: give a whole number above 0, or None for all prompts at once.")
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    prompts, single = _to_ids(model, tokenizer, prompt)
-    check_prompts(model.config, prompts, range(len(prompts)))
-    stops = _stop_strings(stop, tokenizer)
-    stop_condition = _stop_condition(tokenizer, prompts, stops) if tokenizer is not None and stops else None
+    _require_left_to_right(order)
+    _refuse_contradictions(temperature, num_samples, num_beams, compile)
+    if batch_size is not None and not _is_count(batch_size):
+        raise UserError(f"batch_size is {batch_size!r}: give a whole number above 0, or None for all texts at once.")
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+    )
+    given, single = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
+    check_prompts(model.config, given, range(len(given)))
+    prompts = [ids for ids in given for _ in range(num_samples or 1)]
+    stops = stop_strings(stop, tokenizer)
+    texts = None if tokenizer is None else [Continuation(tokenizer, ids, stops) for ids in prompts]
+
+    def stopped(row: int, written: Sequence[int]) -> bool:
+        assert tokenizer is not None, "stop strings need it"
+        assert texts is not None
+        # Beams are alternatives, none of which reads on where another one ended.
+        text = Continuation(tokenizer, prompts[row], stops) if num_beams > 1 else texts[row]
+        return text.read(written)
+
+    def write(rows: range) -> Generation:
+        batch = [prompts[row] for row in rows]
+        condition = stopped if stops else None
+        if num_beams == 1:
+            return write_left_to_right(
+                model, batch, max_new_tokens=max_new_tokens, sampling=sampling, stop=condition, use_cache=use_cache,
+                compile=compile, rows=rows,
+            )  # fmt: skip
+        # Here, because it needs transformers' models, which take a second to import.
+        from anyorder.decoding.beam_search import write_by_beam_search
+
+        return write_by_beam_search(
+            model, batch, beams=num_beams, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty,
+            stop=condition, use_cache=use_cache, rows=rows,
+        )  # fmt: skip
 
     size = batch_size or len(prompts)
-    batches = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
-    generation = Generation.join(
-        [
-            write_left_to_right(
-                model,
-                [prompts[row] for row in rows],
-                max_new_tokens=max_new_tokens,
-                sampling=sampling,
-                stop=stop_condition,
-                use_cache=use_cache,
-                rows=rows,
-            )
-            for rows in batches
-        ]
-    )
+    starts = range(0, len(prompts), size)
+    generation = Generation.join([write(range(start, min(start + size, len(prompts)))) for start in starts])
+    return _output(generation, texts, single=single, num_samples=num_samples)
 
-    texts = None
-    if tokenizer is not None:
-        texts = [_text(tokenizer, generation, row, prompt, stops) for row, prompt in enumerate(prompts)]
+
+def stream(
+    model: Llama,
+    tokenizer: PreTrainedTokenizerBase | None,
+    prompt: Prompt,
+    order: str = LEFT_TO_RIGHT,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] | None = None,
+    seed: int = 0,
+    num_samples: int | None = None,
+    num_beams: int = 1,
+    use_cache: bool = True,
+    compile: bool | Literal["auto"] = "auto",
+) -> Stream:
+    """Continues a single prompt as `generate` does, and gives the text piece by piece while it is written.
+
+    The arguments are those of `generate`. A tokenizer is needed also where the prompt is token ids. Several samples
+    and beam search are for `generate` alone.
+
+    Raises:
+        UserError: what `generate` refuses, or what cannot be streamed; at once, not with the first piece.
+    """
+    _require_left_to_right(order)
+    if num_samples is not None:
+        raise UserError(
+            f"num_samples is {num_samples!r} for a stream, which is one text: leave it out, or use generate."
+        )
+    if num_beams != 1:
+        late = f"num_beams is {num_beams!r} for a stream, but only the end of a beam search tells which text is best"
+        raise UserError(f"{late}: leave it out, or use generate.")
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+    )
+    prompts, single = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
+    if tokenizer is None:
+        raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use generate.")
+    if not single:
+        raise UserError(f"the prompt of a stream is a list of {len(prompts)}: give one of them, or use generate.")
+    text = Continuation(tokenizer, prompts[0], stop_strings(stop, tokenizer))
+    steps = left_to_right_steps(
+        model,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=lambda row, written: text.read(written),
+        use_cache=use_cache,
+        compile=compile,
+        rows=range(1),
+    )
+    return Stream(_pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
+
+
+def _pieces(steps: Iterator[Step], recorder: Recorder, text: Continuation) -> Generator[str, None, Output]:
+    for step in recorder.watch(steps):
+        if piece := text.piece(last=bool(step.stopped)):
+            yield piece
+    return _output(recorder.generation(), [text], single=True)
+
+
+def _output(
+    generation: Generation, texts: list[Continuation] | None, *, single: bool, num_samples: int | None = None
+) -> Output:
+    """The generation with its texts, in the form of the prompt."""
+
+    def formed(rows: list[Any]) -> Any:
+        if num_samples is not None:
+            rows = [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
+        return rows[0] if single else rows
+
+    for text, written, why in zip(texts or (), generation.written, generation.stopped, strict=texts is not None):
+        text.read(written[:-1] if why == "end" else written)
     return Output(
-        text=texts[0] if texts is not None and single else texts,
-        token_ids=generation.written[0] if single else generation.written,
+        text=None if texts is None else formed([text.text for text in texts]),
+        token_ids=formed(generation.written),
         sequences=generation.sequences,
         stopped=generation.stopped,
         trace=generation.trace,
     )
 
 
-# ---- prompts ---------------------------------------------------------------------------------------
+def _refuse_contradictions(
+    temperature: float, num_samples: int | None, num_beams: int, compile: bool | Literal["auto"]
+) -> None:
+    if num_samples is not None and not _is_count(num_samples):
+        raise UserError(f"num_samples is {num_samples!r}: give a whole number above 0, or None for a text each.")
+    if not _is_count(num_beams):
+        raise UserError(f"num_beams is {num_beams!r}: give a whole number above 0; 1 is no beam search.")
+    if num_samples not in (None, 1) and temperature == 0 and num_beams == 1:
+        same = f"num_samples is {num_samples} at temperature 0, where all samples are the same"
+        raise UserError(f"{same}: give a temperature above 0, or leave out num_samples.")
+    for name, value, given, why in (
+        ("temperature", temperature, temperature != 0, "draws nothing"),
+        ("num_samples", num_samples, num_samples is not None, "finds one text"),
+        ("compile", compile, compile is True, "is not compiled"),
+    ):
+        if num_beams > 1 and given:
+            raise UserError(f"{name} is {value!r} beside num_beams {num_beams}, but beam search {why}: leave out one.")
 
 
-def _to_ids(model: Llama, tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt) -> tuple[list[list[int]], bool]:
-    """Token ids of each prompt, and whether a single prompt was given, not a list of them."""
-    prompt = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-    if isinstance(prompt, str):
-        return [_encode(model, tokenizer, prompt)], True
-    if not isinstance(prompt, Sequence) or not prompt:
-        raise UserError(
-            f"the prompt is {_short(prompt)}: give a string, token ids, or a list of strings or of token ids."
-        )
-    if all(isinstance(text, str) for text in prompt):
-        return [_encode(model, tokenizer, str(text)) for text in prompt], False
-    if all(map(_is_id, prompt)):
-        return [list(prompt)], True  # type: ignore[arg-type]
-    rows = [row.tolist() if isinstance(row, Tensor) else row for row in prompt]
-    for number, row in enumerate(rows):
-        if not isinstance(row, Sequence) or isinstance(row, str) or not all(map(_is_id, row)):
-            raise UserError(f"prompt {number} is {_short(row)}: give strings only, or lists of whole numbers only.")
-    return [list(row) for row in rows], False  # type: ignore[arg-type]
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _encode(model: Llama, tokenizer: PreTrainedTokenizerBase | None, text: str) -> list[int]:
-    if tokenizer is None:
-        raise UserError(f"the prompt is text ({_short(text)}) and tokenizer is None: give the tokenizer, or token ids.")
-    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
-    if not ids and model.config.bos_token_id is not None:
-        return [model.config.bos_token_id]
-    if not ids:
-        raise UserError("the prompt is '' and this network has no token that begins a text: give at least one word.")
-    return ids
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-# ---- text ------------------------------------------------------------------------------------------
-
-
-def _text(
-    tokenizer: PreTrainedTokenizerBase, generation: Generation, row: int, prompt: list[int], stops: tuple[str, ...]
-) -> str:
-    """What was written in a row, as text, up to the end token or the first stop string."""
-    written = generation.written[row]
-    text = _spell(tokenizer, prompt, written[:-1] if generation.stopped[row] == "end" else written)
-    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
-
-
-def _spell(tokenizer: PreTrainedTokenizerBase, before: Sequence[int], ids: Sequence[int]) -> str:
-    """`ids` as the text that continues `before`, without a last character that lacks bytes.
-
-    Alone they would read otherwise: SentencePiece drops the space at the beginning of a text, and a character may
-    have its first bytes in `before`; then it counts as continuation.
-    """
-    (_, known), (_, whole) = _whole_characters(tokenizer, before), _whole_characters(tokenizer, [*before, *ids])
-    return whole[len(known) :]
-
-
-def _whole_characters(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> tuple[int, str]:
-    """How many of `ids` come before a last character that lacks bytes, and their text.
-
-    The tokens of such a character, up to 3, cannot just be decoded: some tokenizers then spoil all bytes before them.
-    """
-    for count in range(len(ids), max(0, len(ids) - 4), -1):
-        text = _decode(tokenizer, ids[:count])
-        if not text.endswith(UNREADABLE):
-            return count, text
-    return len(ids), _decode(tokenizer, ids)
-
-
-def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    return str(tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-class _Speller:
-    """Text that grows token by token: each costs the decoding of a few, however long the text is."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, before: Sequence[int]) -> None:
-        count, _ = _whole_characters(tokenizer, before)
-        self.tokenizer = tokenizer
-        self.context = list(before[:count])  # tokens that have been read last
-        self.fresh = list(before[count:])  # tokens that cannot be read yet
-
-    def add(self, token_id: int) -> str:
-        """The text that can be read now and could not before; empty while a character lacks bytes."""
-        self.fresh.append(token_id)
-        known, text = _decode(self.tokenizer, self.context), _decode(self.tokenizer, self.context + self.fresh)
-        if len(text) <= len(known) or text.endswith(UNREADABLE):
-            return ""
-        self.context, self.fresh = self.fresh, []
-        return text[len(known) :]
-
-
-def _stop_strings(stop: str | Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
-    stops = () if stop is None else tuple(stop) if isinstance(stop, Sequence) and not isinstance(stop, str) else (stop,)
-    if not all(isinstance(text, str) and text for text in stops):
-        raise UserError(f"stop is {stop!r}: give strings of at least one character.")
-    if stops and tokenizer is None:
-        raise UserError(f"stop is {stop!r} and tokenizer is None: give the tokenizer, which tells where text stops.")
-    return stops
-
-
-def _stop_condition(tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], stops: tuple[str, ...]) -> Stop:
-    """Whether the token written last completes a stop string, or is a special token that has its name."""
-    stop_ids = {tokenizer.convert_tokens_to_ids(stop) for stop in stops if stop in tokenizer.all_special_tokens}
-    longest = max(map(len, stops))
-    spellers = [_Speller(tokenizer, prompt) for prompt in prompts]
-    tails = [""] * len(prompts)  # the latest characters written, too few for a stop string
-
-    def stopped(row: int, written: Sequence[int]) -> bool:
-        tail = tails[row] + spellers[row].add(written[-1])
-        tails[row] = tail[len(tail) - longest + 1 :] if len(tail) >= longest else tail
-        return written[-1] in stop_ids or any(stop in tail for stop in stops)
-
-    return stopped
+def _require_left_to_right(order: str) -> None:
+    if order != LEFT_TO_RIGHT:
+        raise UserError(f"order is {order!r}: give {LEFT_TO_RIGHT!r}, which is the only way of writing at present.")

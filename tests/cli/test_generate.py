@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 
 import anyorder
+import anyorder.api
 from anyorder.cli import main
+from anyorder.model.llama import Llama
 from tests.cli.test_main import mistake
 
 
@@ -88,6 +91,80 @@ def test_json_lines(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: 
         assert record["trace"]["log_prob"] < 0
 
 
+@pytest.mark.parametrize("flag", [["--stream"], []], ids=["asked for", "on a terminal"])
+def test_a_single_text_is_streamed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, flag: list[str]
+) -> None:
+    streamed: list[str] = []
+    stream = anyorder.api.stream
+
+    def spy(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> anyorder.api.Stream:
+        streamed.append(prompt)
+        return stream(model, tokenizer, prompt, **options)
+
+    monkeypatch.setattr(anyorder.api, "stream", spy)
+    words = [str(folder), "Once [b]upon", "--max_new_tokens", "12", "--temperature", "1.1", "--min-p", "0.01"]
+    [text] = expected(folder, ["Once [b]upon"], max_new_tokens=12, temperature=1.1, min_p=0.01)
+    assert written(capsys, *words) == text + "\n"
+    assert streamed == []
+    if not flag:
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+        monkeypatch.setenv("TERM", "xterm")
+    assert main(["generate", *words, *flag]) == 0
+    captured = capsys.readouterr()
+    assert re.sub("\x1b\\[[0-9;]*m", "", captured.out) == text + "\n"
+    assert ("\x1b[2mOnce [b]upon\x1b[0m" in captured.out) == (not flag)
+    assert "12 tokens in 12 forward passes" in captured.err
+    assert streamed == ["Once [b]upon"]
+
+
+@pytest.mark.parametrize("options", [["--json"], ["--num-samples=1"], ["--num-beams=2"], ["--prompts_file", "two"]])
+def test_what_cannot_be_streamed_is_written_at_once_on_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    tmp_path: Path,
+    options: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("two").write_text("Once\nLily\n")
+    words = [str(folder), *([] if "two" in options else ["Once"]), "--max_new_tokens", "2", *options]
+    monkeypatch.setattr(anyorder.api, "stream", None)
+    with monkeypatch.context() as terminal:
+        terminal.setattr(sys.stdout, "isatty", lambda: True)
+        assert "Once" in written(capsys, *words)
+    name = {"--prompts_file": "2 prompts"}.get(options[0], options[0][2:].replace("-", "_").replace("=", " "))
+    message = f"stream is given with {name}, but only a single text is streamed: leave out one of them."
+    assert mistake(capsys, "generate", *words, "--stream") == message
+
+
+def test_samples(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompts").write_text("Once\nLily\n")
+    options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 1.2, "seed": 4}
+    texts = expected(folder, ["Once", "Once", "Lily", "Lily"], **options)
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    words = [str(folder), "--prompts_file", str(tmp_path / "prompts"), "--num-samples", "2", *words]
+    assert written(capsys, *words) == "\n\n".join(texts) + "\n"
+    records = [json.loads(line) for line in written(capsys, *words, "--json").splitlines()]
+    assert [(record["prompt"], record["sample"]) for record in records] == [
+        ("Once", 0), ("Once", 1), ("Lily", 0), ("Lily", 1),
+    ]  # fmt: skip
+    assert [record["prompt"] + record["text"] for record in records] == texts
+    assert all(len(record["token_ids"]) == record["trace"]["tokens"] == 5 for record in records)
+
+
+def test_beams(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    [text] = expected(folder, ["Once upon"], max_new_tokens=6, num_beams=3)
+    assert written(capsys, str(folder), "Once upon", "--max_new_tokens", "6", "--num-beams", "3") == text + "\n"
+
+
+def test_a_repetition_penalty(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    [text] = expected(folder, ["Once upon"], max_new_tokens=9, repetition_penalty=0.3)
+    words = [str(folder), "Once upon", "--max_new_tokens", "9"]
+    assert written(capsys, *words, "--repetition-penalty", "0.3") == text + "\n"
+    assert written(capsys, *words) != text + "\n"
+
+
 def test_stop_may_be_repeated(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
     full = written(capsys, str(folder), "Once upon").removeprefix("Once upon")
     early, late = full[3:5], full[6:8]
@@ -131,6 +208,13 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     typed(b"")
     assert "no token that begins a text: give at least one word" in mistake(capsys, "generate", path)
     assert "temperature is -1.0: give 0" in mistake(capsys, "generate", path, "p", "--temperature=-1")
+    assert "min_p is 2.0: give a probab" in mistake(capsys, "generate", path, "p", "--min-p", "2")
+    assert "num_samples is 3 at temperature 0" in mistake(capsys, "generate", path, "p", "--num-samples", "3")
+    beams = mistake(capsys, "generate", path, "p", "--num-beams", "3", "--temperature", "1")
+    assert beams == "temperature is 1.0 beside num_beams 3, but beam search draws nothing: leave out one."
+    compiled = mistake(capsys, "generate", path, "p", "--compile", "yes")
+    assert compiled == "option compile is 'yes': give one of 'auto', 'always', 'never'."
+    assert "revision is 'v1', but" in mistake(capsys, "generate", path, "p", "--revision", "v1")
     assert "trained on 64" in mistake(capsys, "generate", path, "one two three " * 100)
     assert "device 'gpu' is not available" in mistake(capsys, "generate", path, "p", "--device", "gpu")
     assert "attention is 'fast'" in mistake(capsys, "generate", path, "p", "--attention", "fast")

@@ -69,7 +69,7 @@ assert not {{"torch", "transformers"}} & set(sys.modules)
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["genrate"], "command 'genrate' is unknown: use one of generate, convert, info, demo."),
+        (["genrate"], f"command 'genrate' is unknown: use one of {', '.join(COMMANDS)}."),
         (["generate"], "argument model is missing: see `anyorder generate --help`."),
         (["info", "a", "b"], "word 'b' is one too many: put a text of several words in quotes, or see"),
         (["generate", "m", "p", "--max_new_tokns", "3"], "option --max_new_tokns is unknown: did you mean --max_new_t"),

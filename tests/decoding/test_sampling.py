@@ -10,6 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
@@ -101,6 +109,83 @@ def test_filters_keep_what_a_plain_loop_keeps(seed: int, temperature: float, top
     assert log_prob_B.tolist() == log_probs_V[token_B].tolist()
 
 
+@pytest.mark.parametrize("min_p", [0.02, 0.1, 0.3, 1.0])
+def test_min_p_draws_what_is_probable_enough_and_nothing_else(min_p: float) -> None:
+    """20000 draws. The rarest token that may be drawn has a probability above 0.03 here.
+
+    So it is missed with a probability below exp(-600). The counts follow what is left of the softmax.
+    """
+    sampling = Sampling(temperature=1.0, min_p=min_p, seed=2)
+    softmax_V = LOGITS_V.softmax(0)
+    right_V = softmax_V * (softmax_V >= min_p * softmax_V.max())
+    right_V /= right_V.sum()
+    token_B, _ = sampling.choose(LOGITS_V.expand(DRAWS, -1), sampling.generators(range(DRAWS)))
+    counts_V = torch.bincount(token_B, minlength=len(LOGITS_V))
+    assert (counts_V > 0).tolist() == (right_V > 0).tolist()
+    assert chi_squared(counts_V, right_V) < CRITICAL
+
+
+@settings(deadline=None, max_examples=50)
+@given(
+    history=st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=20), min_size=1, max_size=4),
+    temperature=st.sampled_from([0.0, 0.4, 1.0, 1.7]),
+    top_k=st.none() | st.integers(1, 14),
+    top_p=st.none() | st.floats(0.05, 1),
+    min_p=st.none() | st.floats(0.01, 1),
+    penalty=st.sampled_from([1.0, 1.3, 0.7, 2]),
+    seed=st.integers(0, 999),
+)
+def test_ragged_rows_equal_transformers_one_by_one(
+    history: list[list[int]],
+    temperature: float,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+    penalty: float,
+    seed: int,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits_BV = 3 * torch.randn(len(history), 12, dtype=torch.float64, generator=generator)
+    theirs = LogitsProcessorList([RepetitionPenaltyLogitsProcessor(float(penalty))])
+    if temperature > 0:
+        theirs.append(TemperatureLogitsWarper(temperature))
+        theirs.extend([TopKLogitsWarper(top_k)] if top_k is not None else [])
+        theirs.extend([TopPLogitsWarper(top_p)] if top_p is not None else [])
+        theirs.extend([MinPLogitsWarper(min_p)] if min_p is not None else [])
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty, seed=seed
+    )
+    log_probs_BV = sampling.log_probs(logits_BV, history)
+    token_B, log_prob_B = sampling.choose(logits_BV, sampling.generators(range(len(history))), history)
+    for row, ids in enumerate(history):
+        expected_V = theirs(torch.tensor([ids]), logits_BV[[row]])[0].log_softmax(-1)
+        torch.testing.assert_close(log_probs_BV[row], expected_V)
+        alone = sampling.choose(logits_BV[[row]], sampling.generators([row]), [ids])
+        assert alone[0].item() == token_B[row]
+        assert log_prob_B[row] == log_probs_BV[row, token_B[row]] > -math.inf
+        if temperature == 0:
+            assert token_B[row] == expected_V.argmax()
+
+
+def test_repetition_penalty_is_what_its_description_says() -> None:
+    logits_BV = torch.tensor([[2.0, 1.5, -1.0, 0.0, -2.0]])
+    sampling = Sampling(repetition_penalty=2)
+    log_probs_BV = sampling.log_probs(logits_BV, [[0, 2, 0, 3]])
+    torch.testing.assert_close(log_probs_BV, torch.tensor([[1.0, 1.5, -2.0, 0.0, -2.0]]).log_softmax(-1))
+    assert sampling.choose(logits_BV, sampling.generators([0]), [[0, 2, 0, 3]])[0].tolist() == [1]
+    assert sampling.choose(logits_BV, sampling.generators([0]), [[4]])[0].tolist() == [0]
+
+
+def test_only_a_repetition_penalty_asks_for_the_ids_before() -> None:
+    logits_BV = torch.randn(2, 9)
+    full = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
+    for options in ({}, full):
+        sampling = Sampling(**options)
+        assert torch.equal(sampling.log_probs(logits_BV), sampling.log_probs(logits_BV, [[1, 2], [3]]))
+        with pytest.raises(UserError, match=r"^repetition_penalty is 1\.2 without ids before: give history\.$"):
+            Sampling(repetition_penalty=1.2, **options).choose(logits_BV, sampling.generators([0, 1]))
+
+
 def test_a_row_draws_alike_in_every_batch() -> None:
     sampling = Sampling(temperature=1.3, seed=3)
     logits_BV = torch.randn(6, 40)
@@ -131,6 +216,10 @@ def test_rows_and_seeds_draw_differently() -> None:
         ("top_k", 2.5, "top_k is 2.5: give a whole number"),
         ("top_p", 0.0, "top_p is 0.0: give a probability above 0 and at most 1, or None to keep every token."),
         ("top_p", 1.2, "top_p is 1.2: give a probability"),
+        ("min_p", 0, "min_p is 0: give a probability above 0 and at most 1, or None to keep every token."),
+        ("min_p", math.nan, "min_p is nan: give a probability"),
+        ("repetition_penalty", 0.0, "repetition_penalty is 0.0: give a number above 0, such as 1.1, or 1 for no penal"),
+        ("repetition_penalty", None, "repetition_penalty is None: give a number above 0"),
         ("seed", 0.5, "seed is 0.5: give a whole number."),
     ],
 )

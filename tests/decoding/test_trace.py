@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator
+
 import pytest
 
-from anyorder.decoding.trace import Generation, Step, Trace, Written, collect
+from anyorder.decoding.trace import Generation, Recorder, Step, Trace, Written, collect
 from anyorder.errors import UserError
 
 TRACE = Trace(
@@ -53,6 +56,25 @@ def test_an_edited_position_counts_once_and_the_later_token_stands() -> None:
     assert generation.trace.tokens == 2
     assert generation.trace.passes == 3
     assert len(generation.trace.events) == 3
+
+
+def test_a_recorder_hands_on_each_step_before_the_next_is_taken() -> None:
+    taken: list[int] = []
+
+    def steps() -> Iterator[Step]:
+        for number in range(3):
+            taken.append(number)
+            yield Step((Written(number, 0, 1 + number, 8, -0.1),), {0: "length"} if number == 2 else {})
+
+    recorder = Recorder(prompts=[[5]], rows=[0], end_token_ids=(2,))
+    for number, step in enumerate(recorder.watch(steps())):
+        assert taken == list(range(number + 1))
+        assert step.written[0].step == number
+        time.sleep(0.1)
+    generation = recorder.generation()
+    assert generation.sequences == [[5, 8, 8, 8]]
+    assert generation.trace.passes == 3
+    assert 0 < generation.trace.seconds < 0.1, "the reader's time does not count"
 
 
 def test_gaps_are_filled_in_place() -> None:

@@ -15,7 +15,7 @@ from importlib.metadata import version
 from anyorder.cli._parser import one_sentence, parse
 from anyorder.errors import UserError
 
-COMMANDS = ("generate", "convert", "info", "demo")
+COMMANDS = ("generate", "convert", "info", "bench", "demo")
 
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

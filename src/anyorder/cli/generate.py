@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json as jsonlib
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 from anyorder.errors import UserError
 
@@ -18,39 +19,64 @@ def command(
     prompt: str | None = None,
     *,
     prompts_file: Path | None = None,
-    tokenizer: Path | None = None,
+    tokenizer: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
     stop: list[str] = [],  # noqa: B006 (never changed)
     seed: int = 0,
+    num_samples: int | None = None,
+    num_beams: int = 1,
     batch_size: int = 16,
+    compile: Literal["auto", "always", "never"] = "auto",
     dtype: str = "auto",
     device: str = "auto",
     attention: str = "auto",
+    revision: str | None = None,
+    stream: bool = False,
     json: bool = False,
 ) -> None:
     """Continue a prompt, a file of prompts, or standard input.
 
     Args:
-        model: Hugging Face folder or llama2.c file.
+        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
         prompt: Text to continue; "-", or nothing at all, reads standard input to its end.
         prompts_file: File with one prompt in each line, "-" for standard input.
-        tokenizer: Folder or file of the tokenizer, if it is not with the model.
-        max_new_tokens: Tokens to write per prompt at most.
+        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
+        max_new_tokens: Tokens to write per text at most.
         temperature: 0 always takes the most probable token; above 0, tokens are drawn.
         top_k: Draw only from this many most probable tokens.
         top_p: Draw only from the fewest tokens whose probabilities add up to this.
+        min_p: Draw only from tokens at least this many times as probable as the most probable one.
+        repetition_penalty: Above 1, tokens that the prompt or the text has already become rarer.
         stop: Text that ends the writing; may be repeated.
         seed: With the number of the prompt, decides what is drawn.
-        batch_size: Prompts to write at a time; changes speed and memory, not what is written.
-        dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
+        num_samples: Texts to draw per prompt, one unless given.
+        num_beams: Above 1, beam search with so many beams.
+        batch_size: Texts to write at a time; changes speed and memory, not what is written.
+        compile: Whether the one-token step is compiled, which takes time at first use; auto does so where it pays.
+        dtype: Of the weights: auto (as stored), float32, bfloat16, float16, float64, or int8 (those of the
+            projections rounded to 8 bits).
         device: Such as cpu or cuda; auto takes a GPU where there is one.
         attention: auto, eager, sdpa, flex or flash.
+        revision: Branch, tag or commit of a model on the hub.
+        stream: Print the text while it is written, as a terminal always shows a single text.
         json: Print one JSON object a line instead of text.
     """
     prompts = _prompts(prompt, prompts_file)
+    instead = {
+        f"{len(prompts)} prompts": len(prompts) > 1,
+        f"num_samples {num_samples}": num_samples is not None,
+        f"num_beams {num_beams}": num_beams != 1,
+        "json": json,
+    }
+    for name, given in instead.items():
+        if stream and given:
+            raise UserError(f"stream is given with {name}, but only a single text is streamed: leave out one of them.")
+    stream = stream or (sys.stdout.isatty() and not any(instead.values()))
 
     from rich.console import Console
 
@@ -58,27 +84,31 @@ def command(
 
     notes = Console(stderr=True, highlight=False)
     with notes.status(f"reading {model}"):
-        network, words = anyorder.load(model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer)
-    with notes.status("writing"):
-        out = anyorder.generate(
-            network, words, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-            stop=stop or None, seed=seed, batch_size=batch_size,
-        )  # fmt: skip
-    assert isinstance(out.text, list)
-    for row, (before, text) in enumerate(zip(prompts, out.text, strict=True)):
-        if json:
-            record = {
-                "prompt": before,
-                "text": text,
-                "token_ids": out.token_ids[row],
-                "stopped": out.stopped[row],
-                "trace": _row_summary(out.trace, row),
-            }
-            print(jsonlib.dumps(record, ensure_ascii=False))
-        else:
-            print_writing(before, text, first=row == 0)
+        network, words = anyorder.load(
+            model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
+        )
+    options: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
+        "repetition_penalty": repetition_penalty, "stop": stop or None, "seed": seed,
+        "compile": {"auto": "auto", "always": True, "never": False}[compile],
+    }  # fmt: skip
+    if stream:
+        pieces = anyorder.stream(network, words, prompts[0], **options)
+        print_pieces(prompts[0], pieces)
+        trace = pieces.output.trace
+    else:
+        with notes.status("writing"):
+            out = anyorder.generate(
+                network, words, prompts, num_samples=num_samples, num_beams=num_beams, batch_size=batch_size, **options
+            )
+        for row, record in enumerate(_records(prompts, out, num_samples)):
+            if json:
+                print(jsonlib.dumps(record, ensure_ascii=False))
+            else:
+                print_writing(record["prompt"], record["text"], first=row == 0)
+        trace = out.trace
     sys.stdout.flush()
-    notes.print(out.trace.summary(), style="dim", soft_wrap=True)
+    notes.print(trace.summary(), style="dim", soft_wrap=True)
 
 
 def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
@@ -91,17 +121,42 @@ def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
     """
     if not first:
         print()
+    print_pieces(prompt, [text])
+
+
+def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
+    """The same, with each piece of the continuation as soon as it comes."""
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.text import Text
 
-        Console(highlight=False).print(Text.assemble((prompt, "dim"), text), soft_wrap=True)
+        Console(highlight=False).print(prompt, style="dim", end="", markup=False, emoji=False, soft_wrap=True)
     else:
-        print(prompt + text)
+        print(prompt, end="")
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _records(prompts: list[str], out: Any, num_samples: int | None) -> Iterator[dict[str, Any]]:
+    """What is told of each text of an `Output`."""
+    texts, token_ids = (
+        [of_sample for of_prompt in column for of_sample in (of_prompt if num_samples else [of_prompt])]
+        for column in (out.text or [], out.token_ids)
+    )
+    for row, (text, ids) in enumerate(zip(texts, token_ids, strict=True)):
+        number, sample = divmod(row, num_samples or 1)
+        yield {
+            "prompt": prompts[number],
+            **({"sample": sample} if num_samples else {}),
+            "text": text,
+            "token_ids": ids,
+            "stopped": out.stopped[row],
+            "trace": _row_summary(out.trace, row),
+        }
 
 
 def _row_summary(trace: Trace, row: int) -> dict[str, float]:
-    """What one prompt's writing took: tokens, passes, and the log-probability of all that was written."""
+    """What one text's writing took: tokens, passes, and the log-probability of all that was written."""
     events = [event for event in trace.events if event.row == row]
     return {
         "tokens": len(events),

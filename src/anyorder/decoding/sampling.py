@@ -12,9 +12,19 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import (
+    LogitsProcessor,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
 
 from anyorder.errors import UserError
+
+History = Sequence[Sequence[int]]
+"""The token ids of each row so far, prompt and all; at least one each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +35,13 @@ class Sampling:
         temperature: 0 takes the most probable token; above 0, logits are divided by it and a token is drawn.
         top_k: only this many most probable tokens may be drawn (ties with the last of them stay).
         top_p: only the fewest tokens whose probabilities add up to this may be drawn.
+        min_p: only tokens at least this many times as probable as the most probable one may be drawn.
+        repetition_penalty: of tokens that the row has already, prompt included, positive logits are divided by
+            this and negative ones multiplied by it; 1 changes nothing, more makes them rarer.
         seed: with the number of a row, decides the draws of that row.
 
-    The filters are transformers', in its order: temperature, top-k, top-p. They never exclude the most
-    probable token, so they change nothing at temperature 0.
+    The filters are transformers', in its order: repetition penalty, temperature, top-k, top-p, min-p. All but the
+    first keep the most probable token the most probable, so they change nothing at temperature 0.
 
     Raises:
         UserError: a field has a value that no distribution can have.
@@ -37,6 +50,8 @@ class Sampling:
     temperature: float = 0.0
     top_k: int | None = None
     top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -44,8 +59,11 @@ class Sampling:
         self._require("temperature", warm, "give 0 for the most probable token, or a number above 0 to sample")
         some = self.top_k is None or (_is_whole(self.top_k) and self.top_k > 0)
         self._require("top_k", some, "give a whole number above 0, or None to keep every token")
-        share = self.top_p is None or (_is_number(self.top_p) and 0 < self.top_p <= 1)
-        self._require("top_p", share, "give a probability above 0 and at most 1, or None to keep every token")
+        for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
+            holds = share is None or (_is_number(share) and 0 < share <= 1)
+            self._require(name, holds, "give a probability above 0 and at most 1, or None to keep every token")
+        penal = _is_number(self.repetition_penalty) and self.repetition_penalty > 0
+        self._require("repetition_penalty", penal, "give a number above 0, such as 1.1, or 1 for no penalty")
         self._require("seed", _is_whole(self.seed), "give a whole number")
 
     def _require(self, name: str, holds: bool, remedy: str) -> None:
@@ -56,44 +74,72 @@ class Sampling:
         """One source of random numbers per row, which depends on nothing but the seed and the row's number."""
         return [_generator(self.seed, row) for row in rows]
 
-    def log_probs(self, logits_BV: Tensor) -> Tensor:
+    def log_probs(self, logits_BV: Tensor, history: History | None = None) -> Tensor:
         """Logarithms of the distribution that `choose` draws from, [B, V].
 
-        At temperature 0, where nothing is drawn, it is the network's own: log softmax of the logits. Half
-        precision is widened to float32, and to float64 where tokens are drawn.
+        At temperature 0, where nothing is drawn, it is the network's own after the repetition penalty: log softmax
+        of the logits. Half precision is widened to float32, and to float64 where tokens are drawn.
+
+        Args:
+            logits_BV: the scores of one position of each row.
+            history: the ids of these rows so far; only a repetition penalty asks for them.
         """
+        return self._scores(logits_BV, history).log_softmax(dim=-1)
+
+    def _scores(self, logits_BV: Tensor, history: History | None) -> Tensor:
+        dtype = torch.float64 if self.temperature > 0 else torch.promote_types(logits_BV.dtype, torch.float32)
+        scores_BV = logits_BV.to(dtype)
+        if self.repetition_penalty != 1:
+            if history is None:
+                raise UserError(f"repetition_penalty is {self.repetition_penalty} without ids before: give history.")
+            # Whether a row has a token counts, not how often, so a row's own first token can pad it.
+            width = max(map(len, history))
+            ids_BL = torch.tensor([[*ids, *[ids[0]] * (width - len(ids))] for ids in history], device=scores_BV.device)
+            penalize = RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))
+            scores_BV = penalize(ids_BL, scores_BV)  # type: ignore[arg-type]
+        for keep in self._filters():
+            scores_BV = keep(None, scores_BV)  # type: ignore[arg-type]  # these never look at the ids before
+        return scores_BV
+
+    def _filters(self) -> list[LogitsProcessor]:
         if self.temperature == 0:
-            return logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)).log_softmax(dim=-1)
-        filters = LogitsProcessorList([TemperatureLogitsWarper(float(self.temperature))])
+            return []
+        filters: list[LogitsProcessor] = [TemperatureLogitsWarper(float(self.temperature))]
         if self.top_k is not None:
             filters.append(TopKLogitsWarper(self.top_k))
         if self.top_p is not None and self.top_p < 1:
             filters.append(TopPLogitsWarper(self.top_p))
-        # These filters look at the scores alone, never at the ids before.
-        no_ids = torch.empty(len(logits_BV), 0, dtype=torch.long, device=logits_BV.device)
-        scores_BV: Tensor = filters(no_ids, logits_BV.double())  # type: ignore[arg-type]
-        return scores_BV.log_softmax(dim=-1)
+        if self.min_p is not None:
+            filters.append(MinPLogitsWarper(self.min_p))
+        return filters
 
-    def choose(self, logits_BV: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+    def choose(
+        self, logits_BV: Tensor, generators: Sequence[torch.Generator], history: History | None = None
+    ) -> tuple[Tensor, Tensor]:
         """A token for each row.
 
         Args:
             logits_BV: the scores of one position of each row.
             generators: those of the same rows; each is asked for one number where tokens are drawn.
+            history: the ids of the same rows so far; only a repetition penalty asks for them.
 
         Returns:
             Token ids and their logarithms of probability in `log_probs`, both [B].
+
+        Raises:
+            UserError: there is a repetition penalty and no history.
         """
-        log_probs_BV = self.log_probs(logits_BV)
+        scores_BV = self._scores(logits_BV, history)
+        log_probs_BV = scores_BV.log_softmax(dim=-1)
         if self.temperature == 0:
-            token_B = logits_BV.argmax(dim=-1)
+            token_B = scores_BV.argmax(dim=-1)
         else:
             # The inverse of the cumulative distribution: one number per row, the same on every device. A token
             # of probability 0 does not raise the sum, so "right" steps over it; and u < 1 keeps below the total.
             u_B = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
             total_BV = log_probs_BV.exp().cumsum(dim=-1)
             drawn_B1 = u_B.to(total_BV.device)[:, None] * total_BV[:, -1:]
-            token_B = torch.searchsorted(total_BV, drawn_B1, right=True)[:, 0].clamp(max=logits_BV.shape[-1] - 1)
+            token_B = torch.searchsorted(total_BV, drawn_B1, right=True)[:, 0].clamp(max=scores_BV.shape[-1] - 1)
         return token_B, log_probs_BV.gather(-1, token_B[:, None])[:, 0]
 
 

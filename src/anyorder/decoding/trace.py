@@ -1,15 +1,15 @@
 """The record of a generation: what was written where, at which step and how surely.
 
-Every decoder yields `Step`s; `collect` runs them to the end. Chat, plots, replays and benchmarks read
-the `Trace` alone, so it says nothing that only one way of writing has: a step may write one token or
-many, in any order, and a later event at a position is an edit of it.
+Every decoder yields `Step`s; a `Recorder` keeps them, `collect` runs them to the end. Chat, plots, replays
+and benchmarks read the `Trace` alone, so it says nothing that only one way of writing has: a step may write
+one token or many, in any order, and a later event at a position is an edit of it.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -154,33 +154,59 @@ class Generation:
         )
 
 
-def collect(
-    steps: Iterable[Step], prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]
-) -> Generation:
-    """Runs a decoder to its end.
+class Recorder:
+    """Keeps what a decoder's steps write while somebody watches them.
 
     Args:
-        steps: the decoder's steps; time is counted while they run.
         prompts: token ids of each prompt.
         rows: the number of each prompt, as in the steps' events.
         end_token_ids: tokens that the trace must not count as text.
     """
-    started = time.perf_counter()
-    done = list(steps)
-    seconds = time.perf_counter() - started
 
-    events = tuple(event for step in done for event in step.written)
-    tokens: dict[int, dict[int, int]] = {row: {} for row in rows}
-    for event in events:
-        tokens[event.row][event.position] = event.token_id
-    stopped: dict[int, StopReason] = {row: reason for step in done for row, reason in step.stopped.items()}
+    def __init__(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]) -> None:
+        self._prompts = prompts
+        self._rows = rows
+        self._end_token_ids = end_token_ids
+        self._steps: list[Step] = []
+        self._seconds = 0.0
 
-    def in_order(token_at: dict[int, int]) -> list[int]:
-        return [token_at[position] for position in sorted(token_at)]
+    def watch(self, steps: Iterable[Step]) -> Iterator[Step]:
+        """Hands on each step as soon as it is taken. Time counts while steps are taken, not between them."""
+        iterator = iter(steps)
+        while True:
+            started = time.perf_counter()
+            step = next(iterator, None)
+            self._seconds += time.perf_counter() - started
+            if step is None:
+                return
+            self._steps.append(step)
+            yield step
 
-    return Generation(
-        sequences=[in_order(dict(enumerate(prompt)) | tokens[row]) for prompt, row in zip(prompts, rows, strict=True)],
-        written=[in_order(tokens[row]) for row in rows],
-        stopped=[stopped[row] for row in rows],
-        trace=Trace(events, sum(step.passes for step in done), seconds, end_token_ids),
-    )
+    def generation(self) -> Generation:
+        """What the steps wrote; they must have come to their end."""
+        events = tuple(event for step in self._steps for event in step.written)
+        tokens: dict[int, dict[int, int]] = {row: {} for row in self._rows}
+        for event in events:
+            tokens[event.row][event.position] = event.token_id
+        stopped: dict[int, StopReason] = {row: why for step in self._steps for row, why in step.stopped.items()}
+
+        def in_order(token_at: dict[int, int]) -> list[int]:
+            return [token_at[position] for position in sorted(token_at)]
+
+        prompts = dict(zip(self._rows, self._prompts, strict=True))
+        return Generation(
+            sequences=[in_order(dict(enumerate(prompts[row])) | tokens[row]) for row in self._rows],
+            written=[in_order(tokens[row]) for row in self._rows],
+            stopped=[stopped[row] for row in self._rows],
+            trace=Trace(events, sum(step.passes for step in self._steps), self._seconds, self._end_token_ids),
+        )
+
+
+def collect(
+    steps: Iterable[Step], prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]
+) -> Generation:
+    """Runs a decoder to its end: the arguments are its steps, and those of `Recorder`."""
+    recorder = Recorder(prompts, rows, end_token_ids)
+    for _ in recorder.watch(steps):
+        pass
+    return recorder.generation()

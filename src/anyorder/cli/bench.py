@@ -1,0 +1,86 @@
+"""`anyorder bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def command(
+    *,
+    sizes: list[str] = [],  # noqa: B006 (never changed)
+    dtypes: list[str] = [],  # noqa: B006 (never changed)
+    tasks: list[str] = [],  # noqa: B006 (never changed)
+    new_tokens: int = 128,
+    repeats: int = 5,
+    device: str = "auto",
+    output: Path | None = None,
+) -> None:
+    """Measure speed against transformers' Llama, taking turns.
+
+    Args:
+        sizes: Networks: 260K, 125M. May be repeated; both unless given.
+        dtypes: Of the weights: float32, bfloat16. May be repeated; both unless given.
+        tasks: decode, prefill, train. May be repeated; all unless given.
+        new_tokens: Tokens that each run of decoding writes.
+        repeats: Runs of each candidate, after one that is not counted; medians are compared.
+        device: cpu, cuda, or auto.
+        output: New file for the timings, as JSON.
+    """
+    import dataclasses
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from anyorder.checkpoints.weights import resolve_device, resolve_dtype
+    from anyorder.checkpoints.whole import whole_file
+    from anyorder.errors import UserError
+    from anyorder.inspection import speed
+
+    for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
+        if value < 1:
+            raise UserError(f"{name} is {value}: give a whole number above 0.")
+    known_tasks: dict[str, speed.Task] = {"decode": "decode", "prefill": "prefill", "train": "train"}
+    chosen = []
+    for task in tasks or known_tasks:
+        if task not in known_tasks:
+            raise UserError(f"task is {task!r}: choose one of {', '.join(known_tasks)}.")
+        chosen.append(known_tasks[task])
+    for size in sizes:
+        if size not in speed.SIZES:
+            raise UserError(f"size is {size!r}: choose one of {', '.join(speed.SIZES)}.")
+    where = resolve_device(device)
+    weights = [resolve_dtype(dtype) for dtype in dtypes or ("float32", "bfloat16")]
+
+    notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    bytes_per_second = speed.bandwidth(where)
+    timings = []
+    for size in sizes or speed.SIZES:
+        for dtype in weights:
+            with notes.status(f"{size}, {dtype}"):
+                timings += speed.compare(
+                    size, dtype, chosen, new_tokens=new_tokens, repeats=repeats, device=where
+                )  # fmt: skip
+    record = {"machine": speed.machine(), "bytes_per_second": bytes_per_second}
+    if output is not None:
+        with whole_file(output) as partial:
+            partial.write_text(json.dumps(record | {"timings": [dataclasses.asdict(t) for t in timings]}, indent=1))
+
+    console.print(", ".join(f"{name} {value}" for name, value in speed.machine().items()))
+    console.print(f"memory bandwidth {bytes_per_second / 1e9:.1f} GB/s")
+    table = Table(box=None, pad_edge=False)
+    for column in ("network", "weights", "task", "candidate", "tokens/s", "ratio", "bandwidth", "first run"):
+        table.add_column(column, justify="left" if column in ("network", "weights", "task", "candidate") else "right")
+    base = {
+        (t.size, t.dtype, t.task): t.tokens_per_second
+        for t in reversed(timings)
+        if "transformers, eager" in t.candidate
+    }
+    for t in timings:
+        share = t.weight_bytes * t.tokens_per_second / bytes_per_second
+        table.add_row(
+            t.size, t.dtype, t.task, t.candidate, f"{t.tokens_per_second:.1f}",
+            f"{t.tokens_per_second / base[t.size, t.dtype, t.task]:.2f}",
+            f"{share:.2f}" if t.task == "decode" else "", f"{t.first:.1f} s",
+        )  # fmt: skip
+    console.print(table)
