@@ -7,12 +7,16 @@ STAMP := .venv/.installed
 # Tests are small: one thread each, two workers.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help demo test lint types test-fast test-slow clean
+# The oldest transformers that pyproject.toml allows, in front of the newest, which all else is tested with.
+OLDEST := .venv/oldest
+
+.PHONY: help demo bench test lint types test-fast test-slow test-oldest clean
 
 help:
 	@echo "make demo       train a small Llama on Python's own texts and let it write (about two minutes)"
+	@echo "make bench      measure speed against transformers (about a quarter of an hour)"
 	@echo "make test       lint, types and fast tests"
-	@echo "make test-slow  the long tests"
+	@echo "make test-slow  the long tests, and those against the oldest transformers"
 	@echo "make clean      remove the environment, the demo and all caches"
 
 # Reinstalls only when the requirements change. torch comes first, so that the pinned build is there
@@ -27,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	@$(BIN)/anyorder demo
 
+bench: $(STAMP)
+	@$(BIN)/anyorder bench
+
 test: lint types test-fast
 
 lint: $(STAMP)
@@ -39,8 +46,18 @@ types: $(STAMP)
 test-fast: $(STAMP)
 	$(PYTEST)
 
+$(OLDEST)/.installed: $(STAMP)
+	rm -rf $(OLDEST)
+	$(BIN)/python -m pip install --quiet --target $(OLDEST) \
+		"transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).*"
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	@PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c "import transformers; print('transformers', transformers.__version__)"
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/huggingface tests/parity
+
 # pytest's code 5 says that no test was selected: not a failure.
-test-slow: $(STAMP)
+test-slow: $(STAMP) test-oldest
 	$(PYTEST) -m "slow and not gpu" || test $$? -eq 5
 
 clean:
