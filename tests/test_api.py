@@ -24,6 +24,7 @@ from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
+from anyorder.ways import Way
 from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, chain, sentencepiece_tokenizer
 
 
@@ -634,3 +635,19 @@ def test_importing_the_package_imports_neither_torch_nor_transformers() -> None:
     code = "import anyorder, sys; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("how", ["never", "always", None, 2])
+def test_compile_is_true_false_or_auto(tiny_config: ModelConfig, how: Any) -> None:
+    with pytest.raises(UserError, match=r"^compile is .*: give True, False or 'auto'\.$"):
+        anyorder.generate(Llama(tiny_config), None, [1, 2], compile=how)
+
+
+def test_a_network_of_another_way_is_not_written_from_left_to_right(tiny_config: ModelConfig) -> None:
+    """Its logits are those of the row's own token, so what came out would be wrong without a word."""
+    face = anyorder.AnyOrderForCausalLM.of(Llama(tiny_config))
+    face.config.ways, face.config.default_way = (Way(name="diffusion", shifted=False, mask_token_id=3),), "diffusion"
+    with pytest.raises(UserError, match=r"^this network writes by 'diffusion' and has no logits for the next token"):
+        anyorder.generate(face, None, [1, 2])
+    with pytest.raises(UserError, match=r"^this network writes by 'diffusion' and has no logits for the next token"):
+        anyorder.stream(face, None, [1, 2])

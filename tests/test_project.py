@@ -90,3 +90,8 @@ def test_commands_of_the_readme_run(
 def test_links_of_the_readme_lead_somewhere(project_root: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", (project_root / "README.md").read_text()):
         assert (project_root / target).is_file(), target
+
+
+def test_no_page_is_unfinished(project_root: Path) -> None:
+    for page in (project_root / "README.md", *(project_root / "docs").glob("*.md")):
+        assert not re.search(r"^(TABLE|TODO|FIXME)", page.read_text(), flags=re.MULTILINE), page

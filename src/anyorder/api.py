@@ -16,6 +16,7 @@ from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trac
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.text import Continuation, Prompt, prompt_ids, stop_strings
+from anyorder.ways import refuse_unless_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -184,7 +185,7 @@ def generate(
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
             the remedy.
     """
-    _require_left_to_right(order)
+    _require_left_to_right(order, model)
     _refuse_contradictions(temperature, num_samples, num_beams, compile)
     if batch_size is not None and not _is_count(batch_size):
         raise UserError(f"batch_size is {batch_size!r}: give a whole number above 0, or None for all texts at once.")
@@ -252,7 +253,7 @@ def stream(
     Raises:
         UserError: what `generate` refuses, or what cannot be streamed; at once, not with the first piece.
     """
-    _require_left_to_right(order)
+    _require_left_to_right(order, model)
     if num_samples is not None:
         raise UserError(
             f"num_samples is {num_samples!r} for a stream, which is one text: leave it out, or use generate."
@@ -333,6 +334,9 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _require_left_to_right(order: str) -> None:
+def _require_left_to_right(order: str, model: Llama) -> None:
+    ways = getattr(model.config, "ways", None)  # which the transformers face of a network knows
+    if ways is not None:
+        refuse_unless_causal(ways, model.config.default_way)  # type: ignore[attr-defined]
     if order != LEFT_TO_RIGHT:
         raise UserError(f"order is {order!r}: give {LEFT_TO_RIGHT!r}, which is the only way of writing at present.")

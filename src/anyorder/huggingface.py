@@ -1,7 +1,8 @@
 """The transformers face of the network: `from_pretrained`, `generate`, `Trainer`, PEFT, evaluation harnesses.
 
-The network is the same `Llama`, module by module, so a face can be put on one that is loaded already. Nothing else
-in this package derives from transformers' classes, so what changes between their versions is contained here.
+The network is the same `Llama`, module by module, so a face can be put on one that is loaded already. No other
+network or configuration in this package derives from transformers' classes, so what changes between their versions is
+contained here.
 Importing this module makes `AutoConfig` and `AutoModelForCausalLM` know both classes.
 
 Shape suffixes: B batch, R rows, L tokens so far, E hidden size, V vocabulary.

@@ -56,6 +56,8 @@ def prompt_ids(
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None) -> list[int]:
     if tokenizer is None:
         raise UserError(f"the prompt is text ({_short(text)}) and tokenizer is None: give the tokenizer, or token ids.")
+    if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"the prompt {_short(text)} has bytes that are not UTF-8: convert it to UTF-8.")
     ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
     if not ids and bos_token_id is not None:
         return [bos_token_id]

@@ -48,7 +48,7 @@ def refuse_unless_causal(ways: Sequence[Way], default: str) -> None:
     """
     if not any(way.name == LEFT_TO_RIGHT.name and way.shifted for way in ways):
         raise UserError(
-            f"this network writes by {default!r} and has no logits for the next token, which transformers' generate, "
-            f"Trainer and evaluation harnesses need: use anyorder.generate(model, tokenizer, prompt, order={default!r})"
-            ", or load a network that writes from left to right."
+            f"this network writes by {default!r} and has no logits for the next token, which writing from left to "
+            "right, transformers' generate, Trainer and evaluation harnesses need: load a network that was trained "
+            "for that."
         )

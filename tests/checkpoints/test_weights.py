@@ -172,3 +172,14 @@ def test_loading_leaves_the_compiler_alone(tiny_config: ModelConfig, tmp_path: P
     program = "import sys; from anyorder.checkpoints import load_model; load_model(sys.argv[1])"
     check = "sys.exit('torch._dynamo' in sys.modules)"
     subprocess.run([sys.executable, "-c", f"{program}; {check}", str(tmp_path / "tiny")], check=True)
+
+
+def test_what_cannot_be_had_is_refused_before_weights_are_read(
+    tiny_config: ModelConfig, tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weights, "_read", lambda *_: pytest.fail("a weight was read"))
+    for attention, message in (("nonsense", "attention is 'nonsense': choose"), ("flash", "runs on cuda, not on cpu")):
+        with pytest.raises(UserError, match=message):
+            weights.load(checkpoint_of(tiny_config, tensors), dtype="auto", device="cpu", backend=attention)
+    with pytest.raises(UserError, match=r"^device 'meta' is not available here"):
+        weights.resolve_device("meta")

@@ -202,6 +202,10 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "leave out one of them" in mistake(capsys, "generate", path, "p", "--prompts_file", str(empty))
     assert "which is empty: write one prompt" in mistake(capsys, "generate", path, "--prompts_file", str(empty))
     assert "No such file" in mistake(capsys, "generate", path, "--prompts_file", str(tmp_path / "nothing"))
+    gap = tmp_path / "gap"
+    gap.write_text("one\n\ntwo\n", encoding="utf-8")
+    assert "line 2 of" in mistake(capsys, "generate", path, "--prompts_file", str(gap))
+    assert "has bytes that are not UTF-8: convert" in mistake(capsys, "generate", path, "a\udcff")
     assert "is not UTF-8 at byte 3" in mistake(capsys, "generate", path, "--prompts_file", str(latin))
     typed(b"\xff")
     assert "standard input is not UTF-8 at byte 0" in mistake(capsys, "generate", path)

@@ -347,7 +347,7 @@ def test_networks_without_logits_for_the_next_token(pair: Twins, way: Way) -> No
     ours, _ = pair
     ours.config.ways, ours.config.default_way = (way,), way.name
     ids, mask = batch(5)
-    with pytest.raises(UserError, match=f"writes by '{way.name}' and has no .*order='{way.name}'"):
+    with pytest.raises(UserError, match=f"writes by '{way.name}' and has no .*: load a network"):
         ours(ids)
     with pytest.raises(UserError, match="no logits for the next token"):
         ours(ids, labels=ids)

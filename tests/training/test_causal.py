@@ -73,3 +73,10 @@ def test_says_which_package_is_missing(tiny_config: ModelConfig, monkeypatch: py
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs the package accelerate.*pip install 'anyorder\[train\]'\."):
         train_causal(Llama(tiny_config), rows(tiny_config), steps=1, batch_size=1, learning_rate=1e-3)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_have_32_bits(tiny_config: ModelConfig, seed: int) -> None:
+    ids_NL = torch.zeros(2, 4, dtype=torch.long)
+    with pytest.raises(UserError, match=rf"^seed is {seed}: give a whole number from 0 to 4294967295\.$"):
+        train_causal(Llama(tiny_config), ids_NL, steps=1, batch_size=1, learning_rate=1e-3, seed=seed)

@@ -62,7 +62,8 @@ def resolve_backend(
         return choice
     ours = TRANSFORMERS_NAMES.get(name, name)
     if ours not in BACKENDS:
-        known = ", ".join(("auto", *BACKENDS, *(other for other in TRANSFORMERS_NAMES if other not in BACKENDS)))
+        offered = [backend for backend in BACKENDS if backend != Traced.name]  # which compiled steps take by themselves
+        known = ", ".join(("auto", *offered, *(other for other in TRANSFORMERS_NAMES if other not in BACKENDS)))
         raise UserError(f"attention is {name!r}: choose one of {known}.")
     BACKENDS[ours].refuse_unless_able(device, dtype, backward)
     return Choice(ours, "asked for by name")
@@ -79,6 +80,8 @@ def compile_mask(request: Request, backend: str, dtype: torch.dtype | None = Non
     device = request.query["position"].device
     backward = torch.is_grad_enabled()
     choice = resolve_backend(backend, device, dtype, backward=backward)
+    if request.bias and not BACKENDS[choice.name].can.bias:
+        raise UserError(f"attention {choice.name!r} cannot add a bias to the scores: choose 'sdpa' or 'flex'.")
     if request.key["position"].shape[1] == 0 or request.query["position"].shape[1] == 0:
         return AttentionMask(choice.name)
     return BACKENDS[choice.name].compile(request)

@@ -28,8 +28,6 @@ class Flash(Backend):
     )
 
     def compile(self, request: Request) -> AttentionMask:
-        if request.bias:
-            raise UserError("attention 'flash' cannot add a bias to the scores: choose 'sdpa' or 'flex'.")
         plain = simplified(request.visibility, request.query, request.key, request.present, request.valid)
         hint = kernel_hint(plain, request.query, request.key, request.present, request.valid)
         if hint is None:

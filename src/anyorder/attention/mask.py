@@ -1,4 +1,4 @@
-"""What one attention call may see, made once per forward pass, and what each backend can do.
+"""What one attention call may see, made once per forward pass.
 
 Shape suffixes: B batch, Q query rows, K keys.
 """

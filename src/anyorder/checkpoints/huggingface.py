@@ -183,6 +183,11 @@ def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) ->
 def _from_anyorder(fields: Json) -> ModelConfig:
     ours = {field.name for field in dataclasses.fields(ModelConfig)}
     beside = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    if "ways" in fields:
+        raise UserError(
+            f"ways is {fields['ways']!r}: this network was not trained to write from left to right alone, which is all "
+            "that can be loaded here; AnyOrderForCausalLM.from_pretrained reads it."
+        )
     for name in fields:
         if name not in ours | beside:
             raise UserError(f"field {name!r} is unknown: correct its spelling, or delete it.")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from anyorder.attention import resolve_backend
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -59,14 +60,15 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
     """The network with its weights, ready to write.
 
     Raises:
-        UserError: names or shapes disagree with the configuration, a weight is not finite, or `dtype` or `device`
-            cannot be had.
+        UserError: names or shapes disagree with the configuration, a weight is not finite, or `dtype`, `device` or
+            `backend` cannot be had.
     """
     wanted = None if dtype == "auto" else resolve_dtype(dtype)
     device = resolve_device(device)
     model = blank(checkpoint.config, backend)
     names = _parameter_names(model)
     _check_names(checkpoint, names)
+    resolve_backend(backend, device, wanted or checkpoint.dtype)  # refuses before weights are read
     for name in names:
         _check_shape(checkpoint, name, model.get_parameter(name).shape)
     # Largest first: a tensor and its copy on disk are in memory together, which would count most at the end.
@@ -129,7 +131,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.empty(1, device=found).item()  # fails on "meta", too, which holds no numbers
     # A backend that this PyTorch was built without fails in its own way: CUDA, for one, by an AssertionError.
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError(f"device {str(device)!r} is not available here: give 'auto', 'cpu' or 'cuda'.") from error

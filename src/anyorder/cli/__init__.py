@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; those of the process unless given.
 
     Returns:
-        The exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C.
+        The exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C, 1 where the reader of the output has gone.
     """
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))

@@ -36,8 +36,7 @@ def layers(kinds: tuple[LayerKind, ...]) -> str:
 def heads(config: ModelConfig) -> str:
     """The layout of the heads in words."""
     queries, shared = config.num_attention_heads, config.num_key_value_heads
-    layout = "MHA" if shared == queries else "MQA" if shared == 1 else "GQA"
-    return f"{layout}: {queries} query and {shared} key-value heads of width {config.head_dim}"
+    return f"{config.head_layout}: {queries} query and {shared} key-value heads of width {config.head_dim}"
 
 
 def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:

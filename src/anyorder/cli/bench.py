@@ -33,7 +33,7 @@ def command(
     from rich.table import Table
 
     from anyorder.checkpoints.weights import resolve_device, resolve_dtype
-    from anyorder.checkpoints.whole import whole_file
+    from anyorder.checkpoints.whole import check_place, whole_file
     from anyorder.errors import UserError
     from anyorder.inspection import speed
 
@@ -49,6 +49,8 @@ def command(
     for size in sizes:
         if size not in speed.SIZES:
             raise UserError(f"size is {size!r}: choose one of {', '.join(speed.SIZES)}.")
+    if output is not None:
+        check_place(output, folder=False)  # before minutes are spent
     where = resolve_device(device)
     weights = [resolve_dtype(dtype) for dtype in dtypes or ("float32", "bfloat16")]
 
@@ -62,10 +64,6 @@ def command(
                     size, dtype, chosen, new_tokens=new_tokens, repeats=repeats, device=where
                 )  # fmt: skip
     record = {"machine": speed.machine(), "bytes_per_second": bytes_per_second}
-    if output is not None:
-        with whole_file(output) as partial:
-            partial.write_text(json.dumps(record | {"timings": [dataclasses.asdict(t) for t in timings]}, indent=1))
-
     console.print(", ".join(f"{name} {value}" for name, value in speed.machine().items()))
     console.print(f"memory bandwidth {bytes_per_second / 1e9:.1f} GB/s")
     table = Table(box=None, pad_edge=False)
@@ -84,3 +82,6 @@ def command(
             f"{share:.2f}" if t.task == "decode" else "", f"{t.first:.1f} s",
         )  # fmt: skip
     console.print(table)
+    if output is not None:
+        with whole_file(output) as partial:
+            partial.write_text(json.dumps(record | {"timings": [dataclasses.asdict(t) for t in timings]}, indent=1))

@@ -38,6 +38,8 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
     """
     from rich.console import Console
 
+    from anyorder.checkpoints.whole import check_place
+
     # Before PyTorch is imported: threads that wait by spinning made tiny steps ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     folder = Path(output)
@@ -45,6 +47,8 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
     finished = (folder / RECORD).is_file()
     if not finished and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"output is {output!r}, which holds something else: give the name of a new folder.")
+    if not finished:
+        check_place(folder, folder=True)  # before minutes are spent
     if retrain or not finished:
         _train(folder, steps, seed, console)
     _write(folder, seed, console)

@@ -174,9 +174,14 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
             f"a prompt is given beside prompts_file, which is {str(prompts_file)!r}: leave out one of them."
         )
     if str(prompts_file) == "-":
-        lines = _standard_input().splitlines()
+        text = _standard_input()
     else:
-        lines = _decode(prompts_file.read_bytes(), str(prompts_file)).splitlines()
+        text = _decode(prompts_file.read_bytes(), str(prompts_file))
+    # Not splitlines, which also cuts at characters that a prompt may have.
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise UserError(f"line {number} of {str(prompts_file)!r} is empty: write a prompt in it, or delete it.")
     if not lines:
         raise UserError(f"prompts_file is {str(prompts_file)!r}, which is empty: write one prompt in each line.")
     return lines

@@ -84,6 +84,8 @@ def left_to_right_steps(
     check_prompts(model.config, prompts, rows)
     if not (isinstance(max_new_tokens, int) and max_new_tokens > 0):
         raise UserError(f"max_new_tokens is {max_new_tokens!r}: give a whole number above 0.")
+    if compile not in (True, False, "auto"):
+        raise UserError(f"compile is {compile!r}: give True, False or 'auto'.")
     if compile == "auto":
         compile = use_cache and pays_to_compile(model, max_new_tokens)
     if compile and not use_cache:

@@ -111,6 +111,9 @@ class ModelConfig:
         self._require("attention", shared, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}")
         known_norm = self.qk_norm in ("none", "learned", "weightless")
         self._require("qk_norm", known_norm, "choose none, learned or weightless")
+        self._require(
+            "rotary", isinstance(self.rotary, Rotary), "give an object of anyorder.model.rope, such as Rotary"
+        )
         even = self.head_dim > 0 and self.head_dim % 2 == 0
         self._require("head_dim", even, "rotary embeddings turn pairs, so give an even number")
         self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")

@@ -15,7 +15,7 @@ from anyorder.model.llama import Llama
 
 
 class _Rows(Dataset):
-    """Rows of tokens as `Trainer` wants them: each token is the label of the row before it."""
+    """Texts as `Trainer` wants them: labels are the tokens themselves, and the network's loss shifts them by one."""
 
     def __init__(self, ids_NL: Tensor) -> None:
         self.ids_NL = ids_NL
@@ -65,8 +65,11 @@ def train_causal(
         Mean loss of the last steps (at most 10) in nats per token.
 
     Raises:
-        UserError: a number is not above 0, or accelerate, which `Trainer` needs, is not installed.
+        UserError: a number is not above 0, the seed has more than 32 bits, or accelerate, which `Trainer` needs, is
+            not installed.
     """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed is {seed}: give a whole number from 0 to {2**32 - 1}.")
     for name, value in (("steps", steps), ("batch_size", batch_size), ("learning_rate", learning_rate)):
         if not value > 0:
             raise UserError(f"{name} is {value}: give a number above 0.")
@@ -81,7 +84,7 @@ def train_causal(
             weight_decay=weight_decay,
             adam_beta2=0.95,
             lr_scheduler_type="cosine",
-            warmup_steps=0.05,
+            warmup_steps=0.05,  # below 1: a share of the steps
             logging_steps=min(10, steps),
             save_strategy="no",
             report_to=[],
