@@ -15,6 +15,7 @@ Shape suffixes: B batch, Q query rows, K keys.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -34,7 +35,7 @@ Ranges = Callable[[str], tuple[Tensor, Tensor]]
 """Gives the lowest and the highest value of a label in a set of rows, likewise."""
 
 
-class Visibility:
+class Visibility(ABC):
     """An expression over the labels of query rows and keys. Combine with `&`, `|` and `~`."""
 
     def __and__(self, other: Visibility) -> Visibility:
@@ -46,20 +47,20 @@ class Visibility:
     def __invert__(self) -> Visibility:
         return Not(self)
 
+    @abstractmethod
     def sees(self, query: Reader, key: Reader) -> Tensor:
         """Whether each query row sees each key: booleans of the broadcast shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
         """For sets of rows and of keys: may any pair see each other, and do all pairs for certain?
 
         Conservative: "possible" may be too often true, "certain" too often false.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self) -> frozenset[str]:
         """The labels that the expression reads."""
-        raise NotImplementedError
 
     def mask(self, query: Labels, key: Labels, present: Tensor | None = None) -> Tensor:
         """The meaning in full: which keys each row sees.

@@ -192,7 +192,7 @@ def test_the_mask_function_is_the_dense_mask(case: Case) -> None:
     mask = compile_mask(case.request, "flex")
     plan = mask.flex
     assert plan is not None
-    functions = plan.blocks.mask_mod.__self__  # type: ignore[attr-defined]
+    functions = plan.functions
     functions.plan = plan
     sizes = (len(plan.opened), 1, plan.opened.shape[1], plan.present.shape[1])
     shown = functions.mask(*torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij"))[:, 0]

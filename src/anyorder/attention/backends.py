@@ -10,6 +10,7 @@ Shape suffixes: B batch, Q query rows, K keys, H heads, G key-value heads, N = H
 from __future__ import annotations
 
 import importlib.util
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -43,7 +44,7 @@ class Capabilities:
     package: str | None = None
 
 
-class Backend:
+class Backend(ABC):
     """One way to compute attention."""
 
     name: ClassVar[str]
@@ -65,13 +66,13 @@ class Backend:
                 f"attention {self.name!r} has no backward pass on {device.type}: use torch.no_grad(), or {other}."
             )
 
+    @abstractmethod
     def compile(self, request: Request) -> AttentionMask:
         """Make the mask of one forward pass."""
-        raise NotImplementedError
 
+    @abstractmethod
     def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
         """`softmax(scale q k + bias) v` over the visible keys: `[batch, rows, heads, head_dim]`."""
-        raise NotImplementedError
 
 
 class Eager(Backend):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from anyorder.attention.backends import Backend, Capabilities
 from anyorder.attention.hints import lowest_and_highest
-from anyorder.attention.mask import AttentionMask, BiasTerm, FlexPlan, Request
+from anyorder.attention.mask import AttentionMask, BiasTerm, Request
 from anyorder.visibility import Labels, Ranges, Visibility
 
 BLOCK = 128
@@ -52,6 +53,7 @@ class Flex(Backend):
         opened = F.pad(empty_BQ, (0, more_rows), value=True)
         functions = flex_functions(request.visibility, tuple(term.relation for term in request.bias))
         plan = FlexPlan(
+            functions=functions,
             blocks=block_mask(request.visibility, query, key, present, opened, functions.mask),
             query=query,
             key=key,
@@ -64,7 +66,7 @@ class Flex(Backend):
     def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
         plan = mask.flex
         assert plan is not None
-        functions = plan.blocks.mask_mod.__self__  # type: ignore[attr-defined]
+        functions = plan.functions
         functions.plan = plan
         rows, keys = plan.opened.shape[1], plan.present.shape[1]
         out_BHQD = _compiled_flex_attention()(
@@ -77,6 +79,26 @@ class Flex(Backend):
             enable_gqa=q_BQHD.shape[2] != k_BKGD.shape[2],
         )
         return out_BHQD.transpose(1, 2)[:, : q_BQHD.shape[1]]
+
+
+@dataclass(frozen=True)
+class FlexPlan:
+    """FlexAttention's form of a mask, for rows and keys padded to the sizes that it was built for.
+
+    Attributes:
+        functions: the rule, which reads this plan while it is attended with.
+        blocks: which blocks of rows look at which blocks of keys.
+        query, key: padded labels; `present` and `opened` tell the keys that exist and the empty rows.
+        bias: values `[batch]` of the bias terms.
+    """
+
+    functions: FlexFunctions
+    blocks: BlockMask
+    query: dict[str, Tensor]
+    key: dict[str, Tensor]
+    present: Tensor
+    opened: Tensor
+    bias: tuple[Tensor, ...]
 
 
 class FlexFunctions:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask
 
 from anyorder.attention.hints import Hint
 from anyorder.errors import UserError
 from anyorder.visibility import Everything, Labels, Visibility
+
+if TYPE_CHECKING:
+    from anyorder.attention.flex import FlexPlan
 
 
 @dataclass(frozen=True)
@@ -75,24 +78,6 @@ class AttentionMask:
     bias_B1QK: Tensor | None = None
     empty_BQ: Tensor | None = None
     flex: FlexPlan | None = None
-
-
-@dataclass(frozen=True)
-class FlexPlan:
-    """FlexAttention's form of a mask, for rows and keys padded to the sizes that it was built for.
-
-    Attributes:
-        blocks: which blocks of rows look at which blocks of keys.
-        query, key: padded labels; `present` and `opened` tell the keys that exist and the empty rows.
-        bias: values `[batch]` of the bias terms.
-    """
-
-    blocks: BlockMask
-    query: dict[str, Tensor]
-    key: dict[str, Tensor]
-    present: Tensor
-    opened: Tensor
-    bias: tuple[Tensor, ...]
 
 
 def dense_mask(request: Request, plain: Visibility) -> tuple[Tensor, Tensor | None]:

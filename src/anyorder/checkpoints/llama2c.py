@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -59,7 +59,7 @@ ORDER = {
 }  # fmt: skip
 """The tensors of a file in their order, each for all layers; `output` only if the head is not tied."""
 
-FIXED = {
+FIXED: dict[str, Any] = {
     "rotary": Rotary(theta=10_000.0),
     "rms_norm_eps": 1e-5,
     "bos_token_id": 1,
@@ -136,7 +136,7 @@ class Header:
             num_key_value_heads=self.n_kv_heads,
             max_position_embeddings=self.seq_len,
             tie_word_embeddings=self.shared_classifier,
-            **FIXED,  # type: ignore[arg-type]
+            **FIXED,
         )
 
 
