@@ -33,7 +33,7 @@ from transformers import Cache as TransformersCache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.attention import TRANSFORMERS_NAMES
-from anyorder.checkpoints.huggingface import config_from_json, config_to_json, our_config_to_json
+from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
 from anyorder.errors import UserError
 from anyorder.model.block import Block
 from anyorder.model.cache import Cache, LayerCache

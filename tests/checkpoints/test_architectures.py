@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoConfig
 
 from anyorder.checkpoints.architectures import ARCHITECTURES, FULL, SLIDING, Architecture
-from anyorder.checkpoints.huggingface import NATIVE_ROTARY, config_from_json, config_to_json
+from anyorder.checkpoints.config_json import NATIVE_ROTARY, config_from_json, config_to_json
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.rope import ROTARY_EMBEDDINGS

@@ -13,13 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyorder.checkpoints import load_model, read_checkpoint, save_model
-from anyorder.checkpoints.huggingface import (
-    config_from_json,
-    config_to_json,
-    read_config,
-    rotary_from_json,
-    rotary_to_json,
-)
+from anyorder.checkpoints.config_json import config_from_json, config_to_json, rotary_from_json, rotary_to_json
+from anyorder.checkpoints.huggingface import read_config
 from anyorder.errors import UserError
 from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
 from anyorder.model.llama import Llama

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from anyorder.checkpoints.huggingface import config_from_json
+from anyorder.checkpoints.config_json import config_from_json
 from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM
 
 VOCABULARY = 96

@@ -5,7 +5,6 @@ Several are the shards of tensor parallelism: each has its part of every matrix,
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 import re
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.llama2c import to_halves
 from anyorder.checkpoints.tokenizer import LLAMA3_SPECIAL, is_tiktoken
 from anyorder.checkpoints.weights import DTYPES, Checkpoint, counted, listed
@@ -167,12 +167,7 @@ def read_params(file: Path) -> Json:
     Raises:
         UserError: it is not JSON, or a field is missing, wrong or unknown.
     """
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{str(file)!r} is not JSON ({error}): fetch it again.") from error
-    if not isinstance(fields, dict):
-        raise UserError(f"{str(file)!r} holds {type(fields).__name__}, not a JSON object: fetch it again.")
+    fields = read_json(file)
     given = {name: value for name, value in fields.items() if value is not None}
     for name in given:
         if name not in (*REQUIRED, *OPTIONAL, *WITHOUT_MEANING):

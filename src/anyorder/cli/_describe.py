@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from anyorder.checkpoints.huggingface import rotary_to_json
+from anyorder.checkpoints.config_json import rotary_to_json
 from anyorder.inspection.head_sharing import HeadSharing
 from anyorder.model.config import LayerKind, ModelConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,7 +60,6 @@ def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
         import torch
 
         import anyorder
-        from anyorder.checkpoints.whole import whole_folder
         from anyorder.cli._progress import TrainingProgress
         from anyorder.data import pack, python_texts, train_tokenizer
         from anyorder.model.config import ModelConfig
@@ -96,11 +95,12 @@ def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
             model, ids_NL, steps=steps, batch_size=BATCH, learning_rate=LEARNING_RATE, seed=seed, callbacks=[progress]
         )
     record = {"steps": steps, "seed": seed, "loss": loss, "seconds": time.perf_counter() - started}
-    if folder.exists():
-        shutil.rmtree(folder)
-    with whole_folder(folder) as partial:
-        anyorder.save(model, tokenizer, partial)
-        (partial / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+    with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as beside:
+        anyorder.save(model, tokenizer, Path(beside) / "new")
+        (Path(beside) / "new" / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
+        if folder.exists():  # goes only now that the new one is whole
+            folder.rename(Path(beside) / "old")
+        (Path(beside) / "new").rename(folder)
 
 
 def _write(folder: Path, seed: int, console: Console) -> None:
