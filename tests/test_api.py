@@ -24,7 +24,7 @@ from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
-from anyorder.ways import Way
+from anyorder.ways import diffusion
 from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, chain, sentencepiece_tokenizer
 
 
@@ -438,7 +438,7 @@ def test_time_between_pieces_does_not_count(writer: Llama, tokenizer: PreTrained
             "num_beams is 4 for a stream, but only the end of a beam search tells which text is best: "
             "leave it out, or use generate.",
         ),
-        ("Once", {"order": "random"}, "order is 'random': give 'left-to-right'"),
+        ("Once", {"order": "random"}, "this network writes by 'left-to-right', not by 'any-order': train it"),
         ("Once", {"temperature": -1}, "temperature is -1: give 0"),
         ("Once", {"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number above 0."),
         ("Once", {"stop": ""}, "stop is '': give strings of at least one character."),
@@ -492,9 +492,10 @@ KINDS = "give a string, token ids, or a list of strings or of token ids."
         (
             [5],
             {"order": "random"},
-            "order is 'random': give 'left-to-right', which is the only way of writing at present.",
+            "this network writes by 'left-to-right', not by 'any-order': train it for that from this checkpoint, with "
+            "`anyorder pretrain --objective permutation`.",
         ),
-        ([5], {"order": 4}, "order is 4: give 'left-to-right', which"),
+        ([5], {"order": 4}, "order is 4: give 'left-to-right', 'random', 'groups:4', 'diffusion' or"),
         ([5], {"batch_size": 0}, "batch_size is 0: give a whole number above 0, or None for all texts at once."),
         ([5], {"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number above 0."),
         ([5], {"max_new_tokens": 2.5}, "max_new_tokens is 2.5: give a whole number above 0."),
@@ -646,8 +647,8 @@ def test_compile_is_true_false_or_auto(tiny_config: ModelConfig, how: Any) -> No
 def test_a_network_of_another_way_is_not_written_from_left_to_right(tiny_config: ModelConfig) -> None:
     """Its logits are those of the row's own token, so what came out would be wrong without a word."""
     face = anyorder.AnyOrderForCausalLM.of(Llama(tiny_config))
-    face.config.ways, face.config.default_way = (Way(name="diffusion", shifted=False, mask_token_id=3),), "diffusion"
+    face.config.ways = (diffusion(3),)
     with pytest.raises(UserError, match=r"^this network writes by 'diffusion' and has no logits for the next token"):
-        anyorder.generate(face, None, [1, 2])
+        anyorder.generate(face, None, [1, 2], order="left-to-right")
     with pytest.raises(UserError, match=r"^this network writes by 'diffusion' and has no logits for the next token"):
-        anyorder.stream(face, None, [1, 2])
+        anyorder.stream(face, None, [1, 2], order="left-to-right")

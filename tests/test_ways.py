@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from anyorder.errors import UserError
-from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, refuse_unless_causal
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, check_ways, diffusion, find_way, refuse_unless_causal
 
-TWO_STREAM = Way(name="left-to-right", shifted=False)
-DIFFUSION = Way(name="diffusion", shifted=False, mask_token_id=3)
+DIFFUSION = diffusion(3)
 
 
 def test_the_default_is_one_of_the_ways() -> None:
@@ -16,12 +15,33 @@ def test_the_default_is_one_of_the_ways() -> None:
     with pytest.raises(UserError, match=r"default_way is 'blocks': give one of the ways, which are \['diffusion'\]\."):
         check_ways([DIFFUSION], "blocks")
     with pytest.raises(UserError, match=r"ways is \['left-to-right', 'left-to-right'\]: give each .* once\."):
-        check_ways([LEFT_TO_RIGHT, TWO_STREAM], "left-to-right")
+        check_ways([LEFT_TO_RIGHT, LEFT_TO_RIGHT], "left-to-right")
 
 
 def test_causal_tools_need_logits_of_the_next_token() -> None:
     refuse_unless_causal([LEFT_TO_RIGHT], "left-to-right")
     refuse_unless_causal([DIFFUSION, LEFT_TO_RIGHT], "diffusion")
-    for way in (DIFFUSION, TWO_STREAM):
+    for way in (DIFFUSION, ANY_ORDER, Way(name="left-to-right", shifted=False)):
         with pytest.raises(UserError, match=f"this network writes by '{way.name}' .*: load a network"):
             refuse_unless_causal([way], way.name)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "backwards"}, "the way of writing 'backwards' is unknown: give one of left-to-right, any-order"),
+        ({"name": "diffusion"}, "mask_token_id is None for the way 'diffusion': give the id of the mask token"),
+        ({"name": "blocks", "mask_token_id": 3}, "block_length is None for the way 'blocks': give tokens of a block"),
+        ({"name": "blocks", "mask_token_id": 3, "block_length": 0}, "block_length is 0 for the way 'blocks'"),
+    ],
+)
+def test_ways_that_cannot_be(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Way(shifted=False, **fields)
+
+
+def test_a_way_that_was_not_trained_for_names_the_training() -> None:
+    ways = (LEFT_TO_RIGHT, blocks(3, 8))
+    assert find_way(ways, "blocks").block_length == 8
+    with pytest.raises(UserError, match=r"writes by 'left-to-right' and 'blocks', not by 'any-order': train .* permut"):
+        find_way(ways, "any-order")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
-from anyorder.decoding.left_to_right import check_prompts, left_to_right_steps, write_left_to_right
+from anyorder.decoding.left_to_right import Stop, check_prompts, left_to_right_steps
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
+from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace, collect
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.text import Continuation, Prompt, prompt_ids, stop_strings
-from anyorder.ways import refuse_unless_causal
+from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
 
-LEFT_TO_RIGHT = "left-to-right"
+Decoder = Callable[[Sequence[Sequence[int]], Sequence[int], Stop | None], Iterator[Step]]
+"""Given prompts, their numbers and a condition to stop, the steps that write them."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def generate(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Prompt,
-    order: str = LEFT_TO_RIGHT,
+    order: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -166,7 +167,7 @@ def generate(
         tokenizer: of the network; may be None where the prompts are token ids.
         prompt: a string, a list of strings, token ids (a list or a tensor `[tokens]`), or a list or tensor
             `[prompts, tokens]` of such. A list may be ragged. Nothing is added to token ids.
-        order: the way of writing; "left-to-right" is the only one at present.
+        order: the way of writing, such as "left-to-right"; the network's default unless given.
         max_new_tokens: tokens to write per text at most.
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
         top_k, top_p, min_p: draw only among the most probable tokens: see `Sampling`.
@@ -185,12 +186,14 @@ def generate(
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
             the remedy.
     """
-    _require_left_to_right(order, model)
     _refuse_contradictions(temperature, num_samples, num_beams, compile)
     if batch_size is not None and not _is_count(batch_size):
         raise UserError(f"batch_size is {batch_size!r}: give a whole number above 0, or None for all texts at once.")
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+    )
+    steps = _decoder(
+        order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
     )
     given, single = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
     check_prompts(model.config, given, range(len(given)))
@@ -209,10 +212,7 @@ def generate(
         batch = [prompts[row] for row in rows]
         condition = stopped if stops else None
         if num_beams == 1:
-            return write_left_to_right(
-                model, batch, max_new_tokens=max_new_tokens, sampling=sampling, stop=condition, use_cache=use_cache,
-                compile=compile, rows=rows,
-            )  # fmt: skip
+            return collect(steps(batch, rows, condition), batch, rows, model.config.eos_token_ids)
         # Here, because it needs transformers' models, which take a second to import.
         from anyorder.decoding.beam_search import write_by_beam_search
 
@@ -231,7 +231,7 @@ def stream(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Prompt,
-    order: str = LEFT_TO_RIGHT,
+    order: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -253,7 +253,6 @@ def stream(
     Raises:
         UserError: what `generate` refuses, or what cannot be streamed; at once, not with the first piece.
     """
-    _require_left_to_right(order, model)
     if num_samples is not None:
         raise UserError(
             f"num_samples is {num_samples!r} for a stream, which is one text: leave it out, or use generate."
@@ -264,22 +263,16 @@ def stream(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
+    write = _decoder(
+        order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
+    )
     prompts, single = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
     if tokenizer is None:
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use generate.")
     if not single:
         raise UserError(f"the prompt of a stream is a list of {len(prompts)}: give one of them, or use generate.")
     text = Continuation(tokenizer, prompts[0], stop_strings(stop, tokenizer))
-    steps = left_to_right_steps(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=lambda row, written: text.read(written),
-        use_cache=use_cache,
-        compile=compile,
-        rows=range(1),
-    )
+    steps = write(prompts, range(1), lambda row, written: text.read(written))
     return Stream(_pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
 
@@ -334,9 +327,32 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _require_left_to_right(order: str, model: Llama) -> None:
-    ways = getattr(model.config, "ways", None)  # which the transformers face of a network knows
-    if ways is not None:
-        refuse_unless_causal(ways, model.config.default_way)  # type: ignore[attr-defined]
-    if order != LEFT_TO_RIGHT:
-        raise UserError(f"order is {order!r}: give {LEFT_TO_RIGHT!r}, which is the only way of writing at present.")
+def _decoder(
+    order: str | None, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
+    compile: bool | Literal["auto"],
+) -> Decoder:  # fmt: skip
+    """What writes in this order: one case for each way of writing."""
+    config = model.config
+    order = config.default_way if order is None else order
+    kind = order.partition(":")[0] if isinstance(order, str) else None
+    if kind not in WAY_OF_ORDER:
+        raise UserError(f"order is {order!r}: give 'left-to-right', 'random', 'groups:4', 'diffusion' or 'blocks:32'.")
+    if kind == LEFT_TO_RIGHT.name:
+        refuse_unless_causal(config.ways, config.default_way)
+        return lambda prompts, rows, stop: left_to_right_steps(
+            model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
+            compile=compile, rows=rows,
+        )  # fmt: skip
+    config.way(WAY_OF_ORDER[kind])
+    raise UserError(f"order is {order!r}, which this version does not write yet: give {LEFT_TO_RIGHT.name!r}.")
+
+
+WAY_OF_ORDER = {
+    "left-to-right": "left-to-right",
+    "random": "any-order",
+    "groups": "any-order",
+    "any-order": "any-order",
+    "diffusion": "diffusion",
+    "blocks": "blocks",
+}
+"""The way of writing that an order asks for, by what stands before its colon."""

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import inspect
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -41,10 +41,11 @@ from anyorder.model.config import ModelConfig
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.linear import Linear
 from anyorder.model.llama import Decoder, Llama, Views
+from anyorder.model.query_rows import QueryRows
 from anyorder.model.rope import Rotary
 from anyorder.model.view import View
 from anyorder.visibility import documents, not_after
-from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, refuse_unless_causal
+from anyorder.ways import refuse_unless_causal
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
@@ -63,12 +64,10 @@ class AnyOrderConfig(PreTrainedConfig):
 
     Attributes:
         backbone: the configuration of the network.
-        ways: the ways of writing that it was trained for.
-        default_way: the name of the one that is taken unless another is asked for; the first unless given.
         use_cache: whether passes without gradients return keys and values unless told otherwise.
 
     Raises:
-        UserError: a field has a value that no network can have, or `ways` and `default_way` disagree.
+        UserError: a field has a value that no network can have.
     """
 
     model_type = "anyorder"
@@ -77,8 +76,6 @@ class AnyOrderConfig(PreTrainedConfig):
     has_no_defaults_at_init = True
 
     backbone: ModelConfig = None  # type: ignore[assignment]
-    ways: tuple[Way, ...] = (LEFT_TO_RIGHT,)
-    default_way: str = ""
     use_cache: bool = True
 
     if TYPE_CHECKING:
@@ -93,9 +90,6 @@ class AnyOrderConfig(PreTrainedConfig):
             self.backbone = ModelConfig(**given)
         else:
             self.backbone = config_from_json({"model_type": self.model_type} | given)
-        self.ways = tuple(Way(**way) if isinstance(way, Mapping) else way for way in self.ways)
-        self.default_way = self.default_way or (self.ways[0].name if self.ways else "")
-        check_ways(self.ways, self.default_way)
         super().__post_init__(**fields)
 
     def __getattr__(self, name: str) -> Any:
@@ -144,15 +138,11 @@ class AnyOrderConfig(PreTrainedConfig):
             **fields,
             **backbone,
             "eos_token_id": self.eos_token_id,
-            "ways": [dataclasses.asdict(way) for way in self.ways],
         }
 
     def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
         """Writes what `anyorder.save` writes: the nearest architecture of transformers, or else our own."""
         fields = config_to_json(self.backbone)
-        if self.ways != (LEFT_TO_RIGHT,):
-            ways = [dataclasses.asdict(way) for way in self.ways]
-            fields = our_config_to_json(self.backbone) | {"ways": ways, "default_way": self.default_way}
         noted = super().to_diff_dict()
         fields |= {name: noted[name] for name in OF_THE_FILE if name in noted}
         Path(json_file_path).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -251,6 +241,7 @@ class AnyOrderForCausalLM(Llama, PreTrainedModel, GenerationMixin):
         PreTrainedModel.__init__(self, config)
         self.model = Decoder(config.backbone)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -264,7 +255,7 @@ class AnyOrderForCausalLM(Llama, PreTrainedModel, GenerationMixin):
         config = AnyOrderConfig(backbone=network.config, dtype=network.dtype, attn_implementation=attention)
         with torch.device("meta"):
             face = cls(config)
-        face.model, face.lm_head = network.model, network.lm_head
+        face.model, face.lm_head, face.query_rows = network.model, network.lm_head, network.query_rows
         return face.train(network.training)
 
     @classmethod

@@ -7,24 +7,57 @@ from dataclasses import dataclass
 
 from anyorder.errors import UserError
 
+TRAINED_BY = {
+    "left-to-right": "autoregressive",
+    "any-order": "permutation",
+    "diffusion": "masked-diffusion",
+    "blocks": "block-diffusion",
+}
+"""Of each way of writing, the objective that teaches it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """A way of writing that a network was trained for.
 
     Attributes:
-        name: such as "left-to-right"; what `anyorder.generate` calls `order`.
+        name: "left-to-right", "any-order", "diffusion" or "blocks".
         shifted: the logits of a row are those of the token that comes after it; otherwise those of the row's own
             token.
         mask_token_id: the token that stands for those that are not written yet; None where there is none.
+        block_length: tokens of a block, where a text is written block by block; otherwise None.
+
+    Raises:
+        UserError: there is no such way, or what it needs is missing.
     """
 
     name: str
     shifted: bool
     mask_token_id: int | None = None
+    block_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.name not in TRAINED_BY:
+            raise UserError(f"the way of writing {self.name!r} is unknown: give one of {', '.join(TRAINED_BY)}.")
+        if self.name in ("diffusion", "blocks") and self.mask_token_id is None:
+            raise UserError(f"mask_token_id is None for the way {self.name!r}: give the id of the mask token.")
+        if self.name == "blocks" and (self.block_length is None or self.block_length < 1):
+            raise UserError(f"block_length is {self.block_length!r} for the way 'blocks': give tokens of a block.")
 
 
 LEFT_TO_RIGHT = Way(name="left-to-right", shifted=True)
+
+ANY_ORDER = Way(name="any-order", shifted=False)
+
+
+def diffusion(mask_token_id: int, *, shifted: bool = False) -> Way:
+    """Masked diffusion: every row sees every row, and masked ones become tokens in any order."""
+    return Way(name="diffusion", shifted=shifted, mask_token_id=mask_token_id)
+
+
+def blocks(mask_token_id: int, block_length: int, *, shifted: bool = False) -> Way:
+    """Block diffusion: blocks from left to right, each by masked diffusion."""
+    return Way(name="blocks", shifted=shifted, mask_token_id=mask_token_id, block_length=block_length)
 
 
 def check_ways(ways: Sequence[Way], default: str) -> None:
@@ -38,6 +71,22 @@ def check_ways(ways: Sequence[Way], default: str) -> None:
         raise UserError(f"ways is {names}: give each way of writing once.")
     if default not in names:
         raise UserError(f"default_way is {default!r}: give one of the ways, which are {names}.")
+
+
+def find_way(ways: Sequence[Way], name: str) -> Way:
+    """The way of this name.
+
+    Raises:
+        UserError: the network was not trained for it.
+    """
+    for way in ways:
+        if way.name == name:
+            return way
+    known = " and ".join(repr(way.name) for way in ways)
+    raise UserError(
+        f"this network writes by {known}, not by {name!r}: train it for that from this checkpoint, with "
+        f"`anyorder pretrain --objective {TRAINED_BY[name]}`."
+    )
 
 
 def refuse_unless_causal(ways: Sequence[Way], default: str) -> None:

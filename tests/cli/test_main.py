@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from anyorder import cli
-from anyorder.cli import COMMANDS, main
+from anyorder.cli import COMMANDS, command_names, main
 from anyorder.errors import UserError
 
 
@@ -38,13 +38,13 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("anyorder ")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", command_names())
 def test_help_explains_every_option_in_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit) as exit_:
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     assert exit_.value.code == 0
     out = capsys.readouterr().out
     assert out.startswith(f"usage: anyorder {name}")
@@ -56,7 +56,7 @@ def test_help_imports_no_torch() -> None:
     code = f"""
 import sys
 from anyorder.cli import main
-for words in {[[], *([name, "--help"] for name in COMMANDS)]}:
+for words in {[[], *([*name.split(), "--help"] for name in command_names())]}:
     try:
         main(words)
     except SystemExit:
@@ -144,5 +144,30 @@ def test_faults_of_ours_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_each_command_has_a_file_of_its_own() -> None:
-    files = {path.stem for path in Path(cli.__file__).parent.glob("[!_]*.py")}
-    assert files == set(COMMANDS)
+    folder = Path(cli.__file__).parent
+    files = {path.relative_to(folder).with_suffix("") for path in folder.rglob("[!_]*.py")}
+    assert {file for file in files if file.parts[0] in COMMANDS} == files
+    leaves = {Path(*name.split()) for name in command_names()}
+    assert {leaf for leaf in leaves if not (folder / leaf).is_dir()} == files
+
+
+def test_commands_below_another(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    group = tmp_path / "zoo"
+    group.mkdir()
+    (group / "__init__.py").write_text('"""Animals."""\n\nSUBCOMMANDS = ("feed",)\n')
+    (group / "feed.py").write_text(
+        "def command(animals: list[str] = [], *, often: int = 1) -> None:\n"
+        '    """Feed them.\n\n    Args:\n        animals: Their names.\n        often: Times.\n    """\n'
+        "    print(animals, often)\n"
+    )
+    monkeypatch.setattr(cli, "__path__", [*cli.__path__, str(tmp_path)])
+    monkeypatch.setattr(cli, "COMMANDS", (*COMMANDS, "zoo"))
+    assert "zoo feed" in command_names()
+    assert main(["zoo"]) == 0
+    assert "usage: anyorder zoo COMMAND ...\n\nAnimals.\n\n  feed  Feed them.\n" in capsys.readouterr().out
+    assert main(["zoo", "feed", "lion", "ape", "--often", "2"]) == 0
+    assert capsys.readouterr().out == "['lion', 'ape'] 2\n"
+    assert mistake(capsys, "zoo", "free") == "command 'zoo free' is unknown: use one of feed."
+    assert main(["zoo", "feed"]) == 0

@@ -22,7 +22,7 @@ from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
-from anyorder.ways import Way
+from anyorder.ways import ANY_ORDER, Way, diffusion
 from tests.huggingface.twins import (
     SHAPE,
     Twins,
@@ -341,11 +341,11 @@ def test_misspelt_options_are_refused(pair: Twins) -> None:
         pair[0](batch(5)[0], atention_mask=None)
 
 
-@pytest.mark.parametrize("way", [Way(name="diffusion", shifted=False), Way(name="left-to-right", shifted=False)])
+@pytest.mark.parametrize("way", [diffusion(3), ANY_ORDER])
 def test_networks_without_logits_for_the_next_token(pair: Twins, way: Way) -> None:
     """Whatever causal tool asks, it would predict wrongly."""
     ours, _ = pair
-    ours.config.ways, ours.config.default_way = (way,), way.name
+    ours.config.ways = (way,)
     ids, mask = batch(5)
     with pytest.raises(UserError, match=f"writes by '{way.name}' and has no .*: load a network"):
         ours(ids)

@@ -38,6 +38,9 @@ from anyorder.model.rope import (
     registered_name,
 )
 from anyorder.model.self_attention import SelfAttention, attention_class
+from anyorder.ways import Way
+
+Record = typing.TypeVar("Record", LayerKind, Way)
 
 OURS = "AnyOrderForCausalLM"
 """The class of networks that no architecture of transformers can express, under `model_type: "anyorder"`."""
@@ -143,11 +146,6 @@ def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) ->
 def _from_anyorder(fields: Json) -> ModelConfig:
     ours = {field.name for field in dataclasses.fields(ModelConfig)}
     beside = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version"}
-    if "ways" in fields:
-        raise UserError(
-            f"ways is {fields['ways']!r}: this network was not trained to write from left to right alone, which is all "
-            "that can be loaded here; AnyOrderForCausalLM.from_pretrained reads it."
-        )
     for name in fields:
         if name not in ours | beside:
             raise UserError(f"field {name!r} is unknown: correct its spelling, or delete it.")
@@ -157,19 +155,32 @@ def _from_anyorder(fields: Json) -> ModelConfig:
         known[name] = known.get(name) or []
         if not isinstance(known[name], list):
             raise UserError(f"field {name!r} is {known[name]!r}: give a list.")
-    known["layers"] = tuple(map(_layer_kind, known["layers"]))
+    known["layers"] = tuple(_record(LayerKind, "layers", entry) for entry in known["layers"])
     known["eos_token_ids"] = tuple(known["eos_token_ids"])
+    if "ways" in known:
+        ways = known["ways"] if isinstance(known["ways"], list | tuple) else [known["ways"]]
+        known["ways"] = tuple(_record(Way, "ways", entry) for entry in ways)
     _require(known)
     _check_types(known, typing.get_type_hints(ModelConfig))
     return ModelConfig(**known)
 
 
-def _layer_kind(fields: Any) -> LayerKind:
-    kinds = typing.get_type_hints(LayerKind)
+def _record(kind: type[Record], name: str, fields: Any) -> Record:
+    """An entry of the list in field `name`: an object of JSON as a frozen record."""
+    if isinstance(fields, kind):
+        return fields
+    kinds = typing.get_type_hints(kind)
     if not isinstance(fields, dict) or not set(fields) <= set(kinds):
-        raise UserError(f"field 'layers' has the entry {fields!r}: give objects with {listed(kinds)}.")
+        raise UserError(f"field {name!r} has the entry {fields!r}: give objects with {listed(kinds)}.")
     _check_types(fields, kinds)
-    return LayerKind(**fields)
+    lacking = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.name not in fields
+    ]
+    if lacking:
+        raise UserError(f"field {name!r} has the entry {fields!r}, which lacks {lacking[0]!r}: add it.")
+    return kind(**fields)
 
 
 def our_config_to_json(config: ModelConfig) -> Json:
@@ -182,6 +193,7 @@ def our_config_to_json(config: ModelConfig) -> Json:
         "rotary": _our_rotary_to_json(config.rotary),
         "layers": [dataclasses.asdict(layer) for layer in config.layers],
         "eos_token_ids": list(config.eos_token_ids),
+        "ways": [dataclasses.asdict(way) for way in config.ways],
     }
 
 

@@ -1,5 +1,8 @@
 """The command line: one file per command, each a typed function `command` whose docstring is its help.
 
+A command that has others below it is a folder, whose `__init__.py` names them in `SUBCOMMANDS`, says in its own
+docstring what they are for, and may have a `command` of its own for what is given without one of these names.
+
 Nothing heavy is imported before a command runs, so `--help` answers at once. This holds for
 `TYPE_CHECKING` blocks in a command's file too, which jsonargparse executes.
 """
@@ -11,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
+from types import ModuleType
 
 from anyorder.cli._parser import one_sentence, parse
 from anyorder.errors import UserError
@@ -48,32 +52,63 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(words: list[str]) -> None:
     match words:
         case [] | ["-h" | "--help", *_]:
-            print(_overview())
+            print(_overview("anyorder", COMMANDS))
         case ["--version", *_]:
             print(f"anyorder {version('anyorder')}")
         case [name, *rest] if name in COMMANDS:
-            command = _command(name)
-            command(**parse(name, command, rest))
+            _run_command(name, rest)
         case [name, *_]:
             raise UserError(f"command {name!r} is unknown: use one of {', '.join(COMMANDS)}.")
 
 
-def _command(name: str) -> Callable[..., None]:
-    command: Callable[..., None] = importlib.import_module(f"anyorder.cli.{name}").command
+def _run_command(name: str, words: list[str]) -> None:
+    """A command, or one of its sub-commands: `anyorder data convert` is `cli/data/convert.py`."""
+    module = _module(name)
+    below: tuple[str, ...] = getattr(module, "SUBCOMMANDS", ())
+    match words:
+        case [sub, *rest] if sub in below:
+            _run_command(f"{name} {sub}", rest)
+        case _ if hasattr(module, "command"):
+            module.command(**parse(name, module.command, words))
+        case [] | ["-h" | "--help", *_]:
+            print(_overview(f"anyorder {name}", below, module.__doc__))
+        case [word, *_]:
+            raise UserError(f"command '{name} {word}' is unknown: use one of {', '.join(below)}.")
+
+
+def command_names() -> tuple[str, ...]:
+    """All that can be run, such as "info" and "data convert"."""
+    names: list[str] = []
+    for name in COMMANDS:
+        module = _module(name)
+        names += [name] if hasattr(module, "command") else []
+        names += [f"{name} {sub}" for sub in getattr(module, "SUBCOMMANDS", ())]
+    return tuple(names)
+
+
+def command_of(name: str) -> Callable[..., None]:
+    """The function behind a name of `command_names`."""
+    command: Callable[..., None] = _module(name).command
     return command
 
 
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:{width}}  {(_command(name).__doc__ or '').splitlines()[0]}" for name in COMMANDS]
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"anyorder.cli.{name.replace(' ', '.')}")
+
+
+def _overview(program: str, names: Sequence[str], about: str | None = None) -> str:
+    above = program.removeprefix("anyorder").strip()
+    modules = [_module(f"{above} {name}".strip()) for name in names]
+    helps = [getattr(module, "command", module).__doc__ or "" for module in modules]
+    width = max(map(len, names))
     return "\n".join(
         [
-            "usage: anyorder COMMAND ...",
+            f"usage: {program} COMMAND ...",
             "",
-            "One Llama-family network that reads and writes text in any order.",
+            (about or "One Llama-family network that reads and writes text in any order.").strip(),
             "",
-            *lines,
+            *[f"  {name:{width}}  {text.splitlines()[0]}" for name, text in zip(names, helps, strict=True)],
             "",
-            "`anyorder COMMAND --help` explains a command.",
+            f"`{program} COMMAND --help` explains a command.",
         ]
     )

@@ -18,9 +18,9 @@ from anyorder.errors import UserError
 def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
     """The keywords for `command` that a command line asks for.
 
-    Positional parameters of the function become words, keyword-only ones options; `bool` options are
-    bare flags, `list[str]` options may be repeated. `--config FILE` sets any of them, and the rest of
-    the command line, wherever it stands, overrides the file.
+    Positional parameters of the function become words (of type `list[str]`, any number of them), keyword-only ones
+    options; `bool` options are bare flags, `list[str]` options may be repeated. `--config FILE` sets any of them, and
+    the rest of the command line, wherever it stands, overrides the file.
 
     Args:
         name: of the command, for messages. The function's own is no help: jsonargparse looks up what it
@@ -38,7 +38,7 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
     except ArgumentError as error:
         raise UserError(_explain(name, command, error.message)) from None
     kept = {key: value for key, value in values.items() if key in inspect.signature(command).parameters}
-    for key in _repeatable(command):
+    for key in kept.keys() & _repeatable(command):
         kept[key] = _strings(key, kept[key])
     return kept
 
@@ -62,7 +62,9 @@ def _parser(name: str, command: Callable[..., None]) -> ArgumentParser:
     by_hand: set[str | int] = set()
     for parameter in inspect.signature(command).parameters.values():
         text = help_of[parameter.name]
-        if parameter.kind is not parameter.KEYWORD_ONLY:
+        if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name in _repeatable(command):
+            parser.add_argument(parameter.name, nargs="*", default=argparse.SUPPRESS, help=text)
+        elif parameter.kind is not parameter.KEYWORD_ONLY:
             # Suppressed, an absent word leaves alone what the configuration file says.
             absent: dict[str, Any] = (
                 {} if parameter.default is parameter.empty else {"nargs": "?", "default": argparse.SUPPRESS}

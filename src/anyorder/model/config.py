@@ -9,6 +9,7 @@ from typing import Literal
 from anyorder.errors import UserError
 from anyorder.model.rope import Rotary
 from anyorder.visibility import Visibility, chunks, sliding_window
+from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, find_way
 
 HEAD_LAYOUTS = ("MHA", "GQA", "MQA")
 
@@ -66,6 +67,8 @@ class ModelConfig:
         mlp_bias: biases in the feed-forward network.
         tie_word_embeddings: the head uses the embedding matrix.
         bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none.
+        ways: the ways of writing that the network was trained for.
+        default_way: the name of the one that is taken unless another is asked for; the first unless given.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -92,6 +95,8 @@ class ModelConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    ways: tuple[Way, ...] = (LEFT_TO_RIGHT,)
+    default_way: str = ""
 
     def __post_init__(self) -> None:
         heads = self.num_attention_heads
@@ -119,6 +124,24 @@ class ModelConfig:
         self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
         one_each = len(self.layers) == self.num_hidden_layers
         self._require("layers", one_each, f"give one kind for each of the {self.num_hidden_layers} layers")
+        if not self.default_way and self.ways:
+            object.__setattr__(self, "default_way", self.ways[0].name)
+        check_ways(self.ways, self.default_way)
+        for way in self.ways:
+            self._check_mask_token(way)
+
+    def _check_mask_token(self, way: Way) -> None:
+        token_id = way.mask_token_id
+        if token_id is None:
+            return
+        if not 0 <= token_id < self.vocab_size:
+            raise UserError(f"mask_token_id is {token_id}: give an id from 0 to {self.vocab_size - 1}.")
+        others = [("bos_token_id", self.bos_token_id), ("pad_token_id", self.pad_token_id)]
+        others += [("eos_token_id", end_token_id) for end_token_id in self.eos_token_ids]
+        for name, other in others:
+            if other == token_id:
+                remedy = "give a token that stands for nothing else"
+                raise UserError(f"mask_token_id is {token_id}, which is {name} too: {remedy}.")
 
     @property
     def head_layout(self) -> str:
@@ -132,10 +155,25 @@ class ModelConfig:
         """The longest text, in tokens, that the network can be asked to read or write."""
         return self.rotary.reach(self.max_position_embeddings)
 
+    @property
+    def has_query_rows(self) -> bool:
+        """Whether the network has weights for rows that only look, as writing in any order needs."""
+        return any(way.name == "any-order" for way in self.ways)
+
+    def way(self, name: str) -> Way:
+        """The conventions of a way of writing that the network was trained for.
+
+        Raises:
+            UserError: it was not trained for that.
+        """
+        return find_way(self.ways, name)
+
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:
             raise UserError(f"configuration field {name!r} is {getattr(self, name)!r}: {remedy}.")
 
     def replace(self, **changes: object) -> ModelConfig:
-        """A copy with some fields changed, checked again."""
+        """A copy with some fields changed, checked again; of new ways of writing the first is the default."""
+        if "ways" in changes:
+            changes = {"default_way": ""} | changes
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

@@ -23,6 +23,7 @@ from anyorder.model.cache import Cache, LayerCache
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
+from anyorder.model.query_rows import QueryRows
 from anyorder.model.view import View
 from anyorder.visibility import Labels, Visibility, causal
 
@@ -56,6 +57,7 @@ class Llama(nn.Module):
     Attributes:
         config: its shape.
         backend: the attention backend, "auto" or a name in `anyorder.attention.BACKENDS`.
+        query_rows: makes the rows that only look, where the network was trained for any order; otherwise None.
     """
 
     def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
@@ -64,6 +66,7 @@ class Llama(nn.Module):
         self.backend = backend
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
         self.reset_parameters()
         self.tie_weights()
 

@@ -1,0 +1,39 @@
+"""A network that shall learn further ways of writing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from anyorder.checkpoints import weights
+from anyorder.model.llama import Llama
+from anyorder.ways import Way
+
+
+def adapt(model: Llama, ways: Sequence[Way], default_way: str = "", seed: int = 0) -> Llama:
+    """The same network with these ways of writing: what it has is shared, and what it lacks is drawn.
+
+    Only query rows can be lacking, which "any-order" needs; the backbone stays as it is, so a causal network still
+    writes what it wrote.
+
+    Args:
+        model: the network; its weights are shared, not copied.
+        ways: all ways that the new one shall have, with those that it had if they are to stay.
+        default_way: the name of the one that is taken unless another is asked for; the first unless given.
+        seed: decides what is drawn.
+
+    Raises:
+        UserError: the ways exclude each other, or a mask token is outside the vocabulary.
+    """
+    config = model.config.replace(ways=tuple(ways), default_way=default_way)
+    adapted = weights.blank(config, model.backend)
+    had = dict(model.named_parameters(remove_duplicate=False))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in list(adapted.named_parameters(remove_duplicate=False)):
+        if name not in had:
+            drawn = torch.randn(parameter.shape, generator=generator) * config.initializer_range
+            had[name] = nn.Parameter(drawn.to(model.device, model.dtype))
+        weights.put(adapted, name, had[name])
+    return adapted.train(model.training)
