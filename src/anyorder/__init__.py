@@ -8,17 +8,30 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anyorder.api import convert, generate, load, save, stream
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM
+    from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
+    from anyorder.plans import GroupPlan
 
-__all__ = ["AnyOrderConfig", "AnyOrderForCausalLM", "convert", "generate", "load", "save", "stream"]
+__all__ = [
+    "AnyOrderConfig", "AnyOrderForCausalLM", "GroupPlan", "convert", "create_chunked_attention_mask", "generate",
+    "generate_grouping_masks", "load", "save", "stream",
+]  # fmt: skip
 __version__ = "0.1.0"
+
+_MODULES = {
+    "AnyOrderConfig": "huggingface",
+    "AnyOrderForCausalLM": "huggingface",
+    "GroupPlan": "plans",
+    "create_chunked_attention_mask": "masks",
+    "generate_grouping_masks": "masks",
+}
+"""Where the public names live; in `api` unless told here."""
 
 
 def __getattr__(name: str) -> object:
     # On first use, because PyTorch and transformers take seconds to import, and `anyorder --help` needs neither.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    # Names of classes are those of the transformers face, which takes longest.
-    return getattr(importlib.import_module("anyorder.huggingface" if name[0].isupper() else "anyorder.api"), name)
+    return getattr(importlib.import_module(f"anyorder.{_MODULES.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:
