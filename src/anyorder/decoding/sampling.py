@@ -5,7 +5,6 @@ Shapes: B rows, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from anyorder.draws import generator
 from anyorder.errors import UserError
 
 History = Sequence[Sequence[int]]
@@ -72,7 +72,7 @@ class Sampling:
 
     def generators(self, rows: Iterable[int]) -> list[torch.Generator]:
         """One source of random numbers per row, which depends on nothing but the seed and the row's number."""
-        return [_generator(self.seed, row) for row in rows]
+        return [generator(self.seed, row) for row in rows]
 
     def log_probs(self, logits_BV: Tensor, history: History | None = None) -> Tensor:
         """Logarithms of the distribution that `choose` draws from, [B, V].
@@ -136,18 +136,11 @@ class Sampling:
         else:
             # The inverse of the cumulative distribution: one number per row, the same on every device. A token
             # of probability 0 does not raise the sum, so "right" steps over it; and u < 1 keeps below the total.
-            u_B = torch.cat([torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators])
+            u_B = torch.cat([torch.rand(1, dtype=torch.float64, generator=source) for source in generators])
             total_BV = log_probs_BV.exp().cumsum(dim=-1)
             drawn_B1 = u_B.to(total_BV.device)[:, None] * total_BV[:, -1:]
             token_B = torch.searchsorted(total_BV, drawn_B1, right=True)[:, 0].clamp(max=scores_BV.shape[-1] - 1)
         return token_B, log_probs_BV.gather(-1, token_B[:, None])[:, 0]
-
-
-def _generator(seed: int, row: int) -> torch.Generator:
-    # Hashed, because with seed + row, say, row 1 of seed 0 would draw as row 0 of seed 1 does. PyTorch's generator
-    # on the CPU reads 32 bits of its seed.
-    digest = hashlib.blake2b(f"{seed} {row}".encode(), digest_size=4).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))
 
 
 def _is_whole(value: object) -> bool:

@@ -1,0 +1,45 @@
+"""Left to right: each token from those before it.
+
+Shape suffixes: B batch, L tokens of a sample, N predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.visibility import causal, documents
+from anyorder.ways import LEFT_TO_RIGHT, Way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoregressive(Objective):
+    """The next token, by its row's predecessor: mean of `-log p(token | those before it)` over learnt tokens.
+
+    The first token of a document has nothing before it and is not predicted. Packed documents do not see each other.
+    """
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Left to right."""
+        return (LEFT_TO_RIGHT,)
+
+    def lesson(self, batch: Batch, seed: int) -> Lesson:
+        """Nothing is drawn."""
+        first_BL = F.pad(batch.document_BL[:, 1:] != batch.document_BL[:, :-1], (1, 0), value=True)
+        sample_N, target_at_N = (batch.learnt_BL & batch.valid_BL & ~first_BL).nonzero(as_tuple=True)
+        return Lesson(
+            ids_BR=batch.ids_BL,
+            labels={"position": batch.position_BL, "document": batch.document_BL},
+            visibility=causal() & documents(),
+            n_keys=batch.ids_BL.shape[1],
+            valid_BR=batch.valid_BL,
+            sample_N=sample_N,
+            row_N=target_at_N - 1,
+            target_N=batch.ids_BL[sample_N, target_at_N],
+            weight_N=torch.ones(len(sample_N)),
+            count=float(len(sample_N)),
+        )
