@@ -1,0 +1,1 @@
+"""How good is what a network writes: likelihood, and answers to questions."""

@@ -1,0 +1,254 @@
+"""Asking many questions, with the answers in a file that is never half written and that a later run goes on with."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import time
+import uuid as uuids
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyorder.checkpoints.whole import check_place
+from anyorder.errors import UserError
+from anyorder.evaluation.prompts import PromptParts
+from anyorder.evaluation.questions import Question
+from anyorder.evaluation.scoring import INSTALL
+
+if TYPE_CHECKING:
+    import pyarrow
+
+COLUMNS = ("uuid", "paraphrases", "answers", "prediction", "generation")
+"""Of a results file; `score` adds the lemmas."""
+
+ABOUT = b"anyorder"
+"""Key in a results file's metadata, beside the columns: how the answers were made, and what they took."""
+
+SAVED_EVERY = 20.0
+"""Seconds."""
+
+Ask = Callable[[list[list[str]]], tuple[list[str], int]]
+"""From phrasings as they stand in the prompt, a list for each question, to what was written for each question, and how
+many forward passes that took."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """The answers of a run, finished or not.
+
+    Attributes:
+        rows: a value for each of `COLUMNS`, and of the lemmas if they are there.
+        settings: what the answers depend on.
+        total: rows of the finished run.
+        seconds: spent on the rows that are there.
+        passes: forward passes for them.
+    """
+
+    rows: list[dict[str, Any]]
+    settings: dict[str, Any]
+    total: int
+    seconds: float
+    passes: int
+
+    def column(self, name: str) -> list[Any]:
+        """The values of one column."""
+        return [row[name] for row in self.rows]
+
+
+def run_questions(
+    questions: Sequence[Question],
+    parts: PromptParts,
+    ask: Ask,
+    settings: Mapping[str, Any],
+    output: Path,
+    *,
+    batch_size: int = 16,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> Results:
+    """Asks all questions, and writes the answers to a file.
+
+    Until all are there they are in `output` + ".partial", which a later call goes on with.
+
+    Args:
+        questions: each with the phrasings to be used.
+        parts: what stands around the phrasings.
+        ask: the network.
+        settings: whatever else the answers depend on, as JSON; a file made with others is refused.
+        output: new feather file, or one that an earlier run with the same settings has made.
+        batch_size: questions at a time.
+        on_progress: told how many are answered.
+
+    Raises:
+        UserError: the file is from other settings or cannot be written, or pyarrow is not installed.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: give a whole number above 0.")
+    told: dict[str, Any] = json.loads(json.dumps({**settings, "prompts": _fingerprint(questions, parts)}))
+    if output.exists():
+        done = read_results(output)
+        _refuse_others(output, done, told)
+        on_progress(len(done.rows))
+        return done
+    check_place(output, folder=False)
+    partial = output.with_name(output.name + ".partial")
+    results = Results(rows=[], settings=told, total=len(questions), seconds=0.0, passes=0)
+    if partial.exists():
+        results = read_results(partial)
+        _refuse_others(partial, results, told)
+    on_progress(len(results.rows))
+    with _kept(partial) as keep:
+        while len(results.rows) < len(questions):
+            batch = questions[len(results.rows) : len(results.rows) + batch_size]
+            results = _answer(results, batch, parts, ask)
+            keep(results)
+            on_progress(len(results.rows))
+    partial.rename(output)
+    return results
+
+
+def _answer(results: Results, batch: Sequence[Question], parts: PromptParts, ask: Ask) -> Results:
+    started = time.perf_counter()
+    generations, passes = ask([[parts.segment(phrasing) for phrasing in question.phrasings] for question in batch])
+    rows = [
+        {
+            "uuid": question.uuid,
+            "paraphrases": list(question.phrasings),
+            "answers": list(question.answers),
+            "prediction": parts.prediction(generation),
+            "generation": generation,
+        }
+        for question, generation in zip(batch, generations, strict=True)
+    ]
+    return Results(
+        rows=results.rows + rows,
+        settings=results.settings,
+        total=results.total,
+        seconds=results.seconds + time.perf_counter() - started,
+        passes=results.passes + passes,
+    )
+
+
+@contextmanager
+def _kept(partial: Path) -> Iterator[Callable[[Results], None]]:
+    """Saves what it is told now and then, and the last of it however the block ends."""
+    latest: Results | None = None
+    saved_at = time.monotonic()
+
+    def keep(results: Results) -> None:
+        nonlocal latest, saved_at
+        latest = results
+        if time.monotonic() - saved_at > SAVED_EVERY:
+            write_results(partial, results)
+            saved_at, latest = time.monotonic(), None
+
+    try:
+        yield keep
+    finally:
+        if latest is not None:
+            write_results(partial, latest)
+
+
+def _fingerprint(questions: Sequence[Question], parts: PromptParts) -> str:
+    """Stands for every prompt and every answer that counts as right."""
+    told = [
+        [parts.prefix, parts.suffix, parts.form],
+        *([question.uuid, question.phrasings, question.answers] for question in questions),
+    ]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _refuse_others(file: Path, there: Results, settings: Mapping[str, Any]) -> None:
+    """Nothing happens to the file either way."""
+    names = [name for name in {**settings, **there.settings} if settings.get(name) != there.settings.get(name)]
+    if not names:
+        return
+    # A difference in the prompts is told by what made it, if that is a setting.
+    name = next((name for name in names if name != "prompts"), "prompts")
+    what = (
+        "other questions or prompts"
+        if name == "prompts"
+        else f"{name} {there.settings.get(name)!r}, not {settings.get(name)!r}"
+    )
+    raise UserError(
+        f"{str(file)!r} holds {len(there.rows)} answers of a run with {what}: give another output, or the settings of "
+        "that run."
+    )
+
+
+# ---- files -----------------------------------------------------------------------------------------
+
+
+def write_results(file: Path, results: Results) -> None:
+    """Writes a results file, whole or not at all; one of that name is replaced."""
+    _need_pyarrow()
+    import pyarrow
+    from pyarrow import feather
+
+    texts = pyarrow.string()
+    types = {
+        "uuid": texts, "paraphrases": pyarrow.list_(texts), "answers": pyarrow.list_(texts), "prediction": texts,
+        "generation": texts, "predict_lemma": pyarrow.list_(texts),
+        "answer_lemmas": pyarrow.list_(pyarrow.list_(texts)),
+    }  # fmt: skip
+    names = [name for name in types if name in COLUMNS or (results.rows and name in results.rows[0])]
+    about = {
+        "settings": results.settings, "total": results.total, "seconds": results.seconds, "passes": results.passes
+    }  # fmt: skip
+    schema = pyarrow.schema([(name, types[name]) for name in names], metadata={ABOUT: json.dumps(about).encode()})
+    table = pyarrow.table({name: results.column(name) for name in names}, schema=schema)
+    beside = file.with_name(f".{file.name}.{uuids.uuid4().hex[:8]}")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        feather.write_feather(table, str(beside))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def read_results(file: Path) -> Results:
+    """A results file, of `run_questions` or with the same columns from elsewhere.
+
+    Raises:
+        UserError: it is something else, a column is missing, or pyarrow is not installed.
+    """
+    table = _read_table(file)
+    missing = [name for name in COLUMNS if name not in table.column_names]
+    if missing:
+        has = ", ".join(table.column_names) or "none"
+        raise UserError(
+            f"{str(file)!r} has no column {', '.join(map(repr, missing))} (it has {has}): give a results file of "
+            f"`anyorder fuse run`, or one with the columns {', '.join(COLUMNS)}."
+        )
+    about = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}"))
+    return Results(
+        rows=table.to_pylist(),
+        settings=about.get("settings", {}),
+        total=about.get("total", len(table)),
+        seconds=about.get("seconds", 0.0),
+        passes=about.get("passes", 0),
+    )
+
+
+def _read_table(file: Path) -> pyarrow.Table:
+    _need_pyarrow()
+    import pyarrow
+    from pyarrow import feather
+
+    if not file.is_file():
+        raise UserError(f"results file {str(file)!r} is not there: give a feather file of `anyorder fuse run`.")
+    try:
+        return feather.read_table(str(file))
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{str(file)!r} is not a feather file ({why}): give a results file of `anyorder fuse run`."
+        ) from None
+
+
+def _need_pyarrow() -> None:
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError(f"results files need the package pyarrow, which is not installed: {INSTALL}.")

@@ -1,0 +1,215 @@
+"""Is an answer right? Four measures of it, and how sure their means are."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import itertools
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anyorder.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INSTALL = "pip install 'anyorder[fuse]'"
+RESAMPLES = 9999
+
+
+# ---- one answer ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _pipeline() -> Any:
+    """spaCy's English tokenizer with its lookup table of lemmas, which comes as a package: nothing is downloaded."""
+    for package in ("spacy", "spacy_lookups_data"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"lemmas need the package {package.replace('_', '-')}, which is not installed: {INSTALL}.")
+    import spacy
+
+    pipeline = spacy.blank("en")
+    pipeline.add_pipe("lemmatizer", config={"mode": "lookup"})
+    pipeline.initialize()
+    return pipeline
+
+
+def lemmas(texts: Iterable[str]) -> list[list[str]]:
+    """The lemmas of each text in lower case, without white space.
+
+    The table is asked for words in lower case, since it has few others: "Cars" at the beginning of an answer and "cars"
+    within it have the same lemma.
+
+    Raises:
+        UserError: spaCy or its tables are not installed.
+    """
+    documents = _pipeline().pipe(" ".join(text.lower().split()) for text in texts)
+    return [[token.lemma_.lower() for token in document if not token.is_space] for document in documents]
+
+
+def lemma_match(answers: Iterable[Sequence[str]], prediction: Sequence[str]) -> bool:
+    """Whether the lemmas of one of the answers stand in those of the prediction, one after another."""
+    return any(_contiguous(list(answer), list(prediction)) for answer in answers)
+
+
+def _contiguous(part: list[str], whole: list[str]) -> bool:
+    starts = range(len(whole) - len(part) + 1)
+    return bool(part) and any(whole[start : start + len(part)] == part for start in starts)
+
+
+def normalized(text: str) -> str:
+    """A text as SQuAD compares it: lower case, no punctuation, no articles, single spaces."""
+    bare = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
+
+
+def exact_match(answers: Iterable[str], prediction: str) -> bool:
+    """Whether the prediction is one of the answers, both normalized."""
+    return normalized(prediction) in set(map(normalized, answers))
+
+
+def containment(answers: Iterable[str], prediction: str) -> bool:
+    """Whether one of the answers stands in the prediction as whole words, both normalized."""
+    return any(_contiguous(normalized(answer).split(), normalized(prediction).split()) for answer in answers)
+
+
+def token_f1(answers: Iterable[str], prediction: str) -> float:
+    """The best F1 of the prediction's words against those of an answer, both normalized, as SQuAD has it."""
+    return max(map(functools.partial(_f1, normalized(prediction).split()), answers), default=0.0)
+
+
+def _f1(predicted: list[str], answer: str) -> float:
+    gold = normalized(answer).split()
+    if not gold or not predicted:
+        return float(gold == predicted)
+    shared = (Counter(gold) & Counter(predicted)).total()
+    return 2 * shared / (len(gold) + len(predicted))
+
+
+# ---- many answers ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """One number for each prediction, 0 to 1; "lemma" is empty where lemmas were not asked for."""
+
+    lemma: tuple[float, ...]
+    exact: tuple[float, ...]
+    f1: tuple[float, ...]
+    containment: tuple[float, ...]
+
+
+def score(
+    answers: Sequence[Sequence[str]],
+    predictions: Sequence[str],
+    answer_lemmas: Sequence[Sequence[Sequence[str]]] = (),
+    predicted_lemmas: Sequence[Sequence[str]] = (),
+) -> Scores:
+    """Every measure of every prediction.
+
+    Args:
+        answers: those that are right, for each prediction.
+        predictions: what was answered.
+        answer_lemmas: of each answer; may be left out together with `predicted_lemmas`.
+        predicted_lemmas: of each prediction.
+    """
+    return Scores(
+        lemma=tuple(float(lemma_match(*pair)) for pair in zip(answer_lemmas, predicted_lemmas, strict=True)),
+        exact=tuple(float(exact_match(*pair)) for pair in zip(answers, predictions, strict=True)),
+        f1=tuple(token_f1(*pair) for pair in zip(answers, predictions, strict=True)),
+        containment=tuple(float(containment(*pair)) for pair in zip(answers, predictions, strict=True)),
+    )
+
+
+def any_of(values: Sequence[float], groups: Sequence[str]) -> tuple[float, ...]:
+    """The best value of each group, in the order in which the groups first appear."""
+    return _by_group(values, groups, max)
+
+
+def mean_of(values: Sequence[float], groups: Sequence[str]) -> tuple[float, ...]:
+    """The mean value of each group, in the order in which the groups first appear."""
+    return _by_group(values, groups, lambda inside: sum(inside) / len(inside))
+
+
+def agreement(predictions: Sequence[str], groups: Sequence[str]) -> tuple[float, ...]:
+    """For each group the share of pairs of predictions that are the same when normalized; 1 for a single prediction."""
+    inside: dict[str, list[str]] = {}
+    for group, prediction in zip(groups, predictions, strict=True):
+        inside.setdefault(group, []).append(normalized(prediction))
+    shares = []
+    for texts in inside.values():
+        pairs = [first == second for first, second in itertools.combinations(texts, 2)]
+        shares.append(sum(pairs) / len(pairs) if pairs else 1.0)
+    return tuple(shares)
+
+
+def _by_group(
+    values: Sequence[float], groups: Sequence[str], join: Callable[[list[float]], float]
+) -> tuple[float, ...]:
+    inside: dict[str, list[float]] = {}
+    for group, value in zip(groups, values, strict=True):
+        inside.setdefault(group, []).append(value)
+    return tuple(join(group) for group in inside.values())
+
+
+# ---- how sure a mean is ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A mean and the interval that holds 95 % of the means of resampled questions."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def interval(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
+    """The mean of one value per question with its bootstrap interval (percentiles, 95 %).
+
+    Args:
+        values: one per question, which are what is resampled. Phrasings of one question are not independent: take their
+            mean first (`mean_of`).
+        seed: of the resampling.
+        resamples: how often.
+
+    Raises:
+        UserError: there are no values, or SciPy is not installed.
+    """
+    if not values:
+        raise UserError("there are no answers to take the mean of: give results of at least one question.")
+    if importlib.util.find_spec("scipy") is None:
+        raise UserError(f"intervals need the package scipy, which is not installed: {INSTALL}.")
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    data = np.asarray(values, dtype=np.float64)
+    mean = float(data.mean())
+    if len(set(values)) == 1:  # resampling has nothing to vary, and one value is too few for SciPy
+        return Interval(mean=mean, low=mean, high=mean)
+    generator = np.random.default_rng(seed)
+    found = bootstrap(
+        (data,), np.mean, n_resamples=resamples, batch=_batch(data), method="percentile", rng=generator
+    ).confidence_interval
+    return Interval(mean=mean, low=float(found.low), high=float(found.high))
+
+
+def difference(
+    values: Sequence[float], baseline: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The mean difference between two methods on the same questions, which are resampled in pairs."""
+    return interval(
+        [value - other for value, other in zip(values, baseline, strict=True)], seed=seed, resamples=resamples
+    )  # fmt: skip
+
+
+def _batch(data: np.ndarray) -> int:
+    """Resamples at a time, so that they take some megabytes."""
+    return max(1, 1_000_000 // len(data))
