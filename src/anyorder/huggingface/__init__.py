@@ -1,0 +1,20 @@
+"""The transformers face of the network: `from_pretrained`, `generate`, `Trainer`, PEFT, evaluation harnesses.
+
+The network is the same `Llama`, module by module, so a face can be put on one that is loaded already. No other
+network or configuration outside this folder derives from transformers' classes, so what changes between their versions
+is contained here. Importing this package makes transformers' `Auto` classes know its own.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from anyorder.huggingface.causal import AnyOrderForCausalLM
+from anyorder.huggingface.config import AnyOrderConfig
+from anyorder.huggingface.face import Face
+from anyorder.huggingface.past import PastKeyValues
+
+__all__ = ["AnyOrderConfig", "AnyOrderForCausalLM", "Face", "PastKeyValues"]
+
+AutoConfig.register(AnyOrderConfig.model_type, AnyOrderConfig, exist_ok=True)
+AutoModelForCausalLM.register(AnyOrderConfig, AnyOrderForCausalLM, exist_ok=True)

@@ -1,0 +1,215 @@
+"""The face of networks that write from left to right.
+
+Shape suffixes: B batch, R rows, L tokens so far, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache as TransformersCache
+from transformers import GenerationConfig, GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from anyorder.errors import UserError
+from anyorder.huggingface.face import Face
+from anyorder.huggingface.past import PastKeyValues
+from anyorder.model.llama import Views
+from anyorder.visibility import documents, not_after
+from anyorder.ways import refuse_unless_causal
+
+
+class AnyOrderForCausalLM(Face, GenerationMixin):
+    """The network as transformers' tools know networks that write from left to right.
+
+    Takes part in everything that a `Llama` does here as well, such as `anyorder.generate`.
+    """
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers' method, from left to right alone.
+
+        Raises:
+            UserError: the network does not write from left to right.
+        """
+        refuse_unless_causal(self.config.ways, self.config.default_way)
+        return super().generate(*args, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        # Its cache has no slots.
+        return False
+
+    def _prepare_cache_for_generation(  # type: ignore[override]
+        self, generation_config: GenerationConfig, model_kwargs: dict[str, Any], generation_mode: Any, batch_size: int,
+        max_cache_length: int,
+    ) -> None:  # fmt: skip
+        super()._prepare_cache_for_generation(  # type: ignore[misc]
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        if not self._can_cache(max_cache_length):
+            generation_config.use_cache = False  # of this call: it is a copy
+        elif model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            texts = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
+            model_kwargs["past_key_values"] = PastKeyValues(self.new_cache(texts, 0))
+
+    def _can_cache(self, tokens: int) -> bool:
+        """Whether the rotary embedding lets so many tokens be cached."""
+        limit = self.config.rotary.cacheable
+        return limit is None or tokens <= limit
+
+    # `generate` looks at the names of its arguments.
+    @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """As transformers' method, without what its own loop alone needs, such as a tokenizer."""
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        return {name: value for name, value in inputs.items() if name in ARGUMENTS}
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: TransformersCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalLMOutputWithPast | tuple[Any, ...]:
+        """Left to right, as `LlamaForCausalLM`.
+
+        Args:
+            input_ids: tokens `[batch, rows]`.
+            attention_mask: 1 for tokens and 0 for padding on either side, `[batch, rows so far]`.
+            position_ids: true positions `[batch, rows]`, counted from the mask unless given. Without a mask and a
+                cache, texts begin where they do not rise by 1, and do not see each other.
+            past_key_values: what an earlier pass returned.
+            inputs_embeds: rows `[batch, rows, hidden]` instead of tokens.
+            labels: tokens to be predicted `[batch, rows]`, -100 where none is; `logits[:, i]` is compared with
+                `labels[:, i + 1]`.
+            use_cache: whether to return `past_key_values`; unless given, `config.use_cache` says so where no gradients
+                are recorded.
+            output_attentions: cannot be had.
+            output_hidden_states: whether to return the rows that each layer reads and those after the final norm.
+            return_dict: False for a tuple.
+            logits_to_keep: how many of the last rows to return logits for, all if 0, or which rows `[n]`.
+            num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
+
+        Raises:
+            UserError: the network does not write from left to right, or the arguments do not fit each other.
+        """
+        refuse_unless_causal(self.config.ways, self.config.default_way)
+        if output_attentions or (output_attentions is None and self.config.output_attentions):
+            raise UserError("output_attentions is True, but attention weights are not kept: leave it out.")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
+        rows_BRE = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        shape = (rows_BRE.shape[0], rows_BRE.shape[1])
+        packed = past_key_values is None and attention_mask is None and _begins_anew(position_ids)
+        if use_cache is None:
+            wanted = self.config.use_cache and not torch.is_grad_enabled()
+            use_cache = wanted and not packed and self._can_cache(shape[1])
+        if packed and use_cache:
+            raise UserError("use_cache is True, but position_ids begins anew within a row: give use_cache=False.")
+        past = self._past(past_key_values, use_cache, shape)
+        views = self._views(shape, attention_mask, position_ids, past, packed)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        with _inputs_of(self.model.layers if output_hidden_states else ()) as states:
+            hidden_BRE = self.read(rows_BRE, views, None if past is None else past.slots)
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits_BRV = self.logits(hidden_BRE[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(
+                logits=logits_BRV,
+                labels=labels,
+                vocab_size=self.config.vocab_size,
+                num_items_in_batch=num_items_in_batch,
+            )
+        output = CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits_BRV,
+            past_key_values=past,
+            hidden_states=(*states, hidden_BRE) if output_hidden_states else None,
+        )
+        as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
+        return output.to_tuple() if as_tuple else output
+
+    def _past(self, given: TransformersCache | None, use_cache: bool, shape: tuple[int, int]) -> PastKeyValues | None:
+        """The cache of a pass over `[batch, rows]`, with room for it; None without one."""
+        batch, rows = shape
+        if given is None:
+            if not use_cache:
+                return None
+            given = PastKeyValues(self.new_cache(batch, 0))
+        if not isinstance(given, PastKeyValues):
+            raise UserError(
+                f"past_key_values is a {type(given).__name__}: leave it out, or give what an earlier pass returned."
+            )
+        if given.slots.batch != batch:
+            raise UserError(f"past_key_values has {given.slots.batch} texts, but there are {batch}: give as many.")
+        given.make_room(rows)
+        return given
+
+    def _views(
+        self, shape: tuple[int, int], mask: Tensor | None, position_ids: Tensor | None, past: PastKeyValues | None,
+        packed: bool,
+    ) -> Views:  # fmt: skip
+        """What `prepare` makes of transformers' arguments.
+
+        The order of columns says who comes after whom, as in transformers; positions only turn queries and keys.
+        """
+        before = 0 if past is None else past.columns
+        batch, rows = shape
+        column_BR = torch.arange(before, before + rows, device=self.device).expand(batch, -1)
+        position_BR, valid_BR = column_BR, None
+        if mask is not None:
+            if mask.shape != (batch, before + rows):
+                remedy = f"give [batch, tokens so far], {[batch, before + rows]}"
+                raise UserError(f"attention_mask has the shape {list(mask.shape)}: {remedy}.")
+            valid_BR = mask[:, before:].bool()
+            position_BR = (mask.long().cumsum(1) - 1).clamp(min=0)[:, before:]
+        elif past is not None and before:
+            position_BR = column_BR - before + past.slots.present.sum(1, keepdim=True)
+        if position_ids is not None:
+            position_BR = position_ids.expand(batch, -1)
+        labels = {"position": position_BR, "column": column_BR}
+        visibility = not_after("column")
+        if packed:
+            labels["document"] = (position_BR.diff(prepend=position_BR[:, :1] - 1) != 1).cumsum(1)
+            visibility &= documents()
+        if past is None:
+            return self.prepare(visibility, labels, valid=valid_BR)
+        past.columns += rows
+        return self.prepare(visibility, labels, valid=valid_BR, cache=past.slots)
+
+
+def _begins_anew(position_ids: Tensor | None) -> bool:
+    """Whether several texts are packed into a row, so that positions do not always rise by 1."""
+    return position_ids is not None and bool((position_ids.diff() != 1).any())
+
+
+@contextlib.contextmanager
+def _inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tensor]]:
+    """A list that fills with the rows that each layer reads."""
+    states: list[Tensor] = []
+    handles = [layer.register_forward_pre_hook(lambda _, given: states.append(given[0])) for layer in layers]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+ARGUMENTS = frozenset(inspect.signature(AnyOrderForCausalLM.forward).parameters)
+"""Of the forward pass."""

@@ -1,0 +1,112 @@
+"""The configuration of a network, as transformers wants it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PreTrainedConfig
+
+from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
+from anyorder.model.config import ModelConfig
+from anyorder.model.rope import Rotary
+
+FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
+
+OF_THE_FILE = ("dtype", "transformers_version", "quantization_config")
+"""What transformers notes in a config.json beside the network."""
+
+
+class AnyOrderConfig(PreTrainedConfig):
+    """The configuration of a network, as transformers wants it: a `ModelConfig`, and what transformers adds.
+
+    Every field and property of the `ModelConfig` can be read here, and every field be set, which checks it. Built from
+    `backbone`, from the fields of a `ModelConfig`, or from those of a `config.json`.
+
+    Attributes:
+        backbone: the configuration of the network.
+        use_cache: whether passes without gradients return keys and values unless told otherwise.
+
+    Raises:
+        UserError: a field has a value that no network can have.
+    """
+
+    model_type = "anyorder"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own are lists)
+    # transformers 5.16 would build one without arguments, to see what differs from it.
+    has_no_defaults_at_init = True
+
+    backbone: ModelConfig = None  # type: ignore[assignment]
+    use_cache: bool = True
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **fields: Any) -> None: ...
+
+    def __post_init__(self, **fields: Any) -> None:
+        given = {name: fields.pop(name) for name in FIELDS if name in fields}
+        if self.backbone is not None:
+            self.backbone = self.backbone.replace(**given)
+        elif isinstance(given.get("rotary"), Rotary):
+            self.backbone = ModelConfig(**given)
+        else:
+            self.backbone = config_from_json({"model_type": self.model_type} | given)
+        super().__post_init__(**fields)
+
+    def __getattr__(self, name: str) -> Any:
+        # Only asked for what is not found otherwise.
+        backbone = self.__dict__.get("backbone")
+        if backbone is None or name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(backbone, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in FIELDS:
+            self.backbone = self.backbone.replace(**{name: value})
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def eos_token_id(self) -> int | list[int] | None:
+        """The tokens that end a text: one, several, or none."""
+        eos = self.backbone.eos_token_ids
+        return None if not eos else eos[0] if len(eos) == 1 else list(eos)
+
+    @eos_token_id.setter
+    def eos_token_id(self, eos: int | Sequence[int] | None) -> None:
+        self.eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a `config.json` says, of any architecture that this package reads, in fields of this class.
+
+        Raises:
+            UserError: it describes a network that is not supported.
+        """
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        if fields.get("model_type") != cls.model_type:
+            dtype = fields.get("dtype", fields.get("torch_dtype"))
+            fields = {"model_type": cls.model_type, "backbone": config_from_json(fields), "dtype": dtype}
+        return fields, unused
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, those of the backbone too, as they may stand in JSON."""
+        fields: dict[str, Any] = super().to_dict()
+        del fields["backbone"]
+        backbone = our_config_to_json(self.backbone)
+        del backbone["architectures"]
+        return {
+            **fields,
+            **backbone,
+            "eos_token_id": self.eos_token_id,
+        }
+
+    def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
+        """Writes what `anyorder.save` writes: the nearest architecture of transformers, or else our own."""
+        fields = config_to_json(self.backbone)
+        noted = super().to_diff_dict()
+        fields |= {name: noted[name] for name in OF_THE_FILE if name in noted}
+        Path(json_file_path).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,83 @@
+"""Our cache under transformers' protocol."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import Cache as TransformersCache
+
+from anyorder.errors import UserError
+from anyorder.model.cache import Cache
+
+SPARE = 64
+"""Slots that a cache of transformers' generation has at least for what comes next."""
+
+
+class PastKeyValues(TransformersCache):
+    """Our cache under transformers' protocol, in which a cache has a length: columns of a batch, padding included.
+
+    Attributes:
+        slots: the cache; of each key it knows the column.
+        columns: how many have been read.
+    """
+
+    def __init__(self, slots: Cache) -> None:
+        super().__init__(layers=[])
+        self.slots = slots
+        self.columns = 0
+
+    is_compileable = False
+    is_croppable = True
+
+    def __len__(self) -> int:
+        return len(self.slots.layers)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.slots.batch} texts, {self.columns} columns)"
+
+    def make_room(self, columns: int) -> None:
+        """Grows where this many more columns might not fit, by at least as much as there is."""
+        needed, capacity = self.slots.extent + columns, self.slots.capacity
+        if needed > capacity:
+            everyone = torch.arange(self.slots.batch, device=self.slots.present.device)
+            self.slots = self.slots.gather(everyone, capacity=max(needed + SPARE, 2 * capacity))
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Columns that have been read."""
+        return self.columns
+
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """That it has none, in transformers' number for that."""
+        return -1
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        """Columns that a mask for this many more would have, and the first of them."""
+        return self.columns + query_length, 0
+
+    def reset(self) -> None:
+        """Forgets everything."""
+        self.crop(-self.columns)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets the last columns; their number is negative.
+
+        Raises:
+            UserError: it is positive, which meant a length up to transformers 5.17.
+        """
+        if tokens_to_remove > 0:
+            raise UserError(f"crop is {tokens_to_remove}: give the number of tokens to remove, as a negative number.")
+        self.columns += tokens_to_remove
+        if self.slots.labels:
+            self.slots.drop(self.slots.labels["column"] >= self.columns)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Each text goes on from the keys of the one named, `[batch]`."""
+        self.slots = self.slots.gather(beam_idx.to(self.slots.present.device))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keeps the texts named, `[new batch]`."""
+        self.reorder_cache(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Has each text so many times, next to each other."""
+        self.reorder_cache(torch.arange(self.slots.batch).repeat_interleave(repeats))
