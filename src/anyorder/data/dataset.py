@@ -1,0 +1,287 @@
+"""Data to train on: tokenised once, kept on disk, and read from there without being loaded.
+
+The rows lie in a file of Arrow, which is mapped into memory, in a folder whose name is a fingerprint of the contents of
+the files and of everything that decides what becomes of them. So the same data are prepared once, and data that were
+changed are prepared anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import datasets
+import pyarrow as pa
+from filelock import FileLock
+
+from anyorder.checkpoints.whole import whole_folder
+from anyorder.data import rows
+from anyorder.data.chat import Chat, chat_template
+from anyorder.data.encoding import Encoder, Kind, Tally
+from anyorder.data.readers import Documents, files_of, read_records
+from anyorder.data.records import BadLines
+from anyorder.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+"""Of the prepared rows; raised when the same data become other rows, so that old ones are not taken for them."""
+
+ROWS, REPORT = "rows.arrow", "report.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What became of the data.
+
+    Attributes:
+        forms: number of records of each form.
+        rows: to train on.
+        tokens: of all records, end tokens included, before they are cut or packed.
+        truncated: records whose answers were cut, because they are longer than a row.
+        bytes_per_token: UTF-8 bytes of the text that is learnt, per token that is learnt, by which nats per token
+            become bits per byte; None where the text is not known, since the data are token ids.
+        left_out: one sentence for each line that was left out.
+    """
+
+    forms: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    tokens: int = 0
+    truncated: int = 0
+    bytes_per_token: float | None = None
+    left_out: list[str] = field(default_factory=list)
+
+
+def prepare(
+    source: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    length: int,
+    *,
+    kind: Kind = "pretrain",
+    packed: bool = True,
+    documents: Documents = "file",
+    template: str | None = None,
+    end_token_id: int | None = None,
+    mask_token_ids: Collection[int] = (),
+    vocab_size: int | None = None,
+    skip_bad_lines: bool = False,
+    cache_dir: str | Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    streaming: bool = False,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Rows of tokens to train on, from a file or folder.
+
+    Args:
+        source: JSONL, JSON or text, see `read_records`.
+        tokenizer: the network's; may be None where the data are token ids.
+        length: tokens in a row.
+        kind: "pretrain" learns whole texts, "sft" (supervised fine-tuning) answers.
+        packed: for pre-training, whether texts are laid end to end, so that every row has `length` tokens; otherwise
+            each has a row of its own.
+        documents: of plain text, see `read_records`.
+        template: chat template of dialogues; the tokenizer's own, or a plain one, unless given, see `chat_template`.
+        end_token_id: closes texts and answers; the tokenizer's unless given.
+        mask_token_ids: tokens that may not be in the data.
+        vocab_size: of the network; the tokenizer's unless given.
+        skip_bad_lines: whether lines that cannot be used are left out, counted and listed, see `report_of`; the first
+            one raises otherwise.
+        cache_dir: where prepared rows are kept; a folder in the cache of the library datasets unless given.
+        progress: called with the number of records read so far.
+        streaming: whether rows are made while they are read, for what does not fit on the disk twice. Nothing is
+            kept, and a wrong line is told of when it is reached.
+
+    Returns:
+        Columns `sample` (number of the row) and `input_ids` `[length]`, and `document` `[length]`, the number of the
+        document within its row; without `document` and as long as they are if not packed. For SFT `sample`,
+        `input_ids`, `prompt_length` and `turns`, begin and end of each answer, the first of which begins at
+        `prompt_length`.
+
+    Raises:
+        UserError: there are no data, a line cannot be used (file, line and remedy), they do not fill one row, an
+            option has a value that it cannot have, or the cache cannot be written.
+    """
+    if kind not in get_args(Kind):
+        raise UserError(f"kind is {kind!r}: give one of {', '.join(get_args(Kind))}.")
+    if length < 1:
+        raise UserError(f"length is {length}: give at least 1 token.")
+    if tokenizer is None and vocab_size is None:
+        raise UserError("tokenizer and vocab_size are None: give one, which tells what tokens there are.")
+    if tokenizer is not None and end_token_id is None:
+        end_token_id = tokenizer.eos_token_id
+        if end_token_id is None:
+            raise UserError("the tokenizer has no end token and end_token_id is None: give the network's end token.")
+    if tokenizer is not None and template is None:
+        template = chat_template(tokenizer, end_token_id)
+    recipe = _Recipe(
+        source=Path(source), tokenizer=tokenizer, length=length, kind=kind, packed=packed, documents=documents,
+        template=template, end_token_id=end_token_id, mask_token_ids=frozenset(mask_token_ids),
+        vocab_size=len(tokenizer) if tokenizer is not None and vocab_size is None else vocab_size or 0,
+        skip_bad_lines=skip_bad_lines,
+    )  # fmt: skip
+    if streaming:
+        files_of(source)  # before any step
+        return datasets.IterableDataset.from_generator(
+            _stream,
+            features=datasets.Features.from_arrow_schema(recipe.schema()),
+            gen_kwargs={"recipe": recipe},
+        )
+    cache = Path(datasets.config.HF_DATASETS_CACHE) / "anyorder" if cache_dir is None else Path(cache_dir)
+    folder = cache / recipe.fingerprint()
+    with _locked(folder):  # of several processes, one prepares and the others wait
+        if not folder.exists():
+            with whole_folder(folder) as partial:
+                recipe.write(partial, progress)
+    return datasets.Dataset.from_file(str(folder / ROWS))
+
+
+def report_of(dataset: datasets.Dataset) -> Report:
+    """What became of the data that `prepare` made a dataset of; also of one that was shuffled or selected from it.
+
+    Raises:
+        UserError: it was not made so.
+    """
+    files = [Path(file["filename"]) for file in dataset.cache_files]
+    file = next((file.with_name(REPORT) for file in files if file.name == ROWS), None)
+    if file is None or not file.is_file():
+        raise UserError("this dataset has no report: make it with anyorder.data.prepare.")
+    return Report(**json.loads(file.read_text(encoding="utf-8")))
+
+
+# ---- how rows are made -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """Everything that decides which rows data become."""
+
+    source: Path
+    tokenizer: PreTrainedTokenizerBase | None
+    length: int
+    kind: Kind
+    packed: bool
+    documents: Documents
+    template: str | None
+    end_token_id: int | None
+    mask_token_ids: frozenset[int]
+    vocab_size: int
+    skip_bad_lines: bool
+
+    def fingerprint(self) -> str:
+        """The same for the same rows from files of the same names."""
+        settings = {item.name: getattr(self, item.name) for item in fields(self)}
+        del settings["source"]
+        settings |= {
+            "format": FORMAT,
+            "mask_token_ids": sorted(self.mask_token_ids),
+            "tokenizer": _description(self.tokenizer),
+        }
+        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
+        for path in files_of(self.source):
+            # The name is told of lines that were left out.
+            digest.update(str(path).encode("utf-8", "surrogateescape"))
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+        return digest.hexdigest()
+
+    def schema(self) -> pa.Schema:
+        """Of the rows."""
+        if self.kind == "sft":
+            return rows.answered_schema()
+        return rows.packed_schema(self.length) if self.packed else rows.unpacked_schema()
+
+    def batches(
+        self, bad_lines: BadLines, tally: Tally, progress: Callable[[int], None] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """The rows."""
+        encoder = Encoder(
+            kind=self.kind,
+            length=self.length,
+            vocab_size=self.vocab_size,
+            tokenizer=self.tokenizer,
+            chat=None if self.tokenizer is None or self.template is None else Chat(self.tokenizer, self.template),
+            end_token_id=self.end_token_id,
+            mask_token_ids=self.mask_token_ids,
+            bad_lines=bad_lines,
+            tally=tally,
+        )
+        chunks = encoder.samples(read_records(self.source, bad_lines, documents=self.documents))
+        if self.kind == "sft":
+            batches = rows.answered(chunks)
+        else:
+            batches = (rows.packed if self.packed else rows.unpacked)(chunks, self.length)
+        for batch in batches:
+            yield batch
+            if progress is not None:
+                progress(tally.forms.total())
+
+    def write(self, folder: Path, progress: Callable[[int], None] | None) -> None:
+        """Writes the rows and the report.
+
+        Raises:
+            UserError: there is no row.
+        """
+        bad_lines, tally, count = BadLines(self.skip_bad_lines), Tally(), 0
+        with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_stream(file, self.schema()) as writer:
+            for batch in self.batches(bad_lines, tally, progress):
+                writer.write_batch(batch)
+                count += batch.num_rows
+        if not count:
+            raise self.no_rows(bad_lines, tally)
+        report = Report(
+            forms=dict(tally.forms),
+            rows=count,
+            tokens=tally.tokens,
+            truncated=tally.truncated,
+            bytes_per_token=tally.learnt_bytes / tally.learnt_tokens if tally.learnt_tokens else None,
+            left_out=bad_lines.found,
+        )
+        (folder / REPORT).write_text(json.dumps(vars(report)), encoding="utf-8")
+
+    def no_rows(self, bad_lines: BadLines, tally: Tally) -> UserError:
+        """Why."""
+        if self.kind == "sft" or not tally.tokens:
+            return UserError(f"data {str(self.source)!r} have no line that can be used; {bad_lines.summary()}")
+        return UserError(
+            f"data {str(self.source)!r} have {tally.tokens} tokens: give at least {self.length}, the length of one "
+            "row, or shorter rows, or packed=False."
+        )
+
+
+def _stream(recipe: _Recipe) -> Iterator[dict[str, Any]]:
+    for batch in recipe.batches(BadLines(recipe.skip_bad_lines), Tally()):
+        yield from batch.to_pylist()
+
+
+def _description(tokenizer: PreTrainedTokenizerBase | None) -> object:
+    """What decides how a tokenizer reads texts."""
+    if tokenizer is None:
+        return None
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return [type(tokenizer).__name__, tokenizer.get_vocab(), str(tokenizer.special_tokens_map)]
+    description = json.loads(backend.to_str())
+    for momentary in ("truncation", "padding"):  # set and unset by calls
+        description[momentary] = None
+    return description
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise UserError(
+            f"cache_dir {str(folder.parent)!r} cannot be written ({error.strerror or error}): give another folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

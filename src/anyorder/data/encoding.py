@@ -1,0 +1,198 @@
+"""From records to samples: token ids that are checked, and which of them are answers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from anyorder.data.chat import Answered, Chat
+from anyorder.data.forms import BadRecordError
+from anyorder.data.records import BadLines, Dialogue, Document, Record, TokenIds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Kind = Literal["pretrain", "sft"]
+"""Whether whole texts are learnt, or answers only."""
+
+CHUNK = 256
+"""Records that are tokenised at a time: enough for the tokenizer's threads, little enough for memory."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text as token ids.
+
+    Attributes:
+        ids: int32 `[tokens]`.
+        turns: begin and end of each answer; none where the whole is learnt.
+    """
+
+    ids: npt.NDArray[np.int32]
+    turns: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass
+class Tally:
+    """What was read.
+
+    Attributes:
+        forms: number of records of each form.
+        truncated: samples whose answers were cut, because they are longer than the row.
+        tokens: of all samples, before they are cut or packed.
+        learnt_tokens: those of them that are learnt, in texts of which the bytes are known.
+        learnt_bytes: what these say, in UTF-8.
+    """
+
+    forms: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    tokens: int = 0
+    learnt_tokens: int = 0
+    learnt_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Turns records into samples and refuses those that no network could be trained on.
+
+    Attributes:
+        kind: what is learnt.
+        length: tokens in a row.
+        vocab_size: token ids are below it.
+        tokenizer: None where the data are token ids.
+        chat: None where there is no tokenizer.
+        end_token_id: closes each text and each answer; token ids that come as such are left as they are.
+        mask_token_ids: tokens that stand for what is not written yet, and so may not be in the data.
+        bad_lines: what happens to what is refused.
+        tally: counts what is read.
+    """
+
+    kind: Kind
+    length: int
+    vocab_size: int
+    tokenizer: PreTrainedTokenizerBase | None
+    chat: Chat | None
+    end_token_id: int | None
+    mask_token_ids: frozenset[int]
+    bad_lines: BadLines
+    tally: Tally
+
+    def samples(self, records: Iterable[Record]) -> Iterator[list[Sample]]:
+        """Samples in the order of the records, some at a time."""
+        remaining = iter(records)
+        while chunk := list(islice(remaining, CHUNK)):
+            yield list(self._chunk(chunk))
+
+    def _chunk(self, records: Sequence[Record]) -> Iterator[Sample]:
+        texts = iter(self._texts([record.text for record in records if isinstance(record, Document)]))
+        dialogues = iter(self._dialogues([record for record in records if isinstance(record, Dialogue)]))
+        for record in records:
+            sample = self._sample(record, texts, dialogues)
+            if isinstance(sample, BadRecordError):
+                self.bad_lines.refuse(record.place, sample.problem, sample.remedy)
+            else:
+                self.tally.forms[record.form] += 1
+                yield sample
+
+    def _sample(
+        self, record: Record, texts: Iterator[list[int]], dialogues: Iterator[Answered | BadRecordError]
+    ) -> Sample | BadRecordError:
+        """The sample of a record, whose tokens are the next ones of its kind."""
+        try:
+            match record:
+                case TokenIds():
+                    return self._given(record)
+                case Document():
+                    return self._document(record, next(texts))
+                case Dialogue():
+                    return self._dialogue(next(dialogues))
+        except BadRecordError as error:
+            return error
+
+    # ---- each kind of record -----------------------------------------------------------------------
+
+    def _given(self, record: TokenIds) -> Sample:
+        ids = self._checked(record.ids)
+        self.tally.tokens += len(ids)
+        if self.kind == "pretrain":
+            return Sample(ids)
+        if record.prompt_length is None:
+            raise BadRecordError("has no `prompt_length`", "say how many of its tokens are the prompt")
+        return self._fitted(ids, [(record.prompt_length, len(ids))])
+
+    def _document(self, record: Document, tokens: list[int]) -> Sample:
+        if self.tokenizer is None or self.end_token_id is None:
+            raise _untokenised()
+        if self.kind == "sft":
+            raise BadRecordError("has no answer", "give `prompt` and `response`, or `messages`")
+        ids = self._checked([*tokens, self.end_token_id])
+        self._count(len(ids), len(ids), len(record.text.encode()))
+        return Sample(ids)
+
+    def _dialogue(self, answered: Answered | BadRecordError) -> Sample:
+        if isinstance(answered, BadRecordError):
+            raise answered
+        turns = [(begin, self._end(answered.ids, begin, end)) for begin, end in answered.turns]
+        tokens = answered.ids[: turns[-1][1]]
+        if self.end_token_id is not None and tokens[-1] != self.end_token_id:
+            tokens = [*tokens, self.end_token_id]
+            turns[-1] = (turns[-1][0], len(tokens))
+        ids = self._checked(tokens)
+        if self.kind == "pretrain":
+            self._count(len(ids), len(ids), answered.text_bytes)
+            return Sample(ids)
+        sample = self._fitted(ids, turns)
+        self._count(len(ids), sum(end - begin for begin, end in turns), answered.answer_bytes)
+        return sample
+
+    def _end(self, ids: Sequence[int], begin: int, end: int) -> int:
+        """Where an answer ends: behind its end token, whatever the template writes between turns."""
+        return next((at + 1 for at in range(end - 1, begin - 1, -1) if ids[at] == self.end_token_id), end)
+
+    def _fitted(self, ids: npt.NDArray[np.int32], turns: Sequence[tuple[int, int]]) -> Sample:
+        """The beginning that a row holds, with the answers that begin in it."""
+        if turns[0][0] >= self.length:
+            raise BadRecordError(
+                f"the prompt has {turns[0][0]} tokens and a row {self.length}, which leaves none for the answer",
+                "shorten it, or give longer rows",
+            )
+        self.tally.truncated += len(ids) > self.length
+        kept = tuple((begin, min(end, self.length)) for begin, end in turns if begin < self.length)
+        return Sample(ids[: kept[-1][1]], kept)
+
+    # ---- tokens ------------------------------------------------------------------------------------
+
+    def _texts(self, texts: list[str]) -> Sequence[list[int]]:
+        if self.tokenizer is None or self.kind == "sft" or not texts:
+            return [[]] * len(texts)  # refused later, each in its turn
+        ids: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
+        return ids
+
+    def _dialogues(self, dialogues: list[Dialogue]) -> Sequence[Answered | BadRecordError]:
+        return [_untokenised()] * len(dialogues) if self.chat is None else self.chat.tokens(dialogues)
+
+    def _checked(self, tokens: Sequence[int]) -> npt.NDArray[np.int32]:
+        for token in (min(tokens), max(tokens)):
+            if not 0 <= token < self.vocab_size:
+                raise BadRecordError(
+                    f"has token {token}, and the vocabulary has {self.vocab_size}", "use the network's own tokenizer"
+                )
+        if not self.mask_token_ids.isdisjoint(tokens):
+            token = next(token for token in tokens if token in self.mask_token_ids)
+            raise BadRecordError(f"has the mask token, {token}", "take it out: it stands for what is to be written")
+        return np.asarray(tokens, dtype=np.int32)
+
+    def _count(self, tokens: int, learnt: int, size: int) -> None:
+        self.tally.tokens += tokens
+        self.tally.learnt_tokens += learnt
+        self.tally.learnt_bytes += size
+
+
+def _untokenised() -> BadRecordError:
+    return BadRecordError("is text, and there is no tokenizer", "give the network's tokenizer")
