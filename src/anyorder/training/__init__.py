@@ -1,5 +1,24 @@
-"""Training: transformers' `Trainer` with the losses of this package."""
+"""Training: transformers' `Trainer` with the lessons of this package's objectives.
 
-from anyorder.training.causal import train_causal
+Nothing is imported before it is asked for, since settings are read where PyTorch is not needed.
+"""
 
-__all__ = ["train_causal"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anyorder.training.causal import train_causal
+    from anyorder.training.loop import fit
+    from anyorder.training.settings import Training
+
+__all__ = ["Training", "fit", "train_causal"]
+
+_MODULES = {"Training": "settings", "fit": "loop", "train_causal": "causal"}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

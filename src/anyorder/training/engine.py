@@ -1,0 +1,181 @@
+"""transformers' `Trainer` on lessons: its loop, schedules, precision, accumulation and processes, our loss and files.
+
+What is overridden is what `Trainer` cannot know: how a lesson becomes a loss, how lessons are counted over
+accumulated batches and processes, and that a checkpoint must be whole or not there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
+from torch.utils.data import DataLoader
+from transformers import Trainer
+
+from anyorder.model.llama import Llama
+from anyorder.objectives import Lesson, summed_loss
+from anyorder.training.samples import LessonMaker, Samples
+
+CHECKPOINT = "checkpoint-"
+WEIGHTS = "model.safetensors"
+
+
+class LessonLoss(nn.Module):
+    """What `Trainer` trains: the network, called with a lesson; wrappers for several processes go around it."""
+
+    _no_split_modules = ("Block",)
+
+    def __init__(self, network: Llama) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, lesson: Lesson) -> Tensor:
+        """The summed loss, see `summed_loss`."""
+        return summed_loss(self.network, lesson)
+
+
+class LessonTrainer(Trainer):
+    """Trains a network on the samples of one objective.
+
+    Args:
+        network: trained in place.
+        samples: of the whole training.
+        maker: makes lessons of them.
+        validation: for each name, samples and what makes lessons of them.
+        describe: writes what else a checkpoint needs to be loaded as a network into its folder.
+        keep: checkpoints that stay, the latest ones.
+        options: further ones of `Trainer`.
+    """
+
+    def __init__(
+        self,
+        network: Llama,
+        samples: Samples,
+        maker: LessonMaker,
+        *,
+        validation: Mapping[str, tuple[Samples, LessonMaker]] | None = None,
+        describe: Callable[[Path], None] = lambda folder: None,
+        keep: int = 2,
+        **options: Any,
+    ) -> None:
+        self.network, self.samples = network, samples
+        self.wrapped = LessonLoss(network)
+        looked_at = {name: others for name, (others, _) in (validation or {}).items()}
+        super().__init__(
+            model=self.wrapped, train_dataset=samples, eval_dataset=looked_at or None, data_collator=maker, **options
+        )
+        # The sum over a step is divided by the step's own count, so no mean over batches is taken afterwards.
+        self.model_accepts_loss_kwargs = True
+        self.validation = validation or {}
+        assert self.args.output_dir is not None
+        self.folder = Path(self.args.output_dir)
+        self.describe = describe
+        self.keep = keep
+
+    # ---- losses -----------------------------------------------------------------------------------
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        return torch.utils.data.SequentialSampler(self.samples)  # which have been shuffled
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
+        """The batches of an optimizer step, and the count of their lessons over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        count = torch.tensor(sum(batch["lesson"].count for batch in batches), dtype=torch.float64, device=device)
+        return batches, self.accelerator.reduce(count, "sum")
+
+    def _prepare_input(self, data: Any) -> Any:
+        return data.to(self.args.device) if isinstance(data, Lesson) else super()._prepare_input(data)
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any) -> Any:
+        """This batch's part of the step's loss; gradients are averaged over processes, so it is multiplied by them."""
+        summed: Tensor = model(inputs["lesson"])
+        return summed * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1e-9)).to(summed.dtype)
+
+    @torch.no_grad()
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The loss of each objective on its validation samples, always with the same draws."""
+        self.model_wrapped.eval()
+        found = {}
+        for name, (samples, maker) in self.validation.items():
+            loader = DataLoader(samples, batch_size=self.args.eval_batch_size, collate_fn=maker)
+            totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
+            for batch in self.accelerator.prepare_data_loader(loader):
+                lesson = self._prepare_input(batch["lesson"])
+                with self.compute_loss_context_manager():
+                    summed = self.model_wrapped(lesson).double()
+                totals += torch.stack((summed, torch.full_like(summed, lesson.count)))
+            summed, count = self.accelerator.reduce(totals, "sum").tolist()
+            found[f"eval_{name}"] = summed / max(count, 1e-9)
+        self.model_wrapped.train()
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+    # ---- checkpoints ------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Written beside its place, then renamed into it: a killed process leaves no half of one."""
+        name = f"{CHECKPOINT}{self.state.global_step}"
+        folder = self.folder
+        partial = folder / ".partial"
+        if self.args.should_save:
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            sync(partial / name)
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (partial / name).rename(folder / name)
+            for old in checkpoints(folder)[: -self.keep]:
+                shutil.rmtree(old)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self.folder / ".partial")
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The weights that are trained, whole on every kind of sharding, and what `describe` writes."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Any] = get_model_state_dict(self.wrapped, options=options)
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir) if output_dir else self.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {
+            name: state[f"network.{name}"].contiguous()
+            for name, weight in self.network.named_parameters()
+            if weight.requires_grad
+        }
+        save_file(weights, folder / WEIGHTS, {"format": "pt"})
+        self.describe(folder)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        set_model_state_dict(
+            self.wrapped,
+            {f"network.{name}": weight for name, weight in weights.items()},
+            options=StateDictOptions(full_state_dict=True, strict=False),
+        )
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The whole checkpoints of a training, oldest first."""
+    found = [path for path in folder.glob(f"{CHECKPOINT}*") if path.name.removeprefix(CHECKPOINT).isdecimal()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+
+
+def sync(folder: Path) -> None:
+    """Hands a folder's files to the disk, so that a name never stands for less than it says."""
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

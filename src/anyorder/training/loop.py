@@ -1,0 +1,131 @@
+"""From settings to a trained network."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+
+from anyorder.errors import UserError
+from anyorder.objectives import Objective
+from anyorder.training.engine import LessonTrainer, checkpoints
+from anyorder.training.samples import LessonMaker, Rows, Samples
+from anyorder.training.settings import Training
+
+if TYPE_CHECKING:
+    from anyorder.model.llama import Llama
+
+Log = list[dict[str, float]]
+"""What `Trainer` notes: entries with "step" and "loss", "learning_rate" or "eval_<name>"."""
+
+
+def fit(
+    network: Llama,
+    objective: Objective,
+    rows: Rows,
+    training: Training,
+    *,
+    folder: Path | None = None,
+    resume: bool = False,
+    validation: Mapping[str, tuple[Objective, Rows]] | None = None,
+    describe: Callable[[Path], None] = lambda folder: None,
+    callbacks: Sequence[TrainerCallback] = (),
+    report_to: Sequence[str] = (),
+) -> Log:
+    """Trains a network in place, on the device that accelerate chooses, and leaves it ready to write.
+
+    AdamW with beta 0.9 and 0.95, and gradients of at most `training.clip`.
+
+    Args:
+        network: whose trainable weights change.
+        objective: what is learnt.
+        rows: prepared data.
+        training: how.
+        folder: where checkpoints go; None makes none.
+        resume: go on from the latest checkpoint in the folder, as if nothing had happened: on a CPU bit for bit.
+        validation: for each name an objective and rows, on which the loss is taken without learning.
+        describe: writes what a checkpoint needs beside the weights to be loaded as a network.
+        callbacks: told about each step and each entry of the log.
+        report_to: further places for the log, such as "tensorboard".
+
+    Returns:
+        The log, that of the training that was resumed included.
+
+    Raises:
+        UserError: there is no row, accelerate is not installed, or there is nothing to resume.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError("training needs the package accelerate, which is not installed: pip install 'anyorder[train]'.")
+    if len(rows) == 0:
+        raise UserError("the data have 0 rows: give more text, or a shorter length.")
+    if training.evaluate_every and not validation:
+        raise UserError(
+            f"evaluate_every is {training.evaluate_every} without validation data: give some, or leave it out."
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(scratch) if folder is None else folder
+        latest = checkpoints(output)[-1:]
+        if resume and not latest:
+            raise UserError(f"folder {str(output)!r} has no checkpoint to resume from: leave out resume.")
+        arguments = _arguments(training, output, saves=folder is not None, report_to=report_to)
+        per_step = training.batch_size * training.accumulation * arguments.world_size
+        trainer = LessonTrainer(
+            network,
+            Samples(rows, training.steps * per_step, training.seed),
+            LessonMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
+            validation={
+                # Its own draws, the same at every look.
+                name: (
+                    Samples(others, len(others), training.seed, shuffle=False),
+                    LessonMaker(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
+                )
+                for name, (target, others) in (validation or {}).items()
+            },
+            describe=describe,
+            keep=training.keep,
+            args=arguments,
+            callbacks=list(callbacks),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train(resume_from_checkpoint=str(latest[0]) if resume else None)
+        if validation:
+            trainer.evaluate()
+    network.eval()
+    return list(trainer.state.log_history)
+
+
+def _arguments(training: Training, output: Path, *, saves: bool, report_to: Sequence[str]) -> TrainingArguments:
+    """`Trainer`'s own names for all that."""
+    strategies: dict[str, Any] = {
+        "save_strategy": "steps" if saves and training.save_every else "no",
+        "save_steps": training.save_every or 1,
+        "eval_strategy": "steps" if training.evaluate_every else "no",
+        "eval_steps": training.evaluate_every or None,
+    }
+    return TrainingArguments(
+        output_dir=str(output),
+        max_steps=training.steps,
+        per_device_train_batch_size=training.batch_size,
+        per_device_eval_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulation,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        adam_beta2=0.95,
+        max_grad_norm=training.clip,
+        lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
+        warmup_steps=training.warmup,  # below 1: a share of the steps
+        bf16=training.precision == "bfloat16",
+        logging_steps=min(training.log_every, training.steps),
+        logging_nan_inf_filter=False,
+        report_to=list(report_to),
+        seed=training.seed,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        dataloader_num_workers=training.workers,
+        remove_unused_columns=False,
+        **strategies,
+    )
