@@ -7,19 +7,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from anyorder.api import convert, generate, load, save, stream
+    from anyorder.decoding.diffusion import DiffusionSampler
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM
     from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
     from anyorder.plans import GroupPlan
 
 __all__ = [
-    "AnyOrderConfig", "AnyOrderForCausalLM", "GroupPlan", "convert", "create_chunked_attention_mask", "generate",
-    "generate_grouping_masks", "load", "save", "stream",
+    "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "convert",
+    "create_chunked_attention_mask", "generate", "generate_grouping_masks", "load", "save", "stream",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
 _MODULES = {
     "AnyOrderConfig": "huggingface",
     "AnyOrderForCausalLM": "huggingface",
+    "DiffusionSampler": "decoding.diffusion",
     "GroupPlan": "plans",
     "create_chunked_attention_mask": "masks",
     "generate_grouping_masks": "masks",

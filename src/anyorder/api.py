@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
+from anyorder.decoding.canvas import continuation
+from anyorder.decoding.diffusion import DiffusionSampler, diffusion_steps
+from anyorder.decoding.diffusion_presets import sampler_of_order
 from anyorder.decoding.left_to_right import Stop, check_prompts, left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace, collect
@@ -145,7 +149,7 @@ def generate(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Prompt,
-    order: str | None = None,
+    order: str | DiffusionSampler | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -167,7 +171,8 @@ def generate(
         tokenizer: of the network; may be None where the prompts are token ids.
         prompt: a string, a list of strings, token ids (a list or a tensor `[tokens]`), or a list or tensor
             `[prompts, tokens]` of such. A list may be ragged. Nothing is added to token ids.
-        order: the way of writing, such as "left-to-right"; the network's default unless given.
+        order: the way of writing: "left-to-right", "diffusion", "blocks:32" or a `DiffusionSampler`; the network's
+            default unless given.
         max_new_tokens: tokens to write per text at most.
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
         top_k, top_p, min_p: draw only among the most probable tokens: see `Sampling`.
@@ -186,15 +191,17 @@ def generate(
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
             the remedy.
     """
-    _refuse_contradictions(temperature, num_samples, num_beams, compile)
+    draws = order.draws if isinstance(order, DiffusionSampler) else temperature > 0
+    _refuse_contradictions(temperature, draws, num_samples, num_beams, compile)
     if batch_size is not None and not _is_count(batch_size):
         raise UserError(f"batch_size is {batch_size!r}: give a whole number above 0, or None for all texts at once.")
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     steps = _decoder(
-        order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
-    )
+        order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile,
+        num_beams=num_beams,
+    )  # fmt: skip
     given, single = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
     check_prompts(model.config, given, range(len(given)))
     prompts = [ids for ids in given for _ in range(num_samples or 1)]
@@ -231,7 +238,7 @@ def stream(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Prompt,
-    order: str | None = None,
+    order: str | DiffusionSampler | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -293,8 +300,9 @@ def _output(
             rows = [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
         return rows[0] if single else rows
 
-    for text, written, why in zip(texts or (), generation.written, generation.stopped, strict=texts is not None):
-        text.read(written[:-1] if why == "end" else written)
+    ends = generation.trace.end_token_ids
+    for text, written in zip(texts or (), generation.written, strict=texts is not None):
+        text.read(list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
     return Output(
         text=None if texts is None else formed([text.text for text in texts]),
         token_ids=formed(generation.written),
@@ -305,13 +313,13 @@ def _output(
 
 
 def _refuse_contradictions(
-    temperature: float, num_samples: int | None, num_beams: int, compile: bool | Literal["auto"]
+    temperature: float, draws: bool, num_samples: int | None, num_beams: int, compile: bool | Literal["auto"]
 ) -> None:
     if num_samples is not None and not _is_count(num_samples):
         raise UserError(f"num_samples is {num_samples!r}: give a whole number above 0, or None for a text each.")
     if not _is_count(num_beams):
         raise UserError(f"num_beams is {num_beams!r}: give a whole number above 0; 1 is no beam search.")
-    if num_samples not in (None, 1) and temperature == 0 and num_beams == 1:
+    if num_samples not in (None, 1) and not draws and num_beams == 1:
         same = f"num_samples is {num_samples} at temperature 0, where all samples are the same"
         raise UserError(f"{same}: give a temperature above 0, or leave out num_samples.")
     for name, value, given, why in (
@@ -328,20 +336,30 @@ def _is_count(value: object) -> bool:
 
 
 def _decoder(
-    order: str | None, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
-    compile: bool | Literal["auto"],
+    order: str | DiffusionSampler | None, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
+    compile: bool | Literal["auto"], num_beams: int = 1,
 ) -> Decoder:  # fmt: skip
     """What writes in this order: one case for each way of writing."""
     config = model.config
     order = config.default_way if order is None else order
-    kind = order.partition(":")[0] if isinstance(order, str) else None
-    if kind not in WAY_OF_ORDER:
+    kind = order.partition(":")[0] if isinstance(order, str) else ""
+    if kind not in WAY_OF_ORDER and not isinstance(order, DiffusionSampler):
         raise UserError(f"order is {order!r}: give 'left-to-right', 'random', 'groups:4', 'diffusion' or 'blocks:32'.")
     if kind == LEFT_TO_RIGHT.name:
         refuse_unless_causal(config.ways, config.default_way)
         return lambda prompts, rows, stop: left_to_right_steps(
             model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
             compile=compile, rows=rows,
+        )  # fmt: skip
+    if num_beams != 1:
+        raise UserError(f"num_beams is {num_beams!r}, but beams are written from left to right: leave it out.")
+    if compile is True:
+        raise UserError("compile is True, but only writing from left to right is compiled: leave it out.")
+    if isinstance(order, DiffusionSampler) or kind in ("diffusion", "blocks"):
+        sampler, way = sampler_of_order(order, config, sampling, use_cache=use_cache)
+        return lambda prompts, rows, stop: diffusion_steps(
+            model, [continuation(prompt, max_new_tokens) for prompt in prompts], sampler, way=way, rows=rows,
+            seed=sampling.seed, stop=stop,
         )  # fmt: skip
     config.way(WAY_OF_ORDER[kind])
     raise UserError(f"order is {order!r}, which this version does not write yet: give {LEFT_TO_RIGHT.name!r}.")

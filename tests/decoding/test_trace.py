@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Generation, Recorder, Step, Trace, Written, collect
 from anyorder.errors import UserError
 
@@ -34,10 +35,18 @@ def test_text_that_is_no_trace_is_refused(text: str) -> None:
         Trace.from_json(text)
 
 
-def test_end_tokens_are_not_counted() -> None:
-    assert TRACE.tokens == 3
-    assert TRACE.tokens_per_second == 12
-    assert TRACE.summary() == "3 tokens in 3 forward passes and 0.25 s (12.0 tokens/s)"
+def test_end_tokens_and_what_stands_behind_them_are_not_counted() -> None:
+    assert TRACE.tokens == 2
+    assert TRACE.tokens_per_second == 8
+    assert TRACE.summary() == "2 tokens in 3 forward passes and 0.25 s (8.0 tokens/s)"
+
+
+def test_a_text_ends_before_the_first_position_that_was_never_written() -> None:
+    steps = [Step((Written(0, 0, 4, 9, -0.1), Written(0, 0, 1, 8, -0.2)), {0: "end"})]
+    for prompt in ([5], [5, BLANK, 6, BLANK, BLANK]):
+        generation = collect(steps, prompts=[prompt], rows=[0], end_token_ids=(8,))
+        assert generation.written == [[8]]
+        assert generation.sequences == [[5, 8, *prompt[2:3]]]
 
 
 def test_no_time_gives_no_speed() -> None:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 
 StopReason = Literal["end", "stop", "length"]
@@ -55,9 +56,13 @@ class Trace:
 
     @property
     def tokens(self) -> int:
-        """Number of positions written, end tokens not counted (padding has no events)."""
+        """Number of positions written before the first end token of each row (padding has no events)."""
         standing = {(event.row, event.position): event.token_id for event in self.events}
-        return sum(token_id not in self.end_token_ids for token_id in standing.values())
+        end: dict[int, int] = {}
+        for (row, position), token_id in standing.items():
+            if token_id in self.end_token_ids:
+                end[row] = min(position, end.get(row, position))
+        return sum(row not in end or position < end[row] for row, position in standing)
 
     @property
     def tokens_per_second(self) -> float:
@@ -131,7 +136,7 @@ class Generation:
     """What a decoder made of a batch of prompts, one entry per prompt, without padding.
 
     Attributes:
-        sequences: prompt and what was written, in the order of positions.
+        sequences: prompt and what was written, in the order of positions, up to the first gap that was left.
         written: what was written alone, in the order of positions, end token included.
         stopped: why each row stopped: "end" (an end token), "stop" (the caller's condition), "length" (the
             limit of new tokens or the trained length).
@@ -158,7 +163,7 @@ class Recorder:
     """Keeps what a decoder's steps write while somebody watches them.
 
     Args:
-        prompts: token ids of each prompt.
+        prompts: token ids of each prompt, or its canvas.
         rows: the number of each prompt, as in the steps' events.
         end_token_ids: tokens that the trace must not count as text.
     """
@@ -189,17 +194,27 @@ class Recorder:
         for event in events:
             tokens[event.row][event.position] = event.token_id
         stopped: dict[int, StopReason] = {row: why for step in self._steps for row, why in step.stopped.items()}
-
-        def in_order(token_at: dict[int, int]) -> list[int]:
-            return [token_at[position] for position in sorted(token_at)]
-
-        prompts = dict(zip(self._rows, self._prompts, strict=True))
+        sequences = [
+            _without_gaps(dict(enumerate(prompt)) | tokens[row])
+            for row, prompt in zip(self._rows, self._prompts, strict=True)
+        ]
         return Generation(
-            sequences=[in_order(dict(enumerate(prompts[row])) | tokens[row]) for row in self._rows],
-            written=[in_order(tokens[row]) for row in self._rows],
+            sequences=sequences,
+            written=[
+                [sequence[position] for position in sorted(tokens[row]) if position < len(sequence)]
+                for row, sequence in zip(self._rows, sequences, strict=True)
+            ],
             stopped=[stopped[row] for row in self._rows],
             trace=Trace(events, sum(step.passes for step in self._steps), self._seconds, self._end_token_ids),
         )
+
+
+def _without_gaps(token_at: dict[int, int]) -> list[int]:
+    """Tokens from position 0 up to the first that was never written: what stands behind the end of a text is none."""
+    sequence: list[int] = []
+    while token_at.get(len(sequence), BLANK) != BLANK:
+        sequence.append(token_at[len(sequence)])
+    return sequence
 
 
 def collect(
