@@ -1,6 +1,16 @@
 """What is learnt: one file per objective, each of which turns a batch of samples into a lesson for the network."""
 
 from anyorder.objectives.autoregressive import Autoregressive
-from anyorder.objectives.lesson import Batch, Lesson, Objective, summed_loss
+from anyorder.objectives.block_diffusion import BlockDiffusion
+from anyorder.objectives.lesson import Batch, Lesson, Objective, predictions, summed_loss
+from anyorder.objectives.masked_diffusion import MaskedDiffusion, MaskedDiffusionTuning
+from anyorder.objectives.mixture import Mixture
+from anyorder.objectives.noise import Antithetic, Independent, Stratified, Times
+from anyorder.objectives.permutation import Permutation
+from anyorder.objectives.schedules import Always, Annealing, Schedule, Stages, growing
 
-__all__ = ["Autoregressive", "Batch", "Lesson", "Objective", "summed_loss"]
+__all__ = [
+    "Always", "Annealing", "Antithetic", "Autoregressive", "Batch", "BlockDiffusion", "Independent", "Lesson",
+    "MaskedDiffusion", "MaskedDiffusionTuning", "Mixture", "Objective", "Permutation", "Schedule", "Stages",
+    "Stratified", "Times", "growing", "predictions", "summed_loss",
+]  # fmt: skip

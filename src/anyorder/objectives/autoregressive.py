@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
-from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.objectives.lesson import Batch, Lesson, Objective, first_tokens
 from anyorder.visibility import causal, documents
 from anyorder.ways import LEFT_TO_RIGHT, Way
 
@@ -29,8 +28,7 @@ class Autoregressive(Objective):
 
     def lesson(self, batch: Batch, seed: int) -> Lesson:
         """Nothing is drawn."""
-        first_BL = F.pad(batch.document_BL[:, 1:] != batch.document_BL[:, :-1], (1, 0), value=True)
-        sample_N, target_at_N = (batch.learnt_BL & batch.valid_BL & ~first_BL).nonzero(as_tuple=True)
+        sample_N, target_at_N = (batch.learnt_BL & batch.valid_BL & ~first_tokens(batch)).nonzero(as_tuple=True)
         return Lesson(
             ids_BR=batch.ids_BL,
             labels={"position": batch.position_BL, "document": batch.document_BL},
@@ -40,6 +38,6 @@ class Autoregressive(Objective):
             sample_N=sample_N,
             row_N=target_at_N - 1,
             target_N=batch.ids_BL[sample_N, target_at_N],
-            weight_N=torch.ones(len(sample_N)),
+            weight_N=torch.ones(len(sample_N), dtype=torch.float64),
             count=float(len(sample_N)),
         )

@@ -1,7 +1,8 @@
 """What all objectives share: samples in, and out come the rows, who sees whom, what is predicted and how it counts.
 
 An objective knows no network. It makes a `Lesson` of a `Batch`, on the CPU and without weights, so that it can be
-tested by hand and made ahead by the workers that load data; `summed_loss` lets a network take it.
+tested by hand and made ahead by the workers that load data; `summed_loss` lets a network take it. The same sample
+with the same seed makes the same lesson in any batch.
 
 Shape suffixes: B batch, L tokens of a sample, R rows, E hidden size, N predictions of the whole batch, V vocabulary.
 """
@@ -10,15 +11,17 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyorder.visibility import Visibility
+from anyorder.errors import UserError
+from anyorder.objectives.cross_entropy import weighted_cross_entropy
+from anyorder.visibility import Visibility, bidirectional, query_is
 from anyorder.ways import Way
 
 if TYPE_CHECKING:
@@ -48,6 +51,66 @@ class Batch:
     sample_B: Tensor
     step: int = 0
 
+    @classmethod
+    def of(
+        cls, texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int] | None = None, first_sample: int = 0,
+        step: int = 0,
+    ) -> Batch:  # fmt: skip
+        """Lists of token ids, padded. Of each, tokens before its prompt length are not learnt.
+
+        Raises:
+            UserError: there is no text, an empty one, or not one prompt length for each.
+        """
+        if not texts or not all(texts):
+            raise UserError(f"texts is {texts!r}: give at least one text, and a token in each.")
+        prompt_lengths = [0] * len(texts) if prompt_lengths is None else prompt_lengths
+        if len(prompt_lengths) != len(texts):
+            raise UserError(
+                f"there are {len(prompt_lengths)} prompt lengths for {len(texts)} texts: give one for each."
+            )
+        at_L = torch.arange(max(map(len, texts)))
+        valid_BL = at_L < torch.tensor([len(text) for text in texts]).unsqueeze(1)
+        return cls(
+            ids_BL=torch.tensor([[*text, *[0] * (len(at_L) - len(text))] for text in texts]),
+            valid_BL=valid_BL,
+            learnt_BL=valid_BL & (at_L >= torch.tensor(prompt_lengths).unsqueeze(1)),
+            document_BL=torch.zeros(valid_BL.shape, dtype=torch.int64),
+            position_BL=at_L.expand(valid_BL.shape),
+            sample_B=torch.arange(first_sample, first_sample + len(texts)),
+            step=step,
+        )
+
+    def samples(self) -> Iterator[tuple[int, int]]:
+        """The number of each sample, and how many tokens it has."""
+        return zip(self.sample_B.tolist(), self.valid_BL.sum(1).tolist(), strict=True)
+
+    def replace(self, **changes: Any) -> Batch:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def only(self, rows: Sequence[int]) -> Batch:
+        """These samples alone, without columns in which none of them has a token."""
+        chosen = {field.name: value[list(rows)] for field, value in self._tensors()}
+        return self.replace(**chosen).trimmed()
+
+    def trimmed(self) -> Batch:
+        """The same without columns behind the end of the longest sample."""
+        longest = int(self.valid_BL.sum(1).max())
+        return self.replace(**{field.name: value[:, :longest] for field, value in self._tensors() if value.dim() == 2})
+
+    def padded(self, length: int) -> Batch:
+        """The same with columns of padding, up to `length`."""
+        more = length - self.ids_BL.shape[1]
+        return self.replace(
+            **{field.name: F.pad(value, (0, more)) for field, value in self._tensors() if value.dim() == 2}
+        )
+
+    def _tensors(self) -> Iterator[tuple[dataclasses.Field, Tensor]]:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                yield field, value
+
 
 @dataclass(frozen=True, kw_only=True)
 class Lesson:
@@ -61,7 +124,7 @@ class Lesson:
         valid_BR: which rows are no padding, boolean.
         sample_N, row_N: the rows whose logits count, by sample in the batch and by row.
         target_N: the token that each of them predicts.
-        weight_N: what its cross-entropy is multiplied by.
+        weight_N: what its cross-entropy is multiplied by, float64.
         count: what the sum is divided by. It adds up over batches, so that the loss of several is that of one large
             batch.
     """
@@ -87,9 +150,62 @@ class Lesson:
         labels = {name: label.to(device, non_blocking=True) for name, label in self.labels.items()}
         return dataclasses.replace(self, labels=labels, **moved)  # type: ignore[arg-type]
 
+    @classmethod
+    def join(cls, lessons: Sequence[Lesson]) -> Lesson:
+        """All of them in one pass, each with its own visibility; the samples stand one lesson after the other."""
+        if len(lessons) == 1:
+            return lessons[0]
+        n_keys = max(lesson.n_keys for lesson in lessons)
+        n_queries = max(lesson.ids_BR.shape[1] - lesson.n_keys for lesson in lessons)
+
+        def joined(values: Sequence[Tensor]) -> Tensor:
+            """Rows of tokens padded to `n_keys`, query rows to `n_queries`."""
+            padded = []
+            for lesson, value_BR in zip(lessons, values, strict=True):
+                tokens, queries = value_BR[:, : lesson.n_keys], value_BR[:, lesson.n_keys :]
+                more = (n_keys - tokens.shape[1], n_queries - queries.shape[1])
+                padded.append(torch.cat((F.pad(tokens, (0, more[0])), F.pad(queries, (0, more[1]))), 1))
+            return torch.cat(padded)
+
+        visibility, before = ~bidirectional(), 0
+        sample_N, row_N = [], []
+        for number, lesson in enumerate(lessons):
+            shown = query_is(_LESSON, number) & lesson.visibility
+            visibility |= shown
+            sample_N.append(lesson.sample_N + before)
+            row_N.append(lesson.row_N + (n_keys - lesson.n_keys) * (lesson.row_N >= lesson.n_keys))
+            before += len(lesson.ids_BR)
+        blank = [torch.zeros_like(lesson.ids_BR) for lesson in lessons]
+        labels = {
+            name: joined([lesson.labels.get(name, zero) for lesson, zero in zip(lessons, blank, strict=True)])
+            for name in sorted({name for lesson in lessons for name in lesson.labels})
+        }
+        labels[_LESSON] = joined([zero + number for number, zero in enumerate(blank)])
+        return cls(
+            ids_BR=joined([lesson.ids_BR for lesson in lessons]),
+            labels=labels,
+            visibility=visibility,
+            n_keys=n_keys,
+            valid_BR=joined([lesson.valid_BR for lesson in lessons]),
+            sample_N=torch.cat(sample_N),
+            row_N=torch.cat(row_N),
+            target_N=torch.cat([lesson.target_N for lesson in lessons]),
+            weight_N=torch.cat([lesson.weight_N for lesson in lessons]),
+            count=sum(lesson.count for lesson in lessons),
+        )
+
+
+_LESSON = "lesson"
+
 
 class Objective(ABC):
-    """Turns samples into lessons, with draws that depend on (seed, sample) or (seed, step) alone."""
+    """Turns samples into lessons, with draws that depend on (seed, sample) or (seed, step) alone.
+
+    Attributes:
+        unit: what its count counts.
+    """
+
+    unit: ClassVar[Literal["token", "sample"]] = "token"
 
     @property
     @abstractmethod
@@ -101,8 +217,8 @@ class Objective(ABC):
         """What the network reads and predicts for these samples."""
 
 
-def summed_loss(model: Llama, lesson: Lesson) -> Tensor:
-    """Weighted cross-entropies in nats, summed: a scalar. Divided by `lesson.count`, it is the objective's loss.
+def predictions(model: Llama, lesson: Lesson) -> Tensor:
+    """Scores of every token for each prediction, `[predictions, vocabulary]`.
 
     The vocabulary is projected on the rows alone that predict something.
     """
@@ -112,8 +228,14 @@ def summed_loss(model: Llama, lesson: Lesson) -> Tensor:
         assert model.query_rows is not None, "a network without query rows was refused before"
         queries_BKE = model.query_rows(lesson.labels["position"][:, lesson.n_keys :])
         rows_BRE = torch.cat((rows_BRE, queries_BKE.to(rows_BRE.dtype)), 1)
-    hidden_NE = model.read(rows_BRE, views)[lesson.sample_N, lesson.row_N]
-    logits_NV = model.logits(hidden_NE)
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    nats_N = F.cross_entropy(wide_NV, lesson.target_N, reduction="none")
-    return (nats_N * lesson.weight_N).sum()
+    return model.logits(model.read(rows_BRE, views)[lesson.sample_N, lesson.row_N])
+
+
+def summed_loss(model: Llama, lesson: Lesson) -> Tensor:
+    """Weighted cross-entropies in nats, summed: a scalar. Divided by `lesson.count`, it is the objective's loss."""
+    return weighted_cross_entropy(predictions(model, lesson), lesson.target_N, lesson.weight_N)
+
+
+def first_tokens(batch: Batch) -> Tensor:
+    """Which tokens are the first of their document, boolean `[batch, length]`."""
+    return F.pad(batch.document_BL[:, 1:] != batch.document_BL[:, :-1], (1, 0), value=True)

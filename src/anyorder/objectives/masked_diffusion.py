@@ -1,0 +1,216 @@
+"""Masked diffusion: tokens are hidden at random, and learnt from all that is left, on either side.
+
+Shape suffixes: B batch, L tokens of a sample, N predictions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from anyorder.draws import generator
+from anyorder.errors import UserError
+from anyorder.objectives.lesson import Batch, Lesson, Objective, first_tokens
+from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
+from anyorder.visibility import Visibility, annealed, bidirectional, documents
+from anyorder.ways import Way, diffusion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise(Objective):
+    """What pre-training and fine-tuning by masked diffusion share.
+
+    Attributes:
+        mask_token_id: the token that hides others.
+        shifted: a token is predicted by the row before it, as a causal network is used to (the first of a document by
+            its own row); otherwise by its own.
+        eps: the lowest probability of being masked.
+        times: how the time of each sample is drawn.
+        opening_steps: over this many steps the mask of a causal network is opened: besides all before it, a row sees
+            each later one with a probability that rises from 0 to 1. 0 for a network that sees everything already.
+
+    Raises:
+        UserError: a field has a value that cannot be.
+    """
+
+    mask_token_id: int
+    shifted: bool = False
+    eps: float = 1e-3
+    times: Times = field(default_factory=Independent)
+    opening_steps: int = 0
+
+    def __post_init__(self) -> None:
+        check_eps(self.eps)
+        if self.opening_steps < 0:
+            raise UserError(f"opening_steps is {self.opening_steps}: give a number of steps, or 0 to see all at once.")
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Diffusion."""
+        return (diffusion(self.mask_token_id, shifted=self.shifted),)
+
+    def visibility(self, step: int, seed: int) -> Visibility:
+        """Everything in the own document; while the mask is being opened, less (DiffuLLaMA, arXiv 2410.17891)."""
+        if step >= self.opening_steps:
+            return bidirectional() & documents()
+        return annealed(step / self.opening_steps, seed) & documents()
+
+    def noised(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        """Which learnt tokens are masked, boolean, and the probability of that, float64, both `[batch, length]`."""
+        refuse_masks(batch, self.mask_token_id)
+        masked_BL = torch.zeros_like(batch.valid_BL)
+        probability_BL = torch.ones(batch.valid_BL.shape, dtype=torch.float64)
+        for row, (sample, length) in enumerate(batch.samples()):
+            p_L = mask_probability(self.times.draw(seed, sample), self.eps).expand(length)
+            probability_BL[row, :length] = p_L
+            masked_BL[row, :length] = masked(p_L, seed, sample)
+        return masked_BL & batch.learnt_BL & batch.valid_BL, probability_BL
+
+    def masked_lesson(self, batch: Batch, masked_BL: Tensor, weight_BL: Tensor, count: float, seed: int) -> Lesson:
+        """The lesson that predicts the masked tokens."""
+        sample_N, at_N = masked_BL.nonzero(as_tuple=True)
+        row_N = at_N - (~first_tokens(batch))[sample_N, at_N].long() if self.shifted else at_N
+        sample_BL = batch.sample_B.unsqueeze(1).expand_as(batch.ids_BL)
+        return Lesson(
+            ids_BR=batch.ids_BL.masked_fill(masked_BL, self.mask_token_id),
+            labels={"position": batch.position_BL, "document": batch.document_BL, "sample": sample_BL},
+            visibility=self.visibility(batch.step, seed),
+            n_keys=batch.ids_BL.shape[1],
+            valid_BR=batch.valid_BL,
+            sample_N=sample_N,
+            row_N=row_N,
+            target_N=batch.ids_BL[sample_N, at_N],
+            weight_N=weight_BL[sample_N, at_N],
+            count=count,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedDiffusion(Noise):
+    """Pre-training as LLaDA's (arXiv 2502.09992): `sum over masked of CE / p`, divided by all tokens.
+
+    Each sample draws t, uniform from 0 to 1; each of its tokens is masked with probability `p = (1 - eps) t + eps`.
+
+    Attributes:
+        random_length: share of the steps whose samples are cropped to a length drawn evenly from 1 to the longest.
+    """
+
+    random_length: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.random_length <= 1:
+            raise UserError(f"random_length is {self.random_length}: give the share of steps to crop, from 0 to 1.")
+
+    def lesson(self, batch: Batch, seed: int) -> Lesson:
+        """Draws whether and where to crop by the step, time and masks by the sample."""
+        batch = self._cropped(batch, seed)
+        masked_BL, probability_BL = self.noised(batch, seed)
+        count = float((batch.learnt_BL & batch.valid_BL).sum())
+        return self.masked_lesson(batch, masked_BL, 1 / probability_BL, count, seed)
+
+    def _cropped(self, batch: Batch, seed: int) -> Batch:
+        draws = generator("crop", seed, batch.step)
+        crop, share = torch.rand(2, generator=draws, dtype=torch.float64).tolist()
+        if crop >= self.random_length:
+            return batch
+        # Of its own length and not of the batch's, so that no sample depends on those beside it.
+        length_B = batch.valid_BL.sum(1)
+        kept_B1 = (share * length_B).long().unsqueeze(1) + 1
+        valid_BL = batch.valid_BL & (torch.arange(batch.ids_BL.shape[1]) < kept_B1)
+        return batch.replace(valid_BL=valid_BL).trimmed()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedDiffusionTuning(Noise):
+    """Fine-tuning as LLaDA's: `mean over samples of (sum over masked of CE / p) / tokens of the answer`.
+
+    Only the answer is masked, the end tokens behind it included: so the network learns to stop. Of a conversation of
+    several turns, one is drawn, its answer is learnt and what comes after is left out.
+
+    Attributes:
+        length: each answer is padded with end tokens until the sample has this many tokens; None adds none.
+        end_token_id: the end token; needed with `length`.
+    """
+
+    length: int | None = None
+    end_token_id: int | None = None
+    unit = "sample"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.length is not None and self.end_token_id is None:
+            raise UserError(
+                f"end_token_id is None beside the length {self.length}: give the token that ends an answer."
+            )
+
+    def lesson(self, batch: Batch, seed: int) -> Lesson:
+        """Draws turn, time and masks by the sample."""
+        batch = self._one_answer(batch, seed)
+        if self.length is not None:
+            batch = self._ended(batch)
+        masked_BL, probability_BL = self.noised(batch, seed)
+        answer_B1 = batch.learnt_BL.sum(1, keepdim=True)
+        return self.masked_lesson(
+            batch, masked_BL, 1 / (probability_BL * answer_B1), float(len(batch.ids_BL)), seed
+        )  # fmt: skip
+
+    def _one_answer(self, batch: Batch, seed: int) -> Batch:
+        """Each sample up to the end of one of its answers, which alone is learnt."""
+        learnt_BL = torch.zeros_like(batch.learnt_BL)
+        valid_BL = batch.valid_BL.clone()
+        for row, (sample, _) in enumerate(batch.samples()):
+            answers = _runs(batch.learnt_BL[row] & batch.valid_BL[row])
+            if not answers:
+                raise UserError(f"sample {sample} has no token to learn: give each sample an answer.")
+            chosen = int(torch.randint(len(answers), (), generator=generator("turn", seed, sample)))
+            begin, end = answers[chosen]
+            learnt_BL[row, begin:end] = True
+            valid_BL[row, end:] = False
+        return batch.replace(learnt_BL=learnt_BL, valid_BL=valid_BL).trimmed()
+
+    def _ended(self, batch: Batch) -> Batch:
+        """Each answer with end tokens behind it, up to `length`."""
+        assert self.length is not None
+        assert self.end_token_id is not None
+        longest = batch.ids_BL.shape[1]
+        if longest > self.length:
+            raise UserError(f"a sample has {longest} tokens, but length is {self.length}: raise it or leave it out.")
+        batch = batch.padded(self.length)
+        behind_BL = ~batch.valid_BL
+        last_B1 = batch.valid_BL.sum(1, keepdim=True) - 1
+        at_L = torch.arange(self.length)
+        return batch.replace(
+            ids_BL=batch.ids_BL.masked_fill(behind_BL, self.end_token_id),
+            valid_BL=torch.ones_like(behind_BL),
+            learnt_BL=batch.learnt_BL | behind_BL,
+            document_BL=torch.where(behind_BL, batch.document_BL.gather(1, last_B1), batch.document_BL),
+            position_BL=torch.where(
+                behind_BL, batch.position_BL.gather(1, last_B1) + at_L - last_B1, batch.position_BL
+            ),
+        )
+
+
+def refuse_masks(batch: Batch, mask_token_id: int) -> None:
+    """Refuses samples with a token that hides others.
+
+    Raises:
+        UserError: see above.
+    """
+    found_BL = (batch.ids_BL == mask_token_id) & batch.valid_BL
+    if bool(found_BL.any()):
+        row, at = found_BL.nonzero()[0].tolist()
+        raise UserError(
+            f"sample {int(batch.sample_B[row])} has the mask token {mask_token_id} at position {at}: take it out of "
+            "the data, or give the token that stands for masks alone."
+        )
+
+
+def _runs(mask_L: Tensor) -> list[tuple[int, int]]:
+    """Where each run of true entries begins, and where it has ended."""
+    edges_L = F.pad(mask_L.long(), (1, 1)).diff()
+    begins, ends = (edges_L == 1).nonzero().flatten().tolist(), (edges_L == -1).nonzero().flatten().tolist()
+    return list(zip(begins, ends, strict=True))

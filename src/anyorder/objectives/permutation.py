@@ -1,0 +1,85 @@
+"""Any order: each token from those before it in the order of its sample, by two streams.
+
+Shape suffixes: B batch, L tokens of a sample, K query rows, R rows, N predictions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from anyorder.draws import generator
+from anyorder.errors import UserError
+from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.objectives.schedules import Always, Schedule
+from anyorder.plans import GroupPlan
+from anyorder.visibility import documents, groups
+from anyorder.ways import ANY_ORDER, Way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Permutation(Objective):
+    """Mean of `-log p(token | groups before its own)` over predicted tokens (XLNet, arXiv 1906.08237).
+
+    What is not learnt (a prompt) is one group, the first. Of each sample's learnt tokens the last in its order are
+    predicted; those before them are read in that order. Packed documents do not see each other.
+
+    Attributes:
+        schedule: the order of each sample.
+        predicted: share of the learnt tokens that are predicted, rounded up. Each costs a row: with K of L tokens, a
+            step costs about 1 + K / L of a step from left to right.
+
+    Raises:
+        UserError: the share is not above 0 and at most 1.
+    """
+
+    schedule: Schedule = field(default_factory=Always)
+    predicted: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.predicted <= 1:
+            raise UserError(f"predicted is {self.predicted}: give a share of the tokens above 0 and at most 1.")
+
+    @property
+    def ways(self) -> tuple[Way, ...]:
+        """Any order."""
+        return (ANY_ORDER,)
+
+    def lesson(self, batch: Batch, seed: int) -> Lesson:
+        """Draws the order by the sample."""
+        rows = self.plan(batch, seed).rows()
+        index_BR = torch.cat((rows.content_BL, rows.query_BK), 1)
+        query_valid_BK = rows.valid_BR[:, rows.n_keys :]
+        sample_N, query_N = query_valid_BK.nonzero(as_tuple=True)
+        target_BR = batch.ids_BL.gather(1, index_BR)
+        return Lesson(
+            ids_BR=target_BR,
+            labels={
+                "position": batch.position_BL.gather(1, index_BR),
+                "document": batch.document_BL.gather(1, index_BR),
+                "rank": rows.labels["rank"],
+                "stream": rows.labels["stream"],
+            },
+            visibility=groups() & documents(),
+            n_keys=rows.n_keys,
+            valid_BR=rows.valid_BR,
+            sample_N=sample_N,
+            row_N=query_N + rows.n_keys,
+            target_N=target_BR[sample_N, query_N + rows.n_keys],
+            weight_N=torch.ones(len(sample_N), dtype=torch.float64),
+            count=float(len(sample_N)),
+        )
+
+    def plan(self, batch: Batch, seed: int) -> GroupPlan:
+        """The plan of these samples."""
+        learnt_BL = batch.learnt_BL & batch.valid_BL
+        rank_BL = torch.zeros(learnt_BL.shape, dtype=torch.int64)
+        for row, (sample, _) in enumerate(batch.samples()):
+            draws = generator("order", seed, sample)
+            u = float(torch.rand((), generator=draws, dtype=torch.float64))
+            order = self.schedule.order(batch.step, u)
+            rank_BL[row, learnt_BL[row]] = order.groups(int(learnt_BL[row].sum()), draws) + 1
+        plan = GroupPlan(rank_BL=rank_BL, given_BL=batch.valid_BL & ~learnt_BL, valid_BL=batch.valid_BL)
+        return plan.predict_last([math.ceil(self.predicted * count - 1e-9) for count in learnt_BL.sum(1).tolist()])
