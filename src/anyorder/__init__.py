@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anyorder.api import convert, generate, load, save, stream
     from anyorder.decoding.diffusion import DiffusionSampler
-    from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM
+    from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM
     from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
     from anyorder.plans import GroupPlan
 
 __all__ = [
-    "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "convert",
+    "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM", "convert",
     "create_chunked_attention_mask", "generate", "generate_grouping_masks", "load", "save", "stream",
 ]  # fmt: skip
 __version__ = "0.1.0"
@@ -23,6 +23,7 @@ _MODULES = {
     "AnyOrderForCausalLM": "huggingface",
     "DiffusionSampler": "decoding.diffusion",
     "GroupPlan": "plans",
+    "LLaDAForMaskedLM": "huggingface",
     "create_chunked_attention_mask": "masks",
     "generate_grouping_masks": "masks",
 }

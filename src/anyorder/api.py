@@ -127,13 +127,21 @@ def load(
     return (to_int8(model) if dtype == "int8" else model), loaded
 
 
-def save(model: Llama, tokenizer: PreTrainedTokenizerBase | None, path: str | Path) -> None:
+def save(
+    model: Llama, tokenizer: PreTrainedTokenizerBase | None, path: str | Path, form: str | None = None
+) -> None:  # fmt: skip
     """Writes a Hugging Face folder that `load` and transformers read, whole or not at all.
 
+    Args:
+        model: the network.
+        tokenizer: is written beside it; None for no tokenizer.
+        path: a new or empty folder.
+        form: "llada" or "dream": as those masked diffusion models are published, for the code that reads them.
+
     Raises:
-        UserError: the folder is not empty or cannot be written.
+        UserError: the folder is not empty or cannot be written, or the form cannot express the network.
     """
-    checkpoints.save_model(model, path, tokenizer=tokenizer)
+    checkpoints.save_model(model, path, tokenizer=tokenizer, form=form)
 
 
 def convert(source: str | Path, target: str | Path, **options: Any) -> None:

@@ -10,6 +10,7 @@ import torch
 from anyorder.checkpoints import huggingface, llama2c, meta, weights
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
+from anyorder.checkpoints.masked_diffusion import named_form
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.checkpoints.whole import check_place, whole_file, whole_folder
@@ -115,6 +116,7 @@ def save_model(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_shard_size: int | None = None,
+    form: str | None = None,
 ) -> None:
     """Writes a network into a new or empty folder in Hugging Face's form, or as a llama2.c `.bin`; whole or not at all.
 
@@ -123,23 +125,25 @@ def save_model(
         path: the folder, or a name that ends in .bin.
         tokenizer: is written into the same folder.
         max_shard_size: bytes of one file of weights; a single file unless given.
+        form: "llada" or "dream": as those models are published.
 
     Raises:
-        UserError: the place is taken, the weights are int8 or have an adapter, or llama2.c's format cannot express the
-            network.
+        UserError: the place is taken, the weights are int8 or have an adapter, or the form or llama2.c's format cannot
+            express the network.
     """
     path = Path(path)
+    as_published = None if form is None else named_form(form)
     if any(isinstance(module, Int8Linear) for module in model.modules()):
         raise UserError("the network's weights are int8, rounded for writing alone: save it as it was loaded before.")
     if any(name.startswith("base_model.") or ".base_layer." in name for name, _ in model.named_parameters()):
         raise UserError("the network has an adapter of PEFT: save what its merge_and_unload() returns.")
     if path.suffix != ".bin":
         with whole_folder(path) as partial:
-            huggingface.write(model, partial, max_shard_size)
+            huggingface.write(model, partial, max_shard_size, as_published)
             if tokenizer is not None:
                 tokenizer.save_pretrained(partial)
         return
-    for name, value in (("tokenizer", tokenizer), ("max_shard_size", max_shard_size)):
+    for name, value in (("tokenizer", tokenizer), ("max_shard_size", max_shard_size), ("form", form)):
         if value is not None:
             raise UserError(f"{name} is given for {str(path)!r}, a llama2.c file of weights alone: leave it out.")
     with whole_file(path) as partial:
@@ -156,6 +160,7 @@ def convert(
     kv_heads: int | None = None,
     pooling: str = "mean",
     seed: int = 0,
+    form: str | None = None,
     revision: str | None = None,
     token: str | None = None,
 ) -> None:
@@ -171,6 +176,7 @@ def convert(
         kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: how several become one: "mean", "first" or "random".
         seed: decides what is drawn for "random".
+        form: "llada" or "dream": writes the folder as those models are published.
         revision, token: for the hub, see `fetch`.
 
     Raises:
@@ -180,6 +186,8 @@ def convert(
     target = Path(target)
     to_folder = target.suffix != ".bin"
     check_place(target, folder=to_folder)  # before minutes are spent on reading
+    if form is not None:
+        named_form(form)
     checkpoint, words = _read_both(source, tokenizer, revision, token, wanted=to_folder or tokenizer is not None)
     if kv_heads is not None:
         shared_config(checkpoint.config, kv_heads)
@@ -188,7 +196,7 @@ def convert(
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
         model = share_heads(model, kv_heads, pooling, seed)
-    save_model(model, target, tokenizer=words, max_shard_size=max_shard_size)
+    save_model(model, target, tokenizer=words, max_shard_size=max_shard_size, form=form)
 
 
 def _read_both(

@@ -265,4 +265,4 @@ def architecture_of(model_type: object) -> Architecture:
         if architecture.model_type == model_type:
             return architecture
     known = listed(architecture.model_type for architecture in ARCHITECTURES)
-    raise UserError(f"model_type is {model_type!r}: this version reads {known}, 'anyorder'.")
+    raise UserError(f"model_type is {model_type!r}: this version reads {known}, 'anyorder', 'llada', 'Dream'.")

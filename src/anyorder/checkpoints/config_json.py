@@ -25,6 +25,7 @@ from anyorder.checkpoints.architectures import (
     Json,
     architecture_of,
 )
+from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
@@ -53,16 +54,49 @@ def config_from_json(fields: Json) -> ModelConfig:
         UserError: it describes a network that is not supported, or a field is missing or wrong.
     """
     model_type = fields.get("model_type")
+    form = form_of(model_type)
+    if form is not None:
+        return _from_form(fields, form)
     architecture = None if model_type == "anyorder" else architecture_of(model_type)
-    class_name = OURS if architecture is None else architecture.class_name
-    classes = fields.get("architectures") or [class_name]
-    if not isinstance(classes, list) or class_name not in classes:
-        raise UserError(
-            f"architectures is {classes!r}: of model_type {model_type!r}, this version reads {class_name!r}."
-        )
+    _check_classes(fields, (OURS if architecture is None else architecture.class_name,))
     config = _from_anyorder(fields) if architecture is None else _from_native(fields, architecture)
     attention_class(config)  # which refuses a name that is not registered
     return config
+
+
+def _check_classes(fields: Json, names: tuple[str, ...]) -> None:
+    classes = fields.get("architectures") or [names[0]]
+    if not isinstance(classes, list) or set(names).isdisjoint(map(str, classes)):
+        model_type = fields.get("model_type")
+        raise UserError(
+            f"architectures is {classes!r}: of model_type {model_type!r}, this version reads {listed(names)}."
+        )
+
+
+def _from_form(fields: Json, form: Form) -> ModelConfig:
+    _check_classes(fields, form.class_names)
+    way = form.way(fields)
+    return _from_native(form.read(fields), architecture_of(form.native)).replace(ways=(way,), default_way=way.name)
+
+
+def form_to_json(config: ModelConfig, form: Form) -> Json:
+    """A `config.json` in the form in which a masked diffusion model is published.
+
+    Raises:
+        UserError: the form cannot express the network.
+    """
+    way = next((way for way in config.ways if way.name == "diffusion"), None)
+    if way is None or len(config.ways) > 1 or way.shifted != form.shifted:
+        wanted = f"masked diffusion alone, {'shifted' if form.shifted else 'not shifted'}"
+        raise UserError(f"form {form.name!r} is for networks that write by {wanted}: leave out the form.")
+    native = _to_native(config, architecture_of(form.native))
+    names = {"model_type": form.model_type, "architectures": [form.class_names[0]]}
+    fields = form.write(native, way) | names
+    plain = config.replace(rotary=dataclasses.replace(config.rotary, float32_angles=False))
+    if attention_class(config) is not SelfAttention or _from_form(fields, form) != plain:
+        remedy = f"it is no {form.native} but for who sees whom, or its end tokens differ"
+        raise UserError(f"form {form.name!r} cannot express this network ({remedy}): leave out the form.")
+    return fields
 
 
 def config_to_json(config: ModelConfig) -> Json:

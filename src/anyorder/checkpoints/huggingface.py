@@ -1,6 +1,7 @@
 """Hugging Face folders: `config.json` beside safetensors, whole or in shards.
 
-The tensors of the architectures that are read have the same names there and here, so no map of names is needed.
+The tensors of the architectures that are read have the same names there and here, except for the forms in which some
+masked diffusion models are published, which bring a map of names.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyorder.checkpoints.config_json import config_from_json, config_to_json
+from anyorder.checkpoints.config_json import config_from_json, config_to_json, form_to_json
 from anyorder.checkpoints.json_files import read_json, write_json
+from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -39,6 +41,11 @@ def read_config(folder: Path) -> ModelConfig:
     Raises:
         UserError: there is none, or it describes a network that is not supported.
     """
+    return _read_config(folder)[0]
+
+
+def _read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
+    """The same, and the form in which a masked diffusion model is published."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint.")
     fields = read_json(folder / CONFIG)
@@ -47,7 +54,7 @@ def read_config(folder: Path) -> ModelConfig:
         eos = read_json(folder / GENERATION_CONFIG).get("eos_token_id")
         fields |= {} if eos is None or fields.get("model_type") == "anyorder" else {"eos_token_id": eos}
     try:
-        return config_from_json(fields)
+        return config_from_json(fields), form_of(fields.get("model_type"))
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
 
@@ -61,46 +68,53 @@ def read(folder: Path) -> Checkpoint:
     Raises:
         UserError: a file is missing, damaged or of a kind that is not supported.
     """
-    config = read_config(folder)
+    config, form = _read_config(folder)
     files: dict[str, Path] = {}
+    stored_as: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
     for file in _weight_files(folder):
-        for name, shape, dtype in _header(file):
+        for stored_name, shape, dtype in _header(file):
+            name = stored_name if form is None else form.ours(stored_name)
+            stored_as[name] = stored_name
             if name in files:
                 raise UserError(f"tensor {name!r} is in {str(files[name])!r} and in {file.name!r}: delete one of them.")
             if dtype not in SAFETENSORS_DTYPES:
                 known = listed(DTYPES)
                 raise UserError(f"tensor {name!r} in {str(file)!r} is stored as {dtype}: store it as one of {known}.")
             files[name], shapes[name], dtypes[name] = file, shape, DTYPES[SAFETENSORS_DTYPES[dtype]]
-    _check_index(folder, files)
+    _check_index(folder, {stored_as[name]: file for name, file in files.items()})
 
     def read_tensor(name: str) -> Tensor:
         # Opened anew for each tensor: pages of the file stay in memory while it is open. A copy, since tensors in the
         # file need not be aligned, and the file may change.
         with safe_open(files[name], framework="pt") as file:
-            stored: Tensor = file.get_tensor(name)
+            stored: Tensor = file.get_tensor(stored_as[name])
             return stored.clone()
 
     return Checkpoint(path=folder, config=config, shapes=shapes, dtypes=dtypes, read=read_tensor)
 
 
-def write(model: Llama, folder: Path, max_shard_size: int | None = None) -> None:
+def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:
     """Writes `config.json` and the weights into an existing empty folder.
 
     Args:
         model: the network; its weights are written in their dtype.
         folder: where to.
         max_shard_size: bytes that a file of weights may have, where its tensors allow it; one file unless given.
+        form: in which a masked diffusion model is published; the nearest architecture, or our own form, unless given.
 
     Raises:
-        UserError: `max_shard_size` is no size.
+        UserError: `max_shard_size` is no size, or the form cannot express the network.
     """
     if max_shard_size is not None and max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size}: give a number of bytes above 0, or None for one file.")
     dtype = str(model.dtype).removeprefix("torch.")
-    write_json(folder / CONFIG, config_to_json(model.config) | {"dtype": dtype, "torch_dtype": dtype})
-    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}  # tied ones once
+    config = config_to_json(model.config) if form is None else form_to_json(model.config, form)
+    write_json(folder / CONFIG, config | {"dtype": dtype, "torch_dtype": dtype})
+    weights = {  # tied ones once
+        name if form is None else form.theirs(name): parameter.detach() for name, parameter in model.named_parameters()
+    }
     shards = list(_shards(weights, max_shard_size))
     if len(shards) == 1:
         return _save(shards[0], folder / WEIGHTS)

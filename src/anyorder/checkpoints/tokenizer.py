@@ -41,6 +41,9 @@ PROBE = "  Two  spaces, a ﬁgure of 1234, Ångström,\n\tcafé 日本語 😀 a
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 """A folder that has one of these has a tokenizer."""
 
+STOCK = {"DreamTokenizer": "Qwen2Tokenizer", "PreTrainedTokenizerFast": "PreTrainedTokenizerFast"}
+"""Tokenizers that are, without the code that their folder may bring, one of transformers'."""
+
 LLAMA3_SPECIAL = (
     "<|begin_of_text|>", "<|end_of_text|>", "<|reserved_special_token_0|>", "<|reserved_special_token_1|>",
     "<|finetune_right_pad_id|>", "<|reserved_special_token_2|>", "<|start_header_id|>", "<|end_header_id|>",
@@ -119,10 +122,14 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str | Path) -> None
 
 
 def _load_folder(folder: Path) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
+    import transformers
 
+    named = folder / "tokenizer_config.json"
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        its_class = json.loads(named.read_text("utf-8")).get("tokenizer_class", "") if named.is_file() else ""
+        loader: Any = getattr(transformers, STOCK.get(its_class, "AutoTokenizer"))
+        # Otherwise transformers asks whether to run code that came with the folder, and waits for an answer.
+        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers and tokenizers raise many kinds, down to bare `Exception`
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(f"the tokenizer in {str(folder)!r} cannot be read ({reason}): fetch it again.") from error

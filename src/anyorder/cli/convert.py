@@ -14,6 +14,7 @@ def command(
     kv_heads: int | None = None,
     pooling: Literal["mean", "first", "random"] = "mean",
     seed: int = 0,
+    form: Literal["llada", "dream"] | None = None,
     revision: str | None = None,
 ) -> None:
     """Turn any checkpoint into a Hugging Face folder or a llama2.c file.
@@ -27,6 +28,7 @@ def command(
         kv_heads: Key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: How several heads become one, mean (of the group), first (of the group) or random (drawn anew).
         seed: Decides what is drawn for random.
+        form: llada or dream, to write a masked diffusion model as those are published.
         revision: Branch, tag or commit of a model on the hub.
     """
     from rich.console import Console
@@ -37,6 +39,6 @@ def command(
     with notes.status(f"converting {source}"):
         anyorder.convert(
             source, target, tokenizer=tokenizer, dtype=dtype, kv_heads=kv_heads, pooling=pooling, seed=seed,
-            revision=revision,
+            form=form, revision=revision,
         )  # fmt: skip
     notes.print(f"wrote {target}", soft_wrap=True)

@@ -7,14 +7,17 @@ is contained here. Importing this package makes transformers' `Auto` classes kno
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from anyorder.huggingface.causal import AnyOrderForCausalLM
-from anyorder.huggingface.config import AnyOrderConfig
+from anyorder.huggingface.config import AnyOrderConfig, DreamConfig, LLaDAConfig
 from anyorder.huggingface.face import Face
+from anyorder.huggingface.masked import LLaDAForMaskedLM
 from anyorder.huggingface.past import PastKeyValues
 
-__all__ = ["AnyOrderConfig", "AnyOrderForCausalLM", "Face", "PastKeyValues"]
+__all__ = ["AnyOrderConfig", "AnyOrderForCausalLM", "Face", "LLaDAForMaskedLM", "PastKeyValues"]
 
-AutoConfig.register(AnyOrderConfig.model_type, AnyOrderConfig, exist_ok=True)
+for _config in (AnyOrderConfig, LLaDAConfig, DreamConfig):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
 AutoModelForCausalLM.register(AnyOrderConfig, AnyOrderForCausalLM, exist_ok=True)
+AutoModelForMaskedLM.register(AnyOrderConfig, LLaDAForMaskedLM, exist_ok=True)

@@ -5,20 +5,18 @@ Shape suffixes: B batch, R rows, L tokens so far, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import Cache as TransformersCache
 from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.errors import UserError
-from anyorder.huggingface.face import Face
+from anyorder.huggingface.face import Face, inputs_of
 from anyorder.huggingface.past import PastKeyValues
 from anyorder.model.llama import Views
 from anyorder.visibility import documents, not_after
@@ -124,7 +122,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         views = self._views(shape, attention_mask, position_ids, past, packed)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        with _inputs_of(self.model.layers if output_hidden_states else ()) as states:
+        with inputs_of(self.model.layers if output_hidden_states else ()) as states:
             hidden_BRE = self.read(rows_BRE, views, None if past is None else past.slots)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits_BRV = self.logits(hidden_BRE[:, kept])
@@ -197,18 +195,6 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 def _begins_anew(position_ids: Tensor | None) -> bool:
     """Whether several texts are packed into a row, so that positions do not always rise by 1."""
     return position_ids is not None and bool((position_ids.diff() != 1).any())
-
-
-@contextlib.contextmanager
-def _inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tensor]]:
-    """A list that fills with the rows that each layer reads."""
-    states: list[Tensor] = []
-    handles = [layer.register_forward_pre_hook(lambda _, given: states.append(given[0])) for layer in layers]
-    try:
-        yield states
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 ARGUMENTS = frozenset(inspect.signature(AnyOrderForCausalLM.forward).parameters)

@@ -87,10 +87,7 @@ class AnyOrderConfig(PreTrainedConfig):
             UserError: it describes a network that is not supported.
         """
         fields, unused = super().get_config_dict(*args, **kwargs)
-        if fields.get("model_type") != cls.model_type:
-            dtype = fields.get("dtype", fields.get("torch_dtype"))
-            fields = {"model_type": cls.model_type, "backbone": config_from_json(fields), "dtype": dtype}
-        return fields, unused
+        return _in_our_fields(fields), unused
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, those of the backbone too, as they may stand in JSON."""
@@ -110,3 +107,28 @@ class AnyOrderConfig(PreTrainedConfig):
         noted = super().to_diff_dict()
         fields |= {name: noted[name] for name in OF_THE_FILE if name in noted}
         Path(json_file_path).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+class LLaDAConfig(AnyOrderConfig):
+    """What a folder of LLaDA has; it is read as an `AnyOrderConfig`."""
+
+    model_type = "llada"
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """An `AnyOrderConfig`."""
+        return AnyOrderConfig.from_dict(_in_our_fields(config_dict), **kwargs)
+
+
+class DreamConfig(LLaDAConfig):
+    """What a folder of Dream has; it is read as an `AnyOrderConfig`."""
+
+    model_type = "Dream"
+
+
+def _in_our_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    ours = AnyOrderConfig.model_type
+    if fields.get("model_type") == ours:
+        return fields
+    dtype = fields.get("dtype", fields.get("torch_dtype"))
+    return {"model_type": ours, "backbone": config_from_json(fields), "dtype": dtype}

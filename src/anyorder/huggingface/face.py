@@ -5,6 +5,8 @@ Shape suffixes: B batch, R rows, E hidden size.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anyorder.attention import TRANSFORMERS_NAMES
+from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
 from anyorder.model.block import Block
@@ -63,12 +66,12 @@ class Face(Llama, PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers' method, for every architecture that this package reads."""
+        kwargs.setdefault("key_mapping", {old: new for form in FORMS for old, new in form.patterns.items()})
         loaded = super().from_pretrained(*args, **kwargs)
         face = loaded[0] if isinstance(loaded, tuple) else loaded
         # Where config.json and generation_config.json disagree about it, `generate` follows the latter.
-        generation = face.generation_config  # None for a way of writing that transformers' `generate` cannot write
-        if generation is not None and generation.eos_token_id is not None:
-            face.config.eos_token_id = generation.eos_token_id
+        if cls.can_generate() and face.generation_config.eos_token_id is not None:
+            face.config.eos_token_id = face.generation_config.eos_token_id
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -81,6 +84,7 @@ class Face(Llama, PreTrainedModel):
             raise UserError(
                 "the network's weights are int8, rounded for writing alone: save it as it was loaded before."
             )
+        kwargs.setdefault("save_original_format", False)  # under our names, wherever it was loaded from
         super().save_pretrained(*args, **kwargs)
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
@@ -99,3 +103,15 @@ class Face(Llama, PreTrainedModel):
             again: Tensor = self._gradient_checkpointing_func(layer.__call__, rows_BRE, view, kv)
             return again
         return super().run_layer(layer, rows_BRE, view, kv)
+
+
+@contextlib.contextmanager
+def inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tensor]]:
+    """A list that fills with the rows that each layer reads."""
+    states: list[Tensor] = []
+    handles = [layer.register_forward_pre_hook(lambda _, given: states.append(given[0])) for layer in layers]
+    try:
+        yield states
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,205 @@
+"""Masked diffusion models as they are published: LLaDA, LLaDA-1.5, iLLaDA and Dream.
+
+Each is a network of the Llama family without the causal mask, in a Hugging Face folder that says so in its own words.
+A `Form` translates these words into those of the architecture that it is, and back, so nothing else about folders is
+special.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from anyorder.errors import UserError
+from anyorder.ways import Way, diffusion
+
+Json = dict[str, Any]
+
+# ------------------------------------------------------------------------------------------- LLaDA
+
+LLADA_TENSORS = {
+    "model.transformer.wte.weight": "model.embed_tokens.weight",
+    "model.transformer.blocks.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
+    "model.transformer.blocks.{}.q_proj.weight": "model.layers.{}.self_attn.q_proj.weight",
+    "model.transformer.blocks.{}.k_proj.weight": "model.layers.{}.self_attn.k_proj.weight",
+    "model.transformer.blocks.{}.v_proj.weight": "model.layers.{}.self_attn.v_proj.weight",
+    "model.transformer.blocks.{}.attn_out.weight": "model.layers.{}.self_attn.o_proj.weight",
+    "model.transformer.blocks.{}.ff_norm.weight": "model.layers.{}.post_attention_layernorm.weight",
+    "model.transformer.blocks.{}.ff_proj.weight": "model.layers.{}.mlp.gate_proj.weight",
+    "model.transformer.blocks.{}.up_proj.weight": "model.layers.{}.mlp.up_proj.weight",
+    "model.transformer.blocks.{}.ff_out.weight": "model.layers.{}.mlp.down_proj.weight",
+    "model.transformer.ln_f.weight": "model.norm.weight",
+    "model.transformer.ff_out.weight": "lm_head.weight",
+}
+"""Names there and here, {} for the layer."""
+
+LLADA_FIELDS = {
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "mlp_hidden_size": "intermediate_size",
+    "embedding_size": "vocab_size",
+    "max_sequence_length": "max_position_embeddings",
+    "rms_norm_eps": "rms_norm_eps",
+    "rope_theta": "rope_theta",
+    "weight_tying": "tie_word_embeddings",
+    "init_std": "initializer_range",
+    "bos_token_id": "bos_token_id",
+    "pad_token_id": "pad_token_id",
+}
+"""Fields of config.json there and here."""
+
+LLADA_FIXED: Json = {
+    "block_type": "llama", "activation_type": "silu", "layer_norm_type": "rms", "layer_norm_with_affine": True,
+    "rope": True, "alibi": False, "include_bias": False, "include_qkv_bias": False, "bias_for_layer_norm": False,
+    "attention_layer_norm": False, "input_emb_norm": False, "scale_logits": False, "block_group_size": 1,
+}  # fmt: skip
+"""What is the same in all networks of this kind that are read; the code beside the published ones can make others."""
+
+LLADA_WRITTEN: Json = {
+    "alibi_bias_max": 8.0, "attention_dropout": 0.0, "embedding_dropout": 0.0, "residual_dropout": 0.0,
+    "flash_attention": False, "attention_layer_norm_with_affine": True, "init_device": "meta", "init_fn": "mitchell",
+    "mlp_ratio": 4, "multi_query_attention": None, "precision": "amp_bf16", "rope_full_precision": True,
+    "use_cache": False,
+}  # fmt: skip
+"""Fields that change nothing here, but of which that code would take something else were they missing."""
+
+END_OF_TURN = {126_464: 126_348}
+"""The token that ends a turn of a conversation, which config.json does not name, by the size of the vocabulary."""
+
+
+def _read_llada(fields: Json) -> Json:
+    for name, value in LLADA_FIXED.items():
+        if fields.get(name) not in (value, None):
+            raise UserError(f"{name} is {fields[name]!r}: this version reads networks of LLaDA with {value!r} only.")
+    for name in ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "rope_theta"):
+        if fields.get(name) is None:
+            raise UserError(f"field {name!r} is missing: add it.")
+    ours = {here: fields.get(there) for there, here in LLADA_FIELDS.items()}
+    if ours["num_key_value_heads"] is None and fields.get("multi_query_attention"):
+        ours["num_key_value_heads"] = 1
+    if ours["vocab_size"] is None:  # the embedding has a row for each token then
+        ours["vocab_size"] = fields.get("vocab_size")
+    if ours["rms_norm_eps"] is None:
+        ours["rms_norm_eps"] = 1e-5
+    end, turn = fields.get("eos_token_id"), END_OF_TURN.get(ours["vocab_size"] or 0)
+    ours["eos_token_id"] = end if turn is None or end is None else [end, turn]
+    return {"model_type": "llama", **ours}
+
+
+def _write_llada(native: Json, way: Way) -> Json:
+    end = native["eos_token_id"]
+    fields = {there: native[here] for there, here in LLADA_FIELDS.items()}
+    return {
+        **LLADA_FIXED,
+        **LLADA_WRITTEN,
+        **fields,
+        "vocab_size": native["vocab_size"],
+        "eos_token_id": end[0] if isinstance(end, list) else end,
+        "mask_token_id": way.mask_token_id,
+    }
+
+
+# ------------------------------------------------------------------------------------------- Dream
+
+
+def _read_dream(fields: Json) -> Json:
+    ends = {name: fields.get(name, 151_643) for name in ("bos_token_id", "eos_token_id")}
+    return {**fields, **ends, "is_causal": None}
+
+
+def _write_dream(native: Json, way: Way) -> Json:
+    return {**native, "mask_token_id": way.mask_token_id, "use_cache": False}
+
+
+# ------------------------------------------------------------------------------------------- forms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How a family of models is published.
+
+    Attributes:
+        name: of the form, for those who ask for it.
+        model_type: in config.json.
+        class_names: in `architectures`; the first is written.
+        native: the architecture that the network is, but for who may see whom.
+        shifted: the logits of a row are those of the token after it.
+        read: fields of that architecture's config.json, from those of this one.
+        write: the contrary, but for `model_type` and `architectures`.
+        tensors: names of tensors there and here, {} for the layer; those that are missing are the same.
+    """
+
+    name: str
+    model_type: str
+    class_names: tuple[str, ...]
+    native: str
+    shifted: bool
+    read: Callable[[Json], Json]
+    write: Callable[[Json, Way], Json]
+    tensors: Mapping[str, str] = field(default_factory=dict)
+
+    def way(self, fields: Json) -> Way:
+        """How the network writes.
+
+        Raises:
+            UserError: the mask token is missing.
+        """
+        mask = fields.get("mask_token_id")
+        if not isinstance(mask, int) or isinstance(mask, bool):
+            raise UserError(f"mask_token_id is {mask!r}: add the id of the mask token, a whole number.")
+        return diffusion(mask, shifted=self.shifted)
+
+    def ours(self, name: str) -> str:
+        """The name here of a tensor there."""
+        return _renamed(name, self.tensors)
+
+    @property
+    def patterns(self) -> dict[str, str]:
+        """The same names as regular expressions and what replaces them, as transformers wants them."""
+        return {
+            f"^{re.escape(there).replace(re.escape('{}'), r'([0-9]+)')}$": here.replace("{}", r"\1")
+            for there, here in self.tensors.items()
+        }
+
+    def theirs(self, name: str) -> str:
+        """The name there of a tensor here."""
+        return _renamed(name, {here: there for there, here in self.tensors.items()})
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    number = re.search(r"\.(\d+)\.", name)
+    pattern = name if number is None else name.replace(number[0], ".{}.", 1)
+    return names[pattern].format(number and number[1]) if pattern in names else name
+
+
+FORMS = (
+    Form(
+        name="llada", model_type="llada", class_names=("LLaDAModelLM",), native="llama", shifted=False,
+        read=_read_llada, write=_write_llada, tensors=LLADA_TENSORS,
+    ),
+    Form(
+        name="dream", model_type="Dream", class_names=("DreamModel", "DreamForCausalLM"), native="qwen2", shifted=True,
+        read=_read_dream, write=_write_dream,
+    ),
+)  # fmt: skip
+
+
+def form_of(model_type: object) -> Form | None:
+    """The form with this `model_type`, None where it is no such model."""
+    return next((form for form in FORMS if str(model_type).lower() == form.model_type.lower()), None)
+
+
+def named_form(name: str) -> Form:
+    """The form of this name.
+
+    Raises:
+        UserError: there is none.
+    """
+    for form in FORMS:
+        if form.name == name:
+            return form
+    raise UserError(f"form is {name!r}: give one of {', '.join(repr(form.name) for form in FORMS)}, or leave it out.")
