@@ -12,7 +12,14 @@ import pytest
 from anyorder.errors import UserError
 from anyorder.evaluation import question_runs
 from anyorder.evaluation.prompts import prompt_parts
-from anyorder.evaluation.question_runs import COLUMNS, Results, read_results, run_questions, write_results
+from anyorder.evaluation.question_runs import (
+    COLUMNS,
+    Results,
+    read_results,
+    run_questions,
+    with_lemmas,
+    write_results,
+)
 from anyorder.evaluation.questions import Question
 
 QUESTIONS = [
@@ -169,3 +176,18 @@ def test_mistakes_before_anything_is_asked(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(UserError, match=r"results files need the package pyarrow, .*: pip install 'anyorder\[fuse\]'"):
         read_results(tmp_path / "r.feather")
     assert oracle.asked == []
+
+
+def test_lemmas_are_columns(tmp_path: Path) -> None:
+    file = tmp_path / "r.feather"
+    results = run(file, Oracle())
+    assert not results.has_lemmas
+    with_them = with_lemmas(with_lemmas(results))
+    assert with_them.has_lemmas
+    write_results(file, with_them)
+    assert read_results(file) == with_them
+    table = pandas.read_feather(file)
+    assert tuple(table.columns) == (*COLUMNS, "predict_lemma", "answer_lemmas")
+    assert [list(words) for words in table["predict_lemma"]] == [[number] for number in "0123456"]
+    assert [list(words) for words in table["answer_lemmas"][3]] == [["3"], ["it"]]
+    assert run(file, Oracle()) == with_them  # still of the same settings

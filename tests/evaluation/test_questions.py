@@ -30,6 +30,7 @@ def test_phrasings_are_picked_by_number_or_by_index() -> None:
     assert EMMA.pick(2).phrasings == EMMA.phrasings[:2]
     assert EMMA.pick(indices=[2, 0]).phrasings == ("Emma is by?", "who wrote Emma?")
     assert EMMA.pick(indices=[1]).answers == EMMA.answers
+    assert EMMA.pick(2, [1]).phrasings == EMMA.phrasings[1:2]
 
 
 @pytest.mark.parametrize(
@@ -41,7 +42,7 @@ def test_phrasings_are_picked_by_number_or_by_index() -> None:
         (None, [-1], "index -1 of indices is out of range, since question 'q1' has 3 phrasings: give 0 to 2."),
         (None, [1, 1], "indices is 1,1: give at least one, each of them once."),
         (None, [], "indices is empty: give at least one, each of them once."),
-        (2, [0], "num_paraphrases is 2 beside indices 0: leave out one of them."),
+        (2, [2], "index 2 of indices is out of range, since num_paraphrases is 2: give 0 to 1."),
     ],
 )
 def test_what_cannot_be_picked(count: int | None, indices: list[int] | None, message: str) -> None:

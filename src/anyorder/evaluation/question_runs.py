@@ -9,7 +9,7 @@ import time
 import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +17,16 @@ from anyorder.checkpoints.whole import check_place
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import PromptParts
 from anyorder.evaluation.questions import Question
-from anyorder.evaluation.scoring import INSTALL
+from anyorder.evaluation.scoring import INSTALL, lemmas
 
 if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ("uuid", "paraphrases", "answers", "prediction", "generation")
-"""Of a results file; `score` adds the lemmas."""
+"""Of a results file."""
+
+LEMMA_COLUMNS = ("predict_lemma", "answer_lemmas")
+"""Further ones: the lemmas of the prediction, and of each answer that counts."""
 
 ABOUT = b"anyorder"
 """Key in a results file's metadata, beside the columns: how the answers were made, and what they took."""
@@ -53,6 +56,11 @@ class Results:
     total: int
     seconds: float
     passes: int
+
+    @property
+    def has_lemmas(self) -> bool:
+        """Whether `with_lemmas` has been here."""
+        return bool(self.rows) and all(name in self.rows[0] for name in LEMMA_COLUMNS)
 
     def column(self, name: str) -> list[Any]:
         """The values of one column."""
@@ -152,6 +160,17 @@ def _kept(partial: Path) -> Iterator[Callable[[Results], None]]:
             write_results(partial, latest)
 
 
+def with_lemmas(results: Results) -> Results:
+    """The same with `LEMMA_COLUMNS`, made anew if they are there."""
+    predicted = lemmas(results.column("prediction"))
+    gold = [lemmas(answers) for answers in results.column("answers")]
+    rows = [
+        {**row, **dict(zip(LEMMA_COLUMNS, pair, strict=True))}
+        for row, *pair in zip(results.rows, predicted, gold, strict=True)
+    ]
+    return replace(results, rows=rows)
+
+
 def _fingerprint(questions: Sequence[Question], parts: PromptParts) -> str:
     """Stands for every prompt and every answer that counts as right."""
     told = [
@@ -194,7 +213,7 @@ def write_results(file: Path, results: Results) -> None:
         "generation": texts, "predict_lemma": pyarrow.list_(texts),
         "answer_lemmas": pyarrow.list_(pyarrow.list_(texts)),
     }  # fmt: skip
-    names = [name for name in types if name in COLUMNS or (results.rows and name in results.rows[0])]
+    names = [name for name in types if name in COLUMNS or results.has_lemmas]
     about = {
         "settings": results.settings, "total": results.total, "seconds": results.seconds, "passes": results.passes
     }  # fmt: skip

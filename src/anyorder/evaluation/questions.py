@@ -34,30 +34,28 @@ class Question:
     answers: tuple[str, ...]
 
     def pick(self, count: int | None = None, indices: Sequence[int] | None = None) -> Question:
-        """The question with some of its phrasings: the first `count`, those at `indices` (from 0), or all.
+        """The question with some of its phrasings: the first `count`, or of these the ones at `indices` (from 0).
 
         Raises:
-            UserError: there are not so many, an index is out of range or named twice, or both are given.
+            UserError: there are not so many, or an index is out of range or named twice.
         """
-        if count is not None and indices is not None:
-            both = f"num_paraphrases is {count} beside indices {_joined(indices)}"
-            raise UserError(f"{both}: leave out one of them.")
+        taken, known = self.phrasings, f"question {self.uuid!r} has {len(self.phrasings)} phrasings"
+        if count is not None:
+            if not 1 <= count <= len(taken):
+                raise UserError(f"num_paraphrases is {count}, but {known}: give 1 to {len(taken)}.")
+            taken = taken[:count]
         if indices is None:
-            if count is None:
-                return self
-            if not 1 <= count <= len(self.phrasings):
-                has = f"question {self.uuid!r} has {len(self.phrasings)} phrasings"
-                raise UserError(f"num_paraphrases is {count}, but {has}: give 1 to {len(self.phrasings)}.")
-            indices = range(count)
-        for index in indices:
-            if not 0 <= index < len(self.phrasings):
-                has = f"question {self.uuid!r} has {len(self.phrasings)} phrasings"
-                raise UserError(
-                    f"index {index} of indices is out of range, since {has}: give 0 to {len(self.phrasings) - 1}."
-                )
+            return replace(self, phrasings=taken)
         if not indices or len(set(indices)) < len(indices):
-            raise UserError(f"indices is {_joined(indices) or 'empty'}: give at least one, each of them once.")
-        return replace(self, phrasings=tuple(self.phrasings[index] for index in indices))
+            named = ",".join(map(str, indices)) or "empty"
+            raise UserError(f"indices is {named}: give at least one, each of them once.")
+        for index in indices:
+            if not 0 <= index < len(taken):
+                why = known if count is None else f"num_paraphrases is {count}"
+                raise UserError(
+                    f"index {index} of indices is out of range, since {why}: give 0 to {len(taken) - 1}."
+                )  # fmt: skip
+        return replace(self, phrasings=tuple(taken[index] for index in indices))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +169,3 @@ def _texts(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise UserError(f"{where} has {_short(texts)} for {field!r}: give a list of at least one text, none empty.")
     return tuple(texts)
-
-
-def _joined(indices: Sequence[int]) -> str:
-    return ",".join(map(str, indices))
