@@ -26,7 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.data import collate, pack, prepare, report_of
-from anyorder.data import dataset as dataset_module
+from anyorder.data import recipe as recipe_module
 from anyorder.data.encoding import Sample
 from anyorder.data.rows import packed, unpacked
 from anyorder.errors import UserError
@@ -196,7 +196,7 @@ def folders(tmp_path: Path) -> list[str]:
 def test_prepared_once(prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{"text": "abcdefg"}, "{"]
     first = prepared(*lines, skip_bad_lines=True)
-    monkeypatch.setattr(dataset_module, "read_records", None)  # it would fail now
+    monkeypatch.setattr(recipe_module, "read_records", None)  # it would fail now
     second = prepared(*lines, skip_bad_lines=True)
     assert second[:] == first[:]
     assert report_of(second) == report_of(first)
@@ -373,7 +373,7 @@ def test_a_line_that_cannot_be_learnt(
         ({"tokenizer": None}, "tokenizer and vocab_size are None: give one"),
         ({"documents": "pages"}, "documents is 'pages': give one of file, paragraphs, lines."),
         ({"length": 9}, "have 8 tokens: give at least 9, the length of one row, or shorter rows, or packed=False."),
-        ({"vocab_size": 5, "skip_bad_lines": True}, "have no line that can be used; 1 lines left out"),
+        ({"vocab_size": 5, "skip_bad_lines": True}, "have no line that can be used; 1 line left out"),
     ],
 )
 def test_mistakes(prepared: Prepare, options: dict[str, Any], message: str) -> None:

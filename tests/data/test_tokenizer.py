@@ -33,3 +33,12 @@ def test_words_that_come_often_are_one_token() -> None:
 def test_vocabulary_has_room_for_all_bytes() -> None:
     with pytest.raises(UserError, match=r"vocab_size is 256: give at least 257, all bytes and the end token\."):
         train_tokenizer(["a"], 256)
+
+
+def test_a_mask_token_that_no_text_has_by_accident() -> None:
+    tokenizer = train_tokenizer(["the end"], 300, mask_token="<|mask|>")
+    assert tokenizer("<|mask|>")["input_ids"] == [tokenizer.mask_token_id]
+    assert tokenizer.mask_token_id != tokenizer.eos_token_id
+    assert train_tokenizer(["the end"], 300).mask_token is None
+    with pytest.raises(UserError, match="give at least 258, all bytes and the end and mask tokens"):
+        train_tokenizer(["a"], 257, mask_token="<|mask|>")

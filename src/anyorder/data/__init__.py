@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from anyorder.data.collate import collate
-from anyorder.data.readers import read_records
+from anyorder.data.readers import read_records, read_texts
 from anyorder.data.records import BadLines
 from anyorder.data.text import pack, python_texts
 from anyorder.data.tokenizer import train_tokenizer
@@ -14,22 +14,38 @@ from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from anyorder.data.chat import chat_template
+    from anyorder.data.convert import convert_alpaca, convert_dialogues, convert_sharegpt
     from anyorder.data.dataset import Report, prepare, report_of
+    from anyorder.data.inspect import inspect_data
 
 __all__ = [
     "BadLines",
     "Report",
     "chat_template",
     "collate",
+    "convert_alpaca",
+    "convert_dialogues",
+    "convert_sharegpt",
+    "inspect_data",
     "pack",
     "prepare",
     "python_texts",
     "read_records",
+    "read_texts",
     "report_of",
     "train_tokenizer",
 ]
 
-_LATE = {"chat_template": "chat", "Report": "dataset", "prepare": "dataset", "report_of": "dataset"}
+_LATE = {
+    "chat_template": "chat",
+    "convert_alpaca": "convert",
+    "convert_dialogues": "convert",
+    "convert_sharegpt": "convert",
+    "Report": "dataset",
+    "prepare": "dataset",
+    "report_of": "dataset",
+    "inspect_data": "inspect",
+}
 """Names whose modules need packages that not everybody has, or that take long to import."""
 
 

@@ -7,31 +7,26 @@ changed are prepared anew.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import pyarrow as pa
 from filelock import FileLock
 
 from anyorder.checkpoints.whole import whole_folder
-from anyorder.data import rows
-from anyorder.data.chat import Chat, chat_template
-from anyorder.data.encoding import Encoder, Kind, Tally
-from anyorder.data.readers import Documents, files_of, read_records
+from anyorder.data.encoding import Kind, Tally
+from anyorder.data.readers import Documents, files_of
+from anyorder.data.recipe import Recipe
 from anyorder.data.records import BadLines
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-FORMAT = 1
-"""Of the prepared rows; raised when the same data become other rows, so that old ones are not taken for them."""
 
 ROWS, REPORT = "rows.arrow", "report.json"
 
@@ -56,6 +51,18 @@ class Report:
     truncated: int = 0
     bytes_per_token: float | None = None
     left_out: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, rows: int, bad_lines: BadLines, tally: Tally) -> Report:
+        """The report on rows that were made."""
+        return cls(
+            forms=dict(tally.forms),
+            rows=rows,
+            tokens=tally.tokens,
+            truncated=tally.truncated,
+            bytes_per_token=tally.learnt_bytes / tally.learnt_tokens if tally.learnt_tokens else None,
+            left_out=bad_lines.found,
+        )
 
 
 def prepare(
@@ -106,23 +113,9 @@ def prepare(
         UserError: there are no data, a line cannot be used (file, line and remedy), they do not fill one row, an
             option has a value that it cannot have, or the cache cannot be written.
     """
-    if kind not in get_args(Kind):
-        raise UserError(f"kind is {kind!r}: give one of {', '.join(get_args(Kind))}.")
-    if length < 1:
-        raise UserError(f"length is {length}: give at least 1 token.")
-    if tokenizer is None and vocab_size is None:
-        raise UserError("tokenizer and vocab_size are None: give one, which tells what tokens there are.")
-    if tokenizer is not None and end_token_id is None:
-        end_token_id = tokenizer.eos_token_id
-        if end_token_id is None:
-            raise UserError("the tokenizer has no end token and end_token_id is None: give the network's end token.")
-    if tokenizer is not None and template is None:
-        template = chat_template(tokenizer, end_token_id)
-    recipe = _Recipe(
-        source=Path(source), tokenizer=tokenizer, length=length, kind=kind, packed=packed, documents=documents,
-        template=template, end_token_id=end_token_id, mask_token_ids=frozenset(mask_token_ids),
-        vocab_size=len(tokenizer) if tokenizer is not None and vocab_size is None else vocab_size or 0,
-        skip_bad_lines=skip_bad_lines,
+    recipe = Recipe.of(
+        source, tokenizer, length, kind=kind, packed=packed, documents=documents, template=template,
+        end_token_id=end_token_id, mask_token_ids=mask_token_ids, vocab_size=vocab_size, skip_bad_lines=skip_bad_lines,
     )  # fmt: skip
     if streaming:
         files_of(source)  # before any step
@@ -136,7 +129,7 @@ def prepare(
     with _locked(folder):  # of several processes, one prepares and the others wait
         if not folder.exists():
             with whole_folder(folder) as partial:
-                recipe.write(partial, progress)
+                _write(recipe, partial, progress)
     return datasets.Dataset.from_file(str(folder / ROWS))
 
 
@@ -153,122 +146,23 @@ def report_of(dataset: datasets.Dataset) -> Report:
     return Report(**json.loads(file.read_text(encoding="utf-8")))
 
 
-# ---- how rows are made -----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Recipe:
-    """Everything that decides which rows data become."""
-
-    source: Path
-    tokenizer: PreTrainedTokenizerBase | None
-    length: int
-    kind: Kind
-    packed: bool
-    documents: Documents
-    template: str | None
-    end_token_id: int | None
-    mask_token_ids: frozenset[int]
-    vocab_size: int
-    skip_bad_lines: bool
-
-    def fingerprint(self) -> str:
-        """The same for the same rows from files of the same names."""
-        settings = {item.name: getattr(self, item.name) for item in fields(self)}
-        del settings["source"]
-        settings |= {
-            "format": FORMAT,
-            "mask_token_ids": sorted(self.mask_token_ids),
-            "tokenizer": _description(self.tokenizer),
-        }
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-        for path in files_of(self.source):
-            # The name is told of lines that were left out.
-            digest.update(str(path).encode("utf-8", "surrogateescape"))
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-        return digest.hexdigest()
-
-    def schema(self) -> pa.Schema:
-        """Of the rows."""
-        if self.kind == "sft":
-            return rows.answered_schema()
-        return rows.packed_schema(self.length) if self.packed else rows.unpacked_schema()
-
-    def batches(
-        self, bad_lines: BadLines, tally: Tally, progress: Callable[[int], None] | None = None
-    ) -> Iterator[pa.RecordBatch]:
-        """The rows."""
-        encoder = Encoder(
-            kind=self.kind,
-            length=self.length,
-            vocab_size=self.vocab_size,
-            tokenizer=self.tokenizer,
-            chat=None if self.tokenizer is None or self.template is None else Chat(self.tokenizer, self.template),
-            end_token_id=self.end_token_id,
-            mask_token_ids=self.mask_token_ids,
-            bad_lines=bad_lines,
-            tally=tally,
-        )
-        chunks = encoder.samples(read_records(self.source, bad_lines, documents=self.documents))
-        if self.kind == "sft":
-            batches = rows.answered(chunks)
-        else:
-            batches = (rows.packed if self.packed else rows.unpacked)(chunks, self.length)
-        for batch in batches:
-            yield batch
+def _write(recipe: Recipe, folder: Path, progress: Callable[[int], None] | None) -> None:
+    bad_lines, tally, count = BadLines(recipe.skip_bad_lines), Tally(), 0
+    with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_stream(file, recipe.schema()) as writer:
+        for batch in recipe.batches(recipe.samples(bad_lines, tally)):
+            writer.write_batch(batch)
+            count += batch.num_rows
             if progress is not None:
                 progress(tally.forms.total())
-
-    def write(self, folder: Path, progress: Callable[[int], None] | None) -> None:
-        """Writes the rows and the report.
-
-        Raises:
-            UserError: there is no row.
-        """
-        bad_lines, tally, count = BadLines(self.skip_bad_lines), Tally(), 0
-        with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_stream(file, self.schema()) as writer:
-            for batch in self.batches(bad_lines, tally, progress):
-                writer.write_batch(batch)
-                count += batch.num_rows
-        if not count:
-            raise self.no_rows(bad_lines, tally)
-        report = Report(
-            forms=dict(tally.forms),
-            rows=count,
-            tokens=tally.tokens,
-            truncated=tally.truncated,
-            bytes_per_token=tally.learnt_bytes / tally.learnt_tokens if tally.learnt_tokens else None,
-            left_out=bad_lines.found,
-        )
-        (folder / REPORT).write_text(json.dumps(vars(report)), encoding="utf-8")
-
-    def no_rows(self, bad_lines: BadLines, tally: Tally) -> UserError:
-        """Why."""
-        if self.kind == "sft" or not tally.tokens:
-            return UserError(f"data {str(self.source)!r} have no line that can be used; {bad_lines.summary()}")
-        return UserError(
-            f"data {str(self.source)!r} have {tally.tokens} tokens: give at least {self.length}, the length of one "
-            "row, or shorter rows, or packed=False."
-        )
+    if not count:
+        raise recipe.no_rows(bad_lines, tally)
+    report = Report.of(count, bad_lines, tally)
+    (folder / REPORT).write_text(json.dumps(vars(report)), encoding="utf-8")
 
 
-def _stream(recipe: _Recipe) -> Iterator[dict[str, Any]]:
-    for batch in recipe.batches(BadLines(recipe.skip_bad_lines), Tally()):
+def _stream(recipe: Recipe) -> Iterator[dict[str, Any]]:
+    for batch in recipe.batches(recipe.samples(BadLines(recipe.skip_bad_lines), Tally())):
         yield from batch.to_pylist()
-
-
-def _description(tokenizer: PreTrainedTokenizerBase | None) -> object:
-    """What decides how a tokenizer reads texts."""
-    if tokenizer is None:
-        return None
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return [type(tokenizer).__name__, tokenizer.get_vocab(), str(tokenizer.special_tokens_map)]
-    description = json.loads(backend.to_str())
-    for momentary in ("truncation", "padding"):  # set and unset by calls
-        description[momentary] = None
-    return description
 
 
 @contextmanager

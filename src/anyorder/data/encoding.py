@@ -32,10 +32,12 @@ class Sample:
     Attributes:
         ids: int32 `[tokens]`.
         turns: begin and end of each answer; none where the whole is learnt.
+        cut: tokens behind these that a row had no room for.
     """
 
     ids: npt.NDArray[np.int32]
     turns: tuple[tuple[int, int], ...] = ()
+    cut: int = 0
 
 
 @dataclass
@@ -164,7 +166,7 @@ class Encoder:
             )
         self.tally.truncated += len(ids) > self.length
         kept = tuple((begin, min(end, self.length)) for begin, end in turns if begin < self.length)
-        return Sample(ids[: kept[-1][1]], kept)
+        return Sample(ids[: kept[-1][1]], kept, len(ids) - kept[-1][1])
 
     # ---- tokens ------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from anyorder.data.forms import BadRecordError, record_of
-from anyorder.data.records import BadLines, Document, Place, Record
+from anyorder.data.records import BadLines, Dialogue, Document, Place, Record, TokenIds
 from anyorder.data.tokenizer import END_OF_TEXT
 from anyorder.errors import UserError
 
@@ -71,6 +71,23 @@ def read_records(
         left_out = bad_lines.found[found:]
         remedy = f"all of it was left out, first {left_out[0]}" if left_out else "write something into it."
         raise UserError(f"data {str(source)!r} has no record: {remedy}")
+
+
+def read_texts(source: str | Path, bad_lines: BadLines | None = None) -> Iterator[str]:
+    """What records say, for training a tokenizer: texts, and each message of dialogues.
+
+    Raises:
+        UserError: there are no data, or a line cannot be used or holds token ids.
+    """
+    bad_lines = BadLines() if bad_lines is None else bad_lines
+    for record in read_records(source, bad_lines):
+        match record:
+            case Document():
+                yield record.text
+            case Dialogue():
+                yield from (message.content for message in record.messages)
+            case TokenIds():
+                bad_lines.refuse(record.place, "is token ids", "give texts")
 
 
 def _read_file(file: Path, bad_lines: BadLines, documents: Documents) -> Iterator[Record]:

@@ -104,7 +104,8 @@ class BadLines:
     def summary(self, most: int = 5) -> str:
         """How many were left out, and the first ones."""
         shown = self.found[:most] + ["..."] * (len(self.found) > most)
-        return "\n".join([f"{len(self.found)} lines left out", *(f"  {line}" for line in shown)])
+        lines = "line" if len(self.found) == 1 else "lines"
+        return "\n".join([f"{len(self.found)} {lines} left out", *(f"  {line}" for line in shown)])
 
 
 def trained_part(messages: Sequence[Message]) -> tuple[Message, ...]:
