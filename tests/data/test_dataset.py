@@ -286,6 +286,7 @@ def test_killed_while_preparing(tmp_path: Path) -> None:
     assert len(rows) == 3000 * 99 * 20 // 8
 
 
+@pytest.mark.slow
 def test_several_processes_prepare_once(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", *[{"input_ids": list(range(99))}] * 2000)
     code = f"from anyorder.data import prepare; print(len(prepare({str(source)!r}, None, 8, vocab_size=99, \
