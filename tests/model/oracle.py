@@ -13,8 +13,17 @@ from anyorder.model.llama import Llama
 Sees = Callable[[LayerKind, int, int], bool]
 """Whether, in layers of this kind, a row sees a key; both by their number."""
 
+Weigh = Callable[[Tensor, int, list[int]], Tensor]
+"""From the scores of a row towards the keys that it sees, with the numbers of row and keys, to their shares."""
 
-def oracle_logits(model: Llama, ids: Sequence[int], position: Sequence[int], sees: Sees, n_keys: int) -> Tensor:
+
+def softmax(scores: Tensor, row: int, keys: list[int]) -> Tensor:
+    return scores.softmax(0)
+
+
+def oracle_logits(
+    model: Llama, ids: Sequence[int], position: Sequence[float], sees: Sees, n_keys: int, weigh: Weigh = softmax
+) -> Tensor:
     """`[rows, vocabulary]`: each row looks at those of the first `n_keys` rows that `sees` shows it."""
     config = model.config
     weights = {name: weight.detach().double() for name, weight in model.state_dict().items()}
@@ -55,7 +64,8 @@ def oracle_logits(model: Llama, ids: Sequence[int], position: Sequence[int], see
             for row in range(len(ids)):
                 visible = [other for other in range(n_keys) if sees(kind, row, other)]
                 if visible:
-                    out[row] = (query[row] @ key[visible].T / config.head_dim**0.5).softmax(0) @ value[visible]
+                    scores = query[row] @ key[visible].T / config.head_dim**0.5
+                    out[row] = weigh(scores, row, visible) @ value[visible]
             heads.append(out)
         rows = rows + linear(torch.cat(heads, 1), f"{layer}.self_attn.o_proj")
         x = norm(rows, f"{layer}.post_attention_layernorm")

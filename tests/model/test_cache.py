@@ -196,3 +196,21 @@ def test_dropped_slots_at_the_end_are_used_again() -> None:
     assert cache.put(labels([5])).tolist() == [[2]]
     cache.drop(torch.tensor([[True, False, False, False]]))
     assert cache.put(labels([6])).tolist() == [[3]]  # not the hole at 0, whose neighbours are present
+
+
+def test_reordering_from_a_slot_on_leaves_what_stands_before() -> None:
+    """Beams of a question share its prompt; each goes on from the text of the one named."""
+    cache = empty(3, 4)
+    number = torch.arange(12.0, dtype=torch.float64).view(3, 4, 1, 1)
+    position = torch.arange(12).view(3, 4)
+    valid = torch.tensor([[True] * 4, [True, True, True, False], [True, True, False, False]])
+    slots = cache.put({"position": position}, valid)
+    for layer in cache.layers:
+        layer.update(number, -number, slots, 4)
+    cache.reorder(torch.tensor([2, 0, 0]), 2)
+    assert cache.present.tolist() == [[True, True, False, False], [True] * 4, [True] * 4]
+    assert cache.labels["position"][1].tolist() == [4, 5, 2, 3]
+    for layer in cache.layers:
+        assert layer.keys[1, :4].flatten().tolist() == [4.0, 5.0, 2.0, 3.0]
+        assert layer.values[2, :4].flatten().tolist() == [-8.0, -9.0, -2.0, -3.0]
+        assert layer.keys[0, :2].flatten().tolist() == [0.0, 1.0]

@@ -20,7 +20,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary
 from anyorder.model.self_attention import ATTENTIONS, SelfAttention
 from anyorder.model.view import View
-from anyorder.visibility import before, bidirectional, causal, groups, same, segments
+from anyorder.visibility import before, bidirectional, causal, groups, not_after, same, segments
 from tests.model.networks import LAYERS, VOCABULARY, network, pad, random_ids
 from tests.model.oracle import narrowed, oracle_logits
 
@@ -244,6 +244,26 @@ def test_segments_in_isolation() -> None:
 
 
 # ---- views and mistakes ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", ["plain", "NoPE", "window"])
+def test_rows_between_whole_positions(layers: str) -> None:
+    """Rotary embeddings turn by the fractions; windows and masks go by the label."""
+    model = network(layers)
+    (ids,) = random_ids(6)
+    places = [0.0, 1.0, 1.5, 2.25, 3.0, 4.75]
+    position = torch.tensor([[int(place) for place in places]])
+    views = {"order": torch.arange(6).unsqueeze(0), "position": position}
+    out = model.logits(
+        model.hidden(
+            torch.tensor([ids]), model.prepare(not_after("order"), views, rotary_positions=torch.tensor([places]))
+        )
+    )
+    expected = oracle_logits(
+        model, ids, places,
+        lambda kind, row, key: key <= row and narrowed(kind, int(places[row]), int(places[key])), 6,
+    )  # fmt: skip
+    torch.testing.assert_close(out[0], expected, **EXACT)
 
 
 def test_layers_of_one_kind_share_a_view() -> None:

@@ -13,16 +13,19 @@ from anyorder.attention.flash import Flash
 from anyorder.attention.flex import Flex
 from anyorder.attention.hints import Hint, kernel_hint
 from anyorder.attention.mask import AttentionMask, BiasTerm, Request
+from anyorder.attention.tempered import Tempered, TemperedMasks, attend_in_parts, split
 from anyorder.errors import UserError
 
 __all__ = [
-    "BACKENDS", "AttentionMask", "Backend", "BiasTerm", "Capabilities", "Choice", "Hint", "Request",
+    "BACKENDS", "AttentionMask", "Backend", "BiasTerm", "Capabilities", "Choice", "Hint", "Request", "Tempered",
     "attend", "compile_mask", "kernel_hint", "resolve_backend",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Eager(), SDPA(), Flex(), Flash(), Traced())}
+
+_REFERENCE = Eager()
 
 TRANSFORMERS_NAMES = {
     "flash_attention_2": "flash",
@@ -75,7 +78,9 @@ def compile_mask(request: Request, backend: str, dtype: torch.dtype | None = Non
     Raises:
         UserError: the backend cannot show this visibility or cannot run here.
     """
-    for relation in (request.visibility, *(term.relation for term in request.bias)):
+    tempered = request.tempered
+    relations = [request.visibility, *(term.relation for term in request.bias)]
+    for relation in relations if tempered is None else [*relations, tempered.relation]:
         relation.require_labels(request.query, request.key)
     device = request.query["position"].device
     backward = torch.is_grad_enabled()
@@ -84,7 +89,12 @@ def compile_mask(request: Request, backend: str, dtype: torch.dtype | None = Non
         raise UserError(f"attention {choice.name!r} cannot add a bias to the scores: choose 'sdpa' or 'flex'.")
     if request.key["position"].shape[1] == 0 or request.query["position"].shape[1] == 0:
         return AttentionMask(choice.name)
-    return BACKENDS[choice.name].compile(request)
+    if tempered is None:
+        return BACKENDS[choice.name].compile(request)
+    if not BACKENDS[choice.name].can.lse:
+        raise UserError(f"attention {choice.name!r} cannot temper some of the scores: choose 'sdpa' or 'eager'.")
+    others, part = (_REFERENCE.compile(half) for half in split(request, tempered))
+    return AttentionMask(choice.name, tempered=TemperedMasks(others, part, tempered.temperature, tempered.scale))
 
 
 def attend(q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
@@ -103,6 +113,8 @@ def attend(q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, 
     if k_BKGD.shape[1] == 0 or q_BQHD.shape[1] == 0:
         return torch.zeros_like(q_BQHD)
     scale = q_BQHD.shape[-1] ** -0.5 if scale is None else scale
+    if mask.tempered is not None:
+        return attend_in_parts(_REFERENCE.attend_with_lse, q_BQHD, k_BKGD, v_BKGD, mask.tempered, scale)
     out_BQHD = BACKENDS[mask.backend].attend(q_BQHD, k_BKGD, v_BKGD, mask, scale)
     if mask.empty_BQ is not None:
         out_BQHD = out_BQHD.masked_fill(mask.empty_BQ[:, :, None, None], 0)

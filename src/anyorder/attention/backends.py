@@ -33,6 +33,7 @@ class Capabilities:
         dtypes: data types that it takes; None: every floating-point type.
         masks: whether it can show any visibility; otherwise only those with a `Hint`.
         bias: whether it can add a bias to the scores.
+        lse: whether parts of the keys can have a softmax of their own, which the reference computes.
         package: the optional package that it needs.
     """
 
@@ -41,6 +42,7 @@ class Capabilities:
     dtypes: tuple[torch.dtype, ...] | None = None
     masks: bool = True
     bias: bool = True
+    lse: bool = True
     package: str | None = None
 
 
@@ -85,15 +87,29 @@ class Eager(Backend):
         return AttentionMask(self.name, seen_B1QK=seen_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
 
     def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+        return self._weigh(self._scores(q_BQHD, k_BKGD, mask, scale), v_BKGD)
+
+    def attend_with_lse(
+        self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """The same, and the log-sum-exp of each row's scores, `[batch, rows, heads]`."""
+        scores_BGNQK = self._scores(q_BQHD, k_BKGD, mask, scale)
+        return self._weigh(scores_BGNQK, v_BKGD), scores_BGNQK.logsumexp(-1).permute(0, 3, 1, 2).flatten(2)
+
+    def _scores(self, q_BQHD: Tensor, k_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
         groups = k_BKGD.shape[2]
         q_BGNQD = q_BQHD.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
-        k_BG1DK, v_BG1KD = k_BKGD.permute(0, 2, 3, 1).unsqueeze(2), v_BKGD.transpose(1, 2).unsqueeze(2)
+        k_BG1DK = k_BKGD.permute(0, 2, 3, 1).unsqueeze(2)
         scores_BGNQK = q_BGNQD @ k_BG1DK * scale
         scores_BGNQK = scores_BGNQK.to(torch.promote_types(q_BQHD.dtype, torch.float32))
         if mask.bias_B1QK is not None:
             scores_BGNQK = scores_BGNQK + mask.bias_B1QK.unsqueeze(1).to(scores_BGNQK.dtype)
         if mask.seen_B1QK is not None:
             scores_BGNQK = scores_BGNQK.masked_fill(~mask.seen_B1QK.unsqueeze(1), -torch.inf)
+        return scores_BGNQK
+
+    def _weigh(self, scores_BGNQK: Tensor, v_BKGD: Tensor) -> Tensor:
+        v_BG1KD = v_BKGD.transpose(1, 2).unsqueeze(2)
         weights_BGNQK = scores_BGNQK.softmax(-1).to(v_BKGD.dtype)
         return (weights_BGNQK @ v_BG1KD).permute(0, 3, 1, 2, 4).flatten(2, 3)
 

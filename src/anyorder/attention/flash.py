@@ -24,6 +24,7 @@ class Flash(Backend):
         dtypes=(torch.float16, torch.bfloat16),
         masks=False,
         bias=False,
+        lse=False,
         package="flash_attn",
     )
 

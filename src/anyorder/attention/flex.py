@@ -40,7 +40,10 @@ class Flex(Backend):
 
     name = "flex"
     can = Capabilities(
-        devices=("cpu", "cuda"), backward=("cuda",), dtypes=(torch.float16, torch.bfloat16, torch.float32)
+        devices=("cpu", "cuda"),
+        backward=("cuda",),
+        dtypes=(torch.float16, torch.bfloat16, torch.float32),
+        lse=False,
     )
 
     def compile(self, request: Request) -> AttentionMask:

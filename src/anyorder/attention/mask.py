@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from anyorder.attention.hints import Hint
+from anyorder.attention.tempered import Tempered, TemperedMasks
 from anyorder.errors import UserError
 from anyorder.visibility import Everything, Labels, Visibility
 
@@ -48,6 +49,7 @@ class Request:
         present: which keys exist, boolean `[batch, keys]`; None: all.
         valid: which rows are wanted, boolean `[batch, rows]`; None: all.
         bias: terms added to the scores.
+        tempered: keys that have a softmax of their own; None: one softmax for all.
     """
 
     visibility: Visibility
@@ -56,6 +58,7 @@ class Request:
     present: Tensor | None = None
     valid: Tensor | None = None
     bias: Sequence[BiasTerm] = ()
+    tempered: Tempered | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class AttentionMask:
         bias_B1QK: added to the scores, float64, broadcastable likewise; None: nothing is added.
         empty_BQ: rows that see nothing and whose output is zero; None: there is no such row.
         flex: what FlexAttention wants instead of the above.
+        tempered: the masks of two softmaxes, instead of the above.
     """
 
     backend: str
@@ -78,6 +82,7 @@ class AttentionMask:
     bias_B1QK: Tensor | None = None
     empty_BQ: Tensor | None = None
     flex: FlexPlan | None = None
+    tempered: TemperedMasks | None = None
 
 
 def dense_mask(request: Request, plain: Visibility) -> tuple[Tensor, Tensor | None]:

@@ -163,6 +163,16 @@ class Cache:
             new.layers.append(copy)
         return new
 
+    def reorder(self, parents: Tensor, start: int) -> None:
+        """Each sample has the slots from `start` on of the one named, `[batch]`, and those before as they were."""
+        behind = slice(start, self.capacity)
+        self._present[:, behind] = self._present[parents, behind]
+        for label in self._labels.values():
+            label[:, behind] = label[parents, behind]
+        for layer in self.layers:
+            layer.keys[:, behind] = layer.keys[parents, behind]
+            layer.values[:, behind] = layer.values[parents, behind]
+
     def drop(self, where: Tensor) -> None:
         """Forget the keys in these slots, boolean `[batch, capacity]`; trailing slots are used again."""
         self._present[:, :-1] &= ~where

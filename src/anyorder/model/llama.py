@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyorder.attention import BiasTerm, Request, compile_mask
+from anyorder.attention import BiasTerm, Request, Tempered, compile_mask
 from anyorder.errors import UserError
 from anyorder.model.block import Block
 from anyorder.model.cache import Cache, LayerCache
@@ -113,6 +113,8 @@ class Llama(nn.Module):
         cache: Cache | None = None,
         slots: Tensor | None = None,
         bias: Sequence[BiasTerm] = (),
+        tempered: Tempered | None = None,
+        rotary_positions: Tensor | None = None,
         extent: int | None = None,
     ) -> Views:
         """One view for each kind of layer, for rows with these labels.
@@ -129,6 +131,9 @@ class Llama(nn.Module):
             cache: where new keys are added, and all keys are read from.
             slots: slots to overwrite, `[batch, n_keys]`; appended unless given.
             bias: terms added to the attention scores.
+            tempered: keys that have a softmax of their own.
+            rotary_positions: where rotary embeddings place the rows, if not at their label: also between whole
+                positions, `[batch, rows]`.
             extent: number of cache slots to read, those in use unless given. If given, no decision here depends
                 on data, so that the whole pass can be compiled.
 
@@ -152,11 +157,12 @@ class Llama(nn.Module):
             extent = cache.extent if extent is None else extent
             key = {name: label[:, :extent] for name, label in cache.labels.items()}
             present = cache.present[:, :extent]
-        rotation = self.config.rotary.cos_sin(labels["position"], self.config.head_dim, self.dtype, length_B)
+        place_BR = labels["position"] if rotary_positions is None else rotary_positions
+        rotation = self.config.rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
         views: Views = {}
         for kind in dict.fromkeys(self.config.layers):
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
-            request = Request(narrowed, labels, key, present, valid, bias)
+            request = Request(narrowed, labels, key, present, valid, bias, tempered)
             views[kind] = View(
                 n_keys=n_keys,
                 mask=compile_mask(request, backend, self.dtype),
