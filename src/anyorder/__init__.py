@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anyorder.api import convert, generate, load, save, stream
     from anyorder.decoding.diffusion import DiffusionSampler
+    from anyorder.decoding.fusion_layout import concatenate_paraphrases_with_positions, create_segment_isolation_mask
+    from anyorder.fusing import fuse, stream_fused
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM
     from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
     from anyorder.plans import GroupPlan
 
 __all__ = [
-    "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM", "convert",
-    "create_chunked_attention_mask", "generate", "generate_grouping_masks", "load", "save", "stream",
+    "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
+    "concatenate_paraphrases_with_positions", "convert", "create_chunked_attention_mask",
+    "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks", "load", "save", "stream",
+    "stream_fused",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -24,8 +28,12 @@ _MODULES = {
     "DiffusionSampler": "decoding.diffusion",
     "GroupPlan": "plans",
     "LLaDAForMaskedLM": "huggingface",
+    "concatenate_paraphrases_with_positions": "decoding.fusion_layout",
     "create_chunked_attention_mask": "masks",
+    "create_segment_isolation_mask": "decoding.fusion_layout",
+    "fuse": "fusing",
     "generate_grouping_masks": "masks",
+    "stream_fused": "fusing",
 }
 """Where the public names live; in `api` unless told here."""
 

@@ -82,7 +82,7 @@ def _search(
     """All that is written after prompts with the same limit; in transformers' form they are padded on the left."""
     width = max(map(len, prompts))
     pads = [width - len(prompt) for prompt in prompts]
-    watch = _Watch(stop, rows, width)
+    watch = Watch(stop, rows, width)
     device = model.device
     face: Any = AnyOrderForCausalLM.of(model)
     found = face.generate(
@@ -118,7 +118,7 @@ def _search(
     return Step(tuple(sorted(events)), stopped, passes=watch.passes + 1)
 
 
-class _Watch(StoppingCriteria):
+class Watch(StoppingCriteria):
     """Is asked once in each pass, which it counts, whether beams are complete.
 
     Args:

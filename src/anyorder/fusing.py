@@ -1,0 +1,248 @@
+"""One question in several phrasings, text in, text out: where tokenizer and fusion meet."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from anyorder.api import Output, Stream, _output, _pieces
+from anyorder.decoding.fusion import MEMBER, fusion_steps, write_fused
+from anyorder.decoding.fusion_question import UNWEIGHED, Fusion, Question, check_questions, fused_layouts
+from anyorder.decoding.fusion_scores import keep_best, weigh
+from anyorder.decoding.left_to_right import Stop
+from anyorder.decoding.sampling import Sampling
+from anyorder.decoding.trace import Generation, Recorder
+from anyorder.errors import UserError
+from anyorder.phrasings import Part, Phrasings, read_questions
+from anyorder.text import Continuation, stop_strings
+from anyorder.ways import refuse_unless_causal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.decoding.fusion_weights import Correction
+    from anyorder.model.llama import Llama
+
+Weights = str | Sequence[float] | Sequence[Sequence[float]]
+
+
+def fuse(
+    model: Llama,
+    tokenizer: PreTrainedTokenizerBase | None,
+    phrasings: Phrasings,
+    prefix: Part | Sequence[Part] = "",
+    suffix: Part | Sequence[Part] = "",
+    positions: str = "shared",
+    correction: Correction = "1/N",
+    method: str = "attention",
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] | None = None,
+    seed: int = 0,
+    num_beams: int = 1,
+    batch_size: int | None = None,
+    separator: Part = "",
+    weights: Weights | None = None,
+    keep: int | None = None,
+    use_cache: bool = True,
+) -> Output:
+    """Answers a question that is asked in several phrasings, or each of a list of such questions.
+
+    Every phrasing is read by itself, behind the prefix; the suffix and the answer look at all of them. Text is made
+    token ids part by part, each as text that goes on: let words begin with their space, such as the suffix " A:".
+
+    Args:
+        model: the network.
+        tokenizer: of the network; may be None where all parts are token ids.
+        phrasings: of one question, a list of strings or of lists of token ids; a list of such lists for several
+            questions, with any numbers of phrasings of any lengths. Nothing is added to token ids.
+        prefix: what stands before each phrasing, such as examples; one for all questions, or a list of one for each.
+        suffix: what stands behind all of them, such as " A:"; likewise. Without it no token sees all phrasings before
+            the first token of the answer, which is then chosen by the mean of the phrasings' own scores.
+        positions: where phrasings are read: "shared", "running", "right" or "spread".
+        correction: "1/N", "none", "length", "ape:T,S" or an `APE`.
+        method: "attention", which reads all phrasings at once, or a way to make one answer of several runs:
+            "logit-mean", "probability-mean", "max", "lowest-entropy", "contrast", "vote", or "attention+logit-mean".
+        max_new_tokens: tokens to write per answer at most.
+        temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
+        top_k, top_p, min_p, repetition_penalty: see `Sampling`.
+        stop: strings that end the answer; they are no part of `text`.
+        seed: decides the draws, with the number of the question in the list: batches play no part.
+        num_beams: above 1, beam search with so many beams, as `generate` has it.
+        batch_size: questions to answer at a time; all unless given.
+        separator: what each phrasing ends with, such as a newline; it belongs to the phrasing.
+        weights: how much each phrasing counts: numbers, a list of such for each question, "confidence" (of its own
+            answer) or "likelihood" (of the phrasing); all the same unless given.
+        keep: only so many phrasings of the highest weights are used; all unless given.
+        use_cache: False computes one masked sequence again for each token, for those who doubt the cache.
+
+    Returns:
+        As `generate`, with an entry for each question instead of each prompt. In `sequences` stand prefix, all
+        phrasings, suffix and answer.
+
+    Raises:
+        UserError: phrasings or an option that cannot be, in a sentence that names the remedy.
+    """
+    asked = _Asked(model, tokenizer, phrasings, prefix, suffix, separator, weights, keep, stop)
+    fusion = Fusion(method=method, positions=positions, correction=correction)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+    )
+    for name, value in (("num_beams", num_beams), ("batch_size", 1 if batch_size is None else batch_size)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} is {value!r}: give a whole number above 0.")
+    if num_beams > 1 and temperature != 0:
+        raise UserError(
+            f"temperature is {temperature} beside num_beams {num_beams}, but beams draw nothing: leave out one."
+        )
+    total = len(asked.questions)
+    check_questions(model.config, asked.questions, fusion, max_new_tokens, range(total))
+
+    def write(rows: range) -> Generation:
+        questions = asked.weighed(rows, fusion)
+        if num_beams == 1:
+            return write_fused(
+                model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
+                stop=asked.condition(questions, rows), use_cache=use_cache, rows=rows, same_answer=asked.same_answer,
+            )  # fmt: skip
+        # Here, because it needs transformers' models, which take a second to import.
+        from anyorder.decoding.fusion_beams import write_fused_by_beam_search
+
+        return write_fused_by_beam_search(
+            model, questions, fusion=fusion, beams=num_beams, max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty, stop=asked.condition(questions, rows, beams=True),
+            use_cache=use_cache, rows=rows,
+        )  # fmt: skip
+
+    size = batch_size or total
+    starts = range(0, total, size)
+    generation = Generation.join([write(range(start, min(start + size, total))) for start in starts])
+    return _output(generation, asked.texts(), single=asked.single)
+
+
+def stream_fused(
+    model: Llama,
+    tokenizer: PreTrainedTokenizerBase | None,
+    phrasings: Phrasings,
+    prefix: Part = "",
+    suffix: Part = "",
+    positions: str = "shared",
+    correction: Correction = "1/N",
+    method: str = "attention",
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    repetition_penalty: float = 1.0,
+    stop: str | Sequence[str] | None = None,
+    seed: int = 0,
+    separator: Part = "",
+    weights: Weights | None = None,
+    keep: int | None = None,
+    use_cache: bool = True,
+) -> Stream:
+    """Answers a single question as `fuse` does, and gives the answer piece by piece while it is written.
+
+    The arguments are those of `fuse`. Votes and beam search, which only know at the end, are for `fuse` alone.
+
+    Raises:
+        UserError: what `fuse` refuses, or what cannot be streamed; at once, not with the first piece.
+    """
+    asked = _Asked(model, tokenizer, phrasings, prefix, suffix, separator, weights, keep, stop)
+    fusion = Fusion(method=method, positions=positions, correction=correction)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
+    )
+    if tokenizer is None:
+        raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
+    if not asked.single:
+        raise UserError(f"phrasings are of {len(asked.questions)} questions: give those of one, or use fuse.")
+    check_questions(model.config, asked.questions, fusion, max_new_tokens, range(1))
+    questions = asked.weighed(range(1), fusion)
+    (layout,) = fused_layouts(questions, fusion.positions)
+    text = Continuation(tokenizer, layout.token_ids, asked.stops)
+    steps = fusion_steps(
+        model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
+        stop=lambda row, written: text.read(written), use_cache=use_cache, rows=range(1),
+    )  # fmt: skip
+    return Stream(_pieces(steps, Recorder([layout.token_ids], range(1), model.config.eos_token_ids), text))
+
+
+class _Asked:
+    """What was asked: the questions, their weights, and the texts of their answers; arguments as in `fuse`."""
+
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: PreTrainedTokenizerBase | None,
+        phrasings: Phrasings,
+        prefix: Part | Sequence[Part],
+        suffix: Part | Sequence[Part],
+        separator: Part,
+        weights: Weights | None,
+        keep: int | None,
+        stop: str | Sequence[str] | None,
+    ) -> None:
+        refuse_unless_causal(model.config.ways, model.config.default_way)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stops = stop_strings(stop, tokenizer)
+        self.by = weights if isinstance(weights, str) else None
+        self.keep = keep
+        numbers = None if isinstance(weights, str) else weights
+        self.questions, self.single = read_questions(
+            phrasings, tokenizer, prefix=prefix, suffix=suffix, separator=separator, weights=numbers
+        )
+
+    def weighed(self, rows: range, fusion: Fusion) -> list[Question]:
+        """These questions, with the phrasings that are kept and their weights."""
+        questions = [self.questions[row] for row in rows]
+        if self.by is not None:
+            questions = weigh(self.model, questions, self.by)
+        if self.keep is not None:
+            questions = [keep_best(question, self.keep) for question in questions]
+            if fusion.method in UNWEIGHED:
+                questions = [replace(question, weights=None) for question in questions]
+        return questions
+
+    def condition(self, questions: Sequence[Question], rows: range, *, beams: bool = False) -> Stop | None:
+        """Whether an answer has come to a stop string; None where there is none."""
+        if not self.stops:
+            return None
+        texts: dict[int, Continuation] = {}
+
+        def stopped(row: int, written: Sequence[int]) -> bool:
+            # Phrasings that are asked alone have numbers of their own. Beams are alternatives, none of which reads on
+            # where another one ended.
+            if row not in texts or beams:
+                texts[row] = self._text(questions[row % MEMBER - rows.start])
+            return texts[row].read(written)
+
+        return stopped
+
+    def same_answer(self, written: Sequence[int]) -> Hashable:
+        """What is the same for answers that a person calls the same."""
+        ends = self.model.config.eos_token_ids
+        ids = written[:-1] if written[-1] in ends else written
+        if self.tokenizer is None:
+            return tuple(ids)
+        text = Continuation(self.tokenizer, (), self.stops)
+        text.read(ids)
+        return text.text.strip()
+
+    def texts(self) -> list[Continuation] | None:
+        """The texts of the answers, not read yet."""
+        if self.tokenizer is None:
+            return None
+        return [self._text(question) for question in self.questions]
+
+    def _text(self, question: Question) -> Continuation:
+        assert self.tokenizer is not None, "texts need it"
+        before = question.suffix or question.segments[-1]
+        return Continuation(self.tokenizer, (*question.prefix, *before), self.stops)
