@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import anyorder
-from anyorder import visibility
+from anyorder import DiffusionSampler, visibility
 from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.cli import command_names, command_of
+from anyorder.cli._order_options import chosen_order
+from anyorder.decoding.diffusion_presets import PRESETS
 
 BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<printed>.*?)```\n)?", re.DOTALL)
 
@@ -52,6 +55,22 @@ def test_every_block_of_left_to_right_prints_what_stands_below_it(
     prints_what_it_shows((project_root / "docs" / "left-to-right.md").read_text(encoding="utf-8"), capsys)
 
 
+def test_every_block_of_diffusion_prints_what_stands_below_it(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prints_what_it_shows((project_root / "docs" / "diffusion.md").read_text(encoding="utf-8"), capsys)
+
+
+def test_diffusion_names_every_field_and_preset(project_root: Path) -> None:
+    page = (project_root / "docs" / "diffusion.md").read_text(encoding="utf-8")
+    fields = [field.name for field in dataclasses.fields(DiffusionSampler)]
+    options = set(inspect.signature(chosen_order).parameters)
+    assert [name for name in fields if f"| `{name}=" not in page] == []
+    assert [name for name in PRESETS if f"| `{name}` |" not in page] == []
+    assert [name for name in options if f"`--{name}" not in page] == []
+
+
 def test_left_to_right_names_every_option(project_root: Path) -> None:
     page = (project_root / "docs" / "left-to-right.md").read_text(encoding="utf-8")
     for function in (anyorder.generate, anyorder.stream):
@@ -85,7 +104,7 @@ def test_every_backend_has_its_line(page: str) -> None:
     assert set(TRANSFORMERS_NAMES.values()) <= set(BACKENDS)
 
 
-@pytest.mark.parametrize("name", ["visibility.md", "left-to-right.md", "coming-from.md"])
+@pytest.mark.parametrize("name", ["visibility.md", "left-to-right.md", "diffusion.md", "coming-from.md"])
 def test_names_and_links_exist(name: str, project_root: Path) -> None:
     text = (project_root / "docs" / name).read_text(encoding="utf-8")
     for dotted in sorted(set(re.findall(r"`(anyorder(?:\.\w+)+)", text))):

@@ -134,7 +134,7 @@ def _explain(name: str, command: Callable[..., None], message: str) -> str:
         literals = re.findall(r"Literal\[(.*?)\]", match[2])
         wanted = [{"int": "a whole number", "float": "a number", "str": "text"}.get(kind, kind) for kind in kinds]
         wanted = [*(f"one of {literal}" for literal in literals), *(kind for kind in wanted if kind != "NoneType")]
-        return f"option {match[1]} is {match[3]!r}: give {' or '.join(wanted) or 'another value'}."
+        return f"option {match[1]} is {match[3]!r}: give {' or '.join(dict.fromkeys(wanted)) or 'another value'}."
     return f"{text}: {see}."
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from anyorder.cli._order_options import SamplingMethod, chosen_order
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,7 +20,9 @@ def command(
     prompt: str | None = None,
     *,
     prompts_file: Path | None = None,
+    interactive: bool = False,
     tokenizer: str | None = None,
+    order: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -32,6 +35,15 @@ def command(
     num_beams: int = 1,
     batch_size: int = 16,
     compile: Literal["auto", "always", "never"] = "auto",
+    preset: str | None = None,
+    sampling_method: SamplingMethod | None = None,
+    remasking_strategy: str | None = None,
+    steps: int | None = None,
+    block_length: int | None = None,
+    cfg_scale: float | None = None,
+    cache: Literal["none", "prefix", "dual"] | None = None,
+    threshold: float | None = None,
+    factor: float | None = None,
     dtype: str = "auto",
     device: str = "auto",
     attention: str = "auto",
@@ -45,7 +57,9 @@ def command(
         model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
         prompt: Text to continue; "-", or nothing at all, reads standard input to its end.
         prompts_file: File with one prompt in each line, "-" for standard input.
+        interactive: Continue one prompt after another, each a line that is typed; Ctrl-D ends.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
+        order: Way of writing, such as left-to-right, diffusion or blocks:32; that of the model unless given.
         max_new_tokens: Tokens to write per text at most.
         temperature: 0 always takes the most probable token; above 0, tokens are drawn.
         top_k: Draw only from this many most probable tokens.
@@ -58,6 +72,16 @@ def command(
         num_beams: Above 1, beam search with so many beams.
         batch_size: Texts to write at a time; changes speed and memory, not what is written.
         compile: Whether the one-token step is compiled, which takes time at first use; auto does so where it pays.
+        preset: Diffusion as published: llada, llada-semi-ar, dream-maskgit, dream-margin, dream-entropy or fast-dllm.
+        sampling_method: Diffusion in LLaDA's words: all at once, block by block on a canvas that grows until the end
+            token, or block by block on the whole canvas.
+        remasking_strategy: What diffusion writes first: low_confidence, random, topk_margin or entropy.
+        steps: Steps of diffusion for the whole text, one a token unless given.
+        block_length: Tokens of a block, where diffusion writes block by block.
+        cfg_scale: Classifier-free guidance of diffusion, none unless given.
+        cache: Keys that diffusion keeps within a block; prefix and dual are fast and approximate.
+        threshold: Diffusion writes all tokens that are surer than this, instead of so many a step.
+        factor: Diffusion writes the n-th surest token if it is as sure as 1 - factor / (n + 1).
         dtype: Of the weights: auto (as stored), float32, bfloat16, float16, float64, or int8 (those of the
             projections rounded to 8 bits).
         device: Such as cpu or cuda; auto takes a GPU where there is one.
@@ -66,7 +90,9 @@ def command(
         stream: Print the text while it is written, as a terminal always shows a single text.
         json: Print one JSON object a line instead of text.
     """
-    prompts = _prompts(prompt, prompts_file)
+    if interactive and (prompt is not None or prompts_file is not None or json):
+        raise UserError("interactive is given with a prompt, prompts_file or json: leave out one of them.")
+    prompts = [] if interactive else _prompts(prompt, prompts_file)
     instead = {
         f"{len(prompts)} prompts": len(prompts) > 1,
         f"num_samples {num_samples}": num_samples is not None,
@@ -77,6 +103,17 @@ def command(
         if stream and given:
             raise UserError(f"stream is given with {name}, but only a single text is streamed: leave out one of them.")
     stream = stream or (sys.stdout.isatty() and not any(instead.values()))
+    way = chosen_order(
+        order, temperature=temperature, top_k=top_k, top_p=top_p, preset=preset, sampling_method=sampling_method,
+        remasking_strategy=remasking_strategy, steps=steps, block_length=block_length, cfg_scale=cfg_scale, cache=cache,
+        threshold=threshold, factor=factor,
+    )  # fmt: skip
+    options: dict[str, Any] = {
+        "order": way, "max_new_tokens": max_new_tokens, "min_p": min_p, "repetition_penalty": repetition_penalty,
+        "stop": stop or None, "seed": seed, "compile": {"auto": "auto", "always": True, "never": False}[compile],
+    }  # fmt: skip
+    if way is None or isinstance(way, str):  # a sampler has these itself
+        options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
     from rich.console import Console
 
@@ -87,28 +124,30 @@ def command(
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p,
-        "repetition_penalty": repetition_penalty, "stop": stop or None, "seed": seed,
-        "compile": {"auto": "auto", "always": True, "never": False}[compile],
-    }  # fmt: skip
-    if stream:
-        pieces = anyorder.stream(network, words, prompts[0], **options)
-        print_pieces(prompts[0], pieces)
-        trace = pieces.output.trace
-    else:
-        with notes.status("writing"):
-            out = anyorder.generate(
-                network, words, prompts, num_samples=num_samples, num_beams=num_beams, batch_size=batch_size, **options
-            )
-        for row, record in enumerate(_records(prompts, out, num_samples)):
-            if json:
-                print(jsonlib.dumps(record, ensure_ascii=False))
-            else:
-                print_writing(record["prompt"], record["text"], first=row == 0)
-        trace = out.trace
-    sys.stdout.flush()
-    notes.print(trace.summary(), style="dim", soft_wrap=True)
+    for batch in _typed() if interactive else [prompts]:
+        if stream:
+            pieces = anyorder.stream(network, words, batch[0], **options)
+            print_pieces(batch[0], pieces)
+            trace = pieces.output.trace
+        else:
+            with notes.status("writing"):
+                out = anyorder.generate(
+                    network,
+                    words,
+                    batch,
+                    num_samples=num_samples,
+                    num_beams=num_beams,
+                    batch_size=batch_size,
+                    **options,
+                )
+            for row, record in enumerate(_records(batch, out, num_samples)):
+                if json:
+                    print(jsonlib.dumps(record, ensure_ascii=False))
+                else:
+                    print_writing(record["prompt"], record["text"], first=row == 0)
+            trace = out.trace
+        sys.stdout.flush()
+        notes.print(trace.summary(), style="dim", soft_wrap=True)
 
 
 def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
@@ -185,6 +224,18 @@ def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
     if not lines:
         raise UserError(f"prompts_file is {str(prompts_file)!r}, which is empty: write one prompt in each line.")
     return lines
+
+
+def _typed() -> Iterator[list[str]]:
+    """Prompts as they are typed, a line each, until Ctrl-D."""
+    while True:
+        if sys.stdin.isatty():
+            print("> ", end="", file=sys.stderr, flush=True)
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield [line.removesuffix("\n")]
 
 
 def _standard_input() -> str:

@@ -7,9 +7,12 @@ no decoder ever changes them. Continuing a prompt is the canvas that begins with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from anyorder.errors import UserError
-from anyorder.model.config import ModelConfig
+
+if TYPE_CHECKING:
+    from anyorder.model.config import ModelConfig
 
 BLANK = -1
 """Stands in a canvas where a token is to be written; no token has this id."""
