@@ -1,0 +1,73 @@
+"""A canvas in the terminal, while it fills."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from anyorder.decoding.canvas import BLANK
+from anyorder.inspection.replay import Place
+
+HOLE = "·"
+"""Stands where no token is written yet."""
+
+
+class CanvasView:
+    """Draws a canvas in place; to be entered as a context, so that the terminal is itself again after Ctrl-C.
+
+    Given tokens are dim, those written in the latest step reversed, unsure ones yellow, and a replaced one underlined.
+    Where there is no terminal nothing is drawn.
+
+    Args:
+        console: where to.
+        piece: how a token reads.
+    """
+
+    WIDTH = 80
+
+    def __init__(self, console: Console, piece: Callable[[int], str]) -> None:
+        self._piece = piece
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="visible")
+        self._drawn = console.is_terminal
+
+    def __enter__(self) -> CanvasView:
+        if self._drawn:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._drawn:
+            self._live.stop()
+
+    def draw(self, places: Mapping[int, Place], steps: int) -> None:
+        """Shows what stands at each position after so many steps."""
+        if self._drawn:
+            self._live.update(self.picture(places, steps), refresh=True)
+
+    def picture(self, places: Mapping[int, Place], steps: int) -> Text:
+        """The same as text, at most 80 columns wide."""
+        text = Text()
+        for _, place in sorted(places.items()):
+            text.append(*self._styled(place, steps))
+        missing = sum(place.token_id == BLANK for place in places.values())
+        to_write = f", {missing} to write" if missing else ""
+        lines = text.wrap(Console(width=self.WIDTH), self.WIDTH)
+        return Text("\n").join([*lines, Text(f"step {steps}{to_write}", style="dim")])
+
+    def _styled(self, place: Place, steps: int) -> tuple[str, str]:
+        if place.token_id == BLANK:
+            return HOLE, "dim"
+        piece = self._piece(place.token_id)
+        if place.step is None:
+            return piece, "dim"
+        styles = ["reverse"] if place.step == steps - 1 else []
+        styles += ["yellow"] if place.log_prob is not None and place.log_prob < math.log(0.5) else []
+        styles += ["underline"] if place.edits else []
+        return piece, " ".join(styles)

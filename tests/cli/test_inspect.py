@@ -1,0 +1,71 @@
+"""`anyorder inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from anyorder.cli import main
+from anyorder.cli._canvas import HOLE, CanvasView
+from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.trace import Trace, Written
+from anyorder.inspection.replay import Place, Recording
+
+
+@pytest.fixture
+def trace_file(tmp_path: Path) -> Path:
+    trace = Trace((Written(0, 0, 2, 5, -0.1), Written(1, 0, 1, 4, -2.0)), passes=2, seconds=0.5)
+    recording = Recording(trace=trace, canvases=((3, BLANK, BLANK),), pieces={3: "Once", 4: " upon", 5: " a"})
+    file = tmp_path / "trace.json"
+    file.write_text(recording.to_json())
+    return file
+
+
+def test_replay_in_plain_output_prints_every_step(trace_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "replay", str(trace_file)]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "Once··", "step 0, 2 to write", "Once· a", "step 1, 1 to write", "Once upon a", "step 2",
+    ]  # fmt: skip
+
+
+def test_replay_as_a_page(trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.html"
+    assert main(["inspect", "replay", str(trace_file), "--html", str(page)]) == 0
+    assert page.read_text() == Recording.from_json(trace_file.read_text()).page("trace.json")
+    assert "wrote" in capsys.readouterr().err
+    assert main(["inspect", "replay", str(trace_file), "--html", str(page)]) == 2
+    assert "error: " in capsys.readouterr().err
+
+
+def test_mistakes_are_told_with_the_remedy(
+    trace_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    def refused(*words: str) -> str:
+        assert main(["inspect", "replay", *words]) == 2
+        return capsys.readouterr().err
+
+    assert "row is 3: give the number of one of the 1 texts, from 0." in refused(str(trace_file), "--row", "3")
+    assert "seconds is -1.0: give 0 or more." in refused(str(trace_file), "--seconds", "-1")
+    assert "missing.json cannot be used: No such file" in refused(str(tmp_path / "missing.json"))
+    (tmp_path / "other.json").write_text("[]")
+    assert "other.json' holds no trace: give a file that `anyorder generate --trace` wrote." in refused(
+        str(tmp_path / "other.json")
+    )
+    assert main(["inspect"]) == 0
+    assert "replay" in capsys.readouterr().out
+
+
+def test_a_canvas_in_a_terminal_fits_80_columns() -> None:
+    console = Console(force_terminal=True, width=80, record=True)
+    places = {at: Place(at, step=at % 3, log_prob=-0.1 - at % 2, edits=at % 5 == 0) for at in range(60)}
+    places |= {at: Place(BLANK) for at in range(60, 90)}
+    view = CanvasView(console, lambda token_id: f" word{token_id}")
+    lines = view.picture(places, 3).plain.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-1] == "step 3, 30 to write"
+    assert "".join(lines).count(HOLE) == 30
+    with view:
+        view.draw(places, 3)
+    assert "word59" in console.export_text()
