@@ -89,7 +89,7 @@ def test_a_generation_can_be_recorded() -> None:
     out = anyorder.generate(chain(tokenizer, words), tokenizer, "Once upon", max_new_tokens=4)
     recording = Recording.of(out.trace, out.sequences, tokenizer)
     *_, last = recording.states(0)
-    assert "".join(recording.piece(place.token_id) for _, place in sorted(last.items())) == "Once upon" + out.text
+    assert "".join(recording.piece(place.token_id) for _, place in sorted(last.items())) == f"Once upon{out.text}"
     assert recording.rows == (0,)
 
 

@@ -1,4 +1,4 @@
-"""Look at how a network reads and writes: replays, attention, samplers side by side."""
+"""Look closely: replays, attention, samplers side by side."""
 
 from __future__ import annotations
 
