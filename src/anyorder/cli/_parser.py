@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +21,8 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
 
     Positional parameters of the function become words (of type `list[str]`, any number of them), keyword-only ones
     options; `bool` options are bare flags, `list[str]` options may be repeated. `--config FILE` sets any of them, and
-    the rest of the command line, wherever it stands, overrides the file.
+    the rest of the command line, wherever it stands, overrides the file. A command whose only parameter is a dataclass
+    has the fields of that as its parameters.
 
     Args:
         name: of the command, for messages. The function's own is no help: jsonargparse looks up what it
@@ -32,15 +34,31 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
         UserError: a word, an option or a value that the command does not take.
         SystemExit: after `--help`.
     """
-    parser = _parser(name, command)
+    settings = _settings(command)
+    target = command if settings is None else settings[1]
+    parser = _parser(name, target, command.__doc__ or "")
     try:
         values = parser.parse_args(_config_first(words)).as_dict()
     except ArgumentError as error:
-        raise UserError(_explain(name, command, error.message)) from None
-    kept = {key: value for key, value in values.items() if key in inspect.signature(command).parameters}
-    for key in kept.keys() & _repeatable(command):
+        raise UserError(_explain(name, target, error.message)) from None
+    kept = {key: value for key, value in values.items() if key in inspect.signature(target).parameters}
+    for key in kept.keys() & _repeatable(target):
         kept[key] = _strings(key, kept[key])
-    return kept
+    return kept if settings is None else {settings[0]: settings[1](**kept)}
+
+
+def _settings(command: Callable[..., None]) -> tuple[str, type] | None:
+    """Name and class of the only parameter, if that is a dataclass."""
+    parameters = inspect.signature(command).parameters
+    hints = [(name, hint) for name, hint in get_type_hints(command).items() if name in parameters]
+    return hints[0] if len(hints) == 1 and dataclasses.is_dataclass(hints[0][1]) else None
+
+
+def explanations(target: Callable[..., None] | type) -> dict[str, str]:
+    """What the docstring says of each parameter; of a dataclass, what those that it derives from say too."""
+    texts = [kind.__doc__ for kind in reversed(target.__mro__)] if isinstance(target, type) else [target.__doc__]
+    explained = [parameter for text in texts for parameter in parse_docstring(text or "").params]
+    return {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in explained}
 
 
 def one_sentence(error: Exception) -> str:
@@ -51,15 +69,13 @@ def one_sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _parser(name: str, command: Callable[..., None]) -> ArgumentParser:
-    docs = parse_docstring(command.__doc__ or "")
-    help_of = {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in docs.params}
+def _parser(name: str, command: Callable[..., None] | type, about: str) -> ArgumentParser:
+    help_of = explanations(command)
     parser = ArgumentParser(
-        prog=f"anyorder {name}", description=docs.description, exit_on_error=False, allow_abbrev=False
+        prog=f"anyorder {name}", description=parse_docstring(about).description, exit_on_error=False, allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="YAML or JSON file with values for any of these.")
     hints = get_type_hints(command)
-    by_hand: set[str | int] = set()
     for parameter in inspect.signature(command).parameters.values():
         text = help_of[parameter.name]
         if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name in _repeatable(command):
@@ -75,13 +91,13 @@ def _parser(name: str, command: Callable[..., None]) -> ArgumentParser:
         elif parameter.name in _repeatable(command):
             parser.add_argument(f"--{parameter.name}", action="append", default=[], help=text)
         else:
-            continue
-        by_hand.add(parameter.name)
-    parser.add_function_arguments(command, as_group=False, skip=by_hand)
+            needed = parameter.default is parameter.empty
+            given: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
+            parser.add_argument(f"--{parameter.name}", type=hints[parameter.name], help=text, **given)
     return parser
 
 
-def _repeatable(command: Callable[..., None]) -> list[str]:
+def _repeatable(command: Callable[..., None] | type) -> list[str]:
     return [name for name, hint in get_type_hints(command).items() if hint == list[str]]
 
 
@@ -119,7 +135,7 @@ def _at_most_one(words: Iterable[str]) -> list[str]:
     return []
 
 
-def _explain(name: str, command: Callable[..., None], message: str) -> str:
+def _explain(name: str, command: Callable[..., None] | type, message: str) -> str:
     """jsonargparse's message as one sentence with the remedy."""
     see = f"see `anyorder {name} --help`"
     text = " ".join(message.split())
@@ -138,7 +154,7 @@ def _explain(name: str, command: Callable[..., None], message: str) -> str:
     return f"{text}: {see}."
 
 
-def _explain_unknown(word: str, command: Callable[..., None], see: str) -> str:
+def _explain_unknown(word: str, command: Callable[..., None] | type, see: str) -> str:
     parameters = inspect.signature(command).parameters
     option = word.partition("=")[0].removeprefix("--")
     if option in parameters and parameters[option].kind is not inspect.Parameter.KEYWORD_ONLY:
