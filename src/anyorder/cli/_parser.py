@@ -8,7 +8,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
@@ -93,7 +93,10 @@ def _parser(name: str, command: Callable[..., None] | type, about: str) -> Argum
         else:
             needed = parameter.default is parameter.empty
             given: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
-            parser.add_argument(f"--{parameter.name}", type=hints[parameter.name], help=text, **given)
+            hint = hints[parameter.name]
+            if get_origin(hint) is Literal:  # whose choices would make the usage wider than a terminal
+                given["metavar"] = parameter.name.upper()
+            parser.add_argument(f"--{parameter.name}", type=hint, help=text, **given)
     return parser
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 from typing import Any
 
@@ -14,21 +15,27 @@ class TrainingProgress(TrainerCallback):
     """A bar with the loss, told by transformers' `Trainer`; ten plain lines where there is no terminal.
 
     To be entered as a context, so that the terminal is itself again after Ctrl-C.
+
+    Args:
+        console: where to.
+        tokens_per_step: of this process, to tell tokens per second; not told unless given.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, tokens_per_step: int | None = None) -> None:
         self.console = console
+        self.tokens_per_step = tokens_per_step
+        self.began: tuple[int, float] | None = None  # after the first step, which warms up
         self.bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
             BarColumn(bar_width=24),
-            TextColumn("loss {task.fields[loss]}"),
+            TextColumn("loss {task.fields[loss]}{task.fields[speed]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
         )
-        self.task = self.bar.add_task("training", total=None, loss="...")
+        self.task = self.bar.add_task("training", total=None, loss="...", speed="")
 
     def __enter__(self) -> TrainingProgress:
         self.bar.start()
@@ -40,7 +47,17 @@ class TrainingProgress(TrainerCallback):
         self.bar.stop()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any) -> None:
-        self.bar.update(self.task, completed=state.global_step, total=state.max_steps)
+        now = time.perf_counter()
+        self.began = self.began or (state.global_step, now)
+        self.bar.update(
+            self.task, completed=state.global_step, total=state.max_steps, speed=self._speed(state.global_step, now)
+        )
+
+    def _speed(self, step: int, now: float) -> str:
+        """Such as ", 1200 tokens/s"."""
+        if self.tokens_per_step is None or self.began is None or step == self.began[0]:
+            return ""
+        return f", {self.tokens_per_step * (step - self.began[0]) / (now - self.began[1]):.0f} tokens/s"
 
     def on_log(
         self,
@@ -55,4 +72,5 @@ class TrainingProgress(TrainerCallback):
         self.bar.update(self.task, loss=f"{logs['loss']:.2f}")
         tenth = max(1, state.max_steps // 10)
         if not self.console.is_terminal and state.global_step % tenth < args.logging_steps:
-            self.console.print(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.2f}")
+            speed = self._speed(state.global_step, time.perf_counter())
+            self.console.print(f"step {state.global_step}/{state.max_steps}  loss {logs['loss']:.2f}{speed}")

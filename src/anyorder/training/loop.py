@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from anyorder.errors import UserError
@@ -71,7 +72,10 @@ def fit(
         latest = checkpoints(output)[-1:]
         if resume and not latest:
             raise UserError(f"folder {str(output)!r} has no checkpoint to resume from: leave out resume.")
-        arguments = _arguments(training, output, saves=folder is not None, report_to=report_to)
+        arguments = _arguments(
+            training, output, saves=folder is not None, report_to=report_to,
+            find_unused=network.query_rows is not None,
+        )  # fmt: skip
         per_step = training.batch_size * training.accumulation * arguments.world_size
         trainer = LessonTrainer(
             network,
@@ -98,7 +102,9 @@ def fit(
     return list(trainer.state.log_history)
 
 
-def _arguments(training: Training, output: Path, *, saves: bool, report_to: Sequence[str]) -> TrainingArguments:
+def _arguments(
+    training: Training, output: Path, *, saves: bool, report_to: Sequence[str], find_unused: bool
+) -> TrainingArguments:  # fmt: skip
     """`Trainer`'s own names for all that."""
     strategies: dict[str, Any] = {
         "save_strategy": "steps" if saves and training.save_every else "no",
@@ -127,5 +133,7 @@ def _arguments(training: Training, output: Path, *, saves: bool, report_to: Sequ
         dataloader_pin_memory=False,
         dataloader_num_workers=training.workers,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=find_unused,  # query rows take no part in other objectives
+        use_cpu=not torch.accelerator.is_available(),  # or several processes on CPUs would not see each other
         **strategies,
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 from anyorder.errors import UserError
@@ -66,3 +68,139 @@ class Training:
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:
             raise UserError(f"{name} is {getattr(self, name)}: {remedy}.")
+
+
+OBJECTIVES = ("autoregressive", "permutation", "masked-diffusion", "block-diffusion")
+"""What can be learnt, also as parts of a mixture."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Training):
+    """A whole training: from data and a network to a trained network in a folder.
+
+    Attributes:
+        data: File or folder of JSONL, JSON or text.
+        output: New folder for the trained network, its curves and its checkpoints.
+        objective: What is learnt; a mixture has several, in given shares.
+        init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
+        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
+            made from the data.
+        vocab_size: Tokens of a tokenizer that is made from the data.
+        width: Hidden size of a network from scratch.
+        layers: Layers of a network from scratch.
+        heads: Attention heads of a network from scratch.
+        length: Tokens of a sample.
+        validation: File or folder of data that are not learnt, on which the loss is taken.
+        documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
+        template: Chat template of dialogues; the tokenizer's own, or a plain one, unless given.
+        skip_bad_lines: Leave out lines that cannot be used, and say how many, instead of stopping at the first.
+        cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
+        shares: For a mixture, objectives with their shares, such as masked-diffusion=0.5; may be repeated.
+        order: For permutation, the orders that are learnt.
+        predicted: For permutation, the share of the tokens that is predicted; each costs a row.
+        block_length: For block diffusion, tokens of a block.
+        mask_token: For diffusion, the token that hides others; added to the vocabulary if it has none.
+        times: For diffusion, how the noise levels of a step are drawn; stratified and antithetic ones vary less.
+        shifted: For masked diffusion, predict a token at the row before it, as a causal network does.
+        opening_steps: For masked diffusion from a causal network, steps over which its mask is opened.
+        lora_rank: Above 0, train low-rank adapters of this rank and query rows alone; they are merged at the end.
+        tensorboard: Write the log for TensorBoard, too.
+        wandb: Send the log to Weights & Biases, too.
+        resume: Go on from the latest checkpoint in the output folder.
+    """
+
+    steps: int = 1000
+    data: Path
+    output: Path
+    objective: Literal["autoregressive", "permutation", "masked-diffusion", "block-diffusion", "mixture"] = (
+        "autoregressive"
+    )
+    init: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 4096
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    length: int = 256
+    validation: Path | None = None
+    documents: Literal["file", "paragraphs", "lines"] = "file"
+    template: str | None = None
+    skip_bad_lines: bool = False
+    cache_dir: Path | None = None
+    shares: list[str] = field(default_factory=list)
+    order: Literal["random", "left-to-right", "spans", "growing", "random-to-left", "left-to-random"] = "random"
+    predicted: float = 1.0
+    block_length: int = 32
+    mask_token: str = "<|mask|>"
+    times: Literal["independent", "stratified", "antithetic"] = "independent"
+    shifted: bool = False
+    opening_steps: int = 0
+    lora_rank: int = 0
+    tensorboard: bool = False
+    wandb: bool = False
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("vocab_size", "width", "layers", "heads", "length", "block_length"):
+            self._require(name, getattr(self, name) > 0, "give a number above 0")
+        self._require("lora_rank", self.lora_rank >= 0, "give 0 or a number above")
+        self._require("lora_rank", not self.lora_rank or self.init is not None, "an adapter needs init, what it adapts")
+        defaults = {item.name: item.default for item in fields(self)}
+        for name, objectives in NEEDS.items():
+            if getattr(self, name) != defaults[name] and not objectives & {self.objective, *self.parts}:
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r} for the objective {self.objective!r}, which does not have it: "
+                    f"leave it out, or choose {' or '.join(sorted(objectives))}."
+                )
+        for name in FROM_SCRATCH:
+            if self.init is not None and getattr(self, name) != defaults[name]:
+                raise UserError(
+                    f"{name} is {getattr(self, name)} beside init, which decides it: leave out one of them."
+                )
+        looks = not self.evaluate_every or self.validation is not None
+        self._require("evaluate_every", looks, "give validation data to look at, or leave it out")
+        if self.shares and self.objective != "mixture":
+            raise UserError(f"shares is {self.shares} for the objective {self.objective!r}: choose mixture.")
+        if self.objective == "mixture" and len(self.parts) < 2:
+            raise UserError(f"shares is {self.shares}: give a mixture two objectives, such as autoregressive=0.5.")
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Of a mixture, each objective and its share.
+
+        Raises:
+            UserError: a share is no number, or of an objective that is unknown.
+        """
+        parts = {}
+        for text in self.shares:
+            name, _, share = text.partition("=")
+            if name not in OBJECTIVES or not _is_share(share):
+                known = ", ".join(OBJECTIVES)
+                raise UserError(f"shares has {text!r}: give objective=number, the objective being one of {known}.")
+            parts[name] = float(share)
+        return parts
+
+
+FROM_SCRATCH = ("vocab_size", "width", "layers", "heads")
+"""Fields that describe a network that is made, so that none is read."""
+
+DIFFUSION = {"masked-diffusion", "block-diffusion"}
+
+NEEDS: dict[str, set[str]] = {
+    "order": {"permutation"},
+    "predicted": {"permutation"},
+    "block_length": {"block-diffusion"},
+    "mask_token": DIFFUSION,
+    "times": DIFFUSION,
+    "shifted": {"masked-diffusion"},
+    "opening_steps": {"masked-diffusion"},
+}
+"""Fields that some objectives alone have."""
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return math.isfinite(float(text)) and float(text) > 0
+    except ValueError:
+        return False

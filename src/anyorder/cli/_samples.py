@@ -1,0 +1,73 @@
+"""Commented sample configurations, made from the settings' own explanations so that they cannot go stale."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from anyorder.cli._parser import explanations
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, OBJECTIVES, Run
+
+PARTS = {
+    "what is trained, on what": (
+        "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
+        "documents", "template", "skip_bad_lines", "cache_dir",
+    ),
+    "what is learnt": (
+        "objective", "shares", "order", "predicted", "block_length", "mask_token", "times", "shifted", "opening_steps",
+    ),
+    "how": (
+        "steps", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
+        "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
+    ),
+    "what is told and kept": (
+        "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb",
+    ),
+}  # fmt: skip
+"""All settings but `resume`, which belongs on the command line, in the order of the files."""
+
+TUNED: dict[str, Any] = {"learning_rate": 1e-4, "steps": 500}
+"""What differs in fine-tuning."""
+
+
+def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
+    """The name of each file and its text."""
+    files = {}
+    for command in ("pretrain", "sft"):
+        for objective in (*OBJECTIVES, "mixture"):
+            given: dict[str, Any] = {
+                "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective, "init": init,
+                "save_every": 100, **(TUNED if command == "sft" else {}),
+            }  # fmt: skip
+            if objective == "mixture":
+                given["shares"] = ["autoregressive=0.5", "permutation=0.5"]
+            files[f"{command}-{objective}.yaml"] = _text(command, objective, given)
+    return files
+
+
+def _text(command: str, objective: str, given: dict[str, Any]) -> str:
+    defaults = {field.name: _default(field) for field in dataclasses.fields(Run)}
+    explained = explanations(Run)
+    learnt = {objective, *(share.partition("=")[0] for share in given.get("shares", ()))}
+    lines = [f"# anyorder {command} --config THIS_FILE"]
+    for title, names in PARTS.items():
+        lines += ["", f"# ---- {title} ----"]
+        for name in names:
+            of_others = name in NEEDS and not NEEDS[name] & learnt
+            if of_others or (name == "shares" and objective != "mixture"):
+                continue
+            value = given.get(name, defaults[name])
+            written = yaml.safe_dump({name: str(value) if isinstance(value, Path) else value}).rstrip()
+            # A field that init decides may stand beside it as a comment alone.
+            beside = given["init"] is not None and name in FROM_SCRATCH
+            lines += ["", *textwrap.wrap(explained[name], 98, initial_indent="# ", subsequent_indent="# ")]
+            lines += [f"# {written}" if beside else written]
+    return "\n".join(lines) + "\n"
+
+
+def _default(field: dataclasses.Field) -> Any:
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()

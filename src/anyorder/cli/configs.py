@@ -1,0 +1,28 @@
+"""`anyorder configs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def command(folder: str, *, data: Path = Path("data.jsonl"), init: str | None = None) -> None:
+    """Write commented sample configurations for `pretrain` and `sft`.
+
+    Args:
+        folder: New folder for the files, each of which `anyorder pretrain --config FILE` or `anyorder sft --config
+            FILE` takes.
+        data: What they train on: file or folder of JSONL, JSON or text.
+        init: Checkpoint that they start from; a network from scratch unless given.
+    """
+    from rich.console import Console
+
+    from anyorder.checkpoints.whole import whole_folder
+    from anyorder.cli._samples import sample_configurations
+
+    console = Console(highlight=False)
+    with whole_folder(Path(folder)) as partial:
+        for name, text in sample_configurations(data, init).items():
+            (partial / name).write_text(text, encoding="utf-8")
+    for name in sample_configurations(data, init):
+        command_name = name.partition("-")[0]
+        console.print(f"anyorder {command_name} --config {Path(folder) / name}", soft_wrap=True)

@@ -1,0 +1,151 @@
+"""From settings to objectives, and to the network that is to learn them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from anyorder import checkpoints
+from anyorder.checkpoints.adapt import adapt
+from anyorder.checkpoints.mask_token import with_mask_token
+from anyorder.data import BadLines, read_records, train_tokenizer
+from anyorder.data.records import Dialogue, Document
+from anyorder.errors import UserError
+from anyorder.model.config import ModelConfig
+from anyorder.model.llama import Llama
+from anyorder.model.rope import Rotary
+from anyorder.objectives import (
+    Antithetic,
+    Autoregressive,
+    BlockDiffusion,
+    Independent,
+    MaskedDiffusion,
+    MaskedDiffusionTuning,
+    Mixture,
+    Objective,
+    Permutation,
+    Stratified,
+)
+from anyorder.objectives.noise import Times
+from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
+from anyorder.orders import LeftToRight, Random, Spans
+from anyorder.training.settings import DIFFUSION, Run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
+    """The network to start from, and its tokenizer, without the conventions of what it is to learn.
+
+    Raises:
+        UserError: the checkpoint has no tokenizer, or cannot be read.
+    """
+    if run.init is not None:
+        model, tokenizer = checkpoints.load(run.init, tokenizer=run.tokenizer, dtype="float32", device="cpu")
+        if tokenizer is None:
+            raise UserError(f"init is {run.init!r}, which has no tokenizer: say with tokenizer where it is.")
+        if run.length > model.config.context_length:
+            raise UserError(
+                f"length is {run.length}, but the network in {run.init!r} was trained on {model.config.context_length} "
+                "tokens: give at most that."
+            )
+        return model, tokenizer
+    if run.tokenizer is not None:
+        tokenizer = checkpoints.load_tokenizer(run.tokenizer)
+    else:
+        tokenizer = train_tokenizer(_texts(run), run.vocab_size)
+    end_token_id = tokenizer.eos_token_id
+    torch.manual_seed(run.seed)
+    model = Llama(
+        ModelConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=run.width,
+            intermediate_size=-(-run.width * 8 // 3 // 16) * 16,  # as Llama: two thirds of four widths
+            num_hidden_layers=run.layers,
+            num_attention_heads=run.heads,
+            max_position_embeddings=run.length,
+            rotary=Rotary(theta=10_000.0),
+            bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id != end_token_id else None,
+            eos_token_ids=() if end_token_id is None else (end_token_id,),
+        )
+    )
+    return model, tokenizer
+
+
+def _texts(run: Run) -> Iterator[str]:
+    """All texts of the data, of which a tokenizer can be made."""
+    for record in read_records(run.data, BadLines(run.skip_bad_lines), documents=run.documents):
+        if isinstance(record, Document):
+            yield record.text
+        elif isinstance(record, Dialogue):
+            yield from (message.content for message in record.messages)
+        else:
+            raise UserError(f"{record.place} has token ids, of which no tokenizer can be made: give tokenizer.")
+
+
+def prepared(
+    run: Run, model: Llama, tokenizer: PreTrainedTokenizerBase, *, tuning: bool
+) -> tuple[Llama, Objective]:  # fmt: skip
+    """The network with all that its objective needs (mask token, query rows, ways), and the objective.
+
+    Args:
+        run: the settings.
+        model: the network; its weights are shared where they can be.
+        tokenizer: gets a mask token where one is needed and there is none.
+        tuning: learn answers alone, not whole texts.
+    """
+    mask_token_id = -1
+    if DIFFUSION & {run.objective, *run.parts}:
+        model, mask_token_id = with_mask_token(model, tokenizer, run.mask_token, run.seed)
+    objective = objective_of(run, mask_token_id, model.config, tuning=tuning)
+    return adapt(model, objective.ways, seed=run.seed), objective
+
+
+def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
+    """What the settings say is to be learnt."""
+    if run.objective != "mixture":
+        return _objective(run.objective, run, mask_token_id, config, tuning=tuning)
+    parts = [_objective(name, run, mask_token_id, config, tuning=tuning) for name in run.parts]
+    # Losses per sample and per token cannot be added in one step.
+    by: Literal["sample", "step"] = "sample" if len({part.unit for part in parts}) == 1 else "step"
+    return Mixture(parts=parts, shares=list(run.parts.values()), by=by)
+
+
+def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
+    times = _times(run)
+    match name:
+        case "autoregressive":
+            return Autoregressive()
+        case "permutation":
+            return Permutation(schedule=_schedule(run), predicted=run.predicted)
+        case "masked-diffusion" if tuning:
+            return MaskedDiffusionTuning(
+                mask_token_id=mask_token_id, shifted=run.shifted, times=times, opening_steps=run.opening_steps,
+                length=run.length, end_token_id=config.eos_token_ids[0],
+            )  # fmt: skip
+        case "masked-diffusion":
+            return MaskedDiffusion(
+                mask_token_id=mask_token_id, shifted=run.shifted, times=times, opening_steps=run.opening_steps
+            )
+    return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, times=times)
+
+
+def _times(run: Run) -> Times:
+    if run.times == "stratified":
+        return Stratified(strata=run.batch_size * run.accumulation)
+    return Antithetic() if run.times == "antithetic" else Independent()
+
+
+def _schedule(run: Run) -> Schedule:
+    schedules: dict[str, Schedule] = {
+        "random": Always(Random()),
+        "left-to-right": Always(LeftToRight()),
+        "spans": Always(Spans()),
+        "growing": growing(max(1, run.steps // 4)),
+        "random-to-left": Annealing(steps=run.steps),
+        "left-to-random": Annealing(steps=run.steps, first=LeftToRight(), last=Random()),
+    }
+    return schedules[run.order]

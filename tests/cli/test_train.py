@@ -1,0 +1,198 @@
+"""`anyorder configs`, `pretrain` and `sft`: end to end on small real data, and mistakes before any step."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import anyorder
+from anyorder.cli import main
+from anyorder.training.settings import NEEDS, OBJECTIVES, Run
+from tests.cli.test_main import mistake
+
+SMALL = [
+    "--steps=4", "--batch_size=2", "--length=32", "--width=32", "--layers=1", "--heads=2", "--vocab_size=300",
+    "--log_every=2",
+]  # fmt: skip
+
+
+@pytest.fixture
+def text(tmp_path: Path, shared_data: Path) -> Path:
+    """The beginning of a play."""
+    file = tmp_path / "play.txt"
+    file.write_text((shared_data / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")[:8000])
+    return file
+
+
+@pytest.fixture
+def questions(tmp_path: Path, shared_data: Path) -> Path:
+    """Problems and their solutions, as prompts and responses."""
+    file = tmp_path / "problems.jsonl"
+    with (shared_data / "gsm8k" / "train.jsonl").open(encoding="utf-8") as lines:
+        problems = [json.loads(next(lines)) for _ in range(12)]
+    short = [{"prompt": problem["question"][:60], "response": problem["answer"][:40]} for problem in problems]
+    file.write_text("\n".join(map(json.dumps, short)))
+    return file
+
+
+def train(*words: object) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "mixture"])
+def test_every_objective_from_whole_texts_to_a_network(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], objective: str
+) -> None:
+    more = ["--shares=autoregressive=0.5", "--shares=masked-diffusion=0.5"] if objective == "mixture" else []
+    more += ["--block_length=8"] if objective == "block-diffusion" else []
+    folder = tmp_path / "out"
+    train(
+        "pretrain", "--data", text, "--validation", text, "--output", folder, "--objective", objective, *SMALL, *more,
+        "--cache_dir", tmp_path / "cache",
+    )  # fmt: skip
+    said = capsys.readouterr().err
+    assert f"objective {objective}" in said
+    assert "bits_per_byte" in said
+    model, tokenizer = anyorder.load(folder / "network", device="cpu")
+    ways = {
+        "autoregressive": ["left-to-right"], "permutation": ["any-order"], "masked-diffusion": ["diffusion"],
+        "block-diffusion": ["blocks"], "mixture": ["left-to-right", "diffusion"],
+    }[objective]  # fmt: skip
+    assert [way.name for way in model.config.ways] == ways
+    assert tokenizer is not None
+    masks = {way.mask_token_id for way in model.config.ways if way.mask_token_id is not None}
+    assert masks == ({tokenizer.mask_token_id} if {"diffusion", "blocks"} & set(ways) else set())
+    log = json.loads((folder / "log.json").read_text())["log"]
+    assert [entry["step"] for entry in log if "loss" in entry] == [2, 4]
+    looks = {name for entry in log for name in entry if name.startswith("eval_")}
+    assert len(looks) == 2 * len(ways)  # in nats and in bits
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_answers_are_learnt_from_a_checkpoint(tmp_path: Path, text: Path, questions: Path, objective: str) -> None:
+    cache = ("--cache_dir", tmp_path / "cache")
+    train("pretrain", "--data", text, "--output", tmp_path / "first", *SMALL, "--length=128", *cache)
+    network = tmp_path / "first" / "network"
+    options = ["--steps=2", "--batch_size=2", "--length=128", "--log_every=1", *cache]
+    train(
+        "sft", "--data", questions, "--init", network, "--output", tmp_path / "out", "--objective", objective, *options
+    )
+    log = json.loads((tmp_path / "out" / "log.json").read_text())["log"]
+    assert all(entry["loss"] > 0 for entry in log if "loss" in entry)
+
+
+def test_a_resumed_command_ends_like_one_that_was_not_interrupted(tmp_path: Path, text: Path) -> None:
+    options = [*SMALL, "--cache_dir", tmp_path / "cache", "--save_every=2", "--objective=masked-diffusion"]
+    for name in ("whole", "cut"):
+        train("pretrain", "--data", text, "--output", tmp_path / name, *options)
+    cut, whole = tmp_path / "cut", tmp_path / "whole"
+    for last in ("network", "checkpoints/checkpoint-4"):
+        shutil.rmtree(cut / last)
+    train("pretrain", "--data", text, "--output", cut, *options, "--resume")
+    for file in ("network/model.safetensors", "log.json"):
+        expected, found = (whole / file).read_bytes(), (cut / file).read_bytes()
+        assert found == expected or file == "log.json"
+    curves = [
+        [entry["loss"] for entry in json.loads((folder / "log.json").read_text())["log"] if "loss" in entry]
+        for folder in (whole, cut)
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_adapters_are_merged_into_the_network(tmp_path: Path, text: Path) -> None:
+    cache = ("--cache_dir", tmp_path / "cache")
+    train("pretrain", "--data", text, "--output", tmp_path / "first", *SMALL, *cache)
+    network = tmp_path / "first" / "network"
+    options = ["--steps=3", "--batch_size=2", "--length=32", "--lora_rank=2", "--log_every=1", "--save_every=1"]
+    train(
+        "pretrain", "--data", text, "--init", network, "--output", tmp_path / "out", *options, *cache,
+        "--objective=permutation",
+    )  # fmt: skip
+    before, _ = anyorder.load(network, device="cpu")
+    after, _ = anyorder.load(tmp_path / "out" / "network", device="cpu")
+    assert after.query_rows is not None
+    names = {name for name, weight in before.named_parameters() if not weight.equal(after.get_parameter(name))}
+    assert names
+    assert all("_proj." in name for name in names)
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+
+def test_sample_configurations_run_as_they_are(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train("configs", "samples", "--data", text)
+    files = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert files == sorted(
+        f"{command}-{name}.yaml" for command in ("pretrain", "sft") for name in [*OBJECTIVES, "mixture"]
+    )
+    assert capsys.readouterr().out.count("anyorder ") == len(files)
+    for name in files:
+        page = (tmp_path / "samples" / name).read_text()
+        fields: dict[str, Any] = yaml.safe_load(page)
+        Run(**fields | {"data": Path(fields["data"]), "output": Path(fields["output"])})
+        others = {field for field, objectives in NEEDS.items() if fields["objective"] not in objectives}
+        assert not others & set(fields) or fields["objective"] == "mixture"
+        assert max(map(len, page.splitlines())) <= 110
+        assert page.count("#") > len(fields)
+    train("pretrain", "--config", "samples/pretrain-permutation.yaml", *SMALL, "--save_every=2")
+    assert (tmp_path / "trained-pretrain-permutation" / "network" / "config.json").is_file()
+
+
+# ------------------------------------------------------------------------------------------------ mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--steps=0"], "steps is 0: give a number above 0."),
+        (["--objective=autoregresive"], "option objective is 'autoregresive': give one of"),
+        (["--learning-rat=1"], "option --learning_rat=1 is unknown: did you mean --learning_rate?"),
+        (
+            ["--block_length=8"],
+            "block_length is 8 for the objective 'autoregressive', which does not have it: leave it",
+        ),
+        (["--objective=mixture"], "shares is []: give a mixture two objectives, such as autoregressive=0.5."),
+        (["--objective=mixture", "--shares=a=1"], "shares has 'a=1': give objective=number"),
+        (["--shares=permutation=1"], "shares is ['permutation=1'] for the objective 'autoregressive': choose mixture."),
+        (["--init=x", "--width=8"], "width is 8 beside init, which decides it: leave out one of them."),
+        (["--lora_rank=2"], "lora_rank is 2: an adapter needs init, what it adapts."),
+        (["--resume"], "where no training began: leave out resume."),
+        (["--save_every=3"], "save_every is 3: give a multiple of log_every, which is 2."),
+        (["--evaluate_every=2"], "evaluate_every is 2: give validation data to look at, or leave it out."),
+        (["--init=nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_told_before_any_step(
+    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    small = SMALL if not any("init" in option for option in options) else []
+    words = ["pretrain", "--data", str(text), "--output", str(tmp_path / "out"), *small, *options]
+    assert message in mistake(capsys, *words, "--cache_dir", str(tmp_path / "cache"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_and_places_that_cannot_be_used(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": "fine"}\n{"text": \n')
+    rest = [*SMALL, "--cache_dir", str(tmp_path / "cache")]
+    assert "bad.jsonl', line 2: " in mistake(capsys, "pretrain", "--data", str(bad), "--output", "out", *rest)
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").touch()
+    message = mistake(capsys, "pretrain", "--data", str(text), "--output", str(full), *rest)
+    assert "full' is not empty: give a new folder" in message
+    train("pretrain", "--data", text, "--output", tmp_path / "run", *rest, "--save_every=2")
+    capsys.readouterr()
+    again = ["pretrain", "--data", str(text), "--output", str(tmp_path / "run"), *rest, "--save_every=2", "--resume"]
+    message = mistake(capsys, *again, "--learning_rate=0.5")
+    assert message.startswith("learning_rate is 0.5, but the training in ")
+    assert message.endswith("began with 0.001: give that, or a new output.")
