@@ -1,20 +1,14 @@
-"""The one-token step: its parts here in seconds, compiled for real where `slow` says so."""
+"""The one-token step, uncompiled; tests/model/test_compiled.py compiles it."""
 
 from __future__ import annotations
 
-import logging
-import shutil
 from typing import Any
 
 import pytest
 import torch
 
-from anyorder.decoding.left_to_right import write_left_to_right
-from anyorder.decoding.sampling import Sampling
-from anyorder.errors import UserError
 from anyorder.model import step
 from anyorder.model.config import LayerKind, ModelConfig
-from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary
 from anyorder.visibility import causal
@@ -28,8 +22,6 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "norms": {"qk_norm": "learned", "attention_bias": True, "layers": (LayerKind(),) * 3},
 }
-
-needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
 
 
 def network(tiny_config: ModelConfig, kind: str) -> Llama:
@@ -73,60 +65,3 @@ def test_rows_that_are_complete_change_nothing(tiny_config: ModelConfig) -> None
 )
 def test_few_extents(keys: int, capacity: int, extent: int) -> None:
     assert step.step_extent(keys, capacity) == extent
-
-
-def test_without_a_compiler_it_stays_eager(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-    model = network(tiny_config, "plain")
-    assert not step.pays_to_compile(model, 10_000)
-    with pytest.raises(UserError, match=r"^compile is True, but no C\+\+ compiler is at hand: install g\+\+, or give"):
-        write_left_to_right(model, [[1]], max_new_tokens=2, compile=True)
-    assert len(write_left_to_right(model, [[1]], max_new_tokens=2).written[0]) == 2
-
-
-def test_compiling_needs_the_cache(tiny_config: ModelConfig) -> None:
-    with pytest.raises(UserError, match=r"^compile is True and use_cache is False: leave one of them out"):
-        write_left_to_right(network(tiny_config, "plain"), [[1]], max_new_tokens=2, compile=True, use_cache=False)
-
-
-@needs_compiler
-def test_it_is_compiled_unasked_only_where_much_is_written(tiny_config: ModelConfig) -> None:
-    model = network(tiny_config, "plain")
-    assert not step.pays_to_compile(model, step.WORTH_COMPILING - 1)
-    assert step.pays_to_compile(model, step.WORTH_COMPILING)
-    model.backend = "eager"
-    assert not step.pays_to_compile(model, step.WORTH_COMPILING)
-
-
-@pytest.mark.slow
-@needs_compiler
-@pytest.mark.parametrize("kind", ["plain", "mixed layers"])
-def test_compiled_writes_what_eager_writes(
-    tiny_config: ModelConfig, kind: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One row and several, beyond the smallest extent, greedy and drawn, with rows that end early."""
-    model = network(tiny_config.replace(max_position_embeddings=400), kind).double()
-    prompts = [[1, 2, 3], [4], [5, 6, 7, 8, 9]]
-    with caplog.at_level(logging.INFO, logger="anyorder"):
-        for some in ([[1, 2]], prompts):
-            for sampling in (Sampling(), Sampling(temperature=1.0, seed=3)):
-                eager, compiled = (
-                    write_left_to_right(
-                        model, some, max_new_tokens=150, sampling=sampling, compile=how,
-                        stop=lambda row, written: row == 1 and len(written) > 9,
-                    )
-                    for how in (False, True)
-                )  # fmt: skip
-                assert compiled.sequences == eager.sequences
-                for a, b in zip(compiled.trace.events, eager.trace.events, strict=True):
-                    assert a.log_prob == pytest.approx(b.log_prob, abs=1e-9)
-    told = [record.message for record in caplog.records if "compiled the one-token step" in record.message]
-    assert len(told) == 2  # one row, and several
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_compiled_int8_writes_what_eager_int8_writes(tiny_config: ModelConfig) -> None:
-    model = to_int8(network(tiny_config, "plain"))
-    eager, compiled = (write_left_to_right(model, [[1]], max_new_tokens=40, compile=how) for how in (False, True))
-    assert compiled.sequences == eager.sequences

@@ -70,6 +70,11 @@ class Sampling:
         if not holds:
             raise UserError(f"{name} is {getattr(self, name)!r}: {remedy}.")
 
+    @property
+    def most_probable(self) -> bool:
+        """Whether the choice is the network's most probable token, whatever came before."""
+        return self.temperature == 0 and self.repetition_penalty == 1
+
     def generators(self, rows: Iterable[int]) -> list[torch.Generator]:
         """One source of random numbers per row, which depends on nothing but the seed and the row's number."""
         return [generator(self.seed, row) for row in rows]

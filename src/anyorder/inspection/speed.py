@@ -18,11 +18,11 @@ import torch
 
 from anyorder.decoding.left_to_right import write_left_to_right
 from anyorder.errors import UserError
+from anyorder.model.compiled import compiler_at_hand
 from anyorder.model.config import ModelConfig
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
-from anyorder.model.step import compiler_at_hand
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

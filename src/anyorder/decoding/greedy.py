@@ -1,0 +1,112 @@
+"""Several most probable tokens in one call of compiled code, for networks so small that the calls take the time.
+
+Shape suffixes: B batch, N tokens at most, E end tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch._higher_order_ops.while_loop import while_loop
+
+from anyorder.decoding.sampling import Sampling
+from anyorder.model.compiled import Compiled, compiled
+from anyorder.model.step import one_token, step_extent
+
+if TYPE_CHECKING:
+    from anyorder.model.cache import Cache
+    from anyorder.model.llama import Llama
+
+AT_MOST = 16
+"""Tokens of a call: few enough that who watches sees the text grow."""
+
+GREEDY = Sampling()
+
+State = tuple[Tensor, Tensor, Tensor, Tensor]
+"""The number of the next token, and of each row `[batch, 1]` the last token, its position, and tokens yet to write."""
+
+
+def greedy_tokens(
+    model: Llama, token_B1: Tensor, position_B1: Tensor, left_B1: Tensor, cache: Cache, extent: int, end_E: Tensor,
+    token_BN: Tensor, log_prob_BN: Tensor,
+) -> Tensor:  # fmt: skip
+    """Writes tokens, as `one_token` and `Sampling.choose` would one after the other, until no row has any left.
+
+    Args:
+        model: the network.
+        token_B1: the last token of each row, which the cache does not hold yet.
+        position_B1: its position.
+        left_B1: tokens to write in each row, at most N.
+        cache: what was read before, with room for the tokens.
+        extent: slots of it to read, enough for the last token.
+        end_E: tokens after which nothing is written.
+        token_BN: filled with the tokens.
+        log_prob_BN: filled with the logarithms of their probabilities.
+
+    Returns:
+        Tokens that the longest row wrote, int64, without dimensions.
+    """
+
+    def going(step: Tensor, token_B1: Tensor, position_B1: Tensor, left_B1: Tensor) -> Tensor:
+        return (left_B1 > 0).any()
+
+    def write(step: Tensor, token_B1: Tensor, position_B1: Tensor, left_B1: Tensor) -> State:
+        logits_BV = one_token(model, token_B1, position_B1, left_B1 > 0, cache, extent)
+        token_B, log_prob_B = GREEDY.choose(logits_BV, ())
+        token_B1 = token_B.unsqueeze(1)
+        column_B1 = step.expand_as(token_B1)
+        token_BN.scatter_(1, column_B1, token_B1)
+        log_prob_BN.scatter_(1, column_B1, log_prob_B.unsqueeze(1))
+        left_B1 = (left_B1 - 1).masked_fill((token_B1 == end_E).any(1, keepdim=True), 0)
+        return step + 1, token_B1, position_B1 + 1, left_B1
+
+    start = torch.zeros((), dtype=torch.long, device=token_B1.device)
+    return repeat(going, write, (start, token_B1, position_B1, left_B1))[0]
+
+
+def repeat(going: Callable[..., Tensor], write: Callable[..., State], state: State) -> State:
+    """What `write` makes of its own results while they are `going`: in a compiled function, a compiled loop."""
+    if torch.compiler.is_compiling():
+        result: State = while_loop(going, write, state)
+        return result
+    while bool(going(*state)):
+        state = write(*state)
+    return state
+
+
+class GreedyCalls:
+    """`greedy_tokens` of one network, compiled, for rows that are lists of tokens."""
+
+    def __init__(self, model: Llama) -> None:
+        self.model = model
+        self.compiled: Compiled = compiled(greedy_tokens, model)
+        self.end_E = torch.tensor(model.config.eos_token_ids or (-1,), device=model.device)
+        self.log_prob_dtype = torch.promote_types(model.dtype, torch.float32)
+
+    def __call__(
+        self, sequences: Sequence[Sequence[int]], left: Sequence[int], cache: Cache
+    ) -> list[tuple[list[int], list[float]]]:
+        """Tokens of all rows and their log-probabilities, one step after the other.
+
+        Args:
+            sequences: the rows; the cache holds all of each but the last token, if it is written on.
+            left: tokens to write in each, at most `AT_MOST`; 0 in those that are complete.
+            cache: the keys of the rows.
+
+        Raises:
+            CannotCompile: at the first call.
+        """
+        token_BN = torch.zeros((len(sequences), AT_MOST), dtype=torch.long, device=self.model.device)
+        log_prob_BN = torch.zeros_like(token_BN, dtype=self.log_prob_dtype)
+        rows_3B1 = [[[ids[-1]] for ids in sequences], [[len(ids) - 1] for ids in sequences], [[n] for n in left]]
+        last_B1, position_B1, left_B1 = (torch.tensor(row_B1, device=self.model.device) for row_B1 in rows_3B1)
+        keys = max(len(ids) + n - 1 for ids, n in zip(sequences, left, strict=True) if n > 0)
+        steps = self.compiled(
+            self.model, last_B1, position_B1, left_B1, cache, step_extent(keys, cache.capacity), self.end_E,
+            token_BN, log_prob_BN,
+        )  # fmt: skip
+        written = slice(int(steps))
+        return list(zip(token_BN.T[written].tolist(), log_prob_BN.T[written].tolist(), strict=True))

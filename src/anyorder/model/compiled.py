@@ -1,0 +1,167 @@
+"""Functions of a network, compiled: when that pays, with which options, and what happens when it fails.
+
+TorchInductor keeps compiled code on disk, so that later processes only trace the function.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import struct
+import time
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+from torch._inductor.utils import fresh_cache
+
+from anyorder.errors import UserError
+from anyorder.model.llama import Llama
+
+logger = logging.getLogger(__name__)
+
+WORTH_COMPILING = 512
+"""New tokens from which on the step is compiled unasked: that takes seconds once it is on disk, and longer before."""
+
+SMALL = 32 * 2**20
+"""Bytes of weights below which one thread is faster than several, which have to meet after every operation."""
+
+LONGEST_LINK = 60
+"""Seconds after which nobody is still writing a library that is not whole."""
+
+
+def compiler_at_hand(device: torch.device) -> bool:
+    """Whether TorchInductor can compile for this device: it needs a C++ compiler for a CPU."""
+    return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+
+
+def is_small(model: Llama) -> bool:
+    """Whether starting an operation costs more than what it computes, so that one thread beats several."""
+    return model.device.type == "cpu" and sum(weight.nbytes for weight in model.parameters()) < SMALL
+
+
+class CannotCompile(Exception):  # noqa: N818 (not a mistake: what was to be compiled can run uncompiled)
+    """The compiler failed at code that runs without it."""
+
+
+class Compiled:
+    """A function of one network, compiled at its first call: for one row and for several rows apart.
+
+    Its first arguments are the network and a tensor with a row for each sample. TorchInductor keeps compiled code on
+    disk, so that later processes only trace the function.
+    """
+
+    def __init__(self, function: Callable[..., Tensor], model: Llama) -> None:
+        # The compiler keeps what it made with the code object, so each network gets one of its own.
+        own = types.FunctionType(function.__code__.replace(), function.__globals__)  # type: ignore[attr-defined]
+        self.name = function.__name__  # type: ignore[attr-defined]
+        self.compiled: Callable[..., Tensor] = torch.compile(own, **_options(model))
+        self.known: set[bool] = set()
+
+    def __call__(self, model: Llama, first_B: Tensor, *others: object) -> Tensor:
+        """What the function returns.
+
+        Raises:
+            CannotCompile: at the first call, before anything was computed.
+        """
+        single = len(first_B) == 1
+        if single in self.known:
+            return self.compiled(model, first_B, *others)
+        started = time.perf_counter()
+        remove_torn_libraries(Path(cache_dir()))
+        try:
+            result = self._anew_if_broken(model, first_B, *others)
+        except (TorchDynamoException, OSError, ImportError) as error:
+            raise CannotCompile(_first_line(error)) from error
+        self.known.add(single)
+        logger.info("compiled %s in %.1f s", self.name, time.perf_counter() - started)
+        return result
+
+    def _anew_if_broken(self, *arguments: Any) -> Tensor:
+        """The first call, in a new folder if the files of the old one fail, as those of a killed compilation do."""
+        try:
+            return self.compiled(*arguments)
+        except (BackendCompilerFailed, OSError, ImportError) as error:  # from the compiler, its linker, or loading
+            logger.warning(
+                "compiled code on disk cannot be used (%s), so %s is compiled anew; if this comes again, remove %s",
+                _first_line(error), self.name, cache_dir(),
+            )  # fmt: skip
+        with fresh_cache():
+            return self.compiled(*arguments)
+
+
+def remove_torn_libraries(folder: Path) -> None:
+    """Removes libraries that a killed linker left half written: to load one can kill the process.
+
+    A library of ELF, the format of Linux, ends with the table of its sections. Others are left alone.
+    """
+    for library in folder.glob("*/*.so"):
+        try:
+            status = library.stat()
+            if time.time() - status.st_mtime < LONGEST_LINK:
+                continue
+            with library.open("rb") as file:
+                header = file.read(64)
+            if status.st_size < 64 or (header[:5] == b"\x7fELF\x02" and status.st_size < _elf_size(header)):
+                library.unlink()
+                logger.warning("removed %s, which a compilation that was killed left half written", library)
+        except OSError:  # somebody else removed it, or it is not ours
+            continue
+
+
+def _elf_size(header: bytes) -> int:
+    """Bytes that a library has at least: where the table of sections begins, and its length."""
+    (begin,) = struct.unpack_from("<Q", header, 40)
+    each, sections = struct.unpack_from("<HH", header, 58)
+    return begin + each * sections
+
+
+def _first_line(error: Exception) -> str:
+    """What went wrong, without the pages that the compiler prints."""
+    return next((line for line in str(error).splitlines()[1:] if line.strip()), type(error).__name__).strip()
+
+
+def _of_the_inputs(guards: Sequence[Any]) -> list[bool]:
+    """Which of the compiler's checks stay: not those of the network, whose code this is alone.
+
+    They would take longer than the step itself of a small network.
+    """
+    return ["model" not in guard.name and not guard.is_global for guard in guards]
+
+
+def _options(model: Llama) -> dict[str, Any]:
+    """What `torch.compile` is told."""
+    if model.device.type == "cuda":  # CUDA graphs, one for each extent
+        return {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}
+    # A wrapper in C++ instead of Python halves the time of a small network's step.
+    options = {"cpp_wrapper": True, "guard_filter_fn": _of_the_inputs}
+    if is_small(model):
+        options["cpp.threads"] = 1
+    return {"fullgraph": True, "dynamic": True, "options": options}
+
+
+_COMPILED: weakref.WeakKeyDictionary[Llama, dict[str, Compiled]] = weakref.WeakKeyDictionary()
+
+
+def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
+    """A function of a network, compiled; the same one whenever it is asked for again.
+
+    Raises:
+        UserError: there is no compiler.
+    """
+    if not compiler_at_hand(model.device):
+        raise UserError("compile is True, but no C++ compiler is at hand: install g++, or give compile=False.")
+    of_model = _COMPILED.setdefault(model, {})
+    return of_model.setdefault(f"{function.__module__}.{function.__name__}", Compiled(function, model))
+
+
+def pays_to_compile(model: Llama, max_new_tokens: int) -> bool:
+    """Whether to compile unasked: the step has been compiled in this process, or much is to be written."""
+    able = compiler_at_hand(model.device) and model.backend in ("auto", "sdpa")
+    return able and (model in _COMPILED or max_new_tokens >= WORTH_COMPILING)

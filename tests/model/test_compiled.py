@@ -1,0 +1,179 @@
+"""Compiling: when it pays, what happens when it fails, and compiled for real where `slow` says so."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+from anyorder.decoding import greedy, left_to_right
+from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.sampling import Sampling
+from anyorder.errors import UserError
+from anyorder.model import compiled, step
+from anyorder.model.compiled import CannotCompile, Compiled
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.int8 import to_int8
+from anyorder.model.llama import Llama
+from tests.decoding.test_left_to_right import same
+
+KINDS = {
+    "plain": (),
+    "mixed layers": (LayerKind(window=3), LayerKind(chunk=4), LayerKind(rotary=False)),
+}
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+def network(tiny_config: ModelConfig, kind: str) -> Llama:
+    torch.manual_seed(0)
+    return Llama(tiny_config.replace(layers=KINDS[kind], num_hidden_layers=len(KINDS[kind]) or 2)).double()
+
+
+def after_ten(row: int, written: Sequence[int]) -> bool:
+    return row == 1 and len(written) > 9
+
+
+def test_without_a_compiler_it_stays_eager(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    model = network(tiny_config, "plain")
+    assert not compiled.pays_to_compile(model, 10_000)
+    with pytest.raises(UserError, match=r"^compile is True, but no C\+\+ compiler is at hand: install g\+\+, or give"):
+        write_left_to_right(model, [[1]], max_new_tokens=2, compile=True)
+    assert len(write_left_to_right(model, [[1]], max_new_tokens=2).written[0]) == 2
+
+
+def test_compiling_needs_the_cache(tiny_config: ModelConfig) -> None:
+    with pytest.raises(UserError, match=r"^compile is True and use_cache is False: leave one of them out"):
+        write_left_to_right(network(tiny_config, "plain"), [[1]], max_new_tokens=2, compile=True, use_cache=False)
+
+
+@needs_compiler
+def test_it_is_compiled_unasked_only_where_much_is_written(tiny_config: ModelConfig) -> None:
+    model = network(tiny_config, "plain")
+    assert not compiled.pays_to_compile(model, compiled.WORTH_COMPILING - 1)
+    assert compiled.pays_to_compile(model, compiled.WORTH_COMPILING)
+    model.backend = "eager"
+    assert not compiled.pays_to_compile(model, compiled.WORTH_COMPILING)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize(
+    ("kind", "prompts"), [("plain", [[1, 2]]), ("mixed layers", [[1, 2, 3], [4], [5, 6, 7, 8, 9]])]
+)
+def test_compiled_writes_what_eager_writes(
+    tiny_config: ModelConfig, kind: str, prompts: list[list[int]], caplog: pytest.LogCaptureFixture
+) -> None:
+    """One row and several, beyond the smallest extent, greedy and drawn, with rows that end early."""
+    model = network(tiny_config.replace(max_position_embeddings=400), kind)
+    with caplog.at_level(logging.INFO, logger="anyorder"):
+        for sampling, stop in ((Sampling(), None), (Sampling(temperature=1.0, seed=3), after_ten)):
+            eager, compiled = (
+                write_left_to_right(model, prompts, max_new_tokens=150, sampling=sampling, compile=how, stop=stop)
+                for how in (False, True)
+            )
+            same(compiled, eager)
+    told = [record.message for record in caplog.records if record.message.startswith("compiled ")]
+    assert [line.split()[1] for line in told] == ["greedy_tokens", "one_token"]
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_int8_writes_what_eager_int8_writes(tiny_config: ModelConfig) -> None:
+    model = to_int8(network(tiny_config, "plain").float())
+    eager, compiled = (write_left_to_right(model, [[1]], max_new_tokens=40, compile=how) for how in (False, True))
+    assert compiled.sequences == eager.sequences
+
+
+def fails(times: int, error: Exception) -> Any:
+    """Counts how often it is called, and fails the first times."""
+
+    def function(model: Llama, first_B: torch.Tensor) -> torch.Tensor:
+        function.calls += 1  # type: ignore[attr-defined]
+        if function.calls <= times:  # type: ignore[attr-defined]
+            raise error
+        return first_B + 1
+
+    function.calls = 0  # type: ignore[attr-defined]
+    return function
+
+
+def failed() -> BackendCompilerFailed:
+    """What PyTorch raises where its compiler fails."""
+    return BackendCompilerFailed(lambda: None, RuntimeError("file format not recognized"), None)
+
+
+def test_broken_files_are_passed_by(
+    tiny_config: ModelConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second attempt is made in a folder of its own."""
+    folders = []
+    once = Compiled(step.one_token, network(tiny_config, "plain"))
+    function = fails(1, failed())
+
+    def called(*arguments: Any) -> torch.Tensor:
+        folders.append(cache_dir())
+        return function(*arguments)
+
+    monkeypatch.setattr(once, "compiled", called)
+    with caplog.at_level(logging.WARNING, logger="anyorder"):
+        assert int(once(None, torch.tensor([1]))) == 2
+    assert folders[0] == cache_dir() != folders[1]
+    assert f"is compiled anew; if this comes again, remove {cache_dir()}" in caplog.text
+    assert "file format not recognized" in caplog.text
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_writing_goes_on_uncompiled(
+    tiny_config: ModelConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    """First several tokens a call are given up, then, if that fails too, the compiled step."""
+    model = network(tiny_config, "plain")
+    expected = write_left_to_right(model, [[1, 2], [3]], max_new_tokens=40, compile=False)
+    refused: list[str] = []
+
+    def perhaps(function: Any, model: Llama) -> Any:
+        def call(*arguments: Any) -> Any:
+            if len(set(refused) | {function.__name__}) <= times:
+                refused.append(function.__name__)
+                raise CannotCompile("no such operator")
+            return function(*arguments)
+
+        return call
+
+    for module in (left_to_right, greedy):
+        monkeypatch.setattr(module, "compiled", perhaps)
+    with caplog.at_level(logging.WARNING, logger="anyorder"):
+        same(write_left_to_right(model, [[1, 2], [3]], max_new_tokens=40, compile=True), expected)
+    assert refused == ["greedy_tokens", "one_token"][:times]
+    assert "tokens are written one by one: several cannot be compiled (no such operator)" in caplog.text
+    assert ("writing goes on uncompiled" in caplog.text) == (times == 2)
+
+
+def test_torn_libraries_are_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Not those that are whole, nor those that somebody may be writing at this moment."""
+    whole = Path(torch._C.__file__).read_bytes()
+    contents = {"whole": whole, "torn": whole[: len(whole) // 2], "empty": b"", "other": b"MZ" + bytes(100)}
+    for name, content in (contents | {"young": b""}).items():
+        file = tmp_path / "ab" / f"{name}.so"
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(content)
+        if name != "young":
+            os.utime(file, (0, 0))
+    with caplog.at_level(logging.WARNING, logger="anyorder"):
+        compiled.remove_torn_libraries(tmp_path)
+    assert {file.stem for file in tmp_path.glob("*/*")} == {"whole", "other", "young"}
+    assert f"removed {tmp_path / 'ab' / 'torn.so'}, which a compilation that was killed left half" in caplog.text
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    compiled.remove_torn_libraries(tmp_path / "nothing")
