@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 import anyorder.api
+import anyorder.dispatch
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step
 from anyorder.errors import UserError
@@ -393,7 +394,7 @@ def test_an_abandoned_stream_closes_its_decoder(
     writer: Llama, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     closed: list[bool] = []
-    take = anyorder.api.left_to_right_steps
+    take = anyorder.dispatch.left_to_right_steps
 
     def steps(*arguments: Any, **options: Any) -> Iterator[Step]:
         try:
@@ -401,7 +402,7 @@ def test_an_abandoned_stream_closes_its_decoder(
         finally:
             closed.append(True)
 
-    monkeypatch.setattr(anyorder.api, "left_to_right_steps", steps)
+    monkeypatch.setattr(anyorder.dispatch, "left_to_right_steps", steps)
     stream = anyorder.stream(writer, tokenizer, "Once")
     next(stream)
     assert closed == []
@@ -495,7 +496,7 @@ KINDS = "give a string, token ids, or a list of strings or of token ids."
             "this network writes by 'left-to-right', not by 'any-order': train it for that from this checkpoint, with "
             "`anyorder pretrain --objective permutation`.",
         ),
-        ([5], {"order": 4}, "order is 4: give 'left-to-right', 'random', 'groups:4', 'diffusion' or"),
+        ([5], {"order": 4}, "order is 4: give 'left-to-right', 'any-order', 'random', 'groups:4',"),
         ([5], {"batch_size": 0}, "batch_size is 0: give a whole number above 0, or None for all texts at once."),
         ([5], {"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number above 0."),
         ([5], {"max_new_tokens": 2.5}, "max_new_tokens is 2.5: give a whole number above 0."),

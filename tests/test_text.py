@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from anyorder.text import UNREADABLE, Continuation, Speller
-from tests.writers import BOS, END, TEXT, byte_tokenizer, sentencepiece_tokenizer
+from anyorder.decoding.canvas import BLANK
+from anyorder.errors import UserError
+from anyorder.text import UNREADABLE, Continuation, Gaps, Speller, prompt_canvases
+from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, sentencepiece_tokenizer
 
 MAKERS = {"sentencepiece": sentencepiece_tokenizer(), "bytes": byte_tokenizer()}
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="<▁")  # no special tokens, no marked spaces
@@ -105,3 +108,83 @@ def test_special_tokens_are_no_text_and_stop_by_their_names() -> None:
         assert not text.read(ids[2:4])
         assert text.read([*ids[2:4], END])
         assert TEXT.startswith(whole(tokenizer, ids[:2]) + text.text)
+
+
+# ---- gaps -------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    parts=st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=4), min_size=1, max_size=4),
+    tokens=st.integers(1, 4),
+)
+@pytest.mark.parametrize("name", MAKERS)
+def test_gaps_in_text_are_blanks_between_the_tokens_of_the_text(name: str, parts: list[list[str]], tokens: int) -> None:
+    """What stands around a gap has the tokens that it has in the whole text, so that words can go in."""
+    tokenizer = MAKERS[name]
+    texts = [" ".join(part) for part in parts]
+    [canvas], single = prompt_canvases(" [...] ".join(texts), tokenizer, BOS, new_tokens=tokens)
+    assert single
+    whole_ids = tokenizer(" ".join(texts))["input_ids"]
+    assert [token_id for token_id in canvas if token_id != BLANK] == whole_ids
+    assert canvas.count(BLANK) == tokens * max(1, len(parts) - 1)
+    if len(parts) == 1:
+        assert canvas == whole_ids + [BLANK] * tokens
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_gap_is_filled_with_words_and_their_spaces(name: str) -> None:
+    tokenizer = MAKERS[name]
+    [canvas], _ = prompt_canvases("Once upon [...] there [...] one", tokenizer, BOS, new_tokens=9, gap_tokens=2)
+    written = [*tokenizer(" a time")["input_ids"][-2:], *tokenizer(" was there")["input_ids"][-2:]]
+    gaps = Gaps(tokenizer, canvas)
+    assert not gaps.read(written)
+    assert gaps.text == " a time[...] was there"
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_gaps_at_both_ends_and_in_words(name: str) -> None:
+    tokenizer = MAKERS[name]
+    [canvas], _ = prompt_canvases("[...] time", tokenizer, BOS, new_tokens=2)
+    begins = tokenizer("")["input_ids"] or [BOS]
+    assert canvas == [*begins, BLANK, BLANK, *tokenizer("a time")["input_ids"][len(tokenizer("a")["input_ids"]) :]]
+    [canvas], _ = prompt_canvases("Once [...]", tokenizer, BOS, new_tokens=2)
+    assert canvas == [*tokenizer("Once")["input_ids"], BLANK, BLANK]
+    [canvas], _ = prompt_canvases("Once u[...]n", tokenizer, BOS, new_tokens=1)
+    assert (
+        tokenizer.decode([token_id for token_id in canvas if token_id != BLANK], skip_special_tokens=True) == "Once un"
+    )
+    assert canvas[-2] == BLANK
+    [canvas], _ = prompt_canvases("Once[...][...]", tokenizer, BOS, new_tokens=2)
+    assert canvas[-5:].count(BLANK) == 4
+
+
+def test_prompts_of_every_kind_become_canvases() -> None:
+    tokenizer = MAKERS["bytes"]
+    canvases, single = prompt_canvases([[5, BLANK, 6], [7]], None, None, new_tokens=2)
+    assert (canvases, single) == ([[5, BLANK, 6], [7, BLANK, BLANK]], False)
+    assert prompt_canvases(torch.tensor([5, BLANK]), None, None, new_tokens=9) == ([[5, BLANK]], True)
+    canvases, single = prompt_canvases(["Once [...] a", "Once"], tokenizer, BOS, new_tokens=3, gap_tokens=1)
+    assert [canvas.count(BLANK) for canvas in canvases] == [1, 3]
+    assert not single
+    assert prompt_canvases([5, 6], None, None, new_tokens=9, longest=4) == ([[5, 6, BLANK, BLANK]], True)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "message"),
+    [
+        (
+            "Once",
+            {"gap_tokens": 2},
+            r"^gap_tokens is 2, but no prompt has a gap: write \[\.\.\.\] where tokens are missing\.",
+        ),
+        ([1, 2], {"gap_tokens": 2}, r"^gap_tokens is 2, but no prompt has a gap"),
+        ("Once [...]", {"gap_tokens": 0}, r"^gap_tokens is 0: give a whole number above 0\."),
+        ("Once", {"new_tokens": -1}, r"^max_new_tokens is -1: give a whole number above 0\."),
+        (7, {}, "^the prompt is 7: give a string"),
+        ([], {}, r"^the prompt is \[\]: give a string"),
+    ],
+)
+def test_prompts_that_are_no_canvases(prompt: object, options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prompt_canvases(prompt, MAKERS["bytes"], BOS, **{"new_tokens": 1} | options)

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from anyorder.api import convert, generate, load, save, stream
     from anyorder.decoding.diffusion import DiffusionSampler
     from anyorder.decoding.fusion_layout import concatenate_paraphrases_with_positions, create_segment_isolation_mask
+    from anyorder.evaluation.likelihood import log_prob
     from anyorder.fusing import fuse, stream_fused
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM
     from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
     "concatenate_paraphrases_with_positions", "convert", "create_chunked_attention_mask",
-    "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks", "load", "save", "stream",
-    "stream_fused",
+    "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks", "load", "log_prob",
+    "save", "stream", "stream_fused",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ _MODULES = {
     "create_segment_isolation_mask": "decoding.fusion_layout",
     "fuse": "fusing",
     "generate_grouping_masks": "masks",
+    "log_prob": "evaluation.likelihood",
     "stream_fused": "fusing",
 }
 """Where the public names live; in `api` unless told here."""

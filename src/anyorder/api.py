@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,24 +11,18 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
-from anyorder.decoding.canvas import continuation
-from anyorder.decoding.diffusion import DiffusionSampler, diffusion_steps
-from anyorder.decoding.diffusion_presets import sampler_of_order
-from anyorder.decoding.left_to_right import Stop, check_prompts, left_to_right_steps
+from anyorder.decoding.diffusion import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace, collect
+from anyorder.dispatch import Order, decoder_of, prompts_for, text_of, way_of
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
-from anyorder.text import Continuation, Prompt, prompt_ids, stop_strings
-from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
+from anyorder.text import GAP, Continuation, Gaps, Prompt, stop_strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
-
-Decoder = Callable[[Sequence[Sequence[int]], Sequence[int], Stop | None], Iterator[Step]]
-"""Given prompts, their numbers and a condition to stop, the steps that write them."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,8 @@ class Output:
     Attributes:
         text: the continuation, such that prompt + text reads on; a string for a single prompt, a list of strings for a
             batch, None without a tokenizer. It ends before the end token, before a stop string, and before bytes at
-            the end that are no whole character. With `num_samples`, a list of strings stands for each string.
+            the end that are no whole character. With `num_samples`, a list of strings stands for each string. Of a
+            prompt with a gap it is the text of the gap; of several gaps, the text of each, with `[...]` between them.
         token_ids: all that was written, end token and stop string included: a list of ids for a single prompt, a
             list of such lists for a batch. With `num_samples`, a list of such lists stands for each of them.
         sequences: prompt and all that was written, one list of ids per text, without padding. Samples of one prompt
@@ -157,8 +152,9 @@ def generate(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Prompt,
-    order: str | DiffusionSampler | None = None,
+    order: Order | None = None,
     max_new_tokens: int = 64,
+    gap_tokens: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -172,16 +168,19 @@ def generate(
     use_cache: bool = True,
     compile: bool | Literal["auto"] = "auto",
 ) -> Output:
-    """Continues a prompt, or each of a list of prompts.
+    """Continues a prompt, or fills its gaps; likewise each of a list of prompts.
 
     Args:
         model: the network.
         tokenizer: of the network; may be None where the prompts are token ids.
         prompt: a string, a list of strings, token ids (a list or a tensor `[tokens]`), or a list or tensor
-            `[prompts, tokens]` of such. A list may be ragged. Nothing is added to token ids.
-        order: the way of writing: "left-to-right", "diffusion", "blocks:32" or a `DiffusionSampler`; the network's
-            default unless given.
+            `[prompts, tokens]` of such. A list may be ragged. Nothing is added to token ids. Except from left to
+            right, `[...]` in a text is a gap to be filled, and -1 among token ids a token to be written.
+        order: the way of writing: "left-to-right", "any-order", "random", "groups:4" (and other names of
+            `anyorder.decoding.any_order.order_named`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
+            of `anyorder.orders`, `MostConfident`, a `DiffusionSampler`. The network's default unless given.
         max_new_tokens: tokens to write per text at most.
+        gap_tokens: tokens to write in each gap of a text; `max_new_tokens` unless given.
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
         top_k, top_p, min_p: draw only among the most probable tokens: see `Sampling`.
         repetition_penalty: above 1, tokens that the prompt or the text has already become rarer: see `Sampling`.
@@ -206,15 +205,15 @@ def generate(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    steps = _decoder(
+    steps = decoder_of(
         order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile,
-        num_beams=num_beams,
+        num_beams=num_beams, num_samples=num_samples or 1,
     )  # fmt: skip
-    given, single = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
-    check_prompts(model.config, given, range(len(given)))
+    way = way_of(order, model.config)
+    given, single = prompts_for(way, prompt, tokenizer, model.config, max_new_tokens, gap_tokens)
     prompts = [ids for ids in given for _ in range(num_samples or 1)]
     stops = stop_strings(stop, tokenizer)
-    texts = None if tokenizer is None else [Continuation(tokenizer, ids, stops) for ids in prompts]
+    texts = None if tokenizer is None else [text_of(tokenizer, ids, stops) for ids in prompts]
 
     def stopped(row: int, written: Sequence[int]) -> bool:
         assert tokenizer is not None, "stop strings need it"
@@ -246,7 +245,7 @@ def stream(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
     prompt: Prompt,
-    order: str | DiffusionSampler | None = None,
+    order: Order | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -278,15 +277,17 @@ def stream(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    write = _decoder(
+    write = decoder_of(
         order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
     )
-    prompts, single = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
+    prompts, single = prompts_for(way_of(order, model.config), prompt, tokenizer, model.config, max_new_tokens)
     if tokenizer is None:
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use generate.")
     if not single:
         raise UserError(f"the prompt of a stream is a list of {len(prompts)}: give one of them, or use generate.")
-    text = Continuation(tokenizer, prompts[0], stop_strings(stop, tokenizer))
+    text = text_of(tokenizer, prompts[0], stop_strings(stop, tokenizer))
+    if isinstance(text, Gaps):
+        raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")
     steps = write(prompts, range(1), lambda row, written: text.read(written))
     return Stream(_pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
@@ -299,7 +300,7 @@ def _pieces(steps: Iterator[Step], recorder: Recorder, text: Continuation) -> Ge
 
 
 def _output(
-    generation: Generation, texts: list[Continuation] | None, *, single: bool, num_samples: int | None = None
+    generation: Generation, texts: Sequence[Continuation | Gaps] | None, *, single: bool, num_samples: int | None = None
 ) -> Output:
     """The generation with its texts, in the form of the prompt."""
 
@@ -310,7 +311,8 @@ def _output(
 
     ends = generation.trace.end_token_ids
     for text, written in zip(texts or (), generation.written, strict=texts is not None):
-        text.read(list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
+        whole = isinstance(text, Gaps)
+        text.read(written if whole else list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
     return Output(
         text=None if texts is None else formed([text.text for text in texts]),
         token_ids=formed(generation.written),
@@ -341,44 +343,3 @@ def _refuse_contradictions(
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _decoder(
-    order: str | DiffusionSampler | None, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
-    compile: bool | Literal["auto"], num_beams: int = 1,
-) -> Decoder:  # fmt: skip
-    """What writes in this order: one case for each way of writing."""
-    config = model.config
-    order = config.default_way if order is None else order
-    kind = order.partition(":")[0] if isinstance(order, str) else ""
-    if kind not in WAY_OF_ORDER and not isinstance(order, DiffusionSampler):
-        raise UserError(f"order is {order!r}: give 'left-to-right', 'random', 'groups:4', 'diffusion' or 'blocks:32'.")
-    if kind == LEFT_TO_RIGHT.name:
-        refuse_unless_causal(config.ways, config.default_way)
-        return lambda prompts, rows, stop: left_to_right_steps(
-            model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
-            compile=compile, rows=rows,
-        )  # fmt: skip
-    if num_beams != 1:
-        raise UserError(f"num_beams is {num_beams!r}, but beams are written from left to right: leave it out.")
-    if compile is True:
-        raise UserError("compile is True, but only writing from left to right is compiled: leave it out.")
-    if isinstance(order, DiffusionSampler) or kind in ("diffusion", "blocks"):
-        sampler, way = sampler_of_order(order, config, sampling, use_cache=use_cache)
-        return lambda prompts, rows, stop: diffusion_steps(
-            model, [continuation(prompt, max_new_tokens) for prompt in prompts], sampler, way=way, rows=rows,
-            seed=sampling.seed, stop=stop,
-        )  # fmt: skip
-    config.way(WAY_OF_ORDER[kind])
-    raise UserError(f"order is {order!r}, which this version does not write yet: give {LEFT_TO_RIGHT.name!r}.")
-
-
-WAY_OF_ORDER = {
-    "left-to-right": "left-to-right",
-    "random": "any-order",
-    "groups": "any-order",
-    "any-order": "any-order",
-    "diffusion": "diffusion",
-    "blocks": "blocks",
-}
-"""The way of writing that an order asks for, by what stands before its colon."""

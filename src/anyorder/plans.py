@@ -274,6 +274,16 @@ class GroupPlan:
         given_BL = self.given_BL | (self.valid_BL & (self.rank_BL < bound_B1))
         return GroupPlan(rank_BL=self.rank_BL, given_BL=given_BL, valid_BL=self.valid_BL)
 
+    def to(self, device: torch.device | str) -> GroupPlan:
+        """The same on another device."""
+        rank_BL, given_BL, valid_BL = (part.to(device) for part in (self.rank_BL, self.given_BL, self.valid_BL))
+        return GroupPlan(rank_BL=rank_BL, given_BL=given_BL, valid_BL=valid_BL)
+
+    def select(self, samples: Sequence[int]) -> GroupPlan:
+        """The plan of these texts, which may be named more than once."""
+        index = torch.tensor(samples, device=self.rank_BL.device)
+        return GroupPlan(rank_BL=self.rank_BL[index], given_BL=self.given_BL[index], valid_BL=self.valid_BL[index])
+
     def rows(self, queries: bool = True) -> PlanRows:
         """The rows of one pass over the whole text.
 

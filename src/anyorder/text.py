@@ -1,19 +1,24 @@
-"""Between text and token ids: prompts as ids, and ids as text that grows while it is written."""
+"""Between text and token ids: prompts as ids or canvases, and ids as text that grows while it is written."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from reprlib import repr as _short
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+
+GAP = "[...]"
+"""Stands in the text of a prompt where tokens are to be written between others."""
 
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers give for bytes that are no character."""
@@ -51,6 +56,60 @@ def prompt_ids(
         if not isinstance(row, Sequence) or isinstance(row, str) or not all(map(_is_id, row)):
             raise UserError(f"prompt {number} is {_short(row)}: give strings only, or lists of whole numbers only.")
     return [list(row) for row in rows], False  # type: ignore[arg-type]
+
+
+def prompt_canvases(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None, *, new_tokens: int,
+    gap_tokens: int | None = None, longest: int | None = None,
+) -> tuple[list[list[int]], bool]:  # fmt: skip
+    """The canvas of each prompt, and whether a single prompt was given.
+
+    In text, `[...]` is a gap, and blanks before it belong to it, since tokens begin with their space; in token ids,
+    each `BLANK` is a token to be written. A prompt without a gap is continued.
+
+    Args:
+        prompt, tokenizer, bos_token_id: as in `prompt_ids`.
+        new_tokens: to be written behind a prompt without a gap.
+        gap_tokens: to be written in each gap of a text; `new_tokens` unless given.
+        longest: positions of a prompt that is continued, at most.
+
+    Raises:
+        UserError: see `prompt_ids`; a number of tokens is not above 0, or no prompt has a gap for `gap_tokens`.
+    """
+    for name, tokens in (("max_new_tokens", new_tokens), ("gap_tokens", gap_tokens)):
+        if tokens is not None and not (_is_id(tokens) and tokens > 0):
+            raise UserError(f"{name} is {tokens!r}: give a whole number above 0.")
+    prompt = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
+        texts, (rows, single) = [], prompt_ids(prompt, tokenizer, bos_token_id)
+    else:
+        rows, single = [], isinstance(prompt, str)
+        for text in map(str, texts):
+            first, *others = text.split(GAP)
+            rows.append(_encode(first.rstrip(" ") if others else first, tokenizer, bos_token_id))
+            for number, part in enumerate(others, start=1):
+                last = number == len(others)
+                rows[-1] += [BLANK] * (gap_tokens or new_tokens)
+                rows[-1] += _encode_inside(part if last else part.rstrip(" "), tokenizer)
+    if gap_tokens is not None and not any(GAP in str(text) for text in texts):
+        raise UserError(f"gap_tokens is {gap_tokens}, but no prompt has a gap: write {GAP} where tokens are missing.")
+    for row in rows:
+        if BLANK not in row:
+            row[:] = continuation(row, new_tokens if longest is None else min(new_tokens, max(0, longest - len(row))))
+    return rows, single
+
+
+def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """Token ids of text within another: nothing that begins a text goes before it, such as SentencePiece's space."""
+    assert tokenizer is not None, "the text before was refused"
+    for anchor in ("\n", ".", "a") if text else ():
+        before = tokenizer(anchor, add_special_tokens=False, verbose=False)["input_ids"]
+        ids: list[int] = tokenizer(anchor + text, add_special_tokens=False, verbose=False)["input_ids"]
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+    plain: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
+    return plain
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None) -> list[int]:
@@ -126,6 +185,32 @@ class Continuation:
         begun = (n for stop in self._stops for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
         start, self._handed_out = self._handed_out, len(self.text) - (0 if last else max(begun, default=0))
         return self.text[start : self._handed_out]
+
+
+class Gaps:
+    """The text that fills the gaps of a canvas, once all of it is written.
+
+    Attributes:
+        text: of the gap; of several, the text of each, with `[...]` between them.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, canvas: Sequence[int]) -> None:
+        self.text = ""
+        self._tokenizer = tokenizer
+        self._canvas = canvas
+
+    def read(self, written: Sequence[int]) -> bool:
+        """Reads all that was written."""
+        tokens = iter(written)
+        filled = [next(tokens) if token_id == BLANK else token_id for token_id in self._canvas]
+        texts = []
+        for is_blank, run in itertools.groupby(range(len(filled)), lambda at: self._canvas[at] == BLANK):
+            positions = list(run)
+            if is_blank:
+                speller = Speller(self._tokenizer, filled[: positions[0]])
+                texts.append(speller.read([filled[at] for at in positions]))
+        self.text = GAP.join(texts)
+        return False
 
 
 class Speller:

@@ -22,9 +22,13 @@ def softmax(scores: Tensor, row: int, keys: list[int]) -> Tensor:
 
 
 def oracle_logits(
-    model: Llama, ids: Sequence[int], position: Sequence[float], sees: Sees, n_keys: int, weigh: Weigh = softmax
-) -> Tensor:
-    """`[rows, vocabulary]`: each row looks at those of the first `n_keys` rows that `sees` shows it."""
+    model: Llama, ids: Sequence[int], position: Sequence[float], sees: Sees, n_keys: int, weigh: Weigh = softmax,
+    queries: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """`[rows, vocabulary]`: each row looks at those of the first `n_keys` rows that `sees` shows it.
+
+    `queries`, `[more rows, hidden]`, are rows behind those of the ids.
+    """
     config = model.config
     weights = {name: weight.detach().double() for name, weight in model.state_dict().items()}
 
@@ -46,6 +50,7 @@ def oracle_logits(
         return torch.cat((turned.real, turned.imag), 1)
 
     rows = weights["model.embed_tokens.weight"][list(ids)]
+    rows = rows if queries is None else torch.cat((rows, queries.double()))
     shared = config.num_attention_heads // config.num_key_value_heads
     for number, kind in enumerate(config.layers):
         layer = f"model.layers.{number}"
@@ -61,7 +66,7 @@ def oracle_logits(
             if config.qk_norm == "weightless" and kind.rotary:
                 query, key = rms(query), rms(key)
             out = torch.zeros_like(query)
-            for row in range(len(ids)):
+            for row in range(len(rows)):
                 visible = [other for other in range(n_keys) if sees(kind, row, other)]
                 if visible:
                     scores = query[row] @ key[visible].T / config.head_dim**0.5

@@ -40,6 +40,12 @@ def check_canvases(config: ModelConfig, canvases: Sequence[Sequence[int]], rows:
     if len(rows) != len(canvases) or len(set(rows)) != len(rows):
         raise UserError(f"rows is {list(rows)} for {len(canvases)} prompts: give each prompt a number of its own.")
     for row, canvas in zip(rows, canvases, strict=True):
+        if BLANK not in canvas and len(canvas) >= config.context_length:
+            remedy = f"shorten it to at most {config.context_length - 1}, which leaves room to write"
+            raise UserError(
+                f"prompt {row} has {len(canvas)} tokens, and the network was trained on {config.context_length}: "
+                f"{remedy}."
+            )
         if BLANK not in canvas:
             raise UserError(f"prompt {row} leaves nothing to write: give max_new_tokens, or a gap in it.")
         for token_id in canvas:

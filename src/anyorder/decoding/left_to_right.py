@@ -125,7 +125,7 @@ def _steps(
             stopped: dict[int, StopReason] = {}
             for b in writing:
                 token_id, log_prob = chosen[b]
-                written.append(Written(step, rows[b], len(sequences[b]), token_id, _number(log_prob, rows[b])))
+                written.append(Written(step, rows[b], len(sequences[b]), token_id, checked_log_prob(log_prob, rows[b])))
                 sequences[b].append(token_id)
                 if token_id in end_token_ids:
                     stopped[rows[b]] = "end"
@@ -290,7 +290,12 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], rows: S
             )
 
 
-def _number(log_prob: float, row: int) -> float:
+def checked_log_prob(log_prob: float, row: int) -> float:
+    """The same number.
+
+    Raises:
+        UserError: it is none.
+    """
     if math.isnan(log_prob):
         raise UserError(f"the network's scores for row {row} are NaN: check its weights, or load it in float32.")
     return log_prob

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
@@ -24,7 +25,7 @@ from anyorder.draws import generator
 from anyorder.errors import UserError
 
 History = Sequence[Sequence[int]]
-"""The token ids of each row so far, prompt and all; at least one each."""
+"""The token ids of each row so far, prompt and all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +98,12 @@ class Sampling:
         if self.repetition_penalty != 1:
             if history is None:
                 raise UserError(f"repetition_penalty is {self.repetition_penalty} without ids before: give history.")
-            # Whether a row has a token counts, not how often, so a row's own first token can pad it.
-            width = max(map(len, history))
-            ids_BL = torch.tensor([[*ids, *[ids[0]] * (width - len(ids))] for ids in history], device=scores_BV.device)
+            # Whether a row has a token counts, not how often; a token beside the vocabulary pads.
+            size, width = scores_BV.shape[-1], max(map(len, history), default=0)
+            padded = [[*ids, *[size] * (width - len(ids))] for ids in history]
+            ids_BL = torch.tensor(padded, dtype=torch.int64, device=scores_BV.device).view(len(padded), width)
             penalize = RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))
-            scores_BV = penalize(ids_BL, scores_BV)  # type: ignore[arg-type]
+            scores_BV = penalize(ids_BL, F.pad(scores_BV, (0, 1)))[:, :size]  # type: ignore[arg-type]
         for keep in self._filters():
             scores_BV = keep(None, scores_BV)  # type: ignore[arg-type]  # these never look at the ids before
         return scores_BV
