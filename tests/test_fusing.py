@@ -131,6 +131,22 @@ def test_weights_by_name(stories: tuple[Llama, PreTrainedTokenizerBase], weights
     assert one.text == kept.text
 
 
+def test_attention_shares_have_the_form_of_the_phrasings(stories: tuple[Llama, PreTrainedTokenizerBase]) -> None:
+    """One number for each phrasing that was given; those that were not kept got none."""
+    options: dict[str, Any] = {"prefix": PREFIX, "suffix": SUFFIX, "max_new_tokens": 5, "attention_share": True}
+    asked = [PHRASINGS, PHRASINGS[:2]]
+    batch = anyorder.fuse(*stories, asked, batch_size=1, **options).attention_share
+    assert [len(shares) for shares in batch] == [3, 2]  # type: ignore[union-attr, arg-type]
+    for one, shares in zip(asked, batch, strict=True):  # type: ignore[arg-type]
+        assert anyorder.fuse(*stories, one, **options).attention_share == pytest.approx(shares)
+    kept = anyorder.fuse(*stories, PHRASINGS, weights=[1, 3, 2], keep=2, **options).attention_share
+    alone = anyorder.fuse(*stories, PHRASINGS[1:], weights=[3, 2], **options).attention_share
+    assert kept == pytest.approx([0.0, *alone])  # type: ignore[misc]
+    assert anyorder.fuse(*stories, PHRASINGS, max_new_tokens=1).attention_share is None
+    with pytest.raises(UserError, match="attention_share is True with the method 'max': leave it out, or take 'att"):
+        anyorder.fuse(*stories, PHRASINGS, method="max", attention_share=True)
+
+
 def test_names_are_the_contract() -> None:
     fuse, stream = (inspect.signature(function).parameters for function in (anyorder.fuse, anyorder.stream_fused))
     assert list(fuse)[:8] == [
@@ -139,7 +155,7 @@ def test_names_are_the_contract() -> None:
     assert [fuse[name].default for name in ("prefix", "suffix", "positions", "correction", "method")] == [
         "", "", "shared", "1/N", "attention"
     ]  # fmt: skip
-    assert set(fuse) - set(stream) == {"num_beams", "batch_size"}
+    assert set(fuse) - set(stream) == {"num_beams", "batch_size", "attention_share"}
     assert {name: parameter.default for name, parameter in stream.items()} == {
         name: fuse[name].default for name in stream
     }

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from anyorder.api import Output, Stream, _output, _pieces
 from anyorder.decoding.fusion import MEMBER, fusion_steps, write_fused
 from anyorder.decoding.fusion_question import UNWEIGHED, Fusion, Question, check_questions, fused_layouts
-from anyorder.decoding.fusion_scores import keep_best, weigh
+from anyorder.decoding.fusion_scores import best, weigh
 from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder
@@ -23,6 +23,20 @@ if TYPE_CHECKING:
 
     from anyorder.decoding.fusion_weights import Correction
     from anyorder.model.llama import Llama
+
+
+@dataclass(frozen=True)
+class FusedOutput(Output):
+    """What `fuse` wrote.
+
+    Attributes:
+        attention_share: for each phrasing the share of the answer's attention that it got, the mean over tokens, layers
+            and heads; what is missing to 1 went to prefix, suffix and the answer itself. A list of such lists for
+            several questions, None unless asked for.
+    """
+
+    attention_share: list[float] | list[list[float]] | None = None
+
 
 Weights = str | Sequence[float] | Sequence[Sequence[float]]
 
@@ -49,8 +63,9 @@ def fuse(
     separator: Part = "",
     weights: Weights | None = None,
     keep: int | None = None,
+    attention_share: bool = False,
     use_cache: bool = True,
-) -> Output:
+) -> FusedOutput:
     """Answers a question that is asked in several phrasings, or each of a list of such questions.
 
     Every phrasing is read by itself, behind the prefix; the suffix and the answer look at all of them. Text is made
@@ -79,11 +94,12 @@ def fuse(
         weights: how much each phrasing counts: numbers, a list of such for each question, "confidence" (of its own
             answer) or "likelihood" (of the phrasing); all the same unless given.
         keep: only so many phrasings of the highest weights are used; all unless given.
+        attention_share: whether to tell how much attention each phrasing got, which takes a pass more.
         use_cache: False computes one masked sequence again for each token, for those who doubt the cache.
 
     Returns:
         As `generate`, with an entry for each question instead of each prompt. In `sequences` stand prefix, all
-        phrasings, suffix and answer.
+        phrasings that were used, suffix and answer.
 
     Raises:
         UserError: phrasings or an option that cannot be, in a sentence that names the remedy.
@@ -100,11 +116,25 @@ def fuse(
         raise UserError(
             f"temperature is {temperature} beside num_beams {num_beams}, but beams draw nothing: leave out one."
         )
+    if attention_share and fusion.method != "attention":
+        raise UserError(f"attention_share is True with the method {method!r}: leave it out, or take 'attention'.")
+    shares: list[list[float]] = []
     total = len(asked.questions)
     check_questions(model.config, asked.questions, fusion, max_new_tokens, range(total))
 
     def write(rows: range) -> Generation:
-        questions = asked.weighed(rows, fusion)
+        questions, kept = asked.weighed(rows, fusion)
+        generation = answer(questions, rows)
+        if attention_share:
+            from anyorder.inspection.attention_share import segment_shares
+
+            of_kept = segment_shares(model, questions, fusion, generation.written)
+            for row, indices, of_question in zip(rows, kept, of_kept, strict=True):
+                share_of = dict(zip(indices, of_question, strict=True))
+                shares.append([share_of.get(index, 0.0) for index in range(len(asked.questions[row].segments))])
+        return generation
+
+    def answer(questions: Sequence[Question], rows: range) -> Generation:
         if num_beams == 1:
             return write_fused(
                 model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
@@ -122,7 +152,9 @@ def fuse(
     size = batch_size or total
     starts = range(0, total, size)
     generation = Generation.join([write(range(start, min(start + size, total))) for start in starts])
-    return _output(generation, asked.texts(), single=asked.single)
+    output = _output(generation, asked.texts(), single=asked.single)
+    told = None if not attention_share else shares[0] if asked.single else shares
+    return FusedOutput(**vars(output), attention_share=told)
 
 
 def stream_fused(
@@ -164,7 +196,7 @@ def stream_fused(
     if not asked.single:
         raise UserError(f"phrasings are of {len(asked.questions)} questions: give those of one, or use fuse.")
     check_questions(model.config, asked.questions, fusion, max_new_tokens, range(1))
-    questions = asked.weighed(range(1), fusion)
+    questions, _ = asked.weighed(range(1), fusion)
     (layout,) = fused_layouts(questions, fusion.positions)
     text = Continuation(tokenizer, layout.token_ids, asked.stops)
     steps = fusion_steps(
@@ -200,16 +232,18 @@ class _Asked:
             phrasings, tokenizer, prefix=prefix, suffix=suffix, separator=separator, weights=numbers
         )
 
-    def weighed(self, rows: range, fusion: Fusion) -> list[Question]:
-        """These questions, with the phrasings that are kept and their weights."""
+    def weighed(self, rows: range, fusion: Fusion) -> tuple[list[Question], list[list[int]]]:
+        """These questions with their weights and the phrasings that are kept, and which those are."""
         questions = [self.questions[row] for row in rows]
         if self.by is not None:
             questions = weigh(self.model, questions, self.by)
+        kept = [list(range(len(question.segments))) for question in questions]
         if self.keep is not None:
-            questions = [keep_best(question, self.keep) for question in questions]
+            kept = [best(question, self.keep) for question in questions]
+            questions = [question.only(indices) for question, indices in zip(questions, kept, strict=True)]
             if fusion.method in UNWEIGHED:
                 questions = [replace(question, weights=None) for question in questions]
-        return questions
+        return questions, kept
 
     def condition(self, questions: Sequence[Question], rows: range, *, beams: bool = False) -> Stop | None:
         """Whether an answer has come to a stop string; None where there is none."""

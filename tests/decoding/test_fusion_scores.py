@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyorder.decoding.fusion import Question
-from anyorder.decoding.fusion_scores import confidence, keep_best, likelihood, weigh
+from anyorder.decoding.fusion_scores import best, confidence, likelihood, weigh
 from anyorder.errors import UserError
 from tests.decoding.fusion_oracle import single_logits
 from tests.decoding.test_fusion import net, questions
@@ -54,16 +54,16 @@ def test_weights_follow_the_scores() -> None:
 
 def test_the_best_are_kept_in_their_order() -> None:
     question = Question(segments=((1,), (2,), (3,), (4,)), suffix=(8,), weights=(1.0, 5.0, 2.0, 5.0))
-    assert keep_best(question, 3).segments == ((2,), (3,), (4,))
-    assert keep_best(question, 1).segments == ((2,),)
-    assert keep_best(question, 3).weights == (5.0, 2.0, 5.0)
-    assert keep_best(question, 9) == question
+    assert best(question, 3) == [1, 2, 3]
+    assert best(question, 1) == [1]
+    assert best(question, 9) == [0, 1, 2, 3]
+    assert question.only([1, 3]) == Question(segments=((2,), (4,)), suffix=(8,), weights=(5.0, 5.0))
 
 
 def test_keeping_needs_weights_and_a_number() -> None:
     question = Question(segments=((1,), (2,)), weights=(1.0, 2.0))
     for keep in (0, -1, 1.5, True):
         with pytest.raises(UserError, match=f"keep is {keep}: give a whole number above 0"):
-            keep_best(question, keep)
+            best(question, keep)
     with pytest.raises(UserError, match="keep is 1 without weights: give weights='confidence', 'likelihood', or"):
-        keep_best(Question(segments=((1,), (2,))), 1)
+        best(Question(segments=((1,), (2,))), 1)

@@ -52,6 +52,11 @@ class Question:
             return [1 / len(self.segments)] * len(self.segments)
         return [weight / sum(self.weights) for weight in self.weights]
 
+    def only(self, indices: Sequence[int]) -> Question:
+        """The question in these phrasings alone."""
+        weights = None if self.weights is None else tuple(self.weights[index] for index in indices)
+        return replace(self, segments=tuple(self.segments[index] for index in indices), weights=weights)
+
     def alone(self) -> list[Question]:
         """Each phrasing as a question of its own."""
         return [replace(self, segments=(segment,), weights=None) for segment in self.segments]

@@ -27,7 +27,7 @@ from anyorder.visibility import not_after, segments
 
 if TYPE_CHECKING:
     from anyorder.model.cache import Cache
-    from anyorder.model.llama import Llama
+    from anyorder.model.llama import Llama, Views
 
 Piece = tuple[FusionLayout, int, int]
 """The tokens from start to end of a layout."""
@@ -129,6 +129,19 @@ def read_pieces(
     written: Sequence[Sequence[int]] | None = None,
 ) -> Tensor:
     """Reads a part of each layout, and what was `written` behind it: rows `[batch, tokens, hidden]`, padded."""
+    ids_BR, views, _ = prepare_pieces(model, pieces, cache, bias, tempered, written)
+    return model.hidden(ids_BR, views, cache)
+
+
+def prepare_pieces(
+    model: Llama,
+    pieces: Sequence[Piece],
+    cache: Cache | None,
+    bias: Sequence[BiasTerm] = (),
+    tempered: Tempered | None = None,
+    written: Sequence[Sequence[int]] | None = None,
+) -> tuple[Tensor, Views, dict[str, Tensor]]:
+    """Tokens, views and labels of such a pass, before it is made."""
     width = max(end - start for _, start, end in pieces)
     shape = (len(pieces), width)
     ids_BR = torch.zeros(shape, dtype=torch.long)
@@ -145,16 +158,17 @@ def read_pieces(
             label_BR.setdefault(name, torch.zeros(shape, dtype=torch.long))[b, part] = label[0, start:end]
     device = model.device
     fractional = bool((place_BR != label_BR["position"]).any())
+    labels = {name: label.to(device) for name, label in label_BR.items()}
     views = model.prepare(
         segments(),
-        {name: label.to(device) for name, label in label_BR.items()},
+        labels,
         valid=valid_BR.to(device),
         cache=cache,
         bias=bias,
         tempered=tempered,
         rotary_positions=place_BR.to(device) if fractional else None,
     )
-    return model.hidden(ids_BR.to(device), views, cache)
+    return ids_BR.to(device), views, labels
 
 
 def without_suffix(logits_SV: Tensor, weights: Sequence[float]) -> Tensor:

@@ -72,10 +72,10 @@ def weigh(model: Llama, questions: Sequence[Question], by: str) -> list[Question
     ]
 
 
-def keep_best(question: Question, keep: int) -> Question:
-    """The question with so many phrasings of the highest weights, in their order; of equals the first ones.
+def best(question: Question, keep: int) -> list[int]:
+    """Which so many phrasings have the highest weights, in their order; of equals the first ones.
 
-    A question that has no more keeps all.
+    Of a question that has no more it is all.
 
     Raises:
         UserError: the number is below 1, or phrasings have no weights.
@@ -85,9 +85,4 @@ def keep_best(question: Question, keep: int) -> Question:
     if question.weights is None:
         raise UserError(f"keep is {keep} without weights: give weights='confidence', 'likelihood', or numbers.")
     weights = question.weights
-    best = sorted(sorted(range(len(weights)), key=lambda index: -weights[index])[:keep])
-    return replace(
-        question,
-        segments=tuple(question.segments[index] for index in best),
-        weights=tuple(weights[index] for index in best),
-    )
+    return sorted(sorted(range(len(weights)), key=lambda index: -weights[index])[:keep])

@@ -33,6 +33,15 @@ class SelfAttention(nn.Module):
 
     def forward(self, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
         """Rows `[batch, rows, hidden]` in and out; `kv` is this layer's part of the cache."""
+        q_BRHD, k_BKGD, v_BKGD = self.projected(rows_BRE, view)
+        if kv is not None:
+            assert view.slots is not None
+            k_BKGD, v_BKGD = kv.update(k_BKGD, v_BKGD, view.slots, view.extent)
+        out_BRE: Tensor = self.o_proj(attend(q_BRHD, k_BKGD, v_BKGD, view.mask).flatten(2))
+        return out_BRE
+
+    def projected(self, rows_BRE: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries of all rows, keys and values of those that offer some, normed and rotated."""
         offering_BKE = rows_BRE[:, : view.n_keys]
         q_BRHD = self.q_norm(self.q_proj(rows_BRE).unflatten(-1, (-1, self.head_dim)))
         k_BKGD = self.k_norm(self.k_proj(offering_BKE).unflatten(-1, (-1, self.head_dim)))
@@ -41,11 +50,7 @@ class SelfAttention(nn.Module):
             cos, sin = view.cos_sin
             q_BRHD = rotate(q_BRHD, cos, sin)
             k_BKGD = rotate(k_BKGD, cos[:, : view.n_keys], sin[:, : view.n_keys])
-        if kv is not None:
-            assert view.slots is not None
-            k_BKGD, v_BKGD = kv.update(k_BKGD, v_BKGD, view.slots, view.extent)
-        out_BRE: Tensor = self.o_proj(attend(q_BRHD, k_BKGD, v_BKGD, view.mask).flatten(2))
-        return out_BRE
+        return q_BRHD, k_BKGD, v_BKGD
 
 
 def head_norm(config: ModelConfig, kind: LayerKind) -> nn.Module:
