@@ -13,7 +13,7 @@ import torch
 from anyorder import checkpoints
 from anyorder.decoding.diffusion import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace, collect
+from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
 from anyorder.dispatch import Order, decoder_of, prompts_for, text_of, way_of
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
@@ -167,6 +167,7 @@ def generate(
     batch_size: int | None = None,
     use_cache: bool = True,
     compile: bool | Literal["auto"] = "auto",
+    watch: Callable[[Step], None] | None = None,
 ) -> Output:
     """Continues a prompt, or fills its gaps; likewise each of a list of prompts.
 
@@ -193,11 +194,16 @@ def generate(
         batch_size: texts to write at a time; all unless given.
         use_cache: False computes everything again for each token, for those who doubt the cache.
         compile: whether the one-token step is compiled, which takes time at first use; "auto" does so where it pays.
+        watch: is told each step as soon as it is taken; the time it needs does not count.
 
     Raises:
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
             the remedy.
     """
+    if watch is not None and num_beams != 1:
+        raise UserError(
+            f"watch is given beside num_beams {num_beams!r}, but only the end tells what beams write: leave out one."
+        )
     draws = order.draws if isinstance(order, DiffusionSampler) else temperature > 0
     _refuse_contradictions(temperature, draws, num_samples, num_beams, compile)
     if batch_size is not None and not _is_count(batch_size):
@@ -226,7 +232,11 @@ def generate(
         batch = [prompts[row] for row in rows]
         condition = stopped if stops else None
         if num_beams == 1:
-            return collect(steps(batch, rows, condition), batch, rows, model.config.eos_token_ids)
+            recorder = Recorder(batch, rows, model.config.eos_token_ids)
+            for step in recorder.watch(steps(batch, rows, condition)):
+                if watch is not None:
+                    watch(step)
+            return recorder.generation()
         # Here, because it needs transformers' models, which take a second to import.
         from anyorder.decoding.beam_search import write_by_beam_search
 

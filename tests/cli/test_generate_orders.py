@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import pytest
 import anyorder
 from anyorder import DiffusionSampler
 from anyorder.cli import main
+from anyorder.decoding.canvas import BLANK
+from anyorder.errors import UserError
+from anyorder.inspection.replay import Recording
 from anyorder.model.llama import Llama
 from anyorder.ways import LEFT_TO_RIGHT, diffusion
 from tests.cli.test_main import mistake
@@ -110,3 +115,66 @@ def test_one_prompt_after_another(
     model, tokenizer = anyorder.load(folder)
     parts = [anyorder.generate(model, tokenizer, prompt, max_new_tokens=4).text for prompt in ("Once", "Once upon")]
     assert capsys.readouterr().out == f"Once{parts[0]}\nOnce upon{parts[1]}\n"
+
+
+# ------------------------------------------------------------------------------------------- shown and recorded
+
+
+class Terminal(io.StringIO):
+    """Standard output that is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("order", ["diffusion", "left-to-right"])
+def test_show_draws_the_canvas_while_it_fills(order: str, diffusing: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm")
+    assert main(["generate", str(diffusing), "Once upon", "--max_new_tokens", "4", "--order", order, "--show"]) == 0
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue())
+    left = re.findall(r"step (\d)(?:, (\d) to write)?", shown)
+    numbers = list(dict.fromkeys(left))
+    if order == "diffusion":
+        assert numbers == [("0", "4"), ("1", "3"), ("2", "2"), ("3", "1"), ("4", "")]
+    else:
+        assert numbers == [(str(step), "") for step in range(5)]
+    assert "Once upon" in shown
+
+
+def test_show_prints_the_end_where_there_is_no_terminal(diffusing: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(diffusing), "Once upon", "--max_new_tokens", "16"]
+    assert main([*words, "--show"]) == 0
+    assert capsys.readouterr().out == text(diffusing)
+
+
+def test_a_trace_file_replays(diffusing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file, prompts = tmp_path / "trace.json", tmp_path / "prompts.txt"
+    prompts.write_text("Once upon\nOnce\n")
+    words = ["generate", str(diffusing), "--prompts_file", str(prompts), "--max_new_tokens", "5", "--json"]
+    assert main([*words, "--trace", str(file)]) == 0
+    texts = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    recording = Recording.from_json(file.read_text())
+    for row, record in enumerate(texts):
+        first, *_, last = recording.states(row)
+        assert [place.token_id for place in first.values()].count(BLANK) == 5
+        assert "".join(recording.piece(last[at].token_id) for at in sorted(last)).startswith(record["prompt"])
+        assert [last[at].token_id for at in sorted(last)][-5:] == record["token_ids"]
+    assert main(["inspect", "replay", str(file), "--row", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "step 5"
+
+
+def test_mistakes_of_showing_are_told(diffusing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["generate", str(diffusing), "Once"]
+    assert "stream is given with show, and both are for" in mistake(capsys, *words, "--stream", "--show")
+    assert "show is given with num_samples 2, but only" in mistake(capsys, *words, "--show", "--num_samples", "2")
+    file = tmp_path / "there.json"
+    file.write_text("{}")
+    assert "there.json" in mistake(capsys, *words, "--trace", str(file))
+    interactive = ["generate", str(diffusing), "--interactive", "--trace", str(tmp_path / "new.json")]
+    assert "trace is given with interactive, but one file holds one run" in mistake(capsys, *interactive)
+    model, tokenizer = anyorder.load(diffusing)
+    with pytest.raises(UserError, match=r"watch is given beside num_beams 2, .*: leave out one\."):
+        anyorder.generate(model, tokenizer, "Once", order="left-to-right", num_beams=2, watch=print)

@@ -5,13 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from anyorder.decoding.canvas import BLANK
-from anyorder.inspection.replay import Place
+from anyorder.api import Output, generate
+from anyorder.decoding.canvas import BLANK, continuation
+from anyorder.decoding.trace import Step
+from anyorder.inspection.replay import Place, token_pieces
+from anyorder.text import prompt_ids
+from anyorder.ways import LEFT_TO_RIGHT
+
+if TYPE_CHECKING:
+    from anyorder.model.llama import Llama
 
 HOLE = "·"
 """Stands where no token is written yet."""
@@ -71,3 +79,33 @@ class CanvasView:
         styles += ["yellow"] if place.log_prob is not None and place.log_prob < math.log(0.5) else []
         styles += ["underline"] if place.edits else []
         return piece, " ".join(styles)
+
+
+def show_writing(model: Llama, tokenizer: Any, prompt: str, options: Mapping[str, Any]) -> Output:
+    """Writes one text and draws it meanwhile; `options` are those of `anyorder.generate`.
+
+    Raises:
+        UserError: see there.
+    """
+    [ids], _ = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
+    order = options.get("order") or model.config.default_way
+    canvas = ids if order == LEFT_TO_RIGHT.name else continuation(ids, options["max_new_tokens"])
+    places = {at: Place(token_id) for at, token_id in enumerate(canvas)}
+    pieces: dict[int, str] = {}
+
+    def piece(token_id: int) -> str:
+        if tokenizer is None:
+            return f" {token_id}"
+        if token_id not in pieces:
+            pieces.update(token_pieces(tokenizer, [token_id]))
+        return pieces[token_id]
+
+    with CanvasView(Console(highlight=False), piece) as view:
+        view.draw(places, 0)
+
+        def watch(step: Step) -> None:
+            for event in step.written:
+                places[event.position] = places.get(event.position, Place(BLANK)).then(event)
+            view.draw(places, 1 + max((event.step for event in step.written), default=-1))
+
+        return generate(model, tokenizer, prompt, watch=watch, **options)

@@ -49,7 +49,9 @@ def command(
     attention: str = "auto",
     revision: str | None = None,
     stream: bool = False,
+    show: bool = False,
     json: bool = False,
+    trace: Path | None = None,
 ) -> None:
     """Continue a prompt, a file of prompts, or standard input.
 
@@ -88,7 +90,9 @@ def command(
         attention: auto, eager, sdpa, flex or flash.
         revision: Branch, tag or commit of a model on the hub.
         stream: Print the text while it is written, as a terminal always shows a single text.
+        show: Draw the text in the terminal while it fills, in whatever order; elsewhere it is printed at its end.
         json: Print one JSON object a line instead of text.
+        trace: New file for what was written where and when, which `anyorder inspect replay` shows.
     """
     if interactive and (prompt is not None or prompts_file is not None or json):
         raise UserError("interactive is given with a prompt, prompts_file or json: leave out one of them.")
@@ -99,10 +103,20 @@ def command(
         f"num_beams {num_beams}": num_beams != 1,
         "json": json,
     }
+    if stream and show:
+        raise UserError("stream is given with show, and both are for the terminal: leave out one of them.")
     for name, given in instead.items():
         if stream and given:
             raise UserError(f"stream is given with {name}, but only a single text is streamed: leave out one of them.")
-    stream = stream or (sys.stdout.isatty() and not any(instead.values()))
+        if show and given:
+            raise UserError(f"show is given with {name}, but only a single text is shown: leave out one of them.")
+    if trace is not None:
+        if interactive:
+            raise UserError("trace is given with interactive, but one file holds one run: leave out one of them.")
+        from anyorder.checkpoints.whole import check_place  # here, because it takes PyTorch, and the help does not
+
+        check_place(trace, folder=False)
+    stream = stream or (sys.stdout.isatty() and not show and not any(instead.values()))
     way = chosen_order(
         order, temperature=temperature, top_k=top_k, top_p=top_p, preset=preset, sampling_method=sampling_method,
         remasking_strategy=remasking_strategy, steps=steps, block_length=block_length, cfg_scale=cfg_scale, cache=cache,
@@ -118,6 +132,7 @@ def command(
     from rich.console import Console
 
     import anyorder
+    from anyorder.cli._canvas import show_writing
 
     notes = Console(stderr=True, highlight=False)
     with notes.status(f"reading {model}"):
@@ -128,7 +143,9 @@ def command(
         if stream:
             pieces = anyorder.stream(network, words, batch[0], **options)
             print_pieces(batch[0], pieces)
-            trace = pieces.output.trace
+            out = pieces.output
+        elif show and sys.stdout.isatty():
+            out = show_writing(network, words, batch[0], options)
         else:
             with notes.status("writing"):
                 out = anyorder.generate(
@@ -145,9 +162,10 @@ def command(
                     print(jsonlib.dumps(record, ensure_ascii=False))
                 else:
                     print_writing(record["prompt"], record["text"], first=row == 0)
-            trace = out.trace
         sys.stdout.flush()
-        notes.print(trace.summary(), style="dim", soft_wrap=True)
+        notes.print(out.trace.summary(), style="dim", soft_wrap=True)
+        if trace is not None:
+            _write_trace(trace, out, words)
 
 
 def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
@@ -174,6 +192,14 @@ def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
     for piece in pieces:
         print(piece, end="", flush=True)
     print()
+
+
+def _write_trace(file: Path, out: Any, tokenizer: Any) -> None:
+    from anyorder.checkpoints.whole import whole_file
+    from anyorder.inspection.replay import Recording
+
+    with whole_file(file) as partial:
+        partial.write_text(Recording.of(out.trace, out.sequences, tokenizer).to_json(), encoding="utf-8")
 
 
 def _records(prompts: list[str], out: Any, num_samples: int | None) -> Iterator[dict[str, Any]]:
