@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+import anyorder
 from anyorder.cli import main
 from anyorder.cli._canvas import HOLE, CanvasView
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Trace, Written
+from anyorder.inspection.attention import analyze_attention_patterns
 from anyorder.inspection.replay import Place, Recording
+from tests.cli.test_main import mistake
 
 
 @pytest.fixture
@@ -69,3 +72,21 @@ def test_a_canvas_in_a_terminal_fits_80_columns() -> None:
     with view:
         view.draw(places, 3)
     assert "word59" in console.export_text()
+
+
+def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "maps.png"
+    assert main(["inspect", "attention", str(folder), "Once upon a time", "--plot", str(plot)]) == 0
+    captured = capsys.readouterr()
+    lines = [line.split() for line in captured.out.splitlines()]
+    assert lines[0] == ["layer", "entropy", "distance", "itself", "first", "ahead"]
+    assert [line[0] for line in lines[1:]] == ["0", "1", "2"]
+    model, tokenizer = anyorder.load(folder)
+    patterns = analyze_attention_patterns(model, tokenizer("Once upon a time")["input_ids"])
+    for line, layer in zip(lines[1:], patterns.of_layers(), strict=True):
+        assert line[1:] == [f"{value:.2f}" for value in layer[2:-2]]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    words = ["inspect", "attention", str(folder), "Once"]
+    assert "masks is 2, but the way 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
+    assert "masks is -1: give a number" in mistake(capsys, *words, "--masks", "-1")
+    assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--way", "diffusion")

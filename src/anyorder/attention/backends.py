@@ -87,7 +87,12 @@ class Eager(Backend):
         return AttentionMask(self.name, seen_B1QK=seen_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
 
     def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        return self._weigh(self._scores(q_BQHD, k_BKGD, mask, scale), v_BKGD)
+        scores_BGNQK = self._scores(q_BQHD, k_BKGD, mask, scale)
+        if mask.watch is not None:
+            weights_BHQK = scores_BGNQK.softmax(-1).flatten(1, 2)
+            empty_BQ = mask.empty_BQ
+            mask.watch(weights_BHQK if empty_BQ is None else weights_BHQK.masked_fill(empty_BQ[:, None, :, None], 0))
+        return self._weigh(scores_BGNQK, v_BKGD)
 
     def attend_with_lse(
         self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float

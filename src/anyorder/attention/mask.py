@@ -5,7 +5,7 @@ Shape suffixes: B batch, Q query rows, K keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -74,6 +74,8 @@ class AttentionMask:
         empty_BQ: rows that see nothing and whose output is zero; None: there is no such row.
         flex: what FlexAttention wants instead of the above.
         tempered: the masks of two softmaxes, instead of the above.
+        watch: is handed the weights of each call, `[batch, heads, rows, keys]`, by the eager backend, for those who
+            look into a network; None: nobody is.
     """
 
     backend: str
@@ -83,6 +85,7 @@ class AttentionMask:
     empty_BQ: Tensor | None = None
     flex: FlexPlan | None = None
     tempered: TemperedMasks | None = None
+    watch: Callable[[Tensor], None] | None = None
 
 
 def dense_mask(request: Request, plain: Visibility) -> tuple[Tensor, Tensor | None]:

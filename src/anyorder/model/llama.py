@@ -116,6 +116,7 @@ class Llama(nn.Module):
         tempered: Tempered | None = None,
         rotary_positions: Tensor | None = None,
         extent: int | None = None,
+        backend: str | None = None,
     ) -> Views:
         """One view for each kind of layer, for rows with these labels.
 
@@ -136,6 +137,7 @@ class Llama(nn.Module):
                 positions, `[batch, rows]`.
             extent: number of cache slots to read, those in use unless given. If given, no decision here depends
                 on data, so that the whole pass can be compiled.
+            backend: the attention backend of this pass; the network's own unless given.
 
         Raises:
             UserError: a label is missing, the cache is full, or the backend cannot do this.
@@ -148,7 +150,7 @@ class Llama(nn.Module):
         n_keys = labels["position"].shape[1] if n_keys is None else n_keys
         key: Labels = {name: label[:, :n_keys] for name, label in labels.items()}
         present = None if valid is None else valid[:, :n_keys]
-        backend = self.backend if extent is None else "traced"
+        backend = "traced" if extent is not None else backend or self.backend
         length_B = _text_lengths(labels["position"], valid)
         if cache is not None and extent is None:
             self._refuse_beyond_cacheable(length_B)
