@@ -82,6 +82,7 @@ def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys
     assert lines[0] == ["layer", "entropy", "distance", "itself", "first", "ahead"]
     assert [line[0] for line in lines[1:]] == ["0", "1", "2"]
     model, tokenizer = anyorder.load(folder)
+    assert tokenizer is not None
     patterns = analyze_attention_patterns(model, tokenizer("Once upon a time")["input_ids"])
     for line, layer in zip(lines[1:], patterns.of_layers(), strict=True):
         assert line[1:] == [f"{value:.2f}" for value in layer[2:-2]]

@@ -12,11 +12,10 @@ from rich.live import Live
 from rich.text import Text
 
 from anyorder.api import Output, generate
-from anyorder.decoding.canvas import BLANK, continuation
+from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step
+from anyorder.dispatch import prompts_for, way_of
 from anyorder.inspection.replay import Place, token_pieces
-from anyorder.text import prompt_ids
-from anyorder.ways import LEFT_TO_RIGHT
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -87,9 +86,10 @@ def show_writing(model: Llama, tokenizer: Any, prompt: str, options: Mapping[str
     Raises:
         UserError: see there.
     """
-    [ids], _ = prompt_ids(prompt, tokenizer, model.config.bos_token_id)
-    order = options.get("order") or model.config.default_way
-    canvas = ids if order == LEFT_TO_RIGHT.name else continuation(ids, options["max_new_tokens"])
+    way = way_of(options["order"], model.config)
+    [canvas], _ = prompts_for(
+        way, prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
+    )
     places = {at: Place(token_id) for at, token_id in enumerate(canvas)}
     pieces: dict[int, str] = {}
 
