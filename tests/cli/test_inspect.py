@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,23 @@ def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys
     assert "masks is 2, but the way 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
     assert "masks is -1: give a number" in mistake(capsys, *words, "--masks", "-1")
     assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--way", "diffusion")
+
+
+def test_compare_prints_a_table_and_the_texts(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    file = tmp_path / "compared.json"
+    words = ["inspect", "compare", str(folder), "Once upon", "Once", "--max_new_tokens", "6"]
+    assert main([*words, "--method", "left-to-right", "--json", str(file)]) == 0
+    model, tokenizer = anyorder.load(folder)
+    out = anyorder.generate(model, tokenizer, ["Once upon", "Once"], max_new_tokens=6)
+    assert isinstance(out.text, list)
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].split() == ["method", "passes", "tokens", "tokens/pass", "tokens/s", "nats/token"]
+    assert printed.splitlines()[1].split()[:3] == ["left-to-right", str(out.passes), str(out.trace.tokens)]
+    assert f"Once upon{out.text[0]}\nOnce{out.text[1]}\n" in printed
+    [record] = json.loads(file.read_text())
+    assert record["texts"] == out.text
+    assert "there is no prompt: give at least one text" in mistake(capsys, "inspect", "compare", str(folder))
+    wrong = ["inspect", "compare", str(folder), "Once", "--method", "llada"]
+    assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *wrong)

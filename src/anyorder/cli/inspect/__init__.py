@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-SUBCOMMANDS = ("replay", "attention")
+SUBCOMMANDS = ("replay", "attention", "compare")

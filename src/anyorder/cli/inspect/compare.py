@@ -1,0 +1,85 @@
+"""`anyorder inspect compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def command(
+    model: str,
+    prompts: list[str] = [],  # noqa: B006 (never changed)
+    *,
+    method: list[str] = [],  # noqa: B006 (never changed)
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    repeats: int = 1,
+    samples: int = 64,
+    tokenizer: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    json: Path | None = None,
+) -> None:
+    """Write the same prompts by several samplers, and compare speed and likelihood.
+
+    Args:
+        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        prompts: Texts to continue, each in quotes.
+        method: An order such as left-to-right or groups:4, or a preset of diffusion with options, such as
+            fast-dllm,block_length=8,threshold=0.9; may be repeated. Those that suit the model unless given.
+        max_new_tokens: Tokens to write per text.
+        seed: Decides what is drawn.
+        repeats: Runs of each, taking turns; their median time counts.
+        samples: Masked copies of each text that its likelihood is estimated from, where the model diffuses.
+        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
+        dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
+        device: Such as cpu or cuda; auto takes a GPU where there is one.
+        revision: Branch, tag or commit of a model on the hub.
+        json: New file for all of it.
+    """
+    import dataclasses
+    import json as jsonlib
+
+    from rich.console import Console
+    from rich.table import Table
+
+    import anyorder
+    from anyorder.checkpoints.whole import check_place, whole_file
+    from anyorder.errors import UserError
+    from anyorder.evaluation.diffusion_likelihood import MonteCarlo
+    from anyorder.inspection.compare import compare_sampling_methods, method_named
+
+    if not prompts:
+        raise UserError("there is no prompt: give at least one text, in quotes.")
+    if json is not None:
+        check_place(json, folder=False)
+    methods = {words: method_named(words) for words in method} or None
+    likelihood = MonteCarlo(samples=samples)
+    notes = Console(stderr=True, highlight=False)
+    with notes.status(f"reading {model}") as status:
+        network, words = anyorder.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+        compared = compare_sampling_methods(
+            network, prompts, methods, tokenizer=words, max_new_tokens=max_new_tokens, seed=seed, repeats=repeats,
+            likelihood=likelihood, on_method=lambda name: status.update(f"writing by {name}"),
+        )  # fmt: skip
+    table = Table(box=None, pad_edge=False)
+    table.add_column("method")
+    for name in ("passes", "tokens", "tokens/pass", "tokens/s", "nats/token"):
+        table.add_column(name, justify="right")
+    for one in compared:
+        error = f" ± {one.standard_error / one.scored:.2f}" if one.standard_error and one.scored else ""
+        table.add_row(
+            one.name, str(one.passes), str(one.tokens), f"{one.tokens_per_pass:.2f}", f"{one.tokens_per_second:.1f}",
+            f"{one.nats_per_token:.2f}{error}",
+        )  # fmt: skip
+    console = Console(highlight=False)
+    console.print(table)
+    for one in compared:
+        console.print(f"\n{one.name}", style="bold", markup=False)
+        for prompt, text in zip(prompts, one.texts or (), strict=bool(one.texts)):
+            console.print(prompt, style="dim", end="", markup=False, emoji=False, soft_wrap=True)
+            console.print(text, markup=False, emoji=False, soft_wrap=True)
+    if json is not None:
+        with whole_file(json) as partial:
+            partial.write_text(jsonlib.dumps([dataclasses.asdict(one) for one in compared], indent=1), encoding="utf-8")
+        notes.print(f"wrote {json}", soft_wrap=True)

@@ -1,0 +1,212 @@
+"""Samplers side by side: the same prompts, what each writes, what it costs, and how probable the network finds it."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from anyorder.api import Output, generate
+from anyorder.decoding.diffusion import DiffusionSampler
+from anyorder.decoding.diffusion_presets import PRESETS
+from anyorder.dispatch import Order, way_of
+from anyorder.errors import UserError
+from anyorder.evaluation.diffusion_likelihood import Bound, Method, MonteCarlo, diffusion_log_prob
+from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
+from anyorder.plans import GroupPlan
+from anyorder.text import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.model.llama import Llama
+    from anyorder.ways import Way
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """What one way of sampling made of the prompts.
+
+    Attributes:
+        name: of the way of sampling.
+        texts: what was written for each prompt; None without a tokenizer.
+        token_ids: that were written for each prompt.
+        passes: forward passes for all prompts.
+        tokens: written before the first end token of each text.
+        seconds: for all prompts, the median of the runs.
+        log_prob: of all that was written up to the first end tokens, given the prompts, in nats; for masked diffusion
+            a lower bound of it.
+        standard_error: of `log_prob`.
+        scored: tokens that `log_prob` is about.
+    """
+
+    name: str
+    texts: tuple[str, ...] | None
+    token_ids: tuple[tuple[int, ...], ...]
+    passes: int
+    tokens: int
+    seconds: float
+    log_prob: float
+    standard_error: float
+    scored: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of `tokens`."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def tokens_per_pass(self) -> float:
+        """Of `tokens`, for each prompt."""
+        return self.tokens / self.passes if self.passes else 0.0
+
+    @property
+    def nats_per_token(self) -> float:
+        """Negative log-probability per scored token: the lower, the more the text is what the network expects."""
+        return -self.log_prob / self.scored if self.scored else 0.0
+
+
+def usual_methods(model: Llama, max_new_tokens: int) -> dict[str, Order]:
+    """Samplers that suit the network, by the words of `method_named`."""
+    names: list[str] = []
+    for way in model.config.ways:
+        if way.name == "diffusion":
+            block = next(length for length in (32, 16, 8, 4, 2, 1) if max_new_tokens % length == 0)
+            quick = max(step for step in range(1, max_new_tokens // 4 + 2) if max_new_tokens % step == 0)
+            names += [
+                "llada", f"llada,steps={quick}", f"llada-semi-ar,block_length={block}", "dream-entropy",
+                f"fast-dllm,block_length={block},threshold=0.9",
+            ]  # fmt: skip
+        else:
+            names += ["any-order", "random", "groups:4", "confidence"] if way.name == "any-order" else [way.name]
+    return {name: method_named(name) for name in names}
+
+
+def method_named(words: str) -> Order:
+    """What words mean on the command line: an order, or a preset of diffusion with options.
+
+    Args:
+        words: such as "left-to-right", "groups:4", "llada" or "fast-dllm,block_length=8,threshold=0.9".
+
+    Raises:
+        UserError: an option has no value, or the preset does not know it.
+    """
+    name, *options = words.split(",")
+    if name not in PRESETS:
+        return words
+    values: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise UserError(f"method {words!r} has the option {option!r}: write it as name=value.")
+        try:
+            values[key.strip()] = json.loads(value)
+        except json.JSONDecodeError:
+            values[key.strip()] = value.strip()
+    try:
+        return DiffusionSampler.preset(name, **values)
+    except TypeError as error:
+        raise UserError(
+            f"method {words!r} has an option that presets do not have ({error}): see `anyorder generate`."
+        ) from error
+
+
+def compare_sampling_methods(
+    model: Llama,
+    prompt: Prompt,
+    methods: Mapping[str, Order] | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_new_tokens: int = 64,
+    seed: int = 0,
+    repeats: int = 1,
+    likelihood: Method = MonteCarlo(samples=64),  # noqa: B008 (frozen)
+    on_method: Callable[[str], None] | None = None,
+) -> list[Compared]:
+    """Writes the same prompts by several samplers.
+
+    Args:
+        model: the network.
+        prompt: a text or token ids, or a list of such, as for `anyorder.generate`.
+        methods: what `generate` takes as `order`, by name; `usual_methods` unless given.
+        tokenizer: of the network; not needed where the prompts are token ids.
+        max_new_tokens: tokens to write per text.
+        seed: decides what is drawn.
+        repeats: runs of each, taking turns; their median time counts.
+        likelihood: how the bound of masked diffusion is found.
+        on_method: told the name of each before it writes.
+
+    Raises:
+        UserError: there is no method or no run, or one cannot write this.
+    """
+    methods = usual_methods(model, max_new_tokens) if methods is None else methods
+    if not methods:
+        raise UserError("methods is empty: give at least one, such as 'llada'.")
+    if repeats < 1:
+        raise UserError(f"repeats is {repeats}: give a whole number above 0.")
+    for order in methods.values():
+        way_of(order, model.config)  # refuses before anything is written
+    runs: dict[str, list[Output]] = {name: [] for name in methods}
+    for _ in range(repeats):
+        for name, order in methods.items():
+            if on_method is not None:
+                on_method(name)
+            runs[name].append(generate(model, tokenizer, prompt, order=order, max_new_tokens=max_new_tokens, seed=seed))
+    return [_compared(model, name, outputs, likelihood) for name, outputs in runs.items()]
+
+
+def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Method) -> Compared:
+    output = outputs[0]
+    single = not output.token_ids or isinstance(output.token_ids[0], int)
+    written = [output.token_ids] if single else output.token_ids
+    texts = None if output.text is None else [output.text] if single else output.text
+    total, error, scored = _log_prob(model, output, likelihood)
+    return Compared(
+        name=name,
+        texts=None if texts is None else tuple(map(str, texts)),
+        token_ids=tuple(map(tuple, written)),
+        passes=output.passes,
+        tokens=output.trace.tokens,
+        seconds=statistics.median(run.trace.seconds for run in outputs),
+        log_prob=total,
+        standard_error=error,
+        scored=scored,
+    )
+
+
+def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, float, int]:
+    """Of all that was written up to the first end token of each text: log-probability, its error, and tokens."""
+    ways = {way.name: way for way in model.config.ways}
+    default = ways[model.config.default_way]
+    texts, scored = [], []
+    for row, ids in enumerate(output.sequences):
+        places = sorted({event.position for event in output.trace.events if event.row == row})
+        ends = [at for at in places if at < len(ids) and ids[at] in model.config.eos_token_ids]
+        end = min(ends, default=len(ids) - 1)
+        # A mask that was left in the text is no token whose probability could be asked for.
+        kept = [at for at in places if at <= end and ids[at] != default.mask_token_id]
+        if kept:
+            texts.append(ids[: end + 1])
+            scored.append(kept)
+    if not texts:
+        return 0.0, 0.0, 0
+    bounds = _bounds(model, default, texts, scored, likelihood)
+    error = math.sqrt(sum(bound.standard_error**2 for bound in bounds))
+    return sum(bound.log_prob for bound in bounds), error, sum(bound.tokens for bound in bounds)
+
+
+def _bounds(
+    model: Llama, way: Way, texts: Sequence[list[int]], scored: Sequence[list[int]], likelihood: Method
+) -> list[Bound]:
+    if way.mask_token_id is not None:
+        return diffusion_log_prob(model, texts, scored, way=way, method=likelihood)
+    exact = log_prob if way.name == "any-order" else left_to_right_log_prob
+    bounds = []
+    for ids, places in zip(texts, scored, strict=True):
+        plan = GroupPlan.sequential([len(ids)], given=[[at not in places for at in range(len(ids))]])
+        total = exact(model, [ids], plan).total.item()
+        bounds.append(Bound(log_prob=total, standard_error=0.0, tokens=len(places), copies=1, exact=True))
+    return bounds
