@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from anyorder.decoding.fusion_layout import concatenate_paraphrases_with_positions, create_segment_isolation_mask
     from anyorder.evaluation.likelihood import log_prob
     from anyorder.fusing import fuse, stream_fused
-    from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM
+    from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
     from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
     from anyorder.plans import GroupPlan
 
 __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
-    "concatenate_paraphrases_with_positions", "convert", "create_chunked_attention_mask",
+    "LlamaTwoStreamForCausalLM", "concatenate_paraphrases_with_positions", "convert", "create_chunked_attention_mask",
     "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks", "load", "log_prob",
     "save", "stream", "stream_fused",
 ]  # fmt: skip
@@ -29,6 +29,7 @@ _MODULES = {
     "DiffusionSampler": "decoding.diffusion",
     "GroupPlan": "plans",
     "LLaDAForMaskedLM": "huggingface",
+    "LlamaTwoStreamForCausalLM": "huggingface",
     "concatenate_paraphrases_with_positions": "decoding.fusion_layout",
     "create_chunked_attention_mask": "masks",
     "create_segment_isolation_mask": "decoding.fusion_layout",

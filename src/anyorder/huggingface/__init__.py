@@ -14,8 +14,11 @@ from anyorder.huggingface.config import AnyOrderConfig, DreamConfig, LLaDAConfig
 from anyorder.huggingface.face import Face
 from anyorder.huggingface.masked import LLaDAForMaskedLM
 from anyorder.huggingface.past import PastKeyValues
+from anyorder.huggingface.two_stream import LlamaTwoStreamForCausalLM
 
-__all__ = ["AnyOrderConfig", "AnyOrderForCausalLM", "Face", "LLaDAForMaskedLM", "PastKeyValues"]
+__all__ = [
+    "AnyOrderConfig", "AnyOrderForCausalLM", "Face", "LLaDAForMaskedLM", "LlamaTwoStreamForCausalLM", "PastKeyValues",
+]  # fmt: skip
 
 for _config in (AnyOrderConfig, LLaDAConfig, DreamConfig):
     AutoConfig.register(_config.model_type, _config, exist_ok=True)

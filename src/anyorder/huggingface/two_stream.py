@@ -1,0 +1,181 @@
+"""The face of networks that write in any order, by two streams.
+
+Shape suffixes: B batch, L length, R = 2 L rows, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutput
+
+from anyorder.checkpoints.config_json import config_from_json
+from anyorder.errors import UserError
+from anyorder.huggingface.config import AnyOrderConfig
+from anyorder.huggingface.face import Face, inputs_of
+from anyorder.model.llama import IGNORED, Llama
+from anyorder.plans import GroupPlan
+from anyorder.visibility import groups
+from anyorder.ways import ANY_ORDER
+
+logger = logging.getLogger(__name__)
+
+GroupIds = Tensor | Sequence[int] | Sequence[Sequence[int]]
+"""The rank of each token, whole numbers `[batch, length]`; `[1, length]` and `[length]` count for all texts."""
+
+
+class LlamaTwoStreamForCausalLM(Face):
+    """The network as transformers' tools know it, in two streams: `logits[:, i]` are those of token i itself.
+
+    Content rows see the tokens of their own group and of those before it; query rows, which the logits are read from,
+    see the groups before. A Llama is a valid start, by `from_pretrained` or from its configuration: its weights stay,
+    and what query rows need beside them is drawn, to be trained.
+    """
+
+    _supports_flash_attn = False
+
+    def __init__(self, config: PreTrainedConfig) -> None:
+        super().__init__(_two_stream(config))
+        self._grouping: GroupIds | None = None
+
+    @classmethod
+    def of(cls, network: Llama) -> Self:
+        """As for other faces.
+
+        Raises:
+            UserError: the network has no query rows.
+        """
+        network.config.way(ANY_ORDER.name)
+        return super().of(network)
+
+    def set_grouping(self, group_ids: GroupIds | None) -> None:
+        """The group ids of all further calls that are given none; None is one token a group, left to right, again."""
+        self._grouping = group_ids
+
+    def reset_grouping(self) -> None:
+        """The same as `set_grouping(None)`."""
+        self._grouping = None
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Tensor,
+        group_ids: GroupIds | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> CausalLMOutput | tuple[Any, ...]:
+        """Both streams in one pass over `[tokens ; query rows]`.
+
+        Args:
+            input_ids: tokens `[batch, length]`.
+            group_ids: the rank of each token; groups are written in the order of their ranks. What `set_grouping` was
+                given unless given here, and one token a group, left to right, without both.
+            attention_mask: 1 for tokens and 0 for padding on either side, `[batch, length]`.
+            labels: tokens to be predicted `[batch, length]`, -100 where none is; `logits[:, i]` is compared with
+                `labels[:, i]`. Padding is never predicted.
+            output_hidden_states: whether to return the content rows `[batch, length, hidden]` that each layer reads
+                and those after the final norm.
+            return_dict: False for a tuple.
+            num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
+
+        Raises:
+            UserError: the arguments do not fit each other.
+        """
+        if input_ids.dim() != 2 or input_ids.is_floating_point():
+            found = f"{input_ids.dtype} of shape {list(input_ids.shape)}"
+            raise UserError(f"input_ids is {found}: give whole numbers [batch, length].")
+        for name, given in (("attention_mask", attention_mask), ("labels", labels)):
+            if given is not None and given.shape != input_ids.shape:
+                raise UserError(f"{name} has the shape {list(given.shape)}: give {list(input_ids.shape)}.")
+        plan = self._plan(input_ids, group_ids, attention_mask)
+        rows = plan.rows()
+        views = self.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
+        content_BLE = self.model.embed_tokens(input_ids.gather(1, rows.content_BL))
+        assert self.query_rows is not None, "they were made with the network"
+        queries_BLE = self.query_rows(rows.labels["position"][:, rows.n_keys :]).to(content_BLE.dtype)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        with inputs_of(self.model.layers if output_hidden_states else ()) as states:
+            hidden_BRE = self.read(torch.cat((content_BLE, queries_BLE), 1), views)
+        # From the order of ranks back to that of the text; rows of padding stay zero.
+        placed_BLE = torch.zeros_like(content_BLE)
+        valid_BL = rows.valid_BR[:, rows.n_keys :]
+        sample_N, _ = valid_BL.nonzero(as_tuple=True)
+        placed_BLE[sample_N, rows.query_BK[valid_BL]] = hidden_BRE[:, rows.n_keys :][valid_BL].to(placed_BLE.dtype)
+        logits_BLV = self.logits(placed_BLE)
+        loss = None
+        if labels is not None:
+            target_BL = labels.masked_fill(~plan.valid_BL, IGNORED)
+            wide_NV = logits_BLV.flatten(0, 1).to(torch.promote_types(logits_BLV.dtype, torch.float32))
+            summed = F.cross_entropy(wide_NV, target_BL.flatten(), ignore_index=IGNORED, reduction="sum")
+            loss = summed / ((target_BL != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+        back_BL = rows.content_BL.argsort(1)
+        content = tuple(
+            state[:, : rows.n_keys].gather(1, back_BL.unsqueeze(2).expand(-1, -1, state.shape[2]))
+            for state in (*states, hidden_BRE)
+        )
+        output = CausalLMOutput(loss=loss, logits=logits_BLV, hidden_states=content if output_hidden_states else None)
+        as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
+        return output.to_tuple() if as_tuple else output
+
+    def _plan(self, input_ids: Tensor, group_ids: GroupIds | None, attention_mask: Tensor | None) -> GroupPlan:
+        """The plan of a call, in which every token is predicted."""
+        batch, length = input_ids.shape
+        valid_BL = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        group_ids = self._grouping if group_ids is None else group_ids
+        if group_ids is None:
+            rank_BL = torch.arange(length, device=input_ids.device).expand(batch, -1)
+        else:
+            rank_BL = GroupPlan.from_group_ids(group_ids).rank_BL.to(input_ids.device)
+            if rank_BL.shape not in ((batch, length), (1, length)):
+                remedy = f"give one for each token, {[batch, length]}, or set_grouping(None) for left to right"
+                raise UserError(f"group_ids has the shape {list(rank_BL.shape)}: {remedy}.")
+        return GroupPlan(
+            rank_BL=rank_BL.expand(batch, -1).contiguous(), given_BL=torch.zeros_like(valid_BL), valid_BL=valid_BL
+        )
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Not by transformers' loop, which writes from left to right."""
+        return False
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Is refused.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            "transformers' generate writes from left to right, and this network in any order: use "
+            "anyorder.generate(model, tokenizer, prompt)."
+        )
+
+
+def _two_stream(config: PreTrainedConfig) -> AnyOrderConfig:
+    """The same configuration, of any architecture that is read, with any order among its ways of writing."""
+    if isinstance(config, AnyOrderConfig):
+        ours = config
+        if not config.has_query_rows:
+            ours = copy.deepcopy(config)
+            ours.ways = (ANY_ORDER, *config.ways)
+    else:
+        backbone = config_from_json(config.to_dict() | {"architectures": None})
+        backbone = backbone.replace(ways=(ANY_ORDER, *backbone.ways))
+        attention = config._attn_implementation
+        ours = AnyOrderConfig(backbone=backbone, dtype=config.dtype, attn_implementation=attention)
+    if str(ours._attn_implementation).startswith("flash"):
+        logger.warning(
+            "attention %r has no masks, which two streams need: 'sdpa' is taken, which computes the same",
+            ours._attn_implementation,
+        )
+        ours._attn_implementation = "sdpa"
+    return ours
