@@ -10,6 +10,7 @@ from anyorder.api import Output, Stream, _output, _pieces
 from anyorder.decoding.fusion import MEMBER, fusion_steps, write_fused
 from anyorder.decoding.fusion_question import UNWEIGHED, Fusion, Question, check_questions, fused_layouts
 from anyorder.decoding.fusion_scores import best, weigh
+from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder
@@ -19,6 +20,8 @@ from anyorder.text import Continuation, stop_strings
 from anyorder.ways import refuse_unless_causal
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.decoding.fusion_weights import Correction
@@ -63,6 +66,7 @@ def fuse(
     separator: Part = "",
     weights: Weights | None = None,
     keep: int | None = None,
+    store: str | Path | None = None,
     attention_share: bool = False,
     use_cache: bool = True,
 ) -> FusedOutput:
@@ -94,6 +98,7 @@ def fuse(
         weights: how much each phrasing counts: numbers, a list of such for each question, "confidence" (of its own
             answer) or "likelihood" (of the phrasing); all the same unless given.
         keep: only so many phrasings of the highest weights are used; all unless given.
+        store: a folder where what is read of prefixes and phrasings is kept, and recalled when it is asked again.
         attention_share: whether to tell how much attention each phrasing got, which takes a pass more.
         use_cache: False computes one masked sequence again for each token, for those who doubt the cache.
 
@@ -118,6 +123,7 @@ def fuse(
         )
     if attention_share and fusion.method != "attention":
         raise UserError(f"attention_share is True with the method {method!r}: leave it out, or take 'attention'.")
+    kept_parts = None if store is None else SegmentStore(store, model)
     shares: list[list[float]] = []
     total = len(asked.questions)
     check_questions(model.config, asked.questions, fusion, max_new_tokens, range(total))
@@ -138,7 +144,8 @@ def fuse(
         if num_beams == 1:
             return write_fused(
                 model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
-                stop=asked.condition(questions, rows), use_cache=use_cache, rows=rows, same_answer=asked.same_answer,
+                stop=asked.condition(questions, rows), use_cache=use_cache, store=kept_parts, rows=rows,
+                same_answer=asked.same_answer,
             )  # fmt: skip
         # Here, because it needs transformers' models, which take a second to import.
         from anyorder.decoding.fusion_beams import write_fused_by_beam_search
@@ -146,7 +153,7 @@ def fuse(
         return write_fused_by_beam_search(
             model, questions, fusion=fusion, beams=num_beams, max_new_tokens=max_new_tokens,
             repetition_penalty=repetition_penalty, stop=asked.condition(questions, rows, beams=True),
-            use_cache=use_cache, rows=rows,
+            use_cache=use_cache, store=kept_parts, rows=rows,
         )  # fmt: skip
 
     size = batch_size or total
@@ -177,6 +184,7 @@ def stream_fused(
     separator: Part = "",
     weights: Weights | None = None,
     keep: int | None = None,
+    store: str | Path | None = None,
     use_cache: bool = True,
 ) -> Stream:
     """Answers a single question as `fuse` does, and gives the answer piece by piece while it is written.
@@ -202,6 +210,7 @@ def stream_fused(
     steps = fusion_steps(
         model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
         stop=lambda row, written: text.read(written), use_cache=use_cache, rows=range(1),
+        store=None if store is None else SegmentStore(store, model),
     )  # fmt: skip
     return Stream(_pieces(steps, Recorder([layout.token_ids], range(1), model.config.eos_token_ids), text))
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import anyorder
 from anyorder.decoding.fusion import APE, CORRECTIONS, POSITIONS, Fusion, Question, fusion_reader, write_fused
 from anyorder.decoding.fusion_question import METHODS, fused_layouts
-from anyorder.decoding.fusion_reading import AttentionReader, read_joined, read_pieces
+from anyorder.decoding.fusion_reader import AttentionReader
+from anyorder.decoding.fusion_reading import read_joined, read_pieces
 from anyorder.decoding.left_to_right import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 from anyorder.decoding.fusion_layout import POSITIONS
 from anyorder.decoding.fusion_question import HYBRID, METHODS, Fusion, Question, check_questions, fused_layouts
-from anyorder.decoding.fusion_reading import AttentionReader, MaskedReader, Reader
-from anyorder.decoding.fusion_weights import APE, CORRECTIONS
+from anyorder.decoding.fusion_reader import AttentionReader, MaskedReader, Reader
+from anyorder.decoding.fusion_store import SegmentStore
+from anyorder.decoding.fusion_weights import APE, CORRECTIONS, Correction
 from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.logit_fusion import POOLS, HybridReader, PooledReader
 from anyorder.decoding.sampling import Sampling
@@ -45,6 +46,7 @@ def write_fused(
     sampling: Sampling = GREEDY,
     stop: Stop | None = None,
     use_cache: bool = True,
+    store: SegmentStore | None = None,
     rows: Sequence[int] | None = None,
     same_answer: Callable[[Sequence[int]], Hashable] = tuple,
 ) -> Generation:
@@ -60,6 +62,7 @@ def write_fused(
         sampling: how a token is chosen.
         stop: asked after each token that is no end token, with the number of the question; the token itself stays.
         use_cache: False reads all again for each token: the slow, obvious twin.
+        store: keeps what is read of prefixes and phrasings, and recalls it.
         rows: number of each question, which decides its random draws; 0, 1, 2, ... unless given.
         same_answer: for "vote": answers of which this is the same are one answer.
 
@@ -68,10 +71,10 @@ def write_fused(
     """
     rows = range(len(questions)) if rows is None else rows
     if fusion.method == "vote":
-        return _vote(model, questions, stop, rows, same_answer, max_new_tokens, sampling, use_cache)
+        return _vote(model, questions, stop, rows, same_answer, max_new_tokens, sampling, use_cache, store)
     steps = fusion_steps(
         model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, rows=rows,
-        use_cache=use_cache,
+        use_cache=use_cache, store=store,
     )  # fmt: skip
     prompts = [layout.token_ids for layout in fused_layouts(questions, fusion.positions)]
     return collect(steps, prompts, rows, model.config.eos_token_ids)
@@ -87,12 +90,13 @@ def fusion_steps(
     stop: Stop | None,
     rows: Sequence[int],
     use_cache: bool = True,
+    store: SegmentStore | None = None,
 ) -> Iterator[Step]:
     """The steps of `write_fused`, each as soon as it is taken; mistakes are raised at once. A vote has no steps."""
     if fusion.method == "vote":
         raise UserError("method is 'vote', but only whole answers can be counted: use fuse, or another method.")
     limits = check_questions(model.config, questions, fusion, max_new_tokens, rows)
-    return _steps(model, questions, fusion, limits, sampling, stop, rows, use_cache)
+    return _steps(model, questions, fusion, limits, sampling, stop, rows, use_cache, store)
 
 
 def _steps(
@@ -104,11 +108,12 @@ def _steps(
     stop: Stop | None,
     rows: Sequence[int],
     use_cache: bool,
+    store: SegmentStore | None,
 ) -> Iterator[Step]:
     prompts = [layout.token_ids for layout in fused_layouts(questions, fusion.positions)]
     written: list[list[int]] = [[] for _ in questions]
     generators = sampling.generators(rows)
-    reader = fusion_reader(model, questions, fusion, max(limits), use_cache)
+    reader = fusion_reader(model, questions, fusion, max(limits), use_cache, store)
     writing, passes = list(range(len(questions))), 0
     logits_QV = reader.first()
 
@@ -138,14 +143,24 @@ def _steps(
 
 
 def fusion_reader(
-    model: Llama, questions: Sequence[Question], fusion: Fusion, new_tokens: int, use_cache: bool = True
+    model: Llama,
+    questions: Sequence[Question],
+    fusion: Fusion,
+    new_tokens: int,
+    use_cache: bool = True,
+    store: SegmentStore | None = None,
 ) -> Reader:
     """What scores the next tokens of these questions by this method."""
-    kind = AttentionReader if use_cache else MaskedReader
     shares = [question.shares for question in questions]
 
+    def reader(asked: Sequence[Question], positions: str, weights: list[list[float]], correction: Correction) -> Reader:
+        layouts = fused_layouts(asked, positions)
+        if use_cache:
+            return AttentionReader(model, layouts, weights, correction, new_tokens, store)
+        return MaskedReader(model, layouts, weights, correction)
+
     def attention() -> Reader:
-        return kind(model, fused_layouts(questions, fusion.positions), shares, fusion.correction, new_tokens)
+        return reader(questions, fusion.positions, shares, fusion.correction)
 
     def pooled(method: str) -> Reader:
         asked = [
@@ -154,7 +169,7 @@ def fusion_reader(
         ]
         singles = [single for of_question in asked for single in of_question]
         weights: list[list[float]] = [[1.0] * len(single.segments) for single in singles]
-        alone = kind(model, fused_layouts(singles, "shared"), weights, "none", new_tokens)
+        alone = reader(singles, "shared", weights, "none")
         return PooledReader(alone, [len(of_question) for of_question in asked], shares, POOLS[method])
 
     if fusion.method == "attention":
@@ -174,6 +189,7 @@ def _vote(
     max_new_tokens: int,
     sampling: Sampling,
     use_cache: bool,
+    store: SegmentStore | None,
 ) -> Generation:
     """Each phrasing answers alone, and the answer with the most weight stands; of several such, the likeliest."""
     check_questions(model.config, questions, Fusion(method="vote"), max_new_tokens, rows)
@@ -191,6 +207,7 @@ def _vote(
         sampling=sampling,
         stop=stop,
         use_cache=use_cache,
+        store=store,
         rows=numbers,
     )
     likelihood = dict.fromkeys(numbers, 0.0)

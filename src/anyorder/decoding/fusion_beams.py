@@ -18,7 +18,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from anyorder.decoding.beam_search import Watch
 from anyorder.decoding.fusion import fusion_reader
 from anyorder.decoding.fusion_question import Fusion, Question, check_questions, fused_layouts
-from anyorder.decoding.fusion_reading import Reader
+from anyorder.decoding.fusion_reader import Reader
+from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.trace import Generation, Step, StopReason, Written, collect
 from anyorder.errors import UserError
@@ -38,12 +39,13 @@ def write_fused_by_beam_search(
     repetition_penalty: float = 1.0,
     stop: Stop | None = None,
     use_cache: bool = True,
+    store: SegmentStore | None = None,
     rows: Sequence[int] | None = None,
 ) -> Generation:
     """Answers every question by the best of the texts that so many beams find, as `write_by_beam_search` does.
 
     Args:
-        model, questions, fusion, max_new_tokens, use_cache, rows: as in `write_fused`.
+        model, questions, fusion, max_new_tokens, use_cache, store, rows: as in `write_fused`.
         beams: texts that are followed at a time per question, above 1.
         repetition_penalty: as in `Sampling`, but on log-probabilities, as transformers' beam search has it.
         stop: asked after each token of each beam, so it must not expect that what was written grows.
@@ -60,7 +62,7 @@ def write_fused_by_beam_search(
     steps = (
         _search(
             model, [questions[q] for q in group], [rows[q] for q in group], fusion, beams, limits[group[0]],
-            repetition_penalty, stop, use_cache,
+            repetition_penalty, stop, use_cache, store,
         )
         for group in groups
     )  # fmt: skip
@@ -79,11 +81,12 @@ def _search(
     repetition_penalty: float,
     stop: Stop | None,
     use_cache: bool,
+    store: SegmentStore | None,
 ) -> Step:
     """All that is written to questions with the same limit; in transformers' form they are padded on the left."""
     prompts = [layout.token_ids for layout in fused_layouts(questions, fusion.positions)]
     width = max(map(len, prompts))
-    face = _Face.over(model, fusion_reader(model, questions, fusion, max_new_tokens, use_cache), beams)
+    face = _Face.over(model, fusion_reader(model, questions, fusion, max_new_tokens, use_cache, store), beams)
     # A token that the question has is padding that transformers' repetition penalty, which looks at it, may see.
     padded = [[prompt[0]] * (width - len(prompt)) + [*prompt] for prompt in prompts]
     found = face.generate(

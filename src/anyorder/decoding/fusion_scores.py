@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from anyorder.decoding.fusion_question import Question, fused_layouts
-from anyorder.decoding.fusion_reading import AttentionReader, read_joined
+from anyorder.decoding.fusion_reader import AttentionReader
+from anyorder.decoding.fusion_reading import read_joined
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:

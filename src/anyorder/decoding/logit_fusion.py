@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from anyorder.decoding.fusion_reading import Reader
+from anyorder.decoding.fusion_reader import Reader
 
 CONTRAST = 0.25
 """How strongly "contrast" moves away from what is answered without any phrasing."""
