@@ -8,7 +8,7 @@ from typing import Any
 
 from anyorder.errors import UserError
 
-SUBCOMMANDS: tuple[str, ...] = ()
+SUBCOMMANDS = ("run", "score", "compare")
 
 
 def command(
@@ -42,7 +42,8 @@ def command(
     """Answer one question from several phrasings, read apart.
 
     Each phrasing is read by itself, between prefix and suffix; the answer looks at all of them. How much attention
-    each of them got is told behind the answer.
+    each of them got is told behind the answer. For the questions of a data set: `anyorder fuse run --help`,
+    `anyorder fuse score --help`, `anyorder fuse compare --help`.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).

@@ -1,0 +1,62 @@
+"""What the commands that ask many questions share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from anyorder.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.model.llama import Llama
+
+
+def whole_numbers(name: str, text: str | None) -> tuple[int, ...] | None:
+    """The numbers of an option such as `0,1,2`.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(f"option {name} is {text!r}: give whole numbers with commas, such as 0,1,2.") from None
+
+
+@contextmanager
+def question_progress(console: Console) -> Iterator[Progress]:
+    """Bars that count questions; the last state of each as a line where there is no terminal."""
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        yield bar
+    if not console.is_terminal:
+        for task in bar.tasks:
+            console.print(f"{task.description} {task.completed:.0f}/{task.total:.0f}", soft_wrap=True)
+
+
+def load(console: Console, model: str, **options: Any) -> tuple[Llama, PreTrainedTokenizerBase]:
+    """A network with its tokenizer, which questions need."""
+    import anyorder
+
+    with console.status(f"reading {model}"):
+        network, words = anyorder.load(model, **options)
+    if words is None:
+        raise UserError(f"model {model!r} has no tokenizer: name one with --tokenizer.")
+    return network, words

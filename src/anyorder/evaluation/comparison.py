@@ -1,0 +1,272 @@
+"""All ways to answer questions in several phrasings, on the same questions: how often each is right, and its cost."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anyorder.errors import UserError
+from anyorder.evaluation.prompts import PromptParts
+from anyorder.evaluation.protocol import CONCATENATION, SINGLE, asker, one_by_one
+from anyorder.evaluation.question_runs import Results, run_questions
+from anyorder.evaluation.questions import Question
+from anyorder.evaluation.scoring import (
+    Interval,
+    Scores,
+    agreement,
+    any_of,
+    difference,
+    interval,
+    lemmas,
+    mean_of,
+    score,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.model.llama import Llama
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to answer. `positions` and `correction` are those of the method "attention"."""
+
+    method: str
+    positions: str = "shared"
+    correction: str = "1/N"
+
+    @property
+    def name(self) -> str:
+        """As it stands in the table."""
+        if self.method != "attention":
+            return self.method
+        return f"attention, {self.positions}, {self.correction}"
+
+    @property
+    def same_alone(self) -> bool:
+        """Whether with one phrasing it is but the question asked."""
+        return self.method != "contrast" and not self.correction.startswith("ape")
+
+
+CONTENDERS = (
+    Contender(method=SINGLE),
+    Contender(method=CONCATENATION),
+    *(
+        Contender(method="attention", positions=positions, correction=correction)
+        for positions in ("shared", "running", "right", "spread")
+        for correction in ("1/N", "none")
+    ),
+    Contender(method="attention", correction="ape:0.9,0.9"),
+    Contender(method="logit-mean"),
+    Contender(method="probability-mean"),
+    Contender(method="max"),
+    Contender(method="lowest-entropy"),
+    Contender(method="contrast"),
+    Contender(method="attention+logit-mean"),
+    Contender(method="vote"),
+)
+"""The first is what the others are compared with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """How one way did with so many phrasings.
+
+    Attributes:
+        name: of the way; a single phrasing has two lines, the mean and the best of all, which knows the answer.
+        phrasings: N.
+        lemma: share of answers that are right by their lemmas, which is what "right" means below.
+        exact, f1, containment: the other measures.
+        gain: of "lemma" over a single phrasing, on the same questions.
+        seconds: per question; batched, so a machine and a batch size belong to it.
+    """
+
+    name: str
+    phrasings: int
+    lemma: Interval
+    exact: Interval
+    f1: Interval
+    containment: Interval
+    gain: Interval
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All lines, and how often two phrasings of a question get the same answer, by number of phrasings."""
+
+    questions: int
+    lines: tuple[Line, ...]
+    agreement: dict[int, Interval]
+
+    def markdown(self) -> str:
+        """The table for the largest number of phrasings."""
+        most = max(line.phrasings for line in self.lines)
+        rows = [line for line in self.lines if line.phrasings == most]
+        alone = next(line.seconds for line in rows if line.name == MEAN)
+        head = f"| {most} phrasings | right, % | against a single one | exact, % | token F1, % | time |"
+        lines = [head, "|---|---|---|---|---|---|"]
+        for line in rows:
+            against = "" if line.name == MEAN else _signed(line.gain)
+            lines.append(
+                f"| {line.name} | {line.lemma} | {against} | {100 * line.exact.mean:.1f} | {100 * line.f1.mean:.1f} | "
+                f"{line.seconds / alone:.1f} |"
+            )
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return dataclasses.asdict(self)
+
+
+MEAN, BEST = "single, mean", "single, best of all"
+
+
+def compare(
+    model: Llama,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    parts: PromptParts,
+    settings: Mapping[str, Any],
+    folder: Path,
+    *,
+    counts: Sequence[int] = (),
+    contenders: Sequence[Contender] = CONTENDERS,
+    max_new_tokens: int = 10,
+    batch_size: int = 16,
+    seed: int = 0,
+    on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
+) -> Comparison:
+    """Asks every question in every way, and scores the answers.
+
+    The answers are in `folder`, a results file for each way; what is there already is not asked again.
+
+    Args:
+        model: the network.
+        tokenizer: its tokenizer.
+        questions: all with the same number of phrasings.
+        parts: what stands around the phrasings.
+        settings: whatever else the answers depend on, as JSON.
+        folder: for the results files.
+        counts: numbers of phrasings, each the first so many; 1, 2, 4, ... and all of them unless given.
+        contenders: ways to answer; a single phrasing, which all are compared with, is always among them.
+        max_new_tokens: tokens of an answer at most.
+        batch_size: questions at a time.
+        seed: of the intervals.
+        on_progress: told of each way how many questions of how many are answered.
+
+    Raises:
+        UserError: a count is out of range, an option is no good, or the folder has results of another run.
+    """
+    most = len(questions[0].phrasings)
+    counts = sorted(set(counts)) if counts else _doubling(most)
+    for count in counts:
+        if not 1 <= count <= most:
+            raise UserError(f"counts has {count}, but the questions have {most} phrasings: give 1 to {most}.")
+    contenders = [Contender(method=SINGLE), *(other for other in contenders if other.method != SINGLE)]
+    for contender in contenders:  # a mistake in the last of them would cost the time of all others
+        asker(model, tokenizer, parts, method=contender.method)
+
+    def answers(contender: Contender, count: int) -> Results:
+        asked = [question.pick(count) for question in questions]
+        asked = one_by_one(asked) if contender.method == SINGLE else asked
+        ask = asker(
+            model, tokenizer, parts, method=contender.method, positions=contender.positions,
+            correction=contender.correction, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        return run_questions(
+            asked,
+            parts,
+            ask,
+            {**settings, **dataclasses.asdict(contender), "max_new_tokens": max_new_tokens},
+            folder / f"{_slug(contender.name)}-{count}.feather",
+            batch_size=batch_size,
+            on_progress=lambda done: on_progress(f"{contender.name}, {count}", done, len(asked)),
+        )
+
+    alone = answers(contenders[0], max(counts))
+    lines, agreed = [], {}
+    gold = [[*texts] for texts in (question.answers for question in questions)]
+    flat = lemmas([answer for answers_ in gold for answer in answers_])
+    gold_lemmas = _regrouped(flat, [len(answers_) for answers_ in gold])
+    for count in counts:
+        baseline, singles = _single_lines(alone, gold, gold_lemmas, most=max(counts), count=count, seed=seed)
+        lines += singles
+        predictions = [row["prediction"] for row in _first(alone.rows, max(counts), count)]
+        groups = [str(number // count) for number in range(len(predictions))]
+        agreed[count] = interval(agreement(predictions, groups), seed=seed)
+        for contender in contenders[1:]:
+            if count == 1 and contender.same_alone:
+                continue
+            results = answers(contender, count)
+            predicted = results.column("prediction")
+            scores = score(gold, predicted, gold_lemmas, lemmas(predicted))
+            seconds = results.seconds / len(questions)
+            lines.append(_line(contender.name, count, scores, baseline, seconds, seed))
+    return Comparison(questions=len(questions), lines=tuple(lines), agreement=agreed)
+
+
+def _single_lines(
+    alone: Results,
+    gold: list[list[str]],
+    gold_lemmas: list[list[list[str]]],
+    *,
+    most: int,
+    count: int,
+    seed: int,
+) -> tuple[Scores, list[Line]]:
+    """The mean over the phrasings of each question, and two lines: this, and the best of them."""
+    rows = _first(alone.rows, most, count)
+    predicted = [row["prediction"] for row in rows]
+    groups = [str(number // count) for number in range(len(rows))]
+    scores = score(
+        [answers for answers in gold for _ in range(count)],
+        predicted,
+        [answers for answers in gold_lemmas for _ in range(count)],
+        lemmas(predicted),
+    )
+    mean, best = (
+        Scores(**{name: join(values, groups) for name, values in dataclasses.asdict(scores).items()})
+        for join in (mean_of, any_of)
+    )
+    seconds = alone.seconds / len(alone.rows)
+    lines = [_line(MEAN, count, mean, mean, seconds, seed)]
+    if count > 1:
+        lines.append(_line(BEST, count, best, mean, seconds * count, seed))
+    return mean, lines
+
+
+def _line(name: str, count: int, scores: Scores, baseline: Scores, seconds: float, seed: int) -> Line:
+    return Line(
+        name=name,
+        phrasings=count,
+        gain=difference(scores.lemma, baseline.lemma, seed=seed),
+        seconds=seconds,
+        **{measure: interval(values, seed=seed) for measure, values in dataclasses.asdict(scores).items()},
+    )
+
+
+def _first(rows: list[dict[str, Any]], most: int, count: int) -> list[dict[str, Any]]:
+    """Of `most` rows for each question the first `count`."""
+    return [row for number, row in enumerate(rows) if number % most < count]
+
+
+def _regrouped(values: list[list[str]], sizes: list[int]) -> list[list[list[str]]]:
+    remaining = iter(values)
+    return [[next(remaining) for _ in range(size)] for size in sizes]
+
+
+def _doubling(most: int) -> list[int]:
+    return sorted({*(2**power for power in range(most.bit_length())), most})
+
+
+def _slug(name: str) -> str:
+    return name.replace(", ", "-").replace("/", "").replace(":", "").replace(",", "-")
+
+
+def _signed(gain: Interval) -> str:
+    return f"{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"

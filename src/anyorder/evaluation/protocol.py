@@ -1,0 +1,152 @@
+"""What is asked, how, and of which method: from a set of questions to an answer of the network for each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from anyorder.decoding.fusion_question import METHODS
+from anyorder.errors import UserError
+from anyorder.evaluation.prompts import STOP, PromptParts, prompt_parts
+from anyorder.evaluation.question_runs import Ask
+from anyorder.evaluation.question_sets import read_questions
+from anyorder.evaluation.questions import Form, Question
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.model.llama import Llama
+
+SINGLE, CONCATENATION = "single", "concatenation"
+RUN_METHODS = (SINGLE, CONCATENATION, *METHODS)
+"""What answers can be compared: each phrasing by itself, all of them one after another, and the ways to fuse them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """Everything about a run but the network and the method.
+
+    Attributes:
+        dataset: what `read_questions` reads, as `split`, `form` and `relations` say.
+        num_paraphrases: the first so many phrasings of each question; 5 unless `indices` are given.
+        indices: which of them, counted from 0.
+        max_samples: so many questions, drawn; all unless given.
+        shots: examples in front, questions drawn from the set that are not asked themselves.
+        shots_from: another set that the examples are drawn from.
+        instruction: in front of the examples; that of the form unless given.
+        chat: whether the tokenizer's chat template goes around the prompt.
+        seed: of all that is drawn.
+        max_new_tokens: tokens of an answer at most.
+    """
+
+    dataset: str
+    split: str | None = None
+    form: Form | None = None
+    relations: tuple[str, ...] = ()
+    num_paraphrases: int | None = None
+    indices: tuple[int, ...] | None = None
+    max_samples: int | None = None
+    shots: int = 5
+    shots_from: str | None = None
+    instruction: str | None = None
+    chat: Literal["auto", "always", "never"] = "auto"
+    seed: int = 42
+    max_new_tokens: int = 10
+
+    def __post_init__(self) -> None:
+        if self.num_paraphrases is None and self.indices is None:
+            object.__setattr__(self, "num_paraphrases", 5)
+        if self.max_new_tokens < 1:
+            raise UserError(f"max_new_tokens is {self.max_new_tokens}: give a whole number above 0.")
+        if self.shots < 0:
+            raise UserError(f"shots is {self.shots}: give 0, or a whole number above it.")
+
+    def told(self) -> dict[str, Any]:
+        """What answers depend on, for the settings of a results file."""
+        return asdict(self)
+
+    def draw(self) -> Drawn:
+        """The questions to be asked, with the phrasings to be used, and the examples.
+
+        Raises:
+            UserError: the set cannot be read, or does not have what is asked for.
+        """
+        # A question with fewer phrasings than this is no error of the whole set: it is left out.
+        needed = self.num_paraphrases or max(self.indices or (0,)) + 1
+        found = read_questions(
+            self.dataset, split=self.split, min_phrasings=max(1, needed), relations=self.relations, form=self.form
+        )
+        if self.shots_from is None:
+            shots, found = found.split_off(self.shots, self.seed)
+        else:
+            shots, _ = read_questions(self.shots_from, form=self.form).split_off(self.shots, self.seed)
+        asked = found.sample(self.max_samples, self.seed).questions
+        picked = tuple(question.pick(self.num_paraphrases, self.indices) for question in asked)
+        return Drawn(questions=picked, shots=shots, form=found.form)
+
+    def parts(self, drawn: Drawn, tokenizer: PreTrainedTokenizerBase | None) -> PromptParts:
+        """What stands around the phrasings.
+
+        Raises:
+            UserError: the tokenizer has no chat template, and one is asked for.
+        """
+        return prompt_parts(
+            drawn.form, drawn.shots, instruction=self.instruction, tokenizer=tokenizer, chat=self.chat
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """Questions to be asked and examples to be shown, both of one form."""
+
+    questions: tuple[Question, ...]
+    shots: tuple[Question, ...]
+    form: Form
+
+
+def one_by_one(questions: Sequence[Question]) -> list[Question]:
+    """Each phrasing as a question of its own; those of one question follow each other and keep its name."""
+    return [replace(question, phrasings=(phrasing,)) for question in questions for phrasing in question.phrasings]
+
+
+def asker(
+    model: Llama,
+    tokenizer: PreTrainedTokenizerBase,
+    parts: PromptParts,
+    *,
+    method: str,
+    positions: str = "shared",
+    correction: str = "1/N",
+    max_new_tokens: int = 10,
+) -> Ask:
+    """What answers questions: greedily, up to the end of a line.
+
+    Args:
+        model: the network.
+        tokenizer: its tokenizer.
+        parts: what stands around the phrasings.
+        method: one of `RUN_METHODS`.
+        positions, correction: of the method "attention".
+        max_new_tokens: tokens of an answer at most.
+
+    Raises:
+        UserError: the method is unknown.
+    """
+    if method not in RUN_METHODS:
+        raise UserError(f"method is {method!r}: choose one of {', '.join(RUN_METHODS)}.")
+    alone = method in (SINGLE, CONCATENATION)
+
+    def ask(segments: list[list[str]]) -> tuple[list[str], int]:
+        # One segment is plain generation, so these two need no engine of their own.
+        phrasings = [["".join(of_question)] for of_question in segments] if alone else segments
+        from anyorder import fusing
+
+        out = fusing.fuse(
+            model, tokenizer, phrasings, prefix=parts.prefix, suffix=parts.suffix, positions=positions,
+            correction=correction, method=METHODS[0] if alone else method, max_new_tokens=max_new_tokens, stop=STOP,
+        )  # fmt: skip
+        assert isinstance(out.text, list)
+        return out.text, out.passes
+
+    return ask
