@@ -104,7 +104,10 @@ def test_every_backend_has_its_line(page: str) -> None:
     assert set(TRANSFORMERS_NAMES.values()) <= set(BACKENDS)
 
 
-@pytest.mark.parametrize("name", ["visibility.md", "left-to-right.md", "diffusion.md", "coming-from.md"])
+@pytest.mark.parametrize(
+    "name",
+    ["visibility.md", "left-to-right.md", "diffusion.md", "diffusion-likelihood.md", "inspection.md", "coming-from.md"],
+)
 def test_names_and_links_exist(name: str, project_root: Path) -> None:
     text = (project_root / "docs" / name).read_text(encoding="utf-8")
     for dotted in sorted(set(re.findall(r"`(anyorder(?:\.\w+)+)", text))):
@@ -119,7 +122,7 @@ def test_names_and_links_exist(name: str, project_root: Path) -> None:
         assert (project_root / "docs" / link).is_file(), link
 
 
-@pytest.mark.parametrize("name", ["coming-from.md", "checkpoints.md"])
+@pytest.mark.parametrize("name", ["coming-from.md", "checkpoints.md", "inspection.md"])
 def test_options_of_commands_exist(name: str, project_root: Path) -> None:
     text = (project_root / "docs" / name).read_text(encoding="utf-8")
     names = sorted(command_names(), key=len, reverse=True)  # "data convert" before "data"

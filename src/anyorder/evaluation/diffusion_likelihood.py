@@ -13,12 +13,13 @@ Shape suffixes: B copies of a batch, R rows, E hidden size, N masked tokens of t
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -76,6 +77,10 @@ class MonteCarlo:
                 f"samples is {self.samples} in {size}: give a multiple of {max(self.group, 1)} of at least "
                 f"{2 * max(self.group, 1)}, since the differences between groups tell the error."
             )
+
+    def replace(self, **changes: Any) -> MonteCarlo:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
 
     def groups(self, sizes: Sequence[int], generator: torch.Generator) -> Iterator[list[Weights]]:
         """Groups of masked copies: the weighted log-probabilities of a group add up to an estimate.
