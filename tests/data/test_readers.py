@@ -172,7 +172,7 @@ def test_files_of_a_folder_in_order_of_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem", "remedy"),
     [
-        ('{"text": ', "is not JSON (Expecting value: line 1 column 10 (char 9))", "write one JSON object per line"),
+        ('{"text": ', "is not JSON (Expecting value, column 10)", "write one JSON object per line"),
         ("[" * 100_000, "is not JSON (maximum recursion depth exceeded", "write one JSON object per line"),
         ("3", "holds 3, not a JSON object", 'write one like {"text": "..."}'),
         ({"txt": "a"}, "lacks the fields that say what it is (it has `txt`)", "give one of `input_ids`; `messages`;"),
@@ -225,7 +225,7 @@ def test_a_line_that_cannot_be_used(tmp_path: Path, line: object, problem: str, 
         (
             "a.json",
             b'[{"text": "a"},\n{"text": "b"',
-            "line 2: is not JSON from here on (Expecting ',' delimiter): mend",
+            "line 2: is not JSON from here on (Expecting ',' delimiter, column 13): mend",
         ),
         ("a.json", b'[{"text": "a"},\n', "line 2: ends before its list does: fetch or export it again"),
         ("a.json", b"", "line 1: the file is empty: write something into it"),

@@ -132,9 +132,14 @@ def _json_lines(file: Path, bad_lines: BadLines) -> Iterator[tuple[Place, Any]]:
         try:
             fields = json.loads(text)
         except (ValueError, RecursionError) as error:
-            bad_lines.refuse(place, f"is not JSON ({error})", "write one JSON object per line")
+            bad_lines.refuse(place, f"is not JSON ({_reason(error)})", "write one JSON object per line")
         else:
             yield place, fields
+
+
+def _reason(error: Exception) -> str:
+    """Without the line, which would count from where the parser was set on."""
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _json_values(file: Path, bad_lines: BadLines) -> Iterator[tuple[Place, Any]]:
@@ -163,8 +168,7 @@ def _json_values(file: Path, bad_lines: BadLines) -> Iterator[tuple[Place, Any]]
         try:
             value, end = decoder.raw_decode(text, at)
         except (ValueError, RecursionError) as error:
-            message = f"is not JSON from here on ({error.msg if isinstance(error, json.JSONDecodeError) else error})"
-            bad_lines.refuse(place, message, "mend it")
+            bad_lines.refuse(place, f"is not JSON from here on ({_reason(error)})", "mend it")
             return
         yield place, value
         line += text.count("\n", at, end)

@@ -1,0 +1,42 @@
+"""The guide to data: its code prints what it shows, its names and options exist."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+from anyorder.data import prepare
+from anyorder.data.forms import FORMS
+from tests import test_guides
+
+
+@pytest.fixture
+def page(project_root: Path) -> str:
+    return (project_root / "docs" / "data.md").read_text(encoding="utf-8")
+
+
+def test_every_block_prints_what_stands_below_it(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    test_guides.prints_what_it_shows(page, capsys)
+
+
+def test_names_links_and_options_exist(project_root: Path) -> None:
+    test_guides.test_names_and_links_exist("data.md", project_root)
+    test_guides.test_options_of_commands_exist("data.md", project_root)
+
+
+def test_every_form_has_its_line(page: str) -> None:
+    lines = [line for line in page.splitlines() if line.startswith("| ")]
+    for form in FORMS:
+        [line] = [line for line in lines if line.startswith(f"| {form.name} |")]
+        assert all(f"`{name}`" in line for name in form.needs), form
+
+
+def test_every_option_is_explained(page: str) -> None:
+    options = set(inspect.signature(prepare).parameters) - {"source", "tokenizer", "length", "progress"}
+    assert [name for name in options if not re.search(rf"`{name}\b", page)] == []
