@@ -29,7 +29,7 @@ from anyorder.objectives.schedules import Schedule
 from anyorder.orders import LeftToRight, Order, Random, RightToLeft, Spans
 from anyorder.ways import ANY_ORDER
 
-LENGTH, BATCH, LEARNING_RATE, HELD_BACK = 96, 24, 3e-3, 0.05
+LENGTH, BATCH, LEARNING_RATE, HELD_BACK = 96, 16, 3e-3, 0.05
 ORDERS: tuple[tuple[float, Order], ...] = (
     (0.40, Random()), (0.60, LeftToRight()), (0.65, RightToLeft()), (0.80, Random(size=2)), (0.90, Random(size=4)),
     (1.00, Spans(length=4)),

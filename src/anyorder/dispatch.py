@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from anyorder.decoding.any_order import NAMES, AnyOrder, MostConfident, any_order_steps, order_named
 from anyorder.decoding.canvas import BLANK, check_canvases
@@ -11,6 +11,7 @@ from anyorder.decoding.diffusion import DiffusionSampler, diffusion_steps
 from anyorder.decoding.diffusion_presets import sampler_of_order
 from anyorder.decoding.left_to_right import Stop, check_prompts, left_to_right_steps
 from anyorder.decoding.sampling import Sampling
+from anyorder.decoding.speculation import Speculative, speculative_steps
 from anyorder.decoding.trace import Step
 from anyorder.errors import UserError
 from anyorder.orders import Order as FixedOrder
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
 
-Order = str | AnyOrder | DiffusionSampler
+Order = str | AnyOrder | Speculative | DiffusionSampler
 """What `generate` takes as an order."""
 
 Decoder = Callable[[Sequence[Sequence[int]], Sequence[int], Stop | None], Iterator[Step]]
@@ -45,7 +46,7 @@ def way_of(order: Order | None, config: ModelConfig) -> str:
     Raises:
         UserError: there is no such order, or the network was not trained for its way.
     """
-    if isinstance(order, GroupPlan | FixedOrder | MostConfident):
+    if isinstance(order, GroupPlan | FixedOrder | MostConfident | Speculative):
         return config.way(ANY_ORDER.name).name
     if isinstance(order, DiffusionSampler):
         return "diffusion"
@@ -88,11 +89,17 @@ def decoder_of(
     chosen = order_named(order or way) if order is None or isinstance(order, str) else order
     assert not isinstance(chosen, DiffusionSampler), "its way is another one"
 
-    def of(rows: Sequence[int]) -> AnyOrder:
-        return chosen.select([row // num_samples for row in rows]) if isinstance(chosen, GroupPlan) else chosen
+    def of(order: Any, rows: Sequence[int]) -> Any:
+        return order.select([row // num_samples for row in rows]) if isinstance(order, GroupPlan) else order
 
+    options: dict[str, Any] = {"sampling": sampling, "use_cache": use_cache}
+    if isinstance(chosen, Speculative):
+        return lambda canvases, rows, stop: speculative_steps(
+            model, canvases, Speculative(order=of(chosen.order, rows), draft=chosen.draft), rows=rows, stop=stop,
+            **options,
+        )  # fmt: skip
     return lambda canvases, rows, stop: any_order_steps(
-        model, canvases, of(rows), sampling=sampling, stop=stop, use_cache=use_cache, rows=rows
+        model, canvases, of(chosen, rows), rows=rows, stop=stop, **options
     )
 
 

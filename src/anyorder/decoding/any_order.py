@@ -110,16 +110,7 @@ def any_order_steps(
     Raises:
         UserError: the network has no query rows, a canvas cannot be filled, or the plan is one for other texts.
     """
-    model.config.way("any-order")
-    check_canvases(model.config, canvases, rows)
-    plan = plan_for(canvases, order, sampling.seed, rows)
-    size = order.size if isinstance(order, MostConfident) else None
-    generators = sampling.generators(rows)
-    texts = [
-        Text(number, canvas, plan, sample, size, generators[sample])
-        for sample, (number, canvas) in enumerate(zip(rows, canvases, strict=True))
-    ]
-    return _steps(model, texts, sampling, stop, use_cache)
+    return _steps(model, texts_of(model, canvases, order, sampling, rows), sampling, stop, use_cache)
 
 
 def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows: Sequence[int]) -> GroupPlan:
@@ -152,6 +143,25 @@ def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows
                 f"token {at} of prompt {row} {is_so}, but not in the plan: {remedy} the plan's given tokens."
             )
     return order
+
+
+def texts_of(
+    model: Llama, canvases: Sequence[Sequence[int]], order: AnyOrder, sampling: Sampling, rows: Sequence[int]
+) -> list[Text]:
+    """Canvases with the order in which each is filled.
+
+    Raises:
+        UserError: see `any_order_steps`.
+    """
+    model.config.way("any-order")
+    check_canvases(model.config, canvases, rows)
+    plan = plan_for(canvases, order, sampling.seed, rows)
+    size = order.size if isinstance(order, MostConfident) else None
+    generators = sampling.generators(rows)
+    return [
+        Text(number, canvas, plan, sample, size, generators[sample])
+        for sample, (number, canvas) in enumerate(zip(rows, canvases, strict=True))
+    ]
 
 
 class Choice(NamedTuple):

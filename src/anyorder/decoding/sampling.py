@@ -138,16 +138,26 @@ class Sampling:
         """
         scores_BV = self._scores(logits_BV, history)
         log_probs_BV = scores_BV.log_softmax(dim=-1)
-        if self.temperature == 0:
-            token_B = scores_BV.argmax(dim=-1)
-        else:
-            # The inverse of the cumulative distribution: one number per row, the same on every device. A token
-            # of probability 0 does not raise the sum, so "right" steps over it; and u < 1 keeps below the total.
-            u_B = torch.cat([torch.rand(1, dtype=torch.float64, generator=source) for source in generators])
-            total_BV = log_probs_BV.exp().cumsum(dim=-1)
-            drawn_B1 = u_B.to(total_BV.device)[:, None] * total_BV[:, -1:]
-            token_B = torch.searchsorted(total_BV, drawn_B1, right=True)[:, 0].clamp(max=scores_BV.shape[-1] - 1)
+        token_B = scores_BV.argmax(dim=-1) if self.temperature == 0 else draw(log_probs_BV.exp(), generators)
         return token_B, log_probs_BV.gather(-1, token_B[:, None])[:, 0]
+
+    def distribution(self, logits_BV: Tensor, history: History | None = None) -> tuple[Tensor, Tensor]:
+        """What `choose` draws from, [B, V] in float64, and `log_probs`; at temperature 0, all on the most probable."""
+        scores_BV = self._scores(logits_BV, history)
+        log_probs_BV = scores_BV.log_softmax(dim=-1)
+        if self.temperature > 0:
+            return log_probs_BV.exp(), log_probs_BV
+        return F.one_hot(scores_BV.argmax(dim=-1), scores_BV.shape[-1]).double(), log_probs_BV
+
+
+def draw(probabilities_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """A token for each row, [B], where probabilities need not sum to 1; each generator is asked for one number."""
+    # The inverse of the cumulative distribution: one number per row, the same on every device. A token of probability
+    # 0 does not raise the sum, so "right" steps over it; and u < 1 keeps below the total.
+    u_B = torch.cat([torch.rand(1, dtype=torch.float64, generator=source) for source in generators])
+    total_BV = probabilities_BV.cumsum(dim=-1)
+    drawn_B1 = u_B.to(total_BV.device)[:, None] * total_BV[:, -1:]
+    return torch.searchsorted(total_BV, drawn_B1, right=True)[:, 0].clamp(max=total_BV.shape[-1] - 1)
 
 
 def _is_whole(value: object) -> bool:

@@ -47,12 +47,16 @@ class Trace:
         passes: forward passes of the network, the one over the prompt included.
         seconds: time from the first pass to the last token.
         end_token_ids: tokens that end a text and are no part of it.
+        drafted: tokens that were proposed and then judged, where a decoder speculates.
+        accepted: those of them that stayed.
     """
 
     events: tuple[Written, ...]
     passes: int
     seconds: float
     end_token_ids: tuple[int, ...] = ()
+    drafted: int = 0
+    accepted: int = 0
 
     @property
     def tokens(self) -> int:
@@ -72,7 +76,8 @@ class Trace:
     def summary(self) -> str:
         """One line for people: tokens, passes, seconds, tokens per second."""
         numbers = f"{self.tokens} tokens in {self.passes} forward passes and {self.seconds:.2f} s"
-        return f"{numbers} ({self.tokens_per_second:.1f} tokens/s)"
+        drafts = f", {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
+        return f"{numbers} ({self.tokens_per_second:.1f} tokens/s){drafts}"
 
     @classmethod
     def join(cls, traces: Sequence[Trace]) -> Trace:
@@ -82,6 +87,8 @@ class Trace:
             passes=sum(trace.passes for trace in traces),
             seconds=sum(trace.seconds for trace in traces),
             end_token_ids=tuple(sorted({end for trace in traces for end in trace.end_token_ids})),
+            drafted=sum(trace.drafted for trace in traces),
+            accepted=sum(trace.accepted for trace in traces),
         )
 
     def to_json(self) -> str:
@@ -92,6 +99,7 @@ class Trace:
             "passes": self.passes,
             "seconds": self.seconds,
             "end_token_ids": self.end_token_ids,
+            **({"drafted": self.drafted, "accepted": self.accepted} if self.drafted else {}),
         }
         return json.dumps(record)
 
@@ -111,7 +119,8 @@ class Trace:
                 for step, row, position, token_id, log_prob in record["events"]
             )
             ends = tuple(int(end) for end in record["end_token_ids"])
-            return cls(events, int(record["passes"]), float(record["seconds"]), ends)
+            drafts = {name: int(record.get(name, 0)) for name in ("drafted", "accepted")}
+            return cls(events, int(record["passes"]), float(record["seconds"]), ends, **drafts)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(f"the text is no trace ({error!r}): give what Trace.to_json wrote.") from error
 
@@ -124,11 +133,14 @@ class Step:
         written: the tokens of this step.
         stopped: rows that are complete after this step, and why.
         passes: forward passes that the step took.
+        drafted, accepted: see `Trace`.
     """
 
     written: tuple[Written, ...]
     stopped: Mapping[int, StopReason] = field(default_factory=dict)
     passes: int = 1
+    drafted: int = 0
+    accepted: int = 0
 
 
 @dataclass(frozen=True)
@@ -205,7 +217,14 @@ class Recorder:
                 for row, sequence in zip(self._rows, sequences, strict=True)
             ],
             stopped=[stopped[row] for row in self._rows],
-            trace=Trace(events, sum(step.passes for step in self._steps), self._seconds, self._end_token_ids),
+            trace=Trace(
+                events,
+                sum(step.passes for step in self._steps),
+                self._seconds,
+                self._end_token_ids,
+                sum(step.drafted for step in self._steps),
+                sum(step.accepted for step in self._steps),
+            ),
         )
 
 
