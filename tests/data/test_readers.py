@@ -198,6 +198,7 @@ def test_files_of_a_folder_in_order_of_name(tmp_path: Path) -> None:
          "`tools` is not JSON", "mend it"),
         ({"instruction": "", "output": "a"}, "`instruction` and `input` are empty", "write what is asked for"),
         ({"instruction": "a", "output": ""}, "`output` is empty", "write something there"),
+        ({"instruction": "a", "output": "b", "history": 5}, "`history` is 5", "give a list of pairs"),
         ({"instruction": "a", "output": "b", "history": ["c"]}, "`history` has 'c'", "give pairs of an instruction"),
     ],
 )  # fmt: skip

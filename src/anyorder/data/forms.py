@@ -178,7 +178,10 @@ def _objects(fields: Fields, name: str) -> list[Fields]:
 
 def _read_alpaca(form: str, place: Place, fields: Fields) -> Dialogue:
     messages = []
-    for turn in fields.get("history") or []:
+    history = fields.get("history") or []
+    if not isinstance(history, list):
+        raise BadRecordError(f"`history` is {_short(history)}", "give a list of pairs of an instruction and its answer")
+    for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
             raise BadRecordError(f"`history` has {_short(turn)}", "give pairs of an instruction and its answer")
         for role, text in zip((USER, ASSISTANT), turn, strict=True):
