@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyorder.attention import products
 from anyorder.attention.hints import kernel_hint, simplified
 from anyorder.attention.mask import AttentionMask, Request, dense_bias, dense_mask
 from anyorder.errors import UserError
@@ -140,12 +141,15 @@ class SDPA(Backend):
             assert mask.seen_B1QK is not None
             bias_B1QK = mask.bias_B1QK.to(q_BQHD.dtype)
             seen_or_bias = torch.where(mask.seen_B1QK, bias_B1QK, -torch.inf)
+        causal = mask.hint is not None and mask.hint.kind == "causal"
+        if products.is_faster(q_BQHD, k_BKGD):
+            return products.attend_by_products(q_BQHD, k_BKGD, v_BKGD, seen_or_bias, causal, scale)
         out_BHQD = F.scaled_dot_product_attention(
             q_BQHD.transpose(1, 2),
             k_BKGD.transpose(1, 2),
             v_BKGD.transpose(1, 2),
             attn_mask=seen_or_bias,
-            is_causal=mask.hint is not None and mask.hint.kind == "causal",
+            is_causal=causal,
             scale=scale,
             enable_gqa=q_BQHD.shape[2] != k_BKGD.shape[2],
         )
