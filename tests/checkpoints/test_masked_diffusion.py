@@ -17,6 +17,7 @@ from anyorder.checkpoints import convert, load_model, load_tokenizer, read_check
 from anyorder.checkpoints.config_json import config_from_json, form_to_json
 from anyorder.checkpoints.masked_diffusion import END_OF_TURN, FORMS, form_of, named_form
 from anyorder.checkpoints.weights import blank
+from anyorder.cli import main
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.visibility import bidirectional
@@ -187,6 +188,25 @@ def test_the_tokenizer_of_llada_asks_no_question(words: Tokenizer, tmp_path: Pat
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}))
     tokenizer = load_tokenizer(tmp_path)
     assert tokenizer("Once upon")["input_ids"] == words.encode("Once upon").ids
+
+
+def test_a_published_folder_writes_at_once(
+    words: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # fmt: skip
+    end = words.get_vocab_size()
+    sizes = {"vocab_size": end + 2, "embedding_size": end + 2, "mask_token_id": end + 1}
+    write_llada(
+        tmp_path / "llada", **sizes, eos_token_id=end, pad_token_id=end, auto_map={"AutoConfig": "x.LLaDAConfig"}
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<|endoftext|>", mask_token="<|mdm_mask|>")
+    tokenizer.save_pretrained(tmp_path / "llada")
+    model, loaded = anyorder.load(tmp_path / "llada", device="cpu")
+    out = anyorder.generate(model, loaded, "Once upon", max_new_tokens=8)
+    assert len(out.token_ids) == 8
+    assert {event.step for event in out.trace.events} == set(range(8))
+    assert [event.position for event in out.trace.events] != sorted(event.position for event in out.trace.events)
+    assert main(["generate", str(tmp_path / "llada"), "Once upon", "--max_new_tokens", "8"]) == 0
+    assert capsys.readouterr().out == f"Once upon{out.text}\n"
 
 
 # ------------------------------------------------------------------------------------------- bad input
