@@ -11,6 +11,7 @@ from rich.table import Table
 from anyorder.checkpoints.config_json import rotary_to_json
 from anyorder.inspection.head_sharing import HeadSharing
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.ways import Way
 
 
 def layers(kinds: tuple[LayerKind, ...]) -> str:
@@ -37,6 +38,18 @@ def heads(config: ModelConfig) -> str:
     """The layout of the heads in words."""
     queries, shared = config.num_attention_heads, config.num_key_value_heads
     return f"{config.head_layout}: {queries} query and {shared} key-value heads of width {config.head_dim}"
+
+
+def ways(config: ModelConfig) -> str:
+    """What the network can write, the default first: "diffusion, mask token 5, shifted; left-to-right"."""
+
+    def conventions(way: Way) -> str:
+        block = "" if way.block_length is None else f" of {way.block_length}"
+        mask = "" if way.mask_token_id is None else f", mask token {way.mask_token_id}"
+        shifted = ", shifted" if way.shifted and way.mask_token_id is not None else ""
+        return f"{way.name}{block}{mask}{shifted}"
+
+    return "; ".join(map(conventions, sorted(config.ways, key=lambda way: way.name != config.default_way)))
 
 
 def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:
