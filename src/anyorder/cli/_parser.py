@@ -54,6 +54,12 @@ def _settings(command: Callable[..., None]) -> tuple[str, type] | None:
     return hints[0] if len(hints) == 1 and dataclasses.is_dataclass(hints[0][1]) else None
 
 
+def options(command: Callable[..., None]) -> set[str]:
+    """The names of what a command takes."""
+    settings = _settings(command)
+    return {"config", *inspect.signature(command if settings is None else settings[1]).parameters}
+
+
 def explanations(target: Callable[..., None] | type) -> dict[str, str]:
     """What the docstring says of each parameter; of a dataclass, what those that it derives from say too."""
     texts = [kind.__doc__ for kind in reversed(target.__mro__)] if isinstance(target, type) else [target.__doc__]

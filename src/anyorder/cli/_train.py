@@ -16,7 +16,7 @@ def train(settings: Run, *, tuning: bool) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from anyorder.cli._progress import TrainingProgress
     from anyorder.training.engine import checkpoints
-    from anyorder.training.run import CHECKPOINTS, CURVES, NETWORK, run
+    from anyorder.training.runs import CHECKPOINTS, CURVES, NETWORK, run
 
     console = Console(stderr=True, highlight=False)
     tokens = settings.batch_size * settings.accumulation * settings.length

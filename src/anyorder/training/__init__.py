@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anyorder.training.causal import train_causal
     from anyorder.training.loop import fit
-    from anyorder.training.settings import Training
+    from anyorder.training.runs import run
+    from anyorder.training.settings import Run, Training
 
-__all__ = ["Training", "fit", "train_causal"]
+__all__ = ["Run", "Training", "fit", "run", "train_causal"]
 
-_MODULES = {"Training": "settings", "fit": "loop", "train_causal": "causal"}
+_MODULES = {"Run": "settings", "Training": "settings", "fit": "loop", "run": "runs", "train_causal": "causal"}
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,91 @@
+"""Every objective on real text: losses over steps, against the unigram entropy, from a causal network or from scratch.
+
+    python benchmarks/training_curves.py TEXT CHECKPOINT [--tokenizer FILE] [--steps 600]
+
+TEXT is cut: the last part is looked at, never learnt. CHECKPOINT is a small causal network (stories260K); networks from
+scratch have its shape. Prints the table, and draws docs/images/training-curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from anyorder import checkpoints
+from anyorder.model.llama import Llama
+from anyorder.training.curves import draw_curves
+from anyorder.training.runs import LOG, run
+from anyorder.training.settings import Run
+
+IMAGES = Path(__file__).parent.parent / "docs" / "images"
+RESULTS = Path(__file__).parent / "results" / "training-curves.json"
+
+RUNS: dict[str, dict[str, Any]] = {
+    "left to right": {"objective": "autoregressive"},
+    "any order": {"objective": "permutation"},
+    "any order, from the causal network": {"objective": "permutation", "init": "causal"},
+    "masked diffusion": {"objective": "masked-diffusion", "times": "stratified"},
+    "block diffusion": {"objective": "block-diffusion", "times": "stratified", "block_length": 16},
+    "mixture": {"objective": "mixture", "shares": ["autoregressive=0.5", "masked-diffusion=0.5"]},
+}
+
+
+def unigram_entropy(text: str, tokenizer: Any) -> float:
+    """Nats per token of the best code that knows how often each token comes and nothing else."""
+    counts = Counter(tokenizer(text, add_special_tokens=False)["input_ids"])
+    total = sum(counts.values())
+    return -sum(count / total * math.log(count / total) for count in counts.values())
+
+
+def main() -> None:
+    words = argparse.ArgumentParser(description=__doc__)
+    words.add_argument("text", type=Path)
+    words.add_argument("checkpoint")
+    words.add_argument("--tokenizer")
+    words.add_argument("--steps", type=int, default=600)
+    words.add_argument("--held_back", type=int, default=40_000, help="characters at the end that are not learnt")
+    given = words.parse_args()
+    text = given.text.read_text(encoding="utf-8")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "learnt.txt").write_text(text[: -given.held_back], encoding="utf-8")
+        (folder / "looked-at.txt").write_text(text[-given.held_back :], encoding="utf-8")
+        causal, tokenizer = checkpoints.load(given.checkpoint, tokenizer=given.tokenizer)
+        checkpoints.save_model(causal, folder / "causal", tokenizer=tokenizer)
+        blank = Llama(causal.config)  # the same shape, weights drawn
+        checkpoints.save_model(blank, folder / "blank", tokenizer=tokenizer)
+        logs, rows = {}, []
+        for name, options in RUNS.items():
+            output = folder / f"run-{len(logs)}"
+            settings = {
+                "data": folder / "learnt.txt", "validation": folder / "looked-at.txt", "output": output,
+                "steps": given.steps, "batch_size": 16, "length": 128, "learning_rate": 4e-3, "log_every": 20,
+                "evaluate_every": given.steps // 3, "cache_dir": folder / "cache",
+            }  # fmt: skip
+            start = folder / options.get("init", "blank")
+            began = time.perf_counter()
+            run(Run(**settings | options | {"init": str(start)}))
+            logs[name] = json.loads((output / LOG).read_text())["log"]
+            last = {key: value for entry in logs[name] for key, value in entry.items() if key.startswith("eval_")}
+            looked = {key: value for key, value in last.items() if not key.endswith("_bits_per_byte")}
+            for key, nats in looked.items():
+                part = f" ({key.removeprefix('eval_')})" if len(looked) > 1 else ""
+                rows.append((name + part, nats, last[f"{key}_bits_per_byte"], time.perf_counter() - began))
+            print(rows[-1], flush=True)
+        entropy = unigram_entropy(text[-given.held_back :], tokenizer)
+    print(f"\nunigram entropy {entropy:.2f} nats per token\n")
+    print("| what is learnt | nats per token, held back | bits per byte | seconds |\n|---|---|---|---|")
+    for name, nats, bits, seconds in rows:
+        print(f"| {name} | {nats:.2f} | {bits:.2f} | {seconds:.0f} |")
+    draw_curves(logs, IMAGES / "training-curves.png", level={"unigram entropy": entropy})
+    RESULTS.write_text(json.dumps({"unigram entropy": entropy, "rows": rows, "steps": given.steps}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
