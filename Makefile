@@ -54,7 +54,7 @@ $(OLDEST)/.installed: $(STAMP)
 
 test-oldest: $(OLDEST)/.installed
 	@PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c "import transformers; print('transformers', transformers.__version__)"
-	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/huggingface tests/parity
+	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/huggingface tests/parity tests/training
 
 # pytest's code 5 says that no test was selected: not a failure.
 test-slow: $(STAMP) test-oldest

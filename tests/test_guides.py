@@ -15,8 +15,8 @@ import anyorder
 from anyorder import DiffusionSampler, visibility
 from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.cli import command_names, command_of
-from anyorder.cli._parser import options
 from anyorder.cli._order_options import chosen_order
+from anyorder.cli._parser import options
 from anyorder.decoding.diffusion_presets import PRESETS
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))

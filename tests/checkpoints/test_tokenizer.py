@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 import tiktoken
 from sentencepiece import SentencePieceProcessor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
-from anyorder.checkpoints import llama2c, load_tokenizer, save_tokenizer
+from anyorder.checkpoints import llama2c, load_tokenizer, save_model, save_tokenizer
 from anyorder.checkpoints.tokenizer import BYTES, LLAMA3_SPECIAL, SPECIAL, is_tiktoken, pieces_tokenizer, read_ranks
+from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
+from anyorder.model.config import ModelConfig
+from anyorder.model.llama import Llama
+from anyorder.ways import diffusion
 
 TEXTS = [
     "",
@@ -287,3 +291,18 @@ def test_ranks_of_llama_4(tmp_path: Path) -> None:
     assert len(read_ranks(tmp_path / "tokenizer.model")) == 200_000
     with pytest.raises(UserError, match=r"tokenizer.model' is a tokenizer of Llama 4: this version reads Llama 3's"):
         load_tokenizer(tmp_path)
+
+
+def test_a_folder_of_ours_is_not_asked_what_network_it_has(
+    tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers does not know our networks unless their face is imported, and would warn."""
+    words = train_tokenizer(["a text"], 260)
+    model = Llama(tiny_config.replace(vocab_size=len(words), ways=(diffusion(3),)))
+    save_model(model, tmp_path / "ours", tokenizer=words)
+
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(PreTrainedConfig, "from_pretrained", asked)
+    assert load_tokenizer(tmp_path / "ours").get_vocab() == words.get_vocab()

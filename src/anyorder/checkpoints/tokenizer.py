@@ -41,7 +41,11 @@ PROBE = "  Two  spaces, a ﬁgure of 1234, Ångström,\n\tcafé 日本語 😀 a
 FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 """A folder that has one of these has a tokenizer."""
 
-STOCK = {"DreamTokenizer": "Qwen2Tokenizer", "PreTrainedTokenizerFast": "PreTrainedTokenizerFast"}
+STOCK = {
+    "DreamTokenizer": "Qwen2Tokenizer",
+    "PreTrainedTokenizerFast": "PreTrainedTokenizerFast",
+    "TokenizersBackend": "PreTrainedTokenizerFast",  # what transformers 5 writes for it
+}
 """Tokenizers that are, without the code that their folder may bring, one of transformers'."""
 
 LLAMA3_SPECIAL = (
