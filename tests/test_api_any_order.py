@@ -13,13 +13,14 @@ from anyorder import GroupPlan
 from anyorder.decoding.any_order import AnyOrder, MostConfident, any_order_steps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
+from anyorder.decoding.speculation import Speculative
 from anyorder.decoding.trace import collect
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
 from anyorder.orders import LeftToRight, Random, RightToLeft
-from anyorder.text import Continuation
+from anyorder.text import Continuation, prompt_canvases
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, diffusion
 from tests.writers import BOS, END, byte_tokenizer
 
@@ -169,3 +170,59 @@ def test_tokenizers_are_needed_for_text() -> None:
     none: PreTrainedTokenizerBase | None = None
     with pytest.raises(UserError, match=r"^the prompt is text .* and tokenizer is None"):
         anyorder.generate(MODEL, none, "Once [...]", order="random")
+
+
+# ---- gaps of unknown length -------------------------------------------------------------------------
+
+
+def test_of_several_lengths_the_most_probable_text_is_taken() -> None:
+    prompts = ["Once upon [...] time", "[...] a little [...] girl", "Once"]
+    options: dict[str, Any] = {"order": "random", "max_new_tokens": 3, "temperature": 0.7}
+    out = anyorder.generate(MODEL, TOKENIZER, prompts, gap_tokens=[1, 2, 4], **options)
+    candidates = [anyorder.generate(MODEL, TOKENIZER, prompts, gap_tokens=length, **options) for length in (1, 2, 4)]
+    for row, prompt in enumerate(prompts):
+        scores = []
+        for candidate in candidates:
+            [canvas], _ = prompt_canvases(prompt, TOKENIZER, BOS, new_tokens=len(candidate.token_ids[row]))
+            sequence = candidate.sequences[row]
+            plan = GroupPlan.sequential(len(sequence), given=[canvas.index(BLANK)])
+            scores.append(float(anyorder.log_prob(MODEL, sequence, plan).total))
+        best = candidates[scores.index(max(scores))]
+        assert out.sequences[row] == best.sequences[row]
+        assert out.token_ids[row] == best.token_ids[row]
+        assert isinstance(out.text, list)
+        assert isinstance(best.text, list)
+        assert out.text[row] == best.text[row]
+        assert [event for event in out.trace.events if event.row == row] == [
+            event for event in best.trace.events if event.row == row
+        ]
+    assert out.passes == sum(candidate.passes for candidate in candidates) + 3
+    [alone] = [anyorder.generate(MODEL, TOKENIZER, prompts[0], gap_tokens=[1, 2, 4], **options)]
+    assert isinstance(out.text, list)
+    assert (alone.text, alone.sequences) == (out.text[0], out.sequences[:1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"gap_tokens": []}, r"^gap_tokens is \[\]: give at least one length\."),
+        (
+            {"gap_tokens": [1, 2], "num_samples": 2},
+            r"^num_samples is given with several gap_tokens, \[1, 2\]: leave out",
+        ),
+        ({"gap_tokens": [1, 0]}, r"^gap_tokens is 0: give a whole number above 0\."),
+    ],
+)
+def test_lengths_that_cannot_be(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        anyorder.generate(MODEL, TOKENIZER, "Once [...] time", temperature=1.0, **options)
+
+
+def test_speculation_is_an_order() -> None:
+    plan = GroupPlan.from_order([[3, 1, 2]], lengths=[4])
+    for order in (LeftToRight(), plan):
+        greedy = anyorder.generate(MODEL, None, [5, -1, -1, -1], order=order)
+        fast = anyorder.generate(MODEL, None, [5, -1, -1, -1], order=Speculative(order=order, draft=3))
+        assert fast.sequences == greedy.sequences
+        assert fast.passes <= greedy.passes
+        assert fast.trace.drafted > 0

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
-from anyorder.text import UNREADABLE, Continuation, Gaps, Speller, prompt_canvases
+from anyorder.text import UNREADABLE, Continuation, Gaps, Speller, filled, prompt_canvases
 from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, sentencepiece_tokenizer
 
 MAKERS = {"sentencepiece": sentencepiece_tokenizer(), "bytes": byte_tokenizer()}
@@ -188,3 +188,15 @@ def test_prompts_of_every_kind_become_canvases() -> None:
 def test_prompts_that_are_no_canvases(prompt: object, options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         prompt_canvases(prompt, MAKERS["bytes"], BOS, **{"new_tokens": 1} | options)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text", "whole"),
+    [
+        ("Once upon [...] time", " a", "Once upon a time"),
+        ("[...] upon a  [...]", "Once[...] time", "Once upon a time"),
+        ("Once u[...]n", "po", "Once upon"),
+    ],
+)
+def test_prompts_read_whole_when_their_gaps_are_filled(prompt: str, text: str, whole: str) -> None:
+    assert filled(prompt, text) == whole

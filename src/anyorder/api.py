@@ -154,7 +154,7 @@ def generate(
     prompt: Prompt,
     order: Order | None = None,
     max_new_tokens: int = 64,
-    gap_tokens: int | None = None,
+    gap_tokens: int | Sequence[int] | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -181,7 +181,8 @@ def generate(
             `anyorder.decoding.any_order.order_named`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
             of `anyorder.orders`, `MostConfident`, a `DiffusionSampler`. The network's default unless given.
         max_new_tokens: tokens to write per text at most.
-        gap_tokens: tokens to write in each gap of a text; `max_new_tokens` unless given.
+        gap_tokens: tokens to write in each gap of a text; `max_new_tokens` unless given. Of several lengths the one
+            that makes the text most probable: see `anyorder.gap_lengths`.
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
         top_k, top_p, min_p: draw only among the most probable tokens: see `Sampling`.
         repetition_penalty: above 1, tokens that the prompt or the text has already become rarer: see `Sampling`.
@@ -200,6 +201,15 @@ def generate(
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
             the remedy.
     """
+    if isinstance(gap_tokens, Sequence):
+        from anyorder.gap_lengths import generate_likeliest  # here, because it is made of this function
+
+        return generate_likeliest(
+            model, tokenizer, prompt, gap_tokens, order=order, max_new_tokens=max_new_tokens, temperature=temperature,
+            top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, stop=stop, seed=seed,
+            num_samples=num_samples, num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile=compile,
+            watch=watch,
+        )  # fmt: skip
     if watch is not None and num_beams != 1:
         raise UserError(
             f"watch is given beside num_beams {num_beams!r}, but only the end tells what beams write: leave out one."

@@ -213,6 +213,13 @@ class Gaps:
         return False
 
 
+def filled(prompt: str, text: str) -> str:
+    """A prompt with its gaps filled by what `Gaps` read; blanks before a gap are those of the text that fills it."""
+    first, *others = prompt.split(GAP)
+    parts = [first, *(part for pair in zip(text.split(GAP), others, strict=False) for part in pair)]
+    return "".join(part.rstrip(" ") if at % 2 == 0 and at < len(parts) - 1 else part for at, part in enumerate(parts))
+
+
 class Speller:
     """Spells tokens one after another: each costs the decoding of a few, however long the text is.
 

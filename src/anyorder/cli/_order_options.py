@@ -64,3 +64,34 @@ def chosen_order(
         sampler = sampler.replace(block_length=None)
     grow = sampling_method == "semi_ar_origin"
     return sampler.replace(top_k=top_k, top_p=top_p, grow=grow, stop_at_end=kind == "blocks")
+
+
+def with_drafts(order: Any, draft: int | None) -> Any:
+    """The order; with `draft`, an order that is written with speculation.
+
+    Raises:
+        UserError: the order is one of diffusion, or not known before it is taken.
+    """
+    if draft is None:
+        return order
+    if order is not None and not isinstance(order, str):
+        raise UserError(f"draft is {draft} beside options of diffusion: leave out one of them.")
+    from anyorder.decoding.any_order import order_named
+    from anyorder.decoding.speculation import Speculative
+
+    fixed: Any = order_named(order or "any-order")
+    return Speculative(order=fixed, draft=draft)
+
+
+def gap_lengths(text: str | None) -> int | list[int] | None:
+    """What `anyorder.generate` takes as gap_tokens, from such as "4" or "2,4,8".
+
+    Raises:
+        UserError: it is neither.
+    """
+    if text is None:
+        return None
+    numbers = [part.strip() for part in text.split(",")]
+    if not all(number.isdecimal() for number in numbers):
+        raise UserError(f"gap_tokens is {text!r}: give a number of tokens, or several with commas, such as 2,4,8.")
+    return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from anyorder.cli._order_options import SamplingMethod, chosen_order
+from anyorder.cli._order_options import SamplingMethod, chosen_order, gap_lengths, with_drafts
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ def command(
     tokenizer: str | None = None,
     order: str | None = None,
     max_new_tokens: int = 64,
+    gap_tokens: str | None = None,
+    draft: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -63,6 +65,10 @@ def command(
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
         order: Way of writing, such as left-to-right, diffusion or blocks:32; that of the model unless given.
         max_new_tokens: Tokens to write per text at most.
+        gap_tokens: Tokens of each gap, [...] in the prompt, where the order is not left-to-right; of several lengths,
+            such as 2,4,8, the most probable one is taken.
+        draft: Groups that a pass asks about in any order, the later ones as drafts: fewer passes, the same
+            distribution.
         temperature: 0 always takes the most probable token; above 0, tokens are drawn.
         top_k: Draw only from this many most probable tokens.
         top_p: Draw only from the fewest tokens whose probabilities add up to this.
@@ -122,6 +128,7 @@ def command(
         remasking_strategy=remasking_strategy, steps=steps, block_length=block_length, cfg_scale=cfg_scale, cache=cache,
         threshold=threshold, factor=factor,
     )  # fmt: skip
+    way, lengths = with_drafts(way, draft), gap_lengths(gap_tokens)
     options: dict[str, Any] = {
         "order": way, "max_new_tokens": max_new_tokens, "min_p": min_p, "repetition_penalty": repetition_penalty,
         "stop": stop or None, "seed": seed, "compile": {"auto": "auto", "always": True, "never": False}[compile],
@@ -133,14 +140,20 @@ def command(
 
     import anyorder
     from anyorder.cli._canvas import show_writing
+    from anyorder.dispatch import way_of
+    from anyorder.text import GAP, filled
+    from anyorder.ways import LEFT_TO_RIGHT
 
     notes = Console(stderr=True, highlight=False)
     with notes.status(f"reading {model}"):
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
+    has_gaps = way_of(way, network.config) != LEFT_TO_RIGHT.name
+    if lengths is not None:
+        options["gap_tokens"] = lengths
     for batch in _typed() if interactive else [prompts]:
-        if stream:
+        if stream and not (has_gaps and GAP in batch[0]):
             pieces = anyorder.stream(network, words, batch[0], **options)
             print_pieces(batch[0], pieces)
             out = pieces.output
@@ -158,8 +171,12 @@ def command(
                     **options,
                 )
             for row, record in enumerate(_records(batch, out, num_samples)):
+                if has_gaps and GAP in record["prompt"]:
+                    record["filled"] = filled(record["prompt"], record["text"])
                 if json:
                     print(jsonlib.dumps(record, ensure_ascii=False))
+                elif "filled" in record:
+                    print_writing("", record["filled"], first=row == 0)
                 else:
                     print_writing(record["prompt"], record["text"], first=row == 0)
         sys.stdout.flush()
