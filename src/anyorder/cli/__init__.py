@@ -19,7 +19,20 @@ from types import ModuleType
 from anyorder.cli._parser import one_sentence, parse
 from anyorder.errors import UserError
 
-COMMANDS = ("generate", "fuse", "pretrain", "sft", "configs", "data", "inspect", "convert", "info", "bench", "demo")
+COMMANDS = (
+    "generate",
+    "fuse",
+    "pretrain",
+    "sft",
+    "configs",
+    "data",
+    "inspect",
+    "evaluate",
+    "convert",
+    "info",
+    "bench",
+    "demo",
+)
 
 USER_MISTAKE = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

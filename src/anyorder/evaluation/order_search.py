@@ -18,9 +18,11 @@ from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Trace, collect
 from anyorder.errors import UserError
-from anyorder.evaluation.likelihood import log_prob
+from anyorder.evaluation.diffusion_likelihood import MonteCarlo, diffusion_log_prob
+from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
 from anyorder.orders import Order
 from anyorder.plans import GroupPlan
+from anyorder.ways import Way
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -52,7 +54,7 @@ class OrderLikelihood:
 def by_likelihood(
     model: Llama,
     texts: Sequence[Sequence[int]],
-    orders: Mapping[str, Order],
+    orders: Mapping[str, Order | Way],
     given: Sequence[Sequence[bool]] | None = None,
     *,
     draws: int = 1,
@@ -60,12 +62,13 @@ def by_likelihood(
     batch_size: int = 16,
     done: Callable[[int], None] | None = None,
 ) -> list[OrderLikelihood]:
-    """Exact likelihoods of texts in several orders, the most probable order first.
+    """Likelihoods of texts in several orders, the most probable order first: exact, but for diffusion, a lower bound.
 
     Args:
-        model: a network that writes in any order.
+        model: the network.
         texts: token ids of each text.
-        orders: by name.
+        orders: by name, of the tokens to be written; or another way of writing that the network has: from left to
+            right without query rows, where each token is given all before it and none behind, or masked diffusion.
         given: which tokens are given (one group, the first) and not scored; the first of each text unless told.
         draws: of each random order, averaged.
         seed: decides random orders, with the number of the text.
@@ -86,16 +89,29 @@ def by_likelihood(
             totals: list[float] = []
             for start in range(0, len(texts), batch_size):
                 batch = range(start, min(start + batch_size, len(texts)))
-                plan = GroupPlan.from_masks(
-                    [marks[number] for number in batch], [[not mark for mark in marks[number]] for number in batch],
-                    order, seed + draw, samples=list(batch),
-                )  # fmt: skip
-                totals += log_prob(model, [texts[number] for number in batch], plan).total.tolist()
+                members = [texts[number] for number in batch]
+                totals += _totals(model, members, [marks[number] for number in batch], order, seed + draw, batch)
                 if done is not None:
                     done(len(batch))
             of_draws.append(totals)
         found.append(_likelihood(name, of_draws, counts))
     return sorted(found, key=lambda order: -order.per_token)
+
+
+def _totals(
+    model: Llama, texts: Sequence[Sequence[int]], marks: Sequence[Sequence[bool]], order: Order | Way, seed: int,
+    numbers: Sequence[int],
+) -> list[float]:  # fmt: skip
+    predicted = [[not mark for mark in row] for row in marks]
+    if isinstance(order, Order):
+        plan = GroupPlan.from_masks(list(map(list, marks)), predicted, order, seed, samples=numbers)
+        return log_prob(model, texts, plan).total.tolist()
+    if order.mask_token_id is None:
+        plan = GroupPlan.from_masks(list(map(list, marks)), predicted)
+        return left_to_right_log_prob(model, texts, plan).total.tolist()
+    scored = [[at for at, is_predicted in enumerate(row) if is_predicted] for row in predicted]
+    method = MonteCarlo(samples=64, seed=seed)
+    return [bound.log_prob for bound in diffusion_log_prob(model, texts, scored, way=order, method=method)]
 
 
 def _likelihood(name: str, of_draws: Sequence[Sequence[float]], counts: Sequence[int]) -> OrderLikelihood:

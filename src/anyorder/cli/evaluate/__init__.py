@@ -1,0 +1,5 @@
+"""Say how good a network is."""
+
+from __future__ import annotations
+
+SUBCOMMANDS = ("likelihood",)

@@ -1,0 +1,86 @@
+"""`anyorder evaluate likelihood`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def command(
+    model: str,
+    data: Path,
+    *,
+    orders: list[str] = [],  # noqa: B006 (never changed)
+    length: int = 128,
+    gap: int | None = None,
+    texts: int = 64,
+    draws: int = 4,
+    seed: int = 0,
+    batch_size: int = 16,
+    tokenizer: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    attention: str = "auto",
+    revision: str | None = None,
+    json: bool = False,
+) -> None:
+    """Say how probable a model finds texts, in each of several orders.
+
+    Args:
+        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        data: File or folder of JSONL, JSON or text; it is cut into texts of equal length.
+        orders: An order, such as left-to-right, any-order, random, groups:4 or diffusion; may be repeated. What the
+            model writes unless given.
+        length: Tokens of a text, with the one that begins it, which is given.
+        gap: Score so many tokens in the middle of each text alone, all others being given; from left to right, those
+            before them.
+        texts: Texts to read at most.
+        draws: Draws of each random order, averaged.
+        seed: Decides random orders.
+        batch_size: Texts to read at a time; changes speed and memory alone.
+        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
+        dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
+        device: Such as cpu or cuda; auto takes a GPU where there is one.
+        attention: auto, eager, sdpa, flex or flash.
+        revision: Branch, tag or commit of a model on the hub.
+        json: Print one JSON object a line instead of a table.
+    """
+    import dataclasses
+    import json as jsonlib
+    import math
+
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    import anyorder
+    from anyorder.evaluation.order_search import by_likelihood
+    from anyorder.evaluation.texts import cut_texts, gap_marks, orders_by_name
+
+    marks = gap_marks(length, gap)
+    notes = Console(stderr=True, highlight=False)
+    with notes.status(f"reading {model}"):
+        network, words = anyorder.load(
+            model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
+        )
+        rows = cut_texts(data, words, network.config, length=length, most=texts)
+    named = orders_by_name(orders, network.config)
+    with Progress(console=notes, transient=True) as progress:
+        task = progress.add_task("reading texts", total=len(named) * draws * len(rows))
+        found = by_likelihood(
+            network, rows, named, [marks] * len(rows), draws=draws, seed=seed, batch_size=batch_size,
+            done=lambda count: progress.advance(task, count),
+        )  # fmt: skip
+    if json:
+        for order in found:
+            print(jsonlib.dumps(dataclasses.asdict(order)))
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("order")
+    for name in ("nats/token", "perplexity", "between draws"):
+        table.add_column(name, justify="right")
+    for order in found:
+        spread = f"{order.between_draws:.2f}" if order.between_draws else ""
+        nats = f"{-order.per_token:.3f} ± {order.standard_error:.3f}"
+        table.add_row(order.name, nats, f"{math.exp(-order.per_token):.2f}", spread)
+    Console(highlight=False).print(table)
+    notes.print(f"{len(rows)} texts of {length} tokens, {marks.count(False)} of each scored", style="dim")
