@@ -58,6 +58,13 @@ def test_every_block_of_left_to_right_prints_what_stands_below_it(
     prints_what_it_shows((project_root / "docs" / "left-to-right.md").read_text(encoding="utf-8"), capsys)
 
 
+def test_every_block_of_fusion_evaluation_prints_what_stands_below_it(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prints_what_it_shows((project_root / "docs" / "fusion-evaluation.md").read_text(encoding="utf-8"), capsys)
+
+
 def test_every_block_of_diffusion_prints_what_stands_below_it(
     project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

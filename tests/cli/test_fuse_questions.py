@@ -131,7 +131,9 @@ def test_mistakes(capsys, folder: Path, dataset: Path, tmp_path: Path) -> None:
     assert mistake(capsys, *two, "--positions", "left").startswith("positions is 'left': choose one of shared")
     assert mistake(capsys, *two, "--correction", "2/N").startswith("correction is '2/N': choose one of 1/N")
     assert "cannot be read" in mistake(capsys, *two, "--dataset", str(tmp_path / "nothing"))
-    assert "shorten the prefix by" in mistake(capsys, *two, "--instruction", "word " * 90)
+    long = mistake(capsys, *two, "--instruction", "word " * 90)
+    assert long.startswith("in the batch of 'u0' to 'u4': question 0 reaches over")
+    assert "shorten the prefix by" in long
     missing = tmp_path / "missing.feather"
     pandas.DataFrame({"uuid": ["a"]}).to_feather(missing)
     assert "has no column 'paraphrases', " in mistake(capsys, "fuse", "score", str(missing))

@@ -12,7 +12,7 @@ from anyorder import fusing
 from anyorder.decoding.fusion_question import METHODS
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import prompt_parts
-from anyorder.evaluation.protocol import RUN_METHODS, Protocol, asker, one_by_one
+from anyorder.evaluation.protocol import RUN_METHODS, Approach, Protocol, asker, one_by_one
 from anyorder.evaluation.questions import Question, to_json
 
 
@@ -99,18 +99,34 @@ def test_what_reaches_the_engine(method: str, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(fusing, "fuse", fuse)
     parts = prompt_parts("question")
     segments = [["Q: a?\n", "Q: b?\n"], ["Q: c?\n"]]
-    ask = asker("M", "T", parts, method=method, positions="spread", correction="none", max_new_tokens=4)
-    assert ask(segments) == ([" x", " x"], 7)
     joined = method in ("single", "concatenation")
+    weighed: dict[str, Any] = {} if joined else {"weights": "confidence", "keep": 2}
+    ask = asker(
+        "M", "T", parts, Approach(method=method, positions="spread", correction="none", **weighed), max_new_tokens=4
+    )
+    assert ask(segments) == ([" x", " x"], 7)
     assert told == {
         "model": "M", "tokenizer": "T", "prefix": parts.prefix, "suffix": parts.suffix, "positions": "spread",
         "correction": "none", "max_new_tokens": 4, "stop": "\n",
-        "method": "attention" if joined else method,
+        "method": "attention" if joined else method, "weights": weighed.get("weights"), "keep": weighed.get("keep"),
         "phrasings": [["Q: a?\nQ: b?\n"], ["Q: c?\n"]] if joined else segments,
     }  # fmt: skip
 
 
 def test_every_method_of_the_engine_can_be_run() -> None:
     assert set(METHODS) < set(RUN_METHODS)
-    with pytest.raises(UserError, match="method is 'mean': choose one of single, concatenation, attention"):
-        asker(None, None, prompt_parts("question"), method="mean")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "mean"}, "method is 'mean': choose one of single, concatenation, attention"),
+        ({"positions": "left"}, "positions is 'left': choose one of shared, running"),
+        ({"correction": "2/N"}, "correction is '2/N': choose one of 1/N"),
+        ({"weights": "length"}, "weights is 'length': choose one of confidence, likelihood"),
+        ({"method": "single", "keep": 2}, "keep is 2 beside method 'single', which fuses nothing: leave it out"),
+    ],
+)
+def test_ways_that_are_none(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Approach(**options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import PromptParts
-from anyorder.evaluation.protocol import CONCATENATION, SINGLE, asker, one_by_one
+from anyorder.evaluation.protocol import CONCATENATION, SINGLE, Approach, asker, one_by_one
 from anyorder.evaluation.question_runs import Results, run_questions
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import (
@@ -31,43 +31,22 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 
-@dataclass(frozen=True, kw_only=True)
-class Contender:
-    """One way to answer. `positions` and `correction` are those of the method "attention"."""
-
-    method: str
-    positions: str = "shared"
-    correction: str = "1/N"
-
-    @property
-    def name(self) -> str:
-        """As it stands in the table."""
-        if self.method != "attention":
-            return self.method
-        return f"attention, {self.positions}, {self.correction}"
-
-    @property
-    def same_alone(self) -> bool:
-        """Whether with one phrasing it is but the question asked."""
-        return self.method != "contrast" and not self.correction.startswith("ape")
-
-
-CONTENDERS = (
-    Contender(method=SINGLE),
-    Contender(method=CONCATENATION),
+APPROACHES = (
+    Approach(method=SINGLE),
+    Approach(method=CONCATENATION),
     *(
-        Contender(method="attention", positions=positions, correction=correction)
+        Approach(method="attention", positions=positions, correction=correction)
         for positions in ("shared", "running", "right", "spread")
         for correction in ("1/N", "none")
     ),
-    Contender(method="attention", correction="ape:0.9,0.9"),
-    Contender(method="logit-mean"),
-    Contender(method="probability-mean"),
-    Contender(method="max"),
-    Contender(method="lowest-entropy"),
-    Contender(method="contrast"),
-    Contender(method="attention+logit-mean"),
-    Contender(method="vote"),
+    Approach(method="attention", correction="ape:0.9,0.9"),
+    Approach(method="logit-mean"),
+    Approach(method="probability-mean"),
+    Approach(method="max"),
+    Approach(method="lowest-entropy"),
+    Approach(method="contrast"),
+    Approach(method="attention+logit-mean"),
+    Approach(method="vote"),
 )
 """The first is what the others are compared with."""
 
@@ -135,7 +114,7 @@ def compare(
     folder: Path,
     *,
     counts: Sequence[int] = (),
-    contenders: Sequence[Contender] = CONTENDERS,
+    approaches: Sequence[Approach] = APPROACHES,
     max_new_tokens: int = 10,
     batch_size: int = 16,
     seed: int = 0,
@@ -153,7 +132,7 @@ def compare(
         settings: whatever else the answers depend on, as JSON.
         folder: for the results files.
         counts: numbers of phrasings, each the first so many; 1, 2, 4, ... and all of them unless given.
-        contenders: ways to answer; a single phrasing, which all are compared with, is always among them.
+        approaches: ways to answer; a single phrasing, which all are compared with, is always among them.
         max_new_tokens: tokens of an answer at most.
         batch_size: questions at a time.
         seed: of the intervals.
@@ -167,28 +146,22 @@ def compare(
     for count in counts:
         if not 1 <= count <= most:
             raise UserError(f"counts has {count}, but the questions have {most} phrasings: give 1 to {most}.")
-    contenders = [Contender(method=SINGLE), *(other for other in contenders if other.method != SINGLE)]
-    for contender in contenders:  # a mistake in the last of them would cost the time of all others
-        asker(model, tokenizer, parts, method=contender.method)
+    approaches = [Approach(method=SINGLE), *(other for other in approaches if other.method != SINGLE)]
 
-    def answers(contender: Contender, count: int) -> Results:
+    def answers(approach: Approach, count: int) -> Results:
         asked = [question.pick(count) for question in questions]
-        asked = one_by_one(asked) if contender.method == SINGLE else asked
-        ask = asker(
-            model, tokenizer, parts, method=contender.method, positions=contender.positions,
-            correction=contender.correction, max_new_tokens=max_new_tokens,
-        )  # fmt: skip
+        asked = one_by_one(asked) if approach.method == SINGLE else asked
         return run_questions(
             asked,
             parts,
-            ask,
-            {**settings, **dataclasses.asdict(contender), "max_new_tokens": max_new_tokens},
-            folder / f"{_slug(contender.name)}-{count}.feather",
+            asker(model, tokenizer, parts, approach, max_new_tokens=max_new_tokens),
+            {**settings, **dataclasses.asdict(approach), "max_new_tokens": max_new_tokens},
+            folder / f"{_slug(approach.name)}-{count}.feather",
             batch_size=batch_size,
-            on_progress=lambda done: on_progress(f"{contender.name}, {count}", done, len(asked)),
+            on_progress=lambda done: on_progress(f"{approach.name}, {count}", done, len(asked)),
         )
 
-    alone = answers(contenders[0], max(counts))
+    alone = answers(approaches[0], max(counts))
     lines, agreed = [], {}
     gold = [[*texts] for texts in (question.answers for question in questions)]
     flat = lemmas([answer for answers_ in gold for answer in answers_])
@@ -199,14 +172,14 @@ def compare(
         predictions = [row["prediction"] for row in _first(alone.rows, max(counts), count)]
         groups = [str(number // count) for number in range(len(predictions))]
         agreed[count] = interval(agreement(predictions, groups), seed=seed)
-        for contender in contenders[1:]:
-            if count == 1 and contender.same_alone:
+        for approach in approaches[1:]:
+            if count == 1 and approach.same_alone:
                 continue
-            results = answers(contender, count)
+            results = answers(approach, count)
             predicted = results.column("prediction")
             scores = score(gold, predicted, gold_lemmas, lemmas(predicted))
             seconds = results.seconds / len(questions)
-            lines.append(_line(contender.name, count, scores, baseline, seconds, seed))
+            lines.append(_line(approach.name, count, scores, baseline, seconds, seed))
     return Comparison(questions=len(questions), lines=tuple(lines), agreement=agreed)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from anyorder.decoding.fusion_question import METHODS
+from anyorder.decoding.fusion_question import METHODS, Fusion
+from anyorder.decoding.fusion_scores import SCORES
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import STOP, PromptParts, prompt_parts
 from anyorder.evaluation.question_runs import Ask
@@ -110,41 +111,78 @@ def one_by_one(questions: Sequence[Question]) -> list[Question]:
     return [replace(question, phrasings=(phrasing,)) for question in questions for phrasing in question.phrasings]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Approach:
+    """One way to answer.
+
+    Attributes:
+        method: one of `RUN_METHODS`.
+        positions, correction: of the method "attention".
+        weights: what the phrasings count by: "confidence" or "likelihood"; all the same unless given.
+        keep: only so many phrasings of the highest weights.
+
+    Raises:
+        UserError: one of them is unknown, or weights are given where phrasings are not fused.
+    """
+
+    method: str = "attention"
+    positions: str = "shared"
+    correction: str = "1/N"
+    weights: str | None = None
+    keep: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.method not in RUN_METHODS:
+            raise UserError(f"method is {self.method!r}: choose one of {', '.join(RUN_METHODS)}.")
+        Fusion(method=self.engine, positions=self.positions, correction=self.correction)
+        if self.weights not in (None, *SCORES):
+            raise UserError(f"weights is {self.weights!r}: choose one of {', '.join(SCORES)}.")
+        given = [name for name in ("weights", "keep") if getattr(self, name) is not None]
+        if given and not self.fuses:
+            value = getattr(self, given[0])
+            raise UserError(
+                f"{given[0]} is {value!r} beside method {self.method!r}, which fuses nothing: leave it out."
+            )
+
+    @property
+    def fuses(self) -> bool:
+        """Whether several phrasings go into an answer, each by itself."""
+        return self.method not in (SINGLE, CONCATENATION)
+
+    @property
+    def engine(self) -> str:
+        """The method of `anyorder.fuse`; of a single segment it is plain generation."""
+        return self.method if self.fuses else METHODS[0]
+
+    @property
+    def name(self) -> str:
+        """As it stands in a table."""
+        return f"attention, {self.positions}, {self.correction}" if self.method == "attention" else self.method
+
+    @property
+    def same_alone(self) -> bool:
+        """Whether with one phrasing it is but the question asked."""
+        return self.method != "contrast" and not self.correction.startswith("ape")
+
+
 def asker(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase,
     parts: PromptParts,
+    approach: Approach,
     *,
-    method: str,
-    positions: str = "shared",
-    correction: str = "1/N",
     max_new_tokens: int = 10,
 ) -> Ask:
-    """What answers questions: greedily, up to the end of a line.
-
-    Args:
-        model: the network.
-        tokenizer: its tokenizer.
-        parts: what stands around the phrasings.
-        method: one of `RUN_METHODS`.
-        positions, correction: of the method "attention".
-        max_new_tokens: tokens of an answer at most.
-
-    Raises:
-        UserError: the method is unknown.
-    """
-    if method not in RUN_METHODS:
-        raise UserError(f"method is {method!r}: choose one of {', '.join(RUN_METHODS)}.")
-    alone = method in (SINGLE, CONCATENATION)
+    """What answers questions in one way: greedily, up to the end of a line."""
 
     def ask(segments: list[list[str]]) -> tuple[list[str], int]:
-        # One segment is plain generation, so these two need no engine of their own.
-        phrasings = [["".join(of_question)] for of_question in segments] if alone else segments
         from anyorder import fusing
 
+        phrasings = segments if approach.fuses else [["".join(of_question)] for of_question in segments]
         out = fusing.fuse(
-            model, tokenizer, phrasings, prefix=parts.prefix, suffix=parts.suffix, positions=positions,
-            correction=correction, method=METHODS[0] if alone else method, max_new_tokens=max_new_tokens, stop=STOP,
+            model, tokenizer, phrasings, prefix=parts.prefix, suffix=parts.suffix, positions=approach.positions,
+            correction=approach.correction, method=approach.engine, weights=approach.weights, keep=approach.keep,
+            max_new_tokens=max_new_tokens, stop=STOP,
         )  # fmt: skip
         assert isinstance(out.text, list)
         return out.text, out.passes

@@ -120,7 +120,11 @@ def run_questions(
 
 def _answer(results: Results, batch: Sequence[Question], parts: PromptParts, ask: Ask) -> Results:
     started = time.perf_counter()
-    generations, passes = ask([[parts.segment(phrasing) for phrasing in question.phrasings] for question in batch])
+    try:
+        generations, passes = ask([[parts.segment(phrasing) for phrasing in question.phrasings] for question in batch])
+    except UserError as error:
+        names = " to ".join(dict.fromkeys((repr(batch[0].uuid), repr(batch[-1].uuid))))
+        raise UserError(f"in the batch of {names}: {error}") from None
     rows = [
         {
             "uuid": question.uuid,

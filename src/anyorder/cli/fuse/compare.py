@@ -70,7 +70,7 @@ def command(
 
     from anyorder.cli.fuse._asking import load, question_progress, whole_numbers
     from anyorder.errors import UserError
-    from anyorder.evaluation.comparison import CONTENDERS, compare
+    from anyorder.evaluation.comparison import APPROACHES, compare
     from anyorder.evaluation.comparison_plot import draw
     from anyorder.evaluation.protocol import RUN_METHODS, Protocol
 
@@ -100,7 +100,7 @@ def command(
             network, words, questions, parts,
             {"model": model, "revision": revision, "dtype": dtype, **protocol.told()}, output,
             counts=whole_numbers("counts", counts) or (),
-            contenders=[contender for contender in CONTENDERS if not methods or contender.method in methods],
+            approaches=[approach for approach in APPROACHES if not methods or approach.method in methods],
             max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, on_progress=on_progress,
         )  # fmt: skip
     table = comparison.markdown()

@@ -14,6 +14,8 @@ def command(
     method: str = "attention",
     positions: str = "shared",
     correction: str = "1/N",
+    weights: str | None = None,
+    keep: int | None = None,
     num_paraphrases: int | None = None,
     indices: str | None = None,
     max_samples: int | None = None,
@@ -46,6 +48,8 @@ def command(
             probability-mean, max, lowest-entropy, contrast, attention+logit-mean, vote.
         positions: Of the method attention: shared, running, right, spread.
         correction: Of the method attention: 1/N, none, length, or ape:TEMPERATURE,SCALE.
+        weights: What the phrasings count by: confidence, or likelihood; all the same unless given.
+        keep: Use only this many phrasings of the highest weights.
         num_paraphrases: Take the first so many phrasings of each question; 5 unless indices are given.
         indices: Which phrasings, counted from 0, such as 0,1,2.
         max_samples: Ask only so many questions, drawn with the seed.
@@ -66,12 +70,15 @@ def command(
         attention: auto, eager, sdpa, flex or flash.
         revision: Branch, tag or commit of a model on the hub.
     """
+    from dataclasses import asdict
+
     from rich.console import Console
 
     from anyorder.cli.fuse._asking import load, question_progress, whole_numbers
-    from anyorder.evaluation.protocol import Protocol, asker, one_by_one
+    from anyorder.evaluation.protocol import Approach, Protocol, asker, one_by_one
     from anyorder.evaluation.question_runs import run_questions
 
+    approach = Approach(method=method, positions=positions, correction=correction, weights=weights, keep=keep)
     protocol = Protocol(
         dataset=dataset, split=split, form=form, relations=tuple(relations), num_paraphrases=num_paraphrases,
         indices=whole_numbers("indices", indices), max_samples=max_samples, shots=shots, shots_from=shots_from,
@@ -84,14 +91,8 @@ def command(
     )
     questions, parts = drawn.questions, protocol.parts(drawn, words)
     asked = one_by_one(questions) if method == "single" else questions
-    ask = asker(
-        network, words, parts, method=method, positions=positions, correction=correction,
-        max_new_tokens=max_new_tokens,
-    )  # fmt: skip
-    settings = {
-        "model": model, "revision": revision, "dtype": dtype, "method": method, "positions": positions,
-        "correction": correction, **protocol.told(),
-    }  # fmt: skip
+    ask = asker(network, words, parts, approach, max_new_tokens=max_new_tokens)
+    settings = {"model": model, "revision": revision, "dtype": dtype, **asdict(approach), **protocol.told()}
     with question_progress(notes) as bar:
         task = bar.add_task(method, total=len(asked))
         results = run_questions(
