@@ -55,6 +55,16 @@ def test_the_loss_of_a_mixture_is_that_of_its_parts() -> None:
     assert summed_loss(model, whole).item() == pytest.approx(total, rel=1e-12)
 
 
+def test_query_rows_have_a_gradient_in_every_step() -> None:
+    """Or processes whose samples all are causal would leave the others waiting for it."""
+    model = learner()
+    summed_loss(model, Autoregressive().lesson(ragged(5), 0)).backward()
+    assert model.query_rows is not None
+    for weight in model.query_rows.parameters():
+        assert weight.grad is not None
+        assert not weight.grad.any()
+
+
 def test_the_network_learns_all_ways() -> None:
     assert Mixture(parts=PARTS, shares=(1, 1, 1)).ways == (LEFT_TO_RIGHT, ANY_ORDER, diffusion(MASK))
 

@@ -228,6 +228,9 @@ def predictions(model: Llama, lesson: Lesson) -> Tensor:
         assert model.query_rows is not None, "a network without query rows was refused before"
         queries_BKE = model.query_rows(lesson.labels["position"][:, lesson.n_keys :])
         rows_BRE = torch.cat((rows_BRE, queries_BKE.to(rows_BRE.dtype)), 1)
+    elif model.query_rows is not None:
+        # Other processes may have query rows in this step, and they wait for a gradient from all.
+        rows_BRE = rows_BRE + 0 * model.query_rows(lesson.labels["position"][:1, :1]).to(rows_BRE.dtype).sum()
     return model.logits(model.read(rows_BRE, views)[lesson.sample_N, lesson.row_N])
 
 
