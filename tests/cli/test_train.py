@@ -122,6 +122,17 @@ def test_adapters_are_merged_into_the_network(tmp_path: Path, text: Path) -> Non
     assert all("_proj." in name for name in names)
 
 
+def test_streamed_data_and_the_template_that_was_taught(tmp_path: Path, text: Path, questions: Path) -> None:
+    first, out = tmp_path / "first", tmp_path / "out"
+    train("pretrain", "--data", text, "--output", first, *SMALL, "--length=128", "--streaming")
+    options = ["--steps=1", "--batch_size=2", "--length=128", "--cache_dir", tmp_path / "cache"]
+    train("sft", "--data", questions, "--init", first / "network", "--output", out, *options)
+    _, tokenizer = anyorder.load(out / "network", device="cpu")
+    assert tokenizer is not None
+    asked = tokenizer.apply_chat_template([{"role": "user", "content": "why?"}], tokenize=False)
+    assert "why?" in asked
+
+
 # ------------------------------------------------------------------------------------------------ configurations
 
 

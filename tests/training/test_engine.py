@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from anyorder.model.llama import Llama
 from anyorder.objectives import Autoregressive
 from anyorder.training import Training, fit
 from anyorder.training.engine import checkpoints
-from anyorder.training.samples import Row, Samples, make_batch
+from anyorder.training.samples import Row, Samples, StreamedSamples, make_batch
 from tests.model.networks import VOCABULARY, network
 
 
@@ -145,6 +148,7 @@ def test_checkpoints_hold_the_weights_and_the_oldest_go(tmp_path: Path) -> None:
 
 SCRIPT = """
 import os, sys
+from collections.abc import Iterator
 from pathlib import Path
 sys.path.insert(0, os.getcwd())
 import torch
@@ -200,3 +204,48 @@ def test_what_cannot_be_resumed(tmp_path: Path) -> None:
 def test_settings_that_cannot_be(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Training(**options)
+
+
+def test_streamed_rows_come_as_they_are_and_again(tmp_path: Path) -> None:
+    rows = Ragged(5)
+    numbered = list(StreamedSamples([rows[index] for index in range(5)], 12))
+    assert [row["sample"] for row in numbered] == list(range(12))
+    assert [row["input_ids"] for row in numbered] == [rows.rows[number % 5] for number in range(12)]
+    with pytest.raises(UserError, match="the data have 0 rows"):
+        list(StreamedSamples([], 3))
+
+    class Stream:
+        """Without a length."""
+
+        def __iter__(self) -> Iterator[Row]:
+            return (rows[index] for index in range(5))
+
+    training = Training(steps=6, batch_size=2, learning_rate=1e-2, log_every=1, save_every=2)
+    whole, cut = network(), network()
+    log = fit(whole, Autoregressive(), Stream(), training, folder=tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-6")
+    again = fit(cut, Autoregressive(), Stream(), training, folder=tmp_path, resume=True)
+    assert torch.equal(weights(whole), weights(cut))
+    assert curve(log) == curve(again)
+
+
+def test_a_full_disk_leaves_no_half_of_a_checkpoint(tmp_path: Path, project_root: Path) -> None:
+    script = """
+import os, resource, sys
+sys.path.insert(0, os.getcwd())
+import torch
+from collections.abc import Iterator
+from pathlib import Path
+from tests.training.test_engine import trained
+from anyorder.errors import UserError
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # bytes of a file
+try:
+    trained(steps=2, folder=Path(sys.argv[1]), save_every=1)
+except UserError as error:
+    print(error)
+"""
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    said = subprocess.run(words, cwd=project_root, check=True, capture_output=True, text=True).stdout
+    assert re.fullmatch(r"checkpoint '.*checkpoint-1' cannot be written \(.*\): make room, then .* resume\.\n", said)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert checkpoints(tmp_path) == []

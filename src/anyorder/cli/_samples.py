@@ -15,7 +15,7 @@ from anyorder.training.settings import FROM_SCRATCH, NEEDS, OBJECTIVES, Run
 PARTS = {
     "what is trained, on what": (
         "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
-        "documents", "template", "skip_bad_lines", "cache_dir",
+        "documents", "template", "skip_bad_lines", "streaming", "cache_dir",
     ),
     "what is learnt": (
         "objective", "shares", "order", "predicted", "block_length", "mask_token", "times", "shifted", "opening_steps",

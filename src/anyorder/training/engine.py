@@ -13,15 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import DataLoader
 from transformers import Trainer
 
+from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.objectives import Lesson, summed_loss
-from anyorder.training.samples import LessonMaker, Samples
+from anyorder.training.samples import LessonMaker, Samples, StreamedSamples
 
 CHECKPOINT = "checkpoint-"
 WEIGHTS = "model.safetensors"
@@ -57,7 +59,7 @@ class LessonTrainer(Trainer):
     def __init__(
         self,
         network: Llama,
-        samples: Samples,
+        samples: Samples | StreamedSamples,
         maker: LessonMaker,
         *,
         validation: Mapping[str, tuple[Samples, LessonMaker]] | None = None,
@@ -82,7 +84,7 @@ class LessonTrainer(Trainer):
     # ---- losses -----------------------------------------------------------------------------------
 
     def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
-        return torch.utils.data.SequentialSampler(self.samples)  # which have been shuffled
+        return torch.utils.data.SequentialSampler(range(self.samples.total))  # as they have been shuffled
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The batches of an optimizer step, and the count of their lessons over all processes."""
@@ -128,7 +130,13 @@ class LessonTrainer(Trainer):
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         self.accelerator.wait_for_everyone()
-        super()._save_checkpoint(model, trial)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(
+                f"checkpoint {str(folder / name)!r} cannot be written ({error}): make room, then go on with resume."
+            ) from error
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             sync(partial / name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
 from anyorder.training.engine import LessonTrainer, checkpoints
-from anyorder.training.samples import LessonMaker, Rows, Samples
+from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import Training
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ Log = list[dict[str, float]]
 def fit(
     network: Llama,
     objective: Objective,
-    rows: Rows,
+    rows: Rows | Iterable[Row],
     training: Training,
     *,
     folder: Path | None = None,
@@ -44,7 +44,7 @@ def fit(
     Args:
         network: whose trainable weights change.
         objective: what is learnt.
-        rows: prepared data.
+        rows: prepared data; those that have no length are taken as they come, not shuffled.
         training: how.
         folder: where checkpoints go; None makes none.
         resume: go on from the latest checkpoint in the folder, as if nothing had happened: on a CPU bit for bit.
@@ -61,7 +61,7 @@ def fit(
     """
     if importlib.util.find_spec("accelerate") is None:
         raise UserError("training needs the package accelerate, which is not installed: pip install 'anyorder[train]'.")
-    if len(rows) == 0:
+    if isinstance(rows, Sized) and len(rows) == 0:
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
     if training.evaluate_every and not validation:
         raise UserError(
@@ -79,7 +79,7 @@ def fit(
         per_step = training.batch_size * training.accumulation * arguments.world_size
         trainer = LessonTrainer(
             network,
-            Samples(rows, training.steps * per_step, training.seed),
+            _samples(rows, training.steps * per_step, training.seed),
             LessonMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
             validation={
                 # Its own draws, the same at every look.
@@ -100,6 +100,12 @@ def fit(
             trainer.evaluate()
     network.eval()
     return list(trainer.state.log_history)
+
+
+def _samples(rows: Rows | Iterable[Row], total: int, seed: int) -> Samples | StreamedSamples:
+    if isinstance(rows, Sized):
+        return Samples(rows, total, seed)
+    return StreamedSamples(rows, total)
 
 
 def _arguments(
@@ -133,6 +139,7 @@ def _arguments(
         dataloader_pin_memory=False,
         dataloader_num_workers=training.workers,
         remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False},  # each process makes its own lessons
         ddp_find_unused_parameters=find_unused,  # query rows take no part in other objectives
         use_cpu=not torch.accelerator.is_available(),  # or several processes on CPUs would not see each other
         **strategies,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.whole import check_place
-from anyorder.data import prepare, report_of
+from anyorder.data import chat_template, prepare, report_of
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.llama import Llama
@@ -29,7 +30,6 @@ from anyorder.training.recipes import network_of, prepared
 from anyorder.training.settings import Run
 
 if TYPE_CHECKING:
-    import datasets
     from transformers import PreTrainedTokenizerBase
 
 SETTINGS, NETWORK, CHECKPOINTS, LOG, CURVES = "settings.json", "network", "checkpoints", "log.json", "loss.png"
@@ -61,19 +61,28 @@ def run(
     Raises:
         UserError: something in the settings or in the data cannot be; before any step is trained.
     """
-    _check_output(settings)
+    first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks and writes
+    if first:
+        _check_output(settings)
+    else:
+        tell = _nothing
     model, tokenizer = network_of(settings)
     model, objective = prepared(settings, model, tokenizer, tuning=tuning)
-    rows = _rows(settings, settings.data, model, tokenizer, tuning=tuning, tell=tell)
+    if tuning:  # what the network was taught is what it will be asked in
+        end_token_id = next(iter(model.config.eos_token_ids), None)
+        tokenizer.chat_template = settings.template or chat_template(tokenizer, end_token_id)
+    prepare_rows = functools.partial(_rows, settings, model, tokenizer, tuning=tuning, tell=tell)
+    rows = prepare_rows(settings.data, streaming=settings.streaming)
     parts = objective.parts if isinstance(objective, Mixture) else [objective]
     names = list(settings.parts) or [settings.objective]
     validation, bytes_per_token = {}, None
     if settings.validation is not None:
-        others = _rows(settings, settings.validation, model, tokenizer, tuning=tuning, tell=tell)
+        others = prepare_rows(settings.validation)
         validation = {name: (part, others) for name, part in zip(names, parts, strict=True)}
         bytes_per_token = report_of(others).bytes_per_token
     size = sum(weight.numel() for weight in model.parameters())
-    tell(f"{size / 1e6:.1f} million weights, {len(rows):,} rows of data, objective {settings.objective}")
+    amount = "streamed data" if settings.streaming else f"{len(rows):,} rows of data"
+    tell(f"{size / 1e6:.1f} million weights, {amount}, objective {settings.objective}")
     face = AnyOrderForCausalLM.of(model).train()
     adapted = _adapted(face, settings.lora_rank) if settings.lora_rank else None
     if settings.activation_checkpointing:
@@ -85,18 +94,22 @@ def run(
             tokenizer.save_pretrained(folder)
 
     settings.output.mkdir(parents=True, exist_ok=True)
-    if not settings.resume:
+    if first and not settings.resume:
         write_json(settings.output / SETTINGS, json.loads(_as_json(settings)))
     log = fit(
         face, objective, rows, settings, folder=settings.output / CHECKPOINTS, resume=settings.resume,
         validation=validation, describe=describe, callbacks=callbacks,
         report_to=[name for name in ("tensorboard", "wandb") if getattr(settings, name)],
     )  # fmt: skip
-    if int(os.environ.get("RANK", "0")) == 0:  # one process of several writes
+    if first:
         trained = face if adapted is None else adapted.merge_and_unload()
         log = with_bits_per_byte(log, bytes_per_token)
         _leave(settings, trained, tokenizer, log)
     return log
+
+
+def _nothing(line: str) -> None:
+    pass
 
 
 def _check_output(settings: Run) -> None:
@@ -121,16 +134,18 @@ def _as_json(settings: Run) -> str:
 
 
 def _rows(
-    settings: Run, source: Path, model: Llama, tokenizer: PreTrainedTokenizerBase, *, tuning: bool,
-    tell: Callable[[str], None],
-) -> datasets.Dataset:  # fmt: skip
+    settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase, source: Path, *, tuning: bool,
+    tell: Callable[[str], None], streaming: bool = False,
+) -> Any:  # fmt: skip
+    """A `datasets.Dataset`, or an iterable one."""
     masks = {way.mask_token_id for way in model.config.ways if way.mask_token_id is not None}
-    dataset = prepare(
+    dataset: Any = prepare(
         source, tokenizer, settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
         template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None), mask_token_ids=masks,
         vocab_size=model.config.vocab_size, skip_bad_lines=settings.skip_bad_lines, cache_dir=settings.cache_dir,
+        streaming=streaming,
     )  # fmt: skip
-    left_out = report_of(dataset).left_out
+    left_out = [] if streaming else report_of(dataset).left_out
     if left_out:
         tell(f"left out {len(left_out)} lines, the first: {left_out[0]}")
     return dataset
@@ -152,5 +167,10 @@ def _leave(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, lo
     place = settings.output / NETWORK
     shutil.rmtree(place, ignore_errors=True)  # of a training that was resumed after its end
     checkpoints.save_model(trained, place, tokenizer=tokenizer)
-    write_json(settings.output / LOG, {"log": log})
-    draw_curves({settings.objective: log}, settings.output / CURVES)
+    for name, write in (
+        (LOG, lambda file: write_json(file, {"log": log})),
+        (CURVES, lambda file: draw_curves({settings.objective: log}, file)),
+    ):
+        partial = settings.output / f".{name}.partial"
+        write(partial)
+        partial.replace(settings.output / name)

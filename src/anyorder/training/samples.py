@@ -6,16 +6,17 @@ Shape suffixes: B batch, L tokens of a sample.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from anyorder import draws
 from anyorder.data.collate import collate
+from anyorder.errors import UserError
 from anyorder.objectives import Batch, Lesson, Objective
 
 Row = Mapping[str, Any]
@@ -73,6 +74,31 @@ class Samples(Dataset):
                 self._order = (epoch, torch.randperm(len(self.rows), generator=source))
             index = int(self._order[1][index])
         return {**self.rows[index], "sample": number}
+
+
+class StreamedSamples(IterableDataset):
+    """The samples of a training whose rows are made while they are read: as they come, and again from the first one.
+
+    Args:
+        rows: the data, which may be gone through several times.
+        total: samples of the whole training.
+    """
+
+    def __init__(self, rows: Iterable[Row], total: int) -> None:
+        self.rows = rows
+        self.total = total
+
+    def __iter__(self) -> Iterator[Row]:
+        number = 0
+        while number < self.total:
+            before = number
+            for row in self.rows:
+                if number == self.total:
+                    return
+                yield {**row, "sample": number}
+                number += 1
+            if number == before:
+                raise UserError("the data have 0 rows: give more text, or a shorter length.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,6 +94,8 @@ class Run(Training):
         documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
         template: Chat template of dialogues; the tokenizer's own, or a plain one, unless given.
         skip_bad_lines: Leave out lines that cannot be used, and say how many, instead of stopping at the first.
+        streaming: Read and tokenise data anew while they are learnt, in the order of the files, for what does not fit
+            on the disk twice.
         cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
         shares: For a mixture, objectives with their shares, such as masked-diffusion=0.5; may be repeated.
         order: For permutation, the orders that are learnt.
@@ -126,6 +128,7 @@ class Run(Training):
     documents: Literal["file", "paragraphs", "lines"] = "file"
     template: str | None = None
     skip_bad_lines: bool = False
+    streaming: bool = False
     cache_dir: Path | None = None
     shares: list[str] = field(default_factory=list)
     order: Literal["random", "left-to-right", "spans", "growing", "random-to-left", "left-to-random"] = "random"
