@@ -33,10 +33,13 @@ def test_table_and_file(
     monkeypatch.setattr(speed, "PROMPT_TOKENS", 4)
     monkeypatch.setattr(speed, "compiler_at_hand", lambda device: False)
     monkeypatch.setattr(speed, "bandwidth", lambda device: 1e10)
+    monkeypatch.setattr(speed, "has_llama_cpp", lambda: False)
     output = tmp_path / "speed.json"
     words = ["--sizes", "260K", "--dtypes", "float32", "--tasks", "decode", "--new_tokens", "3", "--repeats", "1"]
     assert main(["bench", *words, "--output", str(output)]) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if "decode" in line]
+    told = capsys.readouterr()
+    assert "llama.cpp is left out: it needs the packages of anyorder[bench]" in told.err
+    lines = [line for line in told.out.splitlines() if "decode" in line]
     assert ["1.00" in line for line in lines] == [True, "1.00" in lines[1]]
     record = json.loads(output.read_text())
     assert {"device", "threads", "torch"} <= set(record["machine"])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from anyorder.checkpoints import load_model
+from anyorder.decoding.left_to_right import write_left_to_right
 from anyorder.errors import UserError
 from anyorder.inspection import speed
 from anyorder.model.config import ModelConfig
@@ -19,6 +23,7 @@ def _small(monkeypatch: pytest.MonkeyPatch, tiny_config: ModelConfig) -> None:
     monkeypatch.setattr(speed, "PREFILL_TOKENS", 8)
     monkeypatch.setattr(speed, "TRAIN_SHAPE", (2, 8))
     monkeypatch.setattr(speed, "compiler_at_hand", lambda device: False)
+    monkeypatch.setattr(speed, "has_llama_cpp", lambda: False)
 
 
 @pytest.mark.usefixtures("_small")
@@ -54,8 +59,20 @@ def test_both_decode_the_same_tokens(tiny_config: ModelConfig) -> None:
     model = Llama(tiny_config).eval()
     ids = torch.randint(0, tiny_config.vocab_size, (1, 4))
     runs = speed._decoders(model, speed.twin(model), ids, 6, can_compile=False)
-    theirs, ours = (run() for run in runs.values())
+    theirs, ours = (runs[f"{name}, eager"]() for name in ("transformers", "anyorder"))
     assert theirs.tolist() == ours.sequences  # type: ignore[attr-defined]
+
+
+def test_llama_cpp_writes_the_same_tokens(shared_data: Path) -> None:
+    """From the file that is made for it; and again, as a second run starts anew."""
+    if not speed.has_llama_cpp():
+        pytest.skip("needs llama-cpp-python and gguf: pip install anyorder[bench]")
+    model = load_model(shared_data / "stories260K" / "stories260K.bin", device="cpu")
+    for weights in (model, model.bfloat16()):
+        run = speed.llama_cpp_decoder(weights, [1, 403, 407], 48)
+        expected = write_left_to_right(weights, [[1, 403, 407]], max_new_tokens=48).written[0]
+        assert run() == expected
+        assert run() == expected
 
 
 def test_a_token_reads_all_weights_but_the_embedding(tiny_config: ModelConfig) -> None:

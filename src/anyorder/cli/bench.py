@@ -15,7 +15,7 @@ def command(
     device: str = "auto",
     output: Path | None = None,
 ) -> None:
-    """Measure speed against transformers' Llama, taking turns.
+    """Measure speed against transformers' Llama, and llama.cpp's if it is installed, taking turns.
 
     Args:
         sizes: Networks: 260K, 125M. May be repeated; both unless given.
@@ -55,6 +55,9 @@ def command(
     weights = [resolve_dtype(dtype) for dtype in dtypes or ("float32", "bfloat16")]
 
     notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    if "decode" in chosen and not speed.has_llama_cpp():
+        missing = "llama.cpp is left out: it needs the packages of anyorder[bench], which are compiled for minutes"
+        notes.print(missing, markup=False, soft_wrap=True)
     bytes_per_second = speed.bandwidth(where)
     timings = []
     for size in sizes or speed.SIZES:

@@ -1,4 +1,4 @@
-"""Speed against transformers' Llama: both in one run, taking turns, on the same weights.
+"""Speed against transformers' Llama, and llama.cpp's if installed: in one run, taking turns, on the same weights.
 
 Timings alternate between the candidates, so that what else the machine does meets all of them, and
 medians are compared. Decoding is bound by reading the weights once a token, so its share of the
@@ -7,15 +7,20 @@ memory bandwidth, measured in the same run, says how much is left to gain.
 
 from __future__ import annotations
 
+import importlib.util
+import itertools
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 
+from anyorder.checkpoints import gguf
 from anyorder.decoding.left_to_right import write_left_to_right
 from anyorder.errors import UserError
 from anyorder.model.compiled import compiler_at_hand
@@ -52,7 +57,7 @@ class Timing:
 
     Attributes:
         size, dtype, task: what was measured.
-        candidate: "transformers" or "anyorder", and how.
+        candidate: "transformers", "anyorder" or "llama.cpp", and how.
         tokens: that one run reads or writes.
         seconds: of each run.
         first: seconds of the run before those, compilation included.
@@ -189,7 +194,32 @@ def _decoders(
     if can_compile:
         runs["anyorder, compiled"] = decode(ours, True)
         runs["anyorder, compiled, int8"] = decode(to_int8(_copy(ours)), True)
+    if ours.device.type == "cpu" and has_llama_cpp():
+        runs["llama.cpp"] = llama_cpp_decoder(ours, prompt[0], new_tokens)
     return runs
+
+
+def has_llama_cpp() -> bool:
+    """Whether llama.cpp can be measured too."""
+    return all(importlib.util.find_spec(name) for name in ("llama_cpp", "gguf"))
+
+
+def llama_cpp_decoder(model: Llama, prompt: Sequence[int], new_tokens: int) -> Callable[[], list[int]]:
+    """What lets llama.cpp write most probable tokens with the same weights, and returns them."""
+    from llama_cpp import Llama as LlamaCpp
+
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "network.gguf"
+        gguf.write(model, file)
+        theirs = LlamaCpp(
+            str(file), n_ctx=len(prompt) + new_tokens, n_threads=torch.get_num_threads(), use_mmap=False, verbose=False
+        )
+
+    def run() -> list[int]:
+        theirs.reset()  # or it would not read the prompt anew
+        return list(itertools.islice(theirs.generate(list(prompt), temp=0.0, repeat_penalty=1.0), new_tokens))
+
+    return run
 
 
 def _copy(model: Llama) -> Llama:
