@@ -71,7 +71,8 @@ def command(
     console.print(f"memory bandwidth {bytes_per_second / 1e9:.1f} GB/s")
     table = Table(box=None, pad_edge=False)
     for column in ("network", "weights", "task", "candidate", "tokens/s", "ratio", "bandwidth", "first run"):
-        table.add_column(column, justify="left" if column in ("network", "weights", "task", "candidate") else "right")
+        left = column in ("network", "weights", "task", "candidate")
+        table.add_column(column, justify="left" if left else "right", no_wrap=True)
     base = {
         (t.size, t.dtype, t.task): t.tokens_per_second
         for t in reversed(timings)
