@@ -155,7 +155,7 @@ def test_names_are_the_contract() -> None:
     assert [fuse[name].default for name in ("prefix", "suffix", "positions", "correction", "method")] == [
         "", "", "shared", "1/N", "attention"
     ]  # fmt: skip
-    assert set(fuse) - set(stream) == {"num_beams", "batch_size", "attention_share"}
+    assert set(fuse) - set(stream) == {"num_beams", "batch_size", "attention_share", "order"}
     assert {name: parameter.default for name, parameter in stream.items()} == {
         name: fuse[name].default for name in stream
     }

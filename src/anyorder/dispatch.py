@@ -22,6 +22,7 @@ from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, refuse_unless_causal
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from anyorder.decoding.fused_canvas import FusedCanvases
     from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
 
@@ -62,9 +63,9 @@ def way_of(order: Order | None, config: ModelConfig) -> str:
 
 def decoder_of(
     order: Order | None, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
-    compile: bool | Literal["auto"], num_beams: int = 1, num_samples: int = 1,
+    compile: bool | Literal["auto"], num_beams: int = 1, num_samples: int = 1, fused: FusedCanvases | None = None,
 ) -> Decoder:  # fmt: skip
-    """What writes in this order.
+    """What writes in this order; `fused` tells where phrasings of questions stand in canvases.
 
     Raises:
         UserError: see `way_of`; or options that only writing from left to right has.
@@ -83,7 +84,7 @@ def decoder_of(
         assert order is None or isinstance(order, str | DiffusionSampler), "an order of another way was known above"
         sampler, diffusing = sampler_of_order(order or way, model.config, sampling, use_cache=use_cache)
         return lambda canvases, rows, stop: diffusion_steps(
-            model, canvases, sampler, way=diffusing, rows=rows, seed=sampling.seed, stop=stop
+            model, canvases, sampler, way=diffusing, rows=rows, seed=sampling.seed, stop=stop, fused=fused
         )
     model.config.way(way)
     chosen = order_named(order or way) if order is None or isinstance(order, str) else order
@@ -94,12 +95,14 @@ def decoder_of(
 
     options: dict[str, Any] = {"sampling": sampling, "use_cache": use_cache}
     if isinstance(chosen, Speculative):
+        if fused is not None:
+            raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
         return lambda canvases, rows, stop: speculative_steps(
             model, canvases, Speculative(order=of(chosen.order, rows), draft=chosen.draft), rows=rows, stop=stop,
             **options,
         )  # fmt: skip
     return lambda canvases, rows, stop: any_order_steps(
-        model, canvases, of(chosen, rows), rows=rows, stop=stop, **options
+        model, canvases, of(chosen, rows), rows=rows, stop=stop, fused=fused, **options
     )
 
 

@@ -7,17 +7,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from anyorder.api import Output, Stream, _output, _pieces
+from anyorder.decoding.fused_canvas import FusedCanvases
 from anyorder.decoding.fusion import MEMBER, fusion_steps, write_fused
 from anyorder.decoding.fusion_question import UNWEIGHED, Fusion, Question, check_questions, fused_layouts
 from anyorder.decoding.fusion_scores import best, weigh
 from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Recorder
+from anyorder.decoding.trace import Generation, Recorder, collect
+from anyorder.dispatch import Order, decoder_of, way_of
 from anyorder.errors import UserError
 from anyorder.phrasings import Part, Phrasings, read_questions
 from anyorder.text import Continuation, stop_strings
-from anyorder.ways import refuse_unless_causal
+from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +71,7 @@ def fuse(
     store: str | Path | None = None,
     attention_share: bool = False,
     use_cache: bool = True,
+    order: Order | None = None,
 ) -> FusedOutput:
     """Answers a question that is asked in several phrasings, or each of a list of such questions.
 
@@ -101,6 +104,9 @@ def fuse(
         store: a folder where what is read of prefixes and phrasings is kept, and recalled when it is asked again.
         attention_share: whether to tell how much attention each phrasing got, which takes a pass more.
         use_cache: False computes one masked sequence again for each token, for those who doubt the cache.
+        order: the way of writing, as `generate` takes it: from left to right, in any order, or by masked diffusion,
+            where the whole answer sees all phrasings while it is written; the network's default unless given. Methods
+            other than "attention", beams, stored parts and scores of phrasings are for writing from left to right.
 
     Returns:
         As `generate`, with an entry for each question instead of each prompt. In `sequences` stand prefix, all
@@ -109,6 +115,7 @@ def fuse(
     Raises:
         UserError: phrasings or an option that cannot be, in a sentence that names the remedy.
     """
+    way = way_of(order, model.config)
     asked = _Asked(model, tokenizer, phrasings, prefix, suffix, separator, weights, keep, stop)
     fusion = Fusion(method=method, positions=positions, correction=correction)
     sampling = Sampling(
@@ -126,7 +133,16 @@ def fuse(
     kept_parts = None if store is None else SegmentStore(store, model)
     shares: list[list[float]] = []
     total = len(asked.questions)
-    check_questions(model.config, asked.questions, fusion, max_new_tokens, range(total))
+    limits = check_questions(model.config, asked.questions, fusion, max_new_tokens, range(total))
+    causal = way == LEFT_TO_RIGHT.name
+    if not causal:
+        given = {
+            f"method {method!r}": method != "attention", f"num_beams {num_beams}": num_beams != 1,
+            f"store {str(store)!r}": store is not None, "attention_share": attention_share,
+            f"weights {asked.by!r}": asked.by is not None,
+        }  # fmt: skip
+        for name in (name for name, holds in given.items() if holds):
+            raise UserError(f"{name} is for answers from left to right, but this is one by {way!r}: leave it out.")
 
     def write(rows: range) -> Generation:
         questions, kept = asked.weighed(rows, fusion)
@@ -141,6 +157,15 @@ def fuse(
         return generation
 
     def answer(questions: Sequence[Question], rows: range) -> Generation:
+        if not causal:
+            room, shared = [limits[row] for row in rows], [question.shares for question in questions]
+            layouts = fused_layouts(questions, fusion.positions)
+            fused = FusedCanvases(layouts, room, shared, fusion.correction, model.device)
+            steps = decoder_of(
+                order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile="auto",
+                fused=fused,
+            )(fused.canvases, rows, asked.condition(questions, rows))  # fmt: skip
+            return collect(steps, fused.canvases, rows, model.config.eos_token_ids)
         if num_beams == 1:
             return write_fused(
                 model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
@@ -194,6 +219,7 @@ def stream_fused(
     Raises:
         UserError: what `fuse` refuses, or what cannot be streamed; at once, not with the first piece.
     """
+    refuse_unless_causal(model.config.ways, model.config.default_way)
     asked = _Asked(model, tokenizer, phrasings, prefix, suffix, separator, weights, keep, stop)
     fusion = Fusion(method=method, positions=positions, correction=correction)
     sampling = Sampling(
@@ -230,7 +256,6 @@ class _Asked:
         keep: int | None,
         stop: str | Sequence[str] | None,
     ) -> None:
-        refuse_unless_causal(model.config.ways, model.config.default_way)
         self.model = model
         self.tokenizer = tokenizer
         self.stops = stop_strings(stop, tokenizer)

@@ -26,6 +26,7 @@ from anyorder.orders import Halves, LeftToRight, Order, Random, RightToLeft, Spa
 from anyorder.plans import GroupPlan
 
 if TYPE_CHECKING:
+    from anyorder.decoding.fused_canvas import FusedCanvases
     from anyorder.model.llama import Llama
 
 
@@ -91,6 +92,7 @@ def any_order_steps(
     rows: Sequence[int],
     stop: Stop | None = None,
     use_cache: bool = True,
+    fused: FusedCanvases | None = None,
 ) -> Iterator[Step]:
     """Fills canvases, each step as soon as it is taken; mistakes are raised at once.
 
@@ -106,11 +108,14 @@ def any_order_steps(
         rows: number of each canvas, which decides its random draws.
         stop: asked about the text up to the first place that is left, where that grew and nothing given stands behind.
         use_cache: False reads all again in each pass: the slow, obvious twin.
+        fused: where phrasings of questions stand in these canvases; None where there are none.
 
     Raises:
         UserError: the network has no query rows, a canvas cannot be filled, or the plan is one for other texts.
     """
-    return _steps(model, texts_of(model, canvases, order, sampling, rows), sampling, stop, use_cache)
+    lengths = None if fused is None else fused.lengths
+    texts = texts_of(model, canvases, order, sampling, rows, lengths)
+    return _steps(model, texts, sampling, stop, use_cache, fused)
 
 
 def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows: Sequence[int]) -> GroupPlan:
@@ -146,15 +151,16 @@ def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows
 
 
 def texts_of(
-    model: Llama, canvases: Sequence[Sequence[int]], order: AnyOrder, sampling: Sampling, rows: Sequence[int]
-) -> list[Text]:
-    """Canvases with the order in which each is filled.
+    model: Llama, canvases: Sequence[Sequence[int]], order: AnyOrder, sampling: Sampling, rows: Sequence[int],
+    lengths: Sequence[int] | None = None,
+) -> list[Text]:  # fmt: skip
+    """Canvases with the order in which each is filled; `lengths` as `check_canvases` takes them.
 
     Raises:
         UserError: see `any_order_steps`.
     """
     model.config.way("any-order")
-    check_canvases(model.config, canvases, rows)
+    check_canvases(model.config, canvases, rows, lengths)
     plan = plan_for(canvases, order, sampling.seed, rows)
     size = order.size if isinstance(order, MostConfident) else None
     generators = sampling.generators(rows)
@@ -249,10 +255,11 @@ class Text:
 
 @torch.no_grad()
 def _steps(
-    model: Llama, texts: Sequence[Text], sampling: Sampling, stop: Stop | None, use_cache: bool
-) -> Iterator[Step]:
+    model: Llama, texts: Sequence[Text], sampling: Sampling, stop: Stop | None, use_cache: bool,
+    fused: FusedCanvases | None,
+) -> Iterator[Step]:  # fmt: skip
     end_token_ids = model.config.eos_token_ids
-    reader = Reader(model, len(texts), max(len(text.tokens) for text in texts) if use_cache else None)
+    reader = Reader(model, len(texts), max(len(text.tokens) for text in texts) if use_cache else None, fused)
     writing = list(texts)
     for step in itertools.count():
         queries = [text.queries for text in texts]

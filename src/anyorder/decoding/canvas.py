@@ -28,8 +28,16 @@ def blanks(canvas: Sequence[int]) -> list[int]:
     return [position for position, token_id in enumerate(canvas) if token_id == BLANK]
 
 
-def check_canvases(config: ModelConfig, canvases: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
+def check_canvases(
+    config: ModelConfig, canvases: Sequence[Sequence[int]], rows: Sequence[int], lengths: Sequence[int] | None = None
+) -> None:
     """Refuses canvases that the network cannot fill.
+
+    Args:
+        config: of the network.
+        canvases: the canvases.
+        rows: number of each.
+        lengths: positions that each takes, where tokens share some; as many as it has tokens unless given.
 
     Raises:
         UserError: there are none, one has nothing to write, a token id outside the vocabulary, or more positions than
@@ -39,7 +47,8 @@ def check_canvases(config: ModelConfig, canvases: Sequence[Sequence[int]], rows:
         raise UserError("there are 0 prompts: give at least one.")
     if len(rows) != len(canvases) or len(set(rows)) != len(rows):
         raise UserError(f"rows is {list(rows)} for {len(canvases)} prompts: give each prompt a number of its own.")
-    for row, canvas in zip(rows, canvases, strict=True):
+    lengths = [len(canvas) for canvas in canvases] if lengths is None else lengths
+    for row, canvas, length in zip(rows, canvases, lengths, strict=True):
         if BLANK not in canvas and len(canvas) >= config.context_length:
             remedy = f"shorten it to at most {config.context_length - 1}, which leaves room to write"
             raise UserError(
@@ -52,8 +61,8 @@ def check_canvases(config: ModelConfig, canvases: Sequence[Sequence[int]], rows:
             if token_id != BLANK and not 0 <= token_id < config.vocab_size:
                 remedy = f"give ids from 0 to {config.vocab_size - 1}, from the tokenizer of this network"
                 raise UserError(f"prompt {row} has the token id {token_id}: {remedy}.")
-        if len(canvas) > config.context_length:
+        if length > config.context_length:
             raise UserError(
-                f"prompt {row} has {len(canvas)} tokens with those to be written, and the network was trained on "
+                f"prompt {row} has {length} tokens with those to be written, and the network was trained on "
                 f"{config.context_length}: shorten it, or write fewer."
             )

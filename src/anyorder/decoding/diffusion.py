@@ -27,6 +27,7 @@ from anyorder.decoding.trace import Step, StopReason, Written
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
+    from anyorder.decoding.fused_canvas import FusedCanvases
     from anyorder.model.llama import Llama
     from anyorder.ways import Way
 
@@ -141,6 +142,7 @@ def diffusion_steps(
     rows: Sequence[int],
     seed: int = 0,
     stop: Stop | None = None,
+    fused: FusedCanvases | None = None,
 ) -> Iterator[Step]:
     """Fills canvases, each step as soon as it is taken; mistakes are raised at once.
 
@@ -152,17 +154,20 @@ def diffusion_steps(
         rows: number of each canvas, which decides its random draws.
         seed: decides them too.
         stop: asked after each step in which the text up to the first mask grew.
+        fused: where phrasings of questions stand in these canvases; None where there are none.
 
     Raises:
         UserError: a canvas that cannot be filled, or in which the sampler's lengths and steps do not divide.
     """
-    check_canvases(model.config, canvases, rows)
+    check_canvases(model.config, canvases, rows, None if fused is None else fused.lengths)
     for row, canvas in zip(rows, canvases, strict=True):
         if way.mask_token_id in canvas:
             at = list(canvas).index(way.mask_token_id or 0)
             remedy = "give a gap where a token is to be written"
             raise UserError(f"prompt {row} has the mask token {way.mask_token_id} at position {at}: {remedy}.")
     aligned = way.name == "blocks"
+    if aligned and fused is not None:
+        raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
     if aligned and sampler.block_length is None:
         sampler = sampler.replace(block_length=way.block_length)
     writing = []
@@ -173,16 +178,17 @@ def diffusion_steps(
         )  # fmt: skip
         early = frozenset(blanks(canvas)[: sampler.min_new_tokens])
         writing.append(CanvasRow(number, list(canvas), blocks, generator, early))
-    return _steps(model, writing, sampler, way, stop)
+    return _steps(model, writing, sampler, way, stop, fused)
 
 
 @torch.no_grad()
 def _steps(
-    model: Llama, rows: list[CanvasRow], sampler: DiffusionSampler, way: Way, stop: Stop | None
-) -> Iterator[Step]:
+    model: Llama, rows: list[CanvasRow], sampler: DiffusionSampler, way: Way, stop: Stop | None,
+    fused: FusedCanvases | None,
+) -> Iterator[Step]:  # fmt: skip
     assert way.mask_token_id is not None, "a network that diffuses has one"
     policy = CachePolicy(name=sampler.cache, way=way, refresh=sampler.refresh)
-    reader = CanvasReader(model, way, rows, sampler)
+    reader = CanvasReader(model, way, rows, sampler, fused)
     writing = list(range(len(rows)))
     for step in itertools.count():
         # With a cache, rows within a block go first, so that then all renew their keys in one pass.

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.fused_canvas import FusedCanvases, apart
 from anyorder.decoding.schedule import Block
 from anyorder.visibility import bidirectional, not_after
 from anyorder.ways import Way
@@ -94,10 +95,15 @@ class CanvasReader:
         way: of writing.
         rows: the canvases.
         sampler: whose block_length, cfg_scale and cache count here.
+        fused: where phrasings of questions stand in them; None where there are none.
     """
 
-    def __init__(self, model: Llama, way: Way, rows: Sequence[CanvasRow], sampler: DiffusionSampler) -> None:
+    def __init__(
+        self, model: Llama, way: Way, rows: Sequence[CanvasRow], sampler: DiffusionSampler,
+        fused: FusedCanvases | None = None,
+    ) -> None:  # fmt: skip
         self.model = model
+        self.fused = fused
         self.way = way
         self.mask_token_id = -1 if way.mask_token_id is None else way.mask_token_id
         self.block_length = sampler.block_length if way.name == "blocks" else None
@@ -136,7 +142,7 @@ class CanvasReader:
             given_BR = self.given_BL[rows].gather(1, at_BR)
             ids_BR = torch.cat((ids_BR, ids_BR.masked_fill(given_BR, self.mask_token_id)))
             at_BR, valid_BR = at_BR.repeat(2, 1), valid_BR.repeat(2, 1)
-        hidden_BRE = self._read(ids_BR, at_BR, valid_BR)
+        hidden_BRE = self._read(ids_BR, at_BR, valid_BR, rows * (2 if self.guidance else 1))
 
         row_N = [rows.index(b) for b in spans for _ in wanted[b]]
         column_N = [max(0, p - self.way.shifted) - spans[b].start for b in spans for p in wanted[b]]
@@ -146,12 +152,17 @@ class CanvasReader:
         free_NV = self.model.logits(hidden_BRE[[len(rows) + number for number in row_N], column_N])
         return free_NV + (self.guidance + 1) * (scores_NV - free_NV)
 
-    def _read(self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor) -> Tensor:
-        labels = {"position": at_BR}
+    def _read(self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, rows: Sequence[int]) -> Tensor:
+        labels, visibility = {"position": at_BR}, self.visibility
         if self.block_length is not None:
             labels["block"] = at_BR // self.block_length
+        others: dict[str, Any] = {}
+        if self.fused is not None:
+            sight = self.fused.sight(rows, at_BR)
+            labels, visibility = labels | sight.labels, visibility & apart()
+            others = {"bias": sight.bias, "tempered": sight.tempered, "rotary_positions": sight.rotary_positions}
         views = self.model.prepare(
-            self.visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
-            slots=None if self.cache is None else at_BR,
+            visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
+            slots=None if self.cache is None else at_BR, **others,
         )  # fmt: skip
         return self.model.hidden(ids_BR, views, self.cache)

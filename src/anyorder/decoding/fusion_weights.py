@@ -13,12 +13,16 @@ from dataclasses import dataclass
 import torch
 
 from anyorder.attention import BiasTerm, Tempered
-from anyorder.decoding.fusion_layout import ANSWER, SEGMENT, FusionLayout
+from anyorder.decoding.fusion_layout import SEGMENT, FusionLayout
 from anyorder.errors import UserError
 from anyorder.visibility import key_is, query_is
 
 CORRECTIONS = ("1/N", "none", "length")
 """Corrections by name; "ape:T,S" is another one, see `APE`."""
+
+
+TOWARDS_SEGMENTS = ~query_is("part", SEGMENT) & key_is("part", SEGMENT)
+"""Pairs that are corrected: rows outside of segments, of which those of a causal prefix see none."""
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,14 @@ def corrected(
     added = [_added(layout, shares, correction) for layout, shares in zip(layouts, weights, strict=True)]
     tempered = None
     if isinstance(correction, APE):
-        all_segments = query_is("part", ANSWER) & key_is("part", SEGMENT)
-        tempered = Tempered(all_segments, correction.temperature, correction.scale)
+        tempered = Tempered(TOWARDS_SEGMENTS, correction.temperature, correction.scale)
     if all(len(set(of_question)) <= 1 for of_question in added):  # one number for all segments of a question
         values = [of_question[0] if of_question else 0.0 for of_question in added]
-        relations = {query_is("part", ANSWER) & key_is("part", SEGMENT): values}
+        relations = {TOWARDS_SEGMENTS: values}
     else:
         padded = [[*of_question, *[0.0] * (most - len(of_question))] for of_question in added]
         relations = {
-            query_is("part", ANSWER) & key_is("part", SEGMENT) & key_is("segment", number + 1): [
-                of_question[number] for of_question in padded
-            ]
+            TOWARDS_SEGMENTS & key_is("segment", number + 1): [of_question[number] for of_question in padded]
             for number in range(most)
         }
     terms = [

@@ -7,11 +7,12 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from anyorder.decoding.fused_canvas import FusedCanvases, apart
 from anyorder.visibility import bidirectional, groups
 
 if TYPE_CHECKING:
@@ -43,10 +44,14 @@ class Reader:
         model: a network with query rows.
         texts: number of texts.
         capacity: tokens of the longest one, for the cache; None for none.
+        fused: where phrasings of questions stand in them; None where there are none.
     """
 
-    def __init__(self, model: Llama, texts: int, capacity: int | None) -> None:
+    def __init__(
+        self, model: Llama, texts: int, capacity: int | None, fused: FusedCanvases | None = None
+    ) -> None:  # fmt: skip
         self.model = model
+        self.fused = fused
         self.cache = None if capacity is None else model.new_cache(texts, capacity)
         self.read: list[list[Content]] = [[] for _ in range(texts)]
 
@@ -67,16 +72,19 @@ class Reader:
         position_BR, valid_BR = _columns(rows, queries, n_keys, width, "position", device)
         rank_BR, _ = _columns(rows, queries, n_keys, width, "rank", device)
         stream_BR = (torch.arange(n_keys + width, device=device) >= n_keys).long().expand_as(rank_BR)
-        views = model.prepare(
-            bidirectional() if simple and self.cache is not None else groups(),
-            {"position": position_BR, "rank": rank_BR, "stream": stream_BR},
-            n_keys=n_keys,
-            valid=valid_BR,
-            cache=self.cache,
-        )
+        labels = {"position": position_BR, "rank": rank_BR, "stream": stream_BR}
+        visibility = bidirectional() if simple and self.cache is not None else groups()
+        others: dict[str, Any] = {}
+        if self.fused is not None:
+            sight = self.fused.sight(range(len(rows)), position_BR)
+            labels, visibility = labels | sight.labels, visibility & apart()
+            others = {"bias": sight.bias, "tempered": sight.tempered, "rotary_positions": sight.rotary_positions}
+        views = model.prepare(visibility, labels, n_keys=n_keys, valid=valid_BR, cache=self.cache, **others)
         ids_BC = torch.tensor(_padded([[row.token_id for row in text] for text in rows], n_keys), device=device)
         assert model.query_rows is not None, "a network without them was refused"
-        rows_BRE = torch.cat((model.model.embed_tokens(ids_BC.long()), model.query_rows(position_BR[:, n_keys:])), 1)
+        rows_BRE = torch.cat(
+            (model.model.embed_tokens(ids_BC.long()), model.query_rows(labels["position"][:, n_keys:])), 1
+        )
         hidden_BRE = model.read(rows_BRE, views, self.cache)
         return model.logits(hidden_BRE[:, n_keys:][valid_BR[:, n_keys:]])
 
