@@ -20,6 +20,7 @@ from anyorder.decoding.speculation import Speculative
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind
 from anyorder.model.llama import Llama
+from anyorder.orders import LeftToRight
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.decoding.fusion_oracle import places
 from tests.decoding.test_fusion import questions
@@ -241,4 +242,4 @@ def test_blocks_and_streams_are_refused() -> None:
 
 def test_drafts_are_refused() -> None:
     with pytest.raises(UserError, match="a draft would not see phrasings apart: give the order without Speculative"):
-        anyorder.fuse(net("plain", "any-order"), None, [[1], [2]], suffix=[3], order=Speculative())
+        anyorder.fuse(net("plain", "any-order"), None, [[1], [2]], suffix=[3], order=Speculative(order=LeftToRight()))
