@@ -60,7 +60,7 @@ class Compared:
 
     @property
     def tokens_per_pass(self) -> float:
-        """Of `tokens`, for each prompt."""
+        """Of `tokens`: those of all prompts, which share a pass."""
         return self.tokens / self.passes if self.passes else 0.0
 
     @property

@@ -63,7 +63,7 @@ def command(
             likelihood=likelihood, on_method=lambda name: status.update(f"writing by {name}"),
         )  # fmt: skip
     table = Table(box=None, pad_edge=False)
-    table.add_column("method")
+    table.add_column("method", overflow="fold")
     for name in ("passes", "tokens", "tokens/pass", "tokens/s", "nats/token"):
         table.add_column(name, justify="right")
     for one in compared:
