@@ -200,6 +200,7 @@ def diffusion_log_prob(
     method: Method = MonteCarlo(),
     guidance: float = 0.0,
     cache: str = "none",
+    rows: Sequence[int] | None = None,
     batch_size: int = 16,
     on_copies: Callable[[int], None] | None = None,
 ) -> list[Bound]:
@@ -215,6 +216,7 @@ def diffusion_log_prob(
         guidance: `s` of classifier-free guidance: logits are `u + (s + 1) (c - u)`, u with every token masked that is
             not scored. What they give is no bound any more.
         cache: "none", or what a sampler calls its cache: those that are approximate are refused.
+        rows: number of each text, which decides its draws; 0, 1, 2, ... unless given.
         batch_size: copies to read at a time; changes speed and memory alone.
         on_copies: told how many copies were read, after each batch.
 
@@ -223,7 +225,7 @@ def diffusion_log_prob(
     """
     way = _default_way(model) if way is None else way
     _check(model, sequences, scored, way, guidance, cache)
-    generators = Sampling(seed=getattr(method, "seed", 0)).generators(range(len(sequences)))
+    generators = Sampling(seed=getattr(method, "seed", 0)).generators(range(len(sequences)) if rows is None else rows)
     jobs: list[_Copy] = []
     groups: list[list[slice]] = []
     for ids, positions, generator in zip(sequences, scored, generators, strict=True):

@@ -111,7 +111,8 @@ def _totals(
         return left_to_right_log_prob(model, texts, plan).total.tolist()
     scored = [[at for at, is_predicted in enumerate(row) if is_predicted] for row in predicted]
     method = MonteCarlo(samples=64, seed=seed)
-    return [bound.log_prob for bound in diffusion_log_prob(model, texts, scored, way=order, method=method)]
+    bounds = diffusion_log_prob(model, texts, scored, way=order, method=method, rows=numbers)
+    return [bound.log_prob for bound in bounds]
 
 
 def _likelihood(name: str, of_draws: Sequence[Sequence[float]], counts: Sequence[int]) -> OrderLikelihood:
