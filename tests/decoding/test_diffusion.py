@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from anyorder.decoding.cache_drift import Drift
 from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.decoding.commit import EntropyBound, Factor, Threshold, Timesteps
 from anyorder.decoding.confidence import choose
@@ -515,3 +516,37 @@ def test_scores_that_are_not_numbers_are_named() -> None:
     with pytest.raises(UserError) as caught:
         write([[1, BLANK]], DiffusionSampler(), model=model)
     assert str(caught.value) == "the network's scores are NaN: check its weights, or load it in float32."
+
+
+def test_the_drift_of_a_cache_is_that_of_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rows, blocks of 4: the logits of both readers, in each pass within a block, compared by hand."""
+    model, drifts = network(torch.float64), list[Drift]()
+    canvases = [continuation([1, 2, 3], 8), continuation([5], 8)]
+    sampler = DiffusionSampler(cache="dual", block_length=4)
+    unwatched = write(canvases, sampler, model=model)
+    made: list[Tensor] = []
+    project = model.logits
+
+    def logits(hidden: Tensor) -> Tensor:
+        made.append(project(hidden).clone())
+        return made[-1]
+
+    monkeypatch.setattr(model, "logits", logits)
+    watched = write(canvases, sampler, model=model, on_drift=drifts.append)
+    assert watched.sequences == unwatched.sequences
+    assert watched.trace.passes == unwatched.trace.passes == 8
+    assert [drift.positions for drift in drifts] == [6, 4, 2, 6, 4, 2]
+    for drift, (cached, exact) in zip(drifts, [made[at : at + 2] for at in (1, 3, 5, 8, 10, 12)], strict=True):
+        p, q = exact.softmax(-1), cached.softmax(-1)
+        assert drift.divergence == pytest.approx(float((p * (p / q).log()).sum(-1).mean()))
+        assert drift.largest == pytest.approx(float((p.log() - q.log()).abs().max()))
+        assert drift.changed == float((p.argmax(-1) != q.argmax(-1)).double().mean())
+        assert drift.divergence > 1e-6
+
+
+def test_exact_caches_have_no_drift() -> None:
+    drifts: list[Drift] = []
+    canvas = continuation([1, 2, 3], 8)
+    write([canvas], DiffusionSampler(cache="dual", block_length=4, refresh=1), on_drift=drifts.append)
+    write([canvas], DiffusionSampler(cache="dual"), way=WAYS["blocks"], on_drift=drifts.append)
+    assert drifts == []

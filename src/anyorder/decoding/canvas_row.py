@@ -74,10 +74,13 @@ class CanvasRow:
     def _masked_in_block(self) -> int:
         return self.tokens[self.block.start : self.block.stop].count(BLANK)
 
+    def sight(self, policy: CachePolicy, grow: bool) -> int:
+        """Where what can be seen of it ends."""
+        return self.block.stop if grow or policy.causal else len(self.tokens)
+
     def span(self, policy: CachePolicy, grow: bool) -> Span:
         """What the next pass reads of it."""
-        sight = self.block.stop if grow or policy.causal else len(self.tokens)
-        span = policy.span(self.block, self.step, sight, self.known)
+        span = policy.span(self.block, self.step, self.sight(policy, grow), self.known)
         self.known = self.block.start
         return span
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from anyorder.decoding.cache_drift import Drift, WatchedReader
 from anyorder.decoding.canvas import blanks, check_canvases
 from anyorder.decoding.canvas_row import CanvasRow, Choice
 from anyorder.decoding.commit import Commit, PerStep
@@ -143,6 +144,7 @@ def diffusion_steps(
     seed: int = 0,
     stop: Stop | None = None,
     fused: FusedCanvases | None = None,
+    on_drift: Callable[[Drift], None] | None = None,
 ) -> Iterator[Step]:
     """Fills canvases, each step as soon as it is taken; mistakes are raised at once.
 
@@ -153,8 +155,10 @@ def diffusion_steps(
         way: the network's "diffusion" or "blocks".
         rows: number of each canvas, which decides its random draws.
         seed: decides them too.
-        stop: asked after each step in which the text up to the first mask grew.
+        stop: asked after each step, given the text up to the first mask.
         fused: where phrasings of questions stand in these canvases; None where there are none.
+        on_drift: is told after each pass with an approximate cache how far its logits are from those of a pass over
+            everything, which is made beside it and counts nowhere.
 
     Raises:
         UserError: a canvas that cannot be filled, or in which the sampler's lengths and steps do not divide.
@@ -178,17 +182,21 @@ def diffusion_steps(
         )  # fmt: skip
         early = frozenset(blanks(canvas)[: sampler.min_new_tokens])
         writing.append(CanvasRow(number, list(canvas), blocks, generator, early))
-    return _steps(model, writing, sampler, way, stop, fused)
+    return _steps(model, writing, sampler, way, stop, fused, on_drift)
 
 
 @torch.no_grad()
 def _steps(
     model: Llama, rows: list[CanvasRow], sampler: DiffusionSampler, way: Way, stop: Stop | None,
-    fused: FusedCanvases | None,
+    fused: FusedCanvases | None, on_drift: Callable[[Drift], None] | None,
 ) -> Iterator[Step]:  # fmt: skip
     assert way.mask_token_id is not None, "a network that diffuses has one"
     policy = CachePolicy(name=sampler.cache, way=way, refresh=sampler.refresh)
-    reader = CanvasReader(model, way, rows, sampler, fused)
+    own = CanvasReader(model, way, rows, sampler, fused)
+    reader: CanvasReader | WatchedReader = own
+    if on_drift is not None and not policy.exact:
+        whole = CanvasReader(model, way, rows, sampler.replace(cache="none", refresh=None), fused)
+        reader = WatchedReader(own, whole, lambda b: rows[b].sight(policy, sampler.grow), on_drift)
     writing = list(range(len(rows)))
     for step in itertools.count():
         # With a cache, rows within a block go first, so that then all renew their keys in one pass.

@@ -3,8 +3,8 @@
 The keys of a bidirectional network change when any token does, so a cache that keeps them over a step is approximate
 there. In a network that writes block by block, nothing sees later blocks, and the keys of complete blocks are exact.
 
-Shapes: B rows of the batch, L positions of the canvas, R rows that are read, E hidden size, N wanted positions,
-V tokens of the vocabulary.
+Shapes: B rows of the batch, L positions of the canvas, R rows that are read, E hidden size, N wanted positions, M of
+them that are read from different rows, W at most in one row of the batch, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.fused_canvas import FusedCanvases, apart
 from anyorder.decoding.schedule import Block
+from anyorder.model.self_attention import SelfAttention
 from anyorder.visibility import bidirectional, not_after
 from anyorder.ways import Way
 
@@ -131,28 +132,48 @@ class CanvasReader:
         """
         # A cache is of the whole batch; without one, rows that rest are left out.
         rows = list(spans) if self.cache is None else list(range(len(self.ids_BL)))
-        span_B2 = torch.tensor([spans.get(b, Span(0, 0)) for b in rows], device=self.ids_BL.device)
-        start_B1, stop_B1 = span_B2[:, :1], span_B2[:, 1:]
-        width = int((stop_B1 - start_B1).max())
-        at_BR = start_B1 + torch.arange(width, device=self.ids_BL.device)
+        read = [spans.get(b, Span(0, 0)) for b in rows]
+        # Where logits are shifted, positions 0 and 1 share a row, whose logits are made once: so they are the same.
+        looks = [[max(0, at - self.way.shifted) for at in wanted.get(b, ())] for b in rows]
+        once = [sorted(set(row)) for row in looks]
+        scores_MV = self._scores(rows, read, once)
+        if not self.way.shifted:
+            return scores_MV
+        places: list[int] = []
+        before = 0
+        for row, own in zip(looks, once, strict=True):
+            place = {at: before + number for number, at in enumerate(own)}
+            places += [place[at] for at in row]
+            before += len(own)
+        return scores_MV[places]
+
+    def _scores(self, rows: Sequence[int], spans: Sequence[Span], looks: Sequence[Sequence[int]]) -> Tensor:
+        """Logits of network rows, by their positions in each of these rows of the batch."""
+        device = self.ids_BL.device
+        start_B1, stop_B1 = (torch.tensor([span[end] for span in spans], device=device).unsqueeze(1) for end in (0, 1))
+        at_BR = start_B1 + torch.arange(max(span.stop - span.start for span in spans), device=device)
         valid_BR = at_BR < stop_B1
         at_BR = at_BR.masked_fill(~valid_BR, 0)
+        most = max(map(len, looks))
+        look_BW = torch.tensor([[*row, *[-1] * (most - len(row))] for row in looks], device=device)
+        wanted_BW = look_BW >= 0
+        column_BW = (look_BW - start_B1).masked_fill(~wanted_BW, 0)
         ids_BR = self.ids_BL[rows].gather(1, at_BR)
         if self.guidance:
-            given_BR = self.given_BL[rows].gather(1, at_BR)
-            ids_BR = torch.cat((ids_BR, ids_BR.masked_fill(given_BR, self.mask_token_id)))
-            at_BR, valid_BR = at_BR.repeat(2, 1), valid_BR.repeat(2, 1)
-        hidden_BRE = self._read(ids_BR, at_BR, valid_BR, rows * (2 if self.guidance else 1))
-
-        row_N = [rows.index(b) for b in spans for _ in wanted[b]]
-        column_N = [max(0, p - self.way.shifted) - spans[b].start for b in spans for p in wanted[b]]
-        scores_NV = self.model.logits(hidden_BRE[row_N, column_N])
+            free_BR = ids_BR.masked_fill(self.given_BL[rows].gather(1, at_BR), self.mask_token_id)
+            ids_BR = torch.cat((ids_BR, free_BR))
+            at_BR, valid_BR, column_BW = (half.repeat(2, 1) for half in (at_BR, valid_BR, column_BW))
+        hidden_BWE = self._read(ids_BR, at_BR, valid_BR, [*rows, *rows] if self.guidance else rows, column_BW)
+        scores_MV = self.model.logits(hidden_BWE[: len(rows)][wanted_BW])
         if not self.guidance:
-            return scores_NV
-        free_NV = self.model.logits(hidden_BRE[[len(rows) + number for number in row_N], column_N])
-        return free_NV + (self.guidance + 1) * (scores_NV - free_NV)
+            return scores_MV
+        free_MV = self.model.logits(hidden_BWE[len(rows) :][wanted_BW])
+        return free_MV + (self.guidance + 1) * (scores_MV - free_MV)
 
-    def _read(self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, rows: Sequence[int]) -> Tensor:
+    def _read(
+        self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, rows: Sequence[int], column_BW: Tensor
+    ) -> Tensor:  # fmt: skip
+        """The rows in these columns after the last layer, of which no others are asked for."""
         labels, visibility = {"position": at_BR}, self.visibility
         if self.block_length is not None:
             labels["block"] = at_BR // self.block_length
@@ -161,8 +182,13 @@ class CanvasReader:
             sight = self.fused.sight(rows, at_BR)
             labels, visibility = labels | sight.labels, visibility & apart()
             others = {"bias": sight.bias, "tempered": sight.tempered, "rotary_positions": sight.rotary_positions}
+        # An attention of one's own may not know how to leave rows out.
+        narrows = type(self.model.model.layers[-1].self_attn) is SelfAttention
         views = self.model.prepare(
             visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
-            slots=None if self.cache is None else at_BR, **others,
+            slots=None if self.cache is None else at_BR, wanted=column_BW if narrows else None, **others,
         )  # fmt: skip
-        return self.model.hidden(ids_BR, views, self.cache)
+        hidden_BRE = self.model.hidden(ids_BR, views, self.cache)
+        if narrows:
+            return hidden_BRE
+        return hidden_BRE[torch.arange(len(ids_BR), device=ids_BR.device).unsqueeze(1), column_BW]

@@ -9,8 +9,9 @@ Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,7 +28,9 @@ from anyorder.model.query_rows import QueryRows
 from anyorder.model.view import View
 from anyorder.visibility import Labels, Visibility, causal
 
-Views = dict[LayerKind, View]
+Views = dict[LayerKind | Literal["last"], View]
+"""By kind of layer; "last" is that of the last layer where only some rows are wanted of it."""
+
 Rotation = tuple[Tensor, Tensor]
 
 IGNORED = -100
@@ -117,6 +120,7 @@ class Llama(nn.Module):
         rotary_positions: Tensor | None = None,
         extent: int | None = None,
         backend: str | None = None,
+        wanted: Tensor | None = None,
     ) -> Views:
         """One view for each kind of layer, for rows with these labels.
 
@@ -138,6 +142,8 @@ class Llama(nn.Module):
             extent: number of cache slots to read, those in use unless given. If given, no decision here depends
                 on data, so that the whole pass can be compiled.
             backend: the attention backend of this pass; the network's own unless given.
+            wanted: numbers of the rows that `hidden` gives, `[batch, wanted]`; all unless given. Of the last layer, the
+                others need their keys and values alone.
 
         Raises:
             UserError: a label is missing, the cache is full, or the backend cannot do this.
@@ -172,6 +178,13 @@ class Llama(nn.Module):
                 slots=slots,
                 extent=extent or 0,
             )
+            if wanted is not None and kind == self.config.layers[-1]:
+                query = {name: label.gather(1, wanted) for name, label in labels.items()}
+                valid_BW = None if valid is None else valid.gather(1, wanted)
+                mask = compile_mask(
+                    dataclasses.replace(request, query=query, valid=valid_BW), backend, self.dtype
+                )  # fmt: skip
+                views["last"] = dataclasses.replace(views[kind], mask=mask, looking=wanted)
         return views
 
     def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
@@ -183,13 +196,15 @@ class Llama(nn.Module):
             )
 
     def hidden(self, input_ids_BR: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
-        """Rows after the last layer and the final norm, `[batch, rows, hidden]`."""
+        """Rows after the last layer and the final norm, those that are wanted, `[batch, rows, hidden]`."""
         return self.read(self.model.embed_tokens(input_ids_BR), views, cache)
 
     def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
         """The same for rows `[batch, rows, hidden]` that need not be embeddings of tokens."""
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
-            rows_BRE = self.run_layer(layer, rows_BRE, views[kind], None if cache is None else cache.layers[index])
+            last = index == len(self.model.layers) - 1 and "last" in views
+            view = views["last"] if last else views[kind]
+            rows_BRE = self.run_layer(layer, rows_BRE, view, None if cache is None else cache.layers[index])
         normed_BRE: Tensor = self.model.norm(rows_BRE)
         return normed_BRE
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from anyorder.attention import AttentionMask
@@ -19,6 +20,8 @@ class View:
         cos_sin: of each row's rotary angles, each `[batch, rows, 1, head_dim / 2]`; None: no rotary.
         slots: cache slots that the new keys are written to, `[batch, n_keys]`; None: no cache.
         extent: number of cache slots that are read.
+        looking: numbers of the rows that look and go on, `[batch, looking]`; None: all. The others offer keys and
+            values and end here.
     """
 
     n_keys: int
@@ -26,3 +29,11 @@ class View:
     cos_sin: tuple[Tensor, Tensor] | None
     slots: Tensor | None = None
     extent: int = 0
+    looking: Tensor | None = None
+
+    def look(self, rows_BR: Tensor) -> Tensor:
+        """Those of the rows `[batch, rows, ...]` that look."""
+        if self.looking is None:
+            return rows_BR
+        sample_B1 = torch.arange(len(self.looking), device=self.looking.device).unsqueeze(1)
+        return rows_BR[sample_B1, self.looking]
