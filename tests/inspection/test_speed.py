@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,16 @@ def test_the_sizes_are_those_they_are_named_for() -> None:
         with torch.device("meta"):
             model = Llama(speed.SIZES[name])
         assert sum(weight.numel() for weight in model.parameters()) == expected
+
+
+@pytest.mark.usefixtures("_small")
+def test_the_clock_is_the_one_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = itertools.count()
+    monkeypatch.setitem(speed.CLOCKS, "cpu", lambda: float(next(ticks)))
+    timings = speed.compare("tiny", torch.float32, ["prefill"], repeats=2, clock="cpu")
+    assert [t.seconds for t in timings] == [(1.0, 1.0)] * 2
+    with pytest.raises(UserError, match=r"^clock is 'sun': choose one of wall, cpu"):
+        speed.compare("tiny", torch.float32, ["prefill"], clock="sun")
 
 
 def test_an_unknown_size() -> None:

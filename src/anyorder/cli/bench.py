@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 
 def command(
@@ -13,6 +14,7 @@ def command(
     new_tokens: int = 128,
     repeats: int = 5,
     device: str = "auto",
+    clock: Literal["wall", "cpu"] = "wall",
     output: Path | None = None,
 ) -> None:
     """Measure speed against transformers' Llama, and llama.cpp's if it is installed, taking turns.
@@ -24,6 +26,7 @@ def command(
         new_tokens: Tokens that each run of decoding writes.
         repeats: Runs of each candidate, after one that is not counted; medians are compared.
         device: cpu, cuda, or auto.
+        clock: Which seconds are counted; cpu, the processor's own, on a busy machine, with OMP_NUM_THREADS=1.
         output: New file for the timings, as JSON.
     """
     import dataclasses
@@ -64,11 +67,11 @@ def command(
         for dtype in weights:
             with notes.status(f"{size}, {dtype}"):
                 timings += speed.compare(
-                    size, dtype, chosen, new_tokens=new_tokens, repeats=repeats, device=where
+                    size, dtype, chosen, new_tokens=new_tokens, repeats=repeats, device=where, clock=clock
                 )  # fmt: skip
-    record = {"machine": speed.machine(), "bytes_per_second": bytes_per_second}
+    record = {"machine": speed.machine(), "bytes_per_second": bytes_per_second, "clock": clock}
     console.print(", ".join(f"{name} {value}" for name, value in speed.machine().items()))
-    console.print(f"memory bandwidth {bytes_per_second / 1e9:.1f} GB/s")
+    console.print(f"memory bandwidth {bytes_per_second / 1e9:.1f} GB/s, {clock} clock")
     table = Table(box=None, pad_edge=False)
     for column in ("network", "weights", "task", "candidate", "tokens/s", "ratio", "bandwidth", "first run"):
         left = column in ("network", "weights", "task", "candidate")
