@@ -68,8 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{record['loss']:.2f}; all answers in {record['asking_seconds']:.0f} s\n\n{comparison.markdown()}\n"
     )
     for count, same in comparison.agreement.items():
-        if count > 1:
-            print(f"two of {count} phrasings agree: {same} %")
+        print(f"two of {count} phrasings agree: {same} %")
     for target in {folder / "comparison.json", options.results or folder / "comparison.json"}:
         target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(comparison, options.picture or folder / "comparison.png")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from anyorder.errors import UserError
 from anyorder.evaluation import scoring
 from anyorder.evaluation.scoring import (
+    Interval,
     agreement,
     any_of,
     containment,
@@ -133,7 +134,16 @@ def test_intervals_are_those_of_resampled_means() -> None:
     assert [found.low, found.high] == pytest.approx(list(np.percentile(means, [2.5, 97.5])), abs=0.005)
     assert found == interval(values.tolist(), seed=3) != interval(values.tolist(), seed=4)
     assert str(interval([0.25, 0.25])) == "25.0 [25.0, 25.0]"
-    assert str(interval([1.0])) == "100.0 [100.0, 100.0]"
+
+
+def test_no_doubt_seen_is_not_no_doubt() -> None:
+    # All of n right: shares below 0.025 ** (1 / n) would have let that happen with probability 2.5 % at most.
+    for count in (1, 20):
+        right, wrong = interval([1.0] * count), interval([0.0] * count)
+        assert (right.mean, right.high, wrong.mean, wrong.low) == (1, 1, 0, 0)
+        assert right.low == pytest.approx(0.025 ** (1 / count))
+        assert wrong.high == pytest.approx(1 - 0.025 ** (1 / count))
+    assert difference([1.0, 0.0], [1.0, 0.0]) == Interval(mean=0, low=0, high=0)
 
 
 def test_a_difference_is_paired() -> None:

@@ -171,7 +171,8 @@ def compare(
         lines += singles
         predictions = [row["prediction"] for row in _first(alone.rows, max(counts), count)]
         groups = [str(number // count) for number in range(len(predictions))]
-        agreed[count] = interval(agreement(predictions, groups), seed=seed)
+        if count > 1:
+            agreed[count] = interval(agreement(predictions, groups), seed=seed)
         for approach in approaches[1:]:
             if count == 1 and approach.same_alone:
                 continue

@@ -172,7 +172,9 @@ class Interval:
 
 
 def interval(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The mean of one value per question with its bootstrap interval (percentiles, 95 %).
+    """The mean of one value per question, from 0 to 1, with its bootstrap interval (percentiles, 95 %).
+
+    Where all answers are right, or all wrong, resampling sees no doubt; there it is the exact interval of a share.
 
     Args:
         values: one per question, which are what is resampled. Phrasings of one question are not independent: take their
@@ -183,6 +185,23 @@ def interval(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPL
     Raises:
         UserError: there are no values, or SciPy is not installed.
     """
+    found = _resampled(values, seed, resamples)
+    if found.low < found.high or found.mean not in (0, 1):
+        return found
+    from scipy.stats import binomtest
+
+    exact = binomtest(round(sum(values)), len(values)).proportion_ci()
+    return Interval(mean=found.mean, low=float(exact.low), high=float(exact.high))
+
+
+def difference(
+    values: Sequence[float], baseline: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
+) -> Interval:
+    """The mean difference between two methods on the same questions, which are resampled in pairs."""
+    return _resampled([value - other for value, other in zip(values, baseline, strict=True)], seed, resamples)
+
+
+def _resampled(values: Sequence[float], seed: int, resamples: int) -> Interval:
     if not values:
         raise UserError("there are no answers to take the mean of: give results of at least one question.")
     if importlib.util.find_spec("scipy") is None:
@@ -193,21 +212,12 @@ def interval(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPL
     data = np.asarray(values, dtype=np.float64)
     mean = float(data.mean())
     if len(set(values)) == 1:  # resampling has nothing to vary, and one value is too few for SciPy
-        return Interval(mean=mean, low=mean, high=mean)
+        return Interval(mean=values[0], low=values[0], high=values[0])
     generator = np.random.default_rng(seed)
     found = bootstrap(
         (data,), np.mean, n_resamples=resamples, batch=_batch(data), method="percentile", rng=generator
     ).confidence_interval
     return Interval(mean=mean, low=float(found.low), high=float(found.high))
-
-
-def difference(
-    values: Sequence[float], baseline: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
-) -> Interval:
-    """The mean difference between two methods on the same questions, which are resampled in pairs."""
-    return interval(
-        [value - other for value, other in zip(values, baseline, strict=True)], seed=seed, resamples=resamples
-    )  # fmt: skip
 
 
 def _batch(data: np.ndarray) -> int:
