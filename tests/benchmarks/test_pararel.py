@@ -42,7 +42,7 @@ def test_it_teaches_some_patterns_and_asks_others(
          "--picture", str(pararel / "p.png")]
     )  # fmt: skip
     printed = capsys.readouterr().out
-    assert printed.startswith("4 facts; 1 steps in ")
+    assert printed.startswith("4 facts; 1 steps, final loss ")
     assert "| attention, shared, 1/N | " in printed
     assert read_jsonl(output / "questions.jsonl").questions == tuple(asked)
     record = json.loads((pararel / "r.json").read_text())
