@@ -12,7 +12,6 @@ import json
 import math
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -141,25 +140,6 @@ def success(model: Llama, rows: Sequence[list[int]]) -> Table:
     }
 
 
-def first_tokens(model: Llama, rows: Sequence[list[int]], learnt: torch.Tensor) -> Table:
-    """The first token of a random order, which sees the token that begins a text alone."""
-    counts = Counter(learnt[:, 1:].flatten().tolist())
-    total = sum(counts.values())
-    blind, seeing = [], []
-    for number, row in enumerate(rows):
-        at = 1 + number % (LENGTH - 1)
-        plan = GroupPlan.from_order([[at]], lengths=[LENGTH])
-        ranks = torch.full((1, LENGTH), 2)
-        ranks[0, 0], ranks[0, at] = 0, 1
-        plan = GroupPlan.from_group_ids(ranks, torch.arange(LENGTH)[None] == 0)
-        seeing.append(float(log_prob(model, row, plan).token_BL[0, at]))
-        blind.append(math.log(counts[row[at]] + 1) - math.log(total + 512))
-    return {
-        "frequency of the token, the best that knows no position": {"nats/token": -statistics.fmean(blind)},
-        "network, which knows the position": {"nats/token": -statistics.fmean(seeing)},
-    }
-
-
 def show(title: str, table: Table) -> None:
     """As markdown."""
     columns = list(dict.fromkeys(name for row in table.values() for name in row))
@@ -174,12 +154,11 @@ def main(folder: str, text_file: str) -> None:
     any_order, tokenizer = anyorder.load(Path(folder) / "any-order", device="cpu")
     causal, _ = anyorder.load(Path(folder) / "left-to-right", device="cpu")
     text = Path(text_file).read_text(encoding="utf-8")
-    learnt, held_back = rows_of(text, tokenizer, any_order.config.bos_token_id or 0)
+    _, held_back = rows_of(text, tokenizer, any_order.config.bos_token_id or 0)
     rows = held_back[:TEXTS].tolist()
     tables = {
         f"gap of {GAP} tokens": gaps(any_order, causal, rows),
         "whole texts": orders(any_order, causal, rows[:128]),
-        "first token of a random order": first_tokens(any_order, rows, learnt),
         "speculation": speculation(any_order, rows),
         "order taken": taken(any_order, rows),
         "gaps of 4 filled as they were": success(any_order, rows[:128]),

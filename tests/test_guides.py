@@ -17,6 +17,7 @@ from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.cli import command_names, command_of
 from anyorder.cli._order_options import chosen_order
 from anyorder.cli._parser import options
+from anyorder.decoding.any_order import NAMES
 from anyorder.decoding.diffusion_presets import PRESETS
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
@@ -70,6 +71,20 @@ def test_every_block_of_diffusion_prints_what_stands_below_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     prints_what_it_shows((project_root / "docs" / "diffusion.md").read_text(encoding="utf-8"), capsys)
+
+
+def test_every_block_of_any_order_prints_what_stands_below_it(
+    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prints_what_it_shows((project_root / "docs" / "any-order.md").read_text(encoding="utf-8"), capsys)
+
+
+def test_any_order_names_every_order(project_root: Path) -> None:
+    page = (project_root / "docs" / "any-order.md").read_text(encoding="utf-8")
+    for name, (_, field) in NAMES.items():
+        assert re.search(rf"`\"{name}(:\d)?\"`", page), name
+        assert field is None or re.search(rf"`\"{name}:\d\"`", page), name
 
 
 def test_the_block_of_training_prints_what_stands_below_it(
