@@ -179,7 +179,8 @@ def generate(
             right, `[...]` in a text is a gap to be filled, and -1 among token ids a token to be written.
         order: the way of writing: "left-to-right", "any-order", "random", "groups:4" (and other names of
             `anyorder.decoding.any_order.order_named`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
-            of `anyorder.orders`, `MostConfident`, a `DiffusionSampler`. The network's default unless given.
+            of `anyorder.orders`, `MostConfident`, `Speculative`, a `DiffusionSampler`. The network's default unless
+            given.
         max_new_tokens: tokens to write per text at most.
         gap_tokens: tokens to write in each gap of a text; `max_new_tokens` unless given. Of several lengths the one
             that makes the text most probable: see `anyorder.gap_lengths`.

@@ -14,8 +14,9 @@ from torch import Tensor
 import anyorder
 from anyorder import GroupPlan
 from anyorder.errors import UserError
-from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob, over_orders
+from anyorder.evaluation.likelihood import gap_log_prob, left_to_right_log_prob, log_prob, over_orders
 from anyorder.model.llama import Llama
+from anyorder.orders import RightToLeft
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.model.doubled import doubled_log_probs
 from tests.model.networks import LAYERS, network, random_ids
@@ -97,6 +98,38 @@ def test_a_group_does_not_know_itself_but_the_groups_before() -> None:
     assert float(changed[:, 2].exp().sum()) == pytest.approx(1, abs=1e-9)
     assert float(changed[:, 4].std()) > 1e-3
     torch.testing.assert_close(changed[:, :2], changed[:1, :2].expand(31, 2), **EXACT)
+
+
+@pytest.mark.parametrize("sides", ["both", "left"])
+def test_gaps_given_both_sides_or_the_left_one(sides: str) -> None:
+    model = any_order()
+    texts, gaps = random_ids(7, 4), [[2, 3, 4], [1]]
+    found = gap_log_prob(model, texts, gaps, order=RightToLeft(), sides=sides)  # type: ignore[arg-type]
+    for row, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
+        known = text if sides == "both" else text[: max(gap) + 1]
+        ranks = [len(gap) - gap.index(at) if at in gap else 0 for at in range(len(known))]
+        expected = doubled_log_probs(model, known, ranks)
+        for at in range(len(text)):
+            assert float(found.token_BL[row, at]) == pytest.approx(float(expected[at]) if at in gap else 0, abs=1e-9)
+    two = gap_log_prob(model, texts[:1], [[1, 5]])
+    ranks = [0, 1, 0, 0, 0, 2, 0]
+    torch.testing.assert_close(two.token_BL[0, [1, 5]], doubled_log_probs(model, texts[0], ranks)[[1, 5]], **EXACT)
+
+
+@pytest.mark.parametrize(
+    ("gaps", "sides", "message"),
+    [
+        ([[7]], "both", r"^the gap of text 0 is \[7\]: give different positions from 0 to 4, at least one\."),
+        ([[1, 1]], "both", r"^the gap of text 0 is \[1, 1\]: give different"),
+        ([[]], "both", r"^the gap of text 0 is \[\]: give different"),
+        ([[1], [2]], "both", r"^there are 1 texts and gaps for 2: give the positions of each\."),
+        ([[1, 3]], "left", r"^sides is 'left' with several gaps in a text: give one gap, or both sides\."),
+        ([[1]], "right", r"^sides is 'right': give 'both' or 'left'\."),
+    ],
+)
+def test_gaps_that_are_none(gaps: list[list[int]], sides: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        gap_log_prob(any_order(), random_ids(5), gaps, sides=sides)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("left", [False, True])

@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.orders import LeftToRight, Order
 from anyorder.plans import GroupPlan
 from anyorder.visibility import causal, groups
 from anyorder.ways import refuse_unless_causal
@@ -114,6 +115,48 @@ def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     row_BL = torch.where(plan.valid_BL, torch.arange(ids_BL.shape[1], device=ids_BL.device), -1).cummax(1).values
     nats_N = _of_targets(model, hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]], ids_BL[sample_N, at_N])
     return _placed(nats_N, sample_N, at_N, plan.predicted)
+
+
+def gap_log_prob(
+    model: Llama,
+    texts: Sequence[Sequence[int]],
+    gaps: Sequence[Sequence[int]],
+    *,
+    order: Order = LeftToRight(),  # noqa: B008 (frozen)
+    sides: Literal["both", "left"] = "both",
+    seed: int = 0,
+) -> LogProb:
+    """The exact log-probability of gaps, given what stands around them.
+
+    Args:
+        model: a network that writes in any order.
+        texts: token ids of each text, whole.
+        gaps: positions of the tokens in the gaps of each text.
+        order: in which they are written.
+        sides: "left" leaves out all that stands behind the first gap and is not in one, as if it were not known.
+        seed: decides random orders, with the number of the text.
+
+    Raises:
+        UserError: positions that are no gap of their text, or see `log_prob`.
+    """
+    if sides not in ("both", "left"):
+        raise UserError(f"sides is {sides!r}: give 'both' or 'left'.")
+    if len(texts) != len(gaps):
+        raise UserError(f"there are {len(texts)} texts and gaps for {len(gaps)}: give the positions of each.")
+    given, predicted = [], []
+    for number, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
+        if not gap or len(set(gap)) < len(gap) or not all(0 <= at < len(text) for at in gap):
+            remedy = f"give different positions from 0 to {len(text) - 1}, at least one"
+            raise UserError(f"the gap of text {number} is {list(gap)}: {remedy}.")
+        end = min(gap) if sides == "left" else len(text)
+        given.append([at not in gap and at < end for at in range(len(text))])
+        predicted.append([at in gap for at in range(len(text))])
+    plan = GroupPlan.from_masks(given, predicted, order, seed)
+    # What is left out counts as padding, and positions do not count that: later ones would move.
+    if sides == "left" and any(max(gap) - min(gap) >= len(gap) for gap in gaps):
+        raise UserError("sides is 'left' with several gaps in a text: give one gap, or both sides.")
+    width = plan.valid_BL.shape[1]
+    return log_prob(model, [[*text, *[0] * (width - len(text))] for text in texts], plan)
 
 
 @dataclass(frozen=True, kw_only=True)
