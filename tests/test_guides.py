@@ -19,6 +19,7 @@ from anyorder.cli._order_options import chosen_order
 from anyorder.cli._parser import options
 from anyorder.decoding.any_order import NAMES
 from anyorder.decoding.diffusion_presets import PRESETS
+from anyorder.decoding.fusion import CORRECTIONS, METHODS, POSITIONS
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
 
@@ -57,6 +58,28 @@ def test_every_block_of_left_to_right_prints_what_stands_below_it(
     monkeypatch.chdir(tmp_path)
     anyorder.convert(source / "stories260K.bin", "stories260K", tokenizer=source / "tok512.bin")
     prints_what_it_shows((project_root / "docs" / "left-to-right.md").read_text(encoding="utf-8"), capsys)
+
+
+def test_every_block_of_fusion_prints_what_stands_below_it(
+    project_root: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    source = shared_data / "stories260K"
+    monkeypatch.chdir(tmp_path)
+    anyorder.convert(source / "stories260K.bin", "stories260K", tokenizer=source / "tok512.bin")
+    prints_what_it_shows((project_root / "docs" / "fusion.md").read_text(encoding="utf-8"), capsys)
+
+
+def test_fusion_names_every_option_and_method(project_root: Path) -> None:
+    page = (project_root / "docs" / "fusion.md").read_text(encoding="utf-8")
+    for function in (anyorder.fuse, anyorder.stream_fused):
+        for name in set(inspect.signature(function).parameters) - {"model", "tokenizer"}:
+            assert re.search(rf"`{name}\b", page), name
+    command = importlib.import_module("anyorder.cli.fuse").command
+    for name in set(inspect.signature(command).parameters) - {"model", "phrasings"}:
+        assert f"`--{name}" in page, name
+    for name in (*METHODS, *POSITIONS, *CORRECTIONS):
+        assert f'| `"{name}"` |' in page, name
 
 
 def test_every_block_of_fusion_evaluation_prints_what_stands_below_it(
