@@ -19,6 +19,7 @@ from anyorder.decoding.trace import Generation, collect
 from anyorder.errors import UserError
 from anyorder.evaluation.likelihood import log_prob
 from anyorder.model.cache import Cache
+from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from anyorder.orders import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
@@ -122,6 +123,34 @@ def test_every_plan_equals_the_doubled_sequence_step_by_step(
             assert event.token_id == int(queries[position].argmax()) == text[position]
             assert abs(event.log_prob - float(queries[position].log_softmax(-1)[event.token_id])) < 1e-9
     same(out, fill(canvases, plan, layers=layers, temperature=0, use_cache=False))
+
+
+def test_every_backend_writes_the_same() -> None:
+    plain, eager = (
+        network("plain", backend, seed=2, ways=(LEFT_TO_RIGHT, ANY_ORDER)).double() for backend in ("sdpa", "eager")
+    )
+    sampling = Sampling(temperature=1.0)
+    one, other = (
+        collect(any_order_steps(model, CANVASES, Random(), sampling=sampling, rows=range(4)), CANVASES, range(4), ())
+        for model in (plain, eager)
+    )
+    same(one, other)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "int8"])
+def test_narrow_weights_write_in_any_order_too(kind: str) -> None:
+    model = network("plain", seed=2, ways=(LEFT_TO_RIGHT, ANY_ORDER))
+    model = to_int8(model) if kind == "int8" else model.to(getattr(torch, kind))
+    runs = []
+    for use_cache in (True, False):
+        steps = any_order_steps(model, CANVASES, Random(), sampling=Sampling(), rows=range(4), use_cache=use_cache)
+        runs.append(collect(steps, CANVASES, range(4), ()))
+    for one, other in zip(*(run.trace.events for run in runs), strict=True):
+        assert one.position == other.position
+        if one.step == 0:
+            assert abs(one.log_prob - other.log_prob) < 0.1
+    exact = log_prob(model, runs[0].sequences[0], plan_of(runs[0], CANVASES, 0))
+    assert bool(exact.total.isfinite().all())
 
 
 # ---- what is given, and what comes first ------------------------------------------------------------
