@@ -205,6 +205,10 @@ def test_flash_attention_becomes_what_has_masks(caplog: pytest.LogCaptureFixture
     assert "attention 'flash_attention_2' has no masks, which two streams need: 'sdpa' is taken" in caplog.text
     assert ours.backend == "sdpa"
     assert ours(torch.tensor([[5, 6, 7]]), group_ids=[[1, 0, 1]]).logits.shape == (1, 3, VOCABULARY)
+    ours.set_attn_implementation("eager")
+    assert ours.backend == "eager"
+    ours.set_attn_implementation("flash_attention_2")
+    assert ours.backend == "sdpa"
 
 
 def test_trainer_teaches_it(tmp_path: Path) -> None:
@@ -264,3 +268,39 @@ def test_transformers_loop_is_not_for_it() -> None:
 def test_a_network_without_query_rows_gets_no_such_face() -> None:
     with pytest.raises(UserError, match="not by 'any-order': train it for that"):
         LlamaTwoStreamForCausalLM.of(network())
+
+
+def test_adapters_train_beside_whole_query_rows(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    ours = two_stream(llama())
+    adapted = get_peft_model(ours, LoraConfig(target_modules=["q_proj"], modules_to_save=["query_rows"]))
+    ids = torch.randint(3, VOCABULARY, (1, 4))
+    adapted(input_ids=ids, labels=ids, group_ids=torch.tensor([[1, 0, 2, 1]])).loss.backward()
+    learnt = {name for name, weight in adapted.named_parameters() if weight.grad is not None}
+    assert any("lora_A" in name for name in learnt)
+    assert any("query_rows.modules_to_save" in name for name in learnt)
+    assert not any("embed_tokens" in name for name in learnt)
+
+
+def test_checkpointing_changes_nothing_but_memory() -> None:
+    ours = two_stream(llama()).train()
+    ids = torch.randint(3, VOCABULARY, (2, 5))
+    grads = []
+    for again in (False, True):
+        if again:
+            ours.gradient_checkpointing_enable()
+        ours.zero_grad()
+        ours(ids, group_ids=[[1, 0, 2, 1, 0], [0, 1, 2, 3, 4]], labels=ids).loss.backward()
+        grads.append([weight.grad.clone() for weight in ours.parameters() if weight.grad is not None])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_flash_attention_is_mapped_when_a_checkpoint_is_read_too(tmp_path: Path) -> None:
+    llama().save_pretrained(tmp_path)
+    ours = LlamaTwoStreamForCausalLM.from_pretrained(
+        tmp_path, attn_implementation="flash_attention_2", dtype=torch.bfloat16
+    )
+    assert (ours.backend, ours.dtype) == ("sdpa", torch.bfloat16)
+    assert ours(torch.tensor([[5, 6]])).logits.dtype == torch.bfloat16

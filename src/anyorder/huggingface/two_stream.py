@@ -55,6 +55,10 @@ class LlamaTwoStreamForCausalLM(Face):
         network.config.way(ANY_ORDER.name)
         return super().of(network)
 
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """As transformers' method; for FlashAttention, which has no masks, "sdpa" is taken, with a warning."""
+        super().set_attn_implementation(_with_masks(attn_implementation), *args, **kwargs)
+
     def set_grouping(self, group_ids: GroupIds | None) -> None:
         """The group ids of all further calls that are given none; None is one token a group, left to right, again."""
         self._grouping = group_ids
@@ -172,10 +176,16 @@ def _two_stream(config: PreTrainedConfig) -> AnyOrderConfig:
         backbone = backbone.replace(ways=(ANY_ORDER, *backbone.ways))
         attention = config._attn_implementation
         ours = AnyOrderConfig(backbone=backbone, dtype=config.dtype, attn_implementation=attention)
-    if str(ours._attn_implementation).startswith("flash"):
-        logger.warning(
-            "attention %r has no masks, which two streams need: 'sdpa' is taken, which computes the same",
-            ours._attn_implementation,
-        )
-        ours._attn_implementation = "sdpa"
+    if (attention := _with_masks(ours._attn_implementation)) != ours._attn_implementation:
+        ours._attn_implementation = attention
     return ours
+
+
+def _with_masks(attention: Any) -> Any:
+    """The attention asked for, or one that computes the same and has masks, which two streams need."""
+    if not str(attention).startswith("flash"):
+        return attention
+    logger.warning(
+        "attention %r has no masks, which two streams need: 'sdpa' is taken, which computes the same", attention
+    )
+    return "sdpa"
