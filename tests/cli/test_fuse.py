@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 import anyorder
+from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
+from anyorder.ways import diffusion
 from tests.cli.test_main import mistake
 
 PHRASINGS = ["Once upon", "there was a", "Lily"]
@@ -46,6 +48,21 @@ def test_options(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
         "attention_share": out.attention_share,
     }  # fmt: skip
     assert record["attention_share"][0] == 0
+
+
+def test_a_network_answers_in_its_own_way(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    """Of an answer by diffusion no attention is told."""
+    network, tokenizer = anyorder.load(folder)
+    assert tokenizer is not None
+    asked = {token_id for text in PHRASINGS for token_id in tokenizer(text)["input_ids"]}
+    mask = next(token_id for token_id in range(100, 200) if token_id not in asked)
+    diffuser = adapt(network, [diffusion(mask)])
+    anyorder.save(diffuser, tokenizer, tmp_path / "diffuser")
+    out = anyorder.fuse(diffuser, tokenizer, PHRASINGS, suffix=" girl", max_new_tokens=4)
+    assert main(["fuse", str(tmp_path / "diffuser"), *PHRASINGS, "--suffix= girl", "--max_new_tokens=4"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == f"{out.text}\n"
+    assert "%" not in captured.err
 
 
 @pytest.mark.parametrize("method", ["logit-mean", "vote"])

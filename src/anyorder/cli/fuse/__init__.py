@@ -87,7 +87,7 @@ def command(
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
-    attended = method == "attention"
+    attended = method == "attention" and network.config.default_way == "left-to-right"
     options: dict[str, Any] = {
         "prefix": prefix, "suffix": suffix, "separator": separator, "method": method, "positions": positions,
         "correction": correction, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
