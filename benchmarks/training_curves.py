@@ -1,6 +1,6 @@
 """Every objective on real text: losses over steps, against the unigram entropy, from a causal network or from scratch.
 
-    python benchmarks/training_curves.py TEXT CHECKPOINT [--tokenizer FILE] [--steps 600]
+    python benchmarks/training_curves.py TEXT CHECKPOINT [--tokenizer FILE] [--steps 2000]
 
 TEXT is cut: the last part is looked at, never learnt. CHECKPOINT is a small causal network (stories260K); networks from
 scratch have its shape. Prints the table, and draws docs/images/training-curves.png.
@@ -48,7 +48,7 @@ def main() -> None:
     words.add_argument("text", type=Path)
     words.add_argument("checkpoint")
     words.add_argument("--tokenizer")
-    words.add_argument("--steps", type=int, default=600)
+    words.add_argument("--steps", type=int, default=2000)
     words.add_argument("--held_back", type=int, default=40_000, help="characters at the end that are not learnt")
     given = words.parse_args()
     text = given.text.read_text(encoding="utf-8")
@@ -65,8 +65,8 @@ def main() -> None:
             output = folder / f"run-{len(logs)}"
             settings = {
                 "data": folder / "learnt.txt", "validation": folder / "looked-at.txt", "output": output,
-                "steps": given.steps, "batch_size": 16, "length": 128, "learning_rate": 4e-3, "log_every": 20,
-                "evaluate_every": given.steps // 3, "cache_dir": folder / "cache",
+                "steps": given.steps, "batch_size": 8, "length": 64, "learning_rate": 4e-3, "log_every": 50,
+                "evaluate_every": given.steps // 4, "cache_dir": folder / "cache",
             }  # fmt: skip
             start = folder / options.get("init", "blank")
             began = time.perf_counter()

@@ -14,10 +14,13 @@ import pytest
 import torch
 
 import anyorder
+from anyorder.checkpoints.adapt import adapt
+from anyorder.checkpoints.mask_token import with_mask_token
 from anyorder.cli import main
 from anyorder.data import train_tokenizer
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 
 MODULES = [module.name for module in pkgutil.walk_packages(anyorder.__path__, "anyorder.")]
 
@@ -29,12 +32,14 @@ def blocks(project_root: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def beside_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: ModelConfig) -> Path:
-    """A working directory with a network in `demo/`, as `make demo` leaves it."""
+    """A working directory with a network in `demo/`, as `make demo` leaves it, and one of several ways."""
     tokenizer = train_tokenizer(["The text of a demo."], 300)
     torch.manual_seed(0)
-    model = Llama(tiny_config.replace(vocab_size=len(tokenizer), max_position_embeddings=128))
+    config = tiny_config.replace(vocab_size=len(tokenizer), max_position_embeddings=128)
     monkeypatch.chdir(tmp_path)
-    anyorder.save(model, tokenizer, "demo")
+    anyorder.save(Llama(config), tokenizer, "demo")
+    model, mask_token_id = with_mask_token(Llama(config), tokenizer, "<|mask|>")
+    anyorder.save(adapt(model, (LEFT_TO_RIGHT, ANY_ORDER, diffusion(mask_token_id))), tokenizer, "trained/network")
     return tmp_path
 
 
@@ -70,8 +75,9 @@ def test_constraints_pin_the_build_at_hand(project_root: Path) -> None:
 
 
 def test_python_of_the_readme_runs(project_root: Path, beside_a_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    [code] = blocks(project_root, "python")
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102
+    names: dict[str, object] = {}
+    for code in blocks(project_root, "python"):
+        exec(compile(code, "README.md", "exec"), names)  # noqa: S102
     assert "tokens in" in capsys.readouterr().out
 
 
