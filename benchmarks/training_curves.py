@@ -31,8 +31,24 @@ RUNS: dict[str, dict[str, Any]] = {
     "any order": {"objective": "permutation"},
     "any order, from the causal network": {"objective": "permutation", "init": "causal"},
     "masked diffusion": {"objective": "masked-diffusion", "times": "stratified"},
-    "block diffusion": {"objective": "block-diffusion", "times": "stratified", "block_length": 16},
-    "mixture": {"objective": "mixture", "shares": ["autoregressive=0.5", "masked-diffusion=0.5"]},
+    "masked diffusion, from the causal network": {
+        "objective": "masked-diffusion",
+        "times": "stratified",
+        "init": "causal",
+        "shifted": True,
+        "opening_steps": 250,
+    },
+    "block diffusion, from the causal network": {
+        "objective": "block-diffusion",
+        "times": "stratified",
+        "block_length": 16,
+        "init": "causal",
+    },
+    "mixture, from the causal network": {
+        "objective": "mixture",
+        "shares": ["autoregressive=0.5", "permutation=0.5"],
+        "init": "causal",
+    },
 }
 
 
