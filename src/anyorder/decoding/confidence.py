@@ -72,7 +72,7 @@ def choose(
     else:
         token_N = eligible_NV.argmax(-1)
         wide_NV = eligible_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        log_prob_N = _at(wide_NV, token_N) - wide_NV.logsumexp(-1)
+        log_prob_N = _at(wide_NV.log_softmax(-1), token_N)
     if bool(log_prob_N.isnan().any()):
         raise UserError("the network's scores are NaN: check its weights, or load it in float32.")
     if sampler.confidence == "random":
