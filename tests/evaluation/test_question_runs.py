@@ -138,7 +138,7 @@ def test_a_file_that_is_replaced_is_whole_or_the_old_one(tmp_path: Path, monkeyp
         raise OSError("the disk is full")
 
     monkeypatch.setattr(feather, "write_feather", breaks)
-    with pytest.raises(OSError, match="the disk is full"):
+    with pytest.raises(UserError, match=r"r\.feather' cannot be written \(the disk is full\)"):
         write_results(file, results)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]

@@ -13,10 +13,10 @@ from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
-from anyorder.checkpoints.whole import check_place, whole_file, whole_folder
 from anyorder.errors import UserError
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.llama import Llama
+from anyorder.whole import check_place, whole_file, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

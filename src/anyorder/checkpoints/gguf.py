@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from anyorder.checkpoints.whole import whole_file
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.rope import Rotary
 from anyorder.ways import LEFT_TO_RIGHT
+from anyorder.whole import whole_file
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama

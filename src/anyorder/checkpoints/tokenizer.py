@@ -19,8 +19,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 
 from anyorder.checkpoints import llama2c
 from anyorder.checkpoints.hub import fetch
-from anyorder.checkpoints.whole import whole_file, whole_folder
 from anyorder.errors import UserError
+from anyorder.whole import whole_file, whole_folder
 
 if TYPE_CHECKING:  # importing transformers' tokenizers takes a second, which networks alone need not wait for
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

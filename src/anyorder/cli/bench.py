@@ -36,9 +36,9 @@ def command(
     from rich.table import Table
 
     from anyorder.checkpoints.weights import resolve_device, resolve_dtype
-    from anyorder.checkpoints.whole import check_place, whole_file
     from anyorder.errors import UserError
     from anyorder.inspection import speed
+    from anyorder.whole import check_place, whole_file
 
     for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
         if value < 1:

@@ -16,8 +16,8 @@ def command(folder: str, *, data: Path = Path("data.jsonl"), init: str | None = 
     """
     from rich.console import Console
 
-    from anyorder.checkpoints.whole import whole_folder
-    from anyorder.cli._samples import sample_configurations
+    from anyorder.cli._sample_configs import sample_configurations
+    from anyorder.whole import whole_folder
 
     console = Console(highlight=False)
     with whole_folder(Path(folder)) as partial:

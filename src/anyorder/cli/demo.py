@@ -38,7 +38,7 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
     """
     from rich.console import Console
 
-    from anyorder.checkpoints.whole import check_place
+    from anyorder.whole import check_place
 
     # Before PyTorch is imported: threads that wait by spinning made tiny steps ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

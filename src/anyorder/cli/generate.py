@@ -120,7 +120,7 @@ def command(
     if trace is not None:
         if interactive:
             raise UserError("trace is given with interactive, but one file holds one run: leave out one of them.")
-        from anyorder.checkpoints.whole import check_place  # here, because it takes PyTorch, and the help does not
+        from anyorder.whole import check_place  # here, because it takes PyTorch, and the help does not
 
         check_place(trace, folder=False)
     stream = stream or (sys.stdout.isatty() and not show and not any(instead.values()))
@@ -213,8 +213,8 @@ def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
 
 
 def _write_trace(file: Path, out: Any, tokenizer: Any) -> None:
-    from anyorder.checkpoints.whole import whole_file
     from anyorder.inspection.replay import Recording
+    from anyorder.whole import whole_file
 
     with whole_file(file) as partial:
         partial.write_text(Recording.of(out.trace, out.sequences, tokenizer).to_json(), encoding="utf-8")

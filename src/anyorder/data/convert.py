@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anyorder.checkpoints.whole import whole_file
 from anyorder.data.readers import JSON_LINES, read_records
 from anyorder.data.records import BadLines, Dialogue
 from anyorder.errors import UserError
+from anyorder.whole import whole_file
 
 
 @dataclass(frozen=True, kw_only=True)

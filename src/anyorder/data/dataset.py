@@ -18,12 +18,12 @@ import datasets
 import pyarrow as pa
 from filelock import FileLock
 
-from anyorder.checkpoints.whole import whole_folder
 from anyorder.data.encoding import Kind, Tally
 from anyorder.data.readers import Documents, files_of
 from anyorder.data.recipe import Recipe
 from anyorder.data.records import BadLines
 from anyorder.errors import UserError
+from anyorder.whole import whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

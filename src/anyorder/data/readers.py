@@ -73,14 +73,16 @@ def read_records(
         raise UserError(f"data {str(source)!r} has no record: {remedy}")
 
 
-def read_texts(source: str | Path, bad_lines: BadLines | None = None) -> Iterator[str]:
-    """What records say, for training a tokenizer: texts, and each message of dialogues.
+def read_texts(
+    source: str | Path, bad_lines: BadLines | None = None, *, documents: Documents = "file"
+) -> Iterator[str]:  # fmt: skip
+    """What records say, for training a tokenizer: texts, and each message of dialogues; the arguments are as above.
 
     Raises:
         UserError: there are no data, or a line cannot be used or holds token ids.
     """
     bad_lines = BadLines() if bad_lines is None else bad_lines
-    for record in read_records(source, bad_lines):
+    for record in read_records(source, bad_lines, documents=documents):
         match record:
             case Document():
                 yield record.text

@@ -1,7 +1,7 @@
 """From samples to rows of a table, as record batches of Arrow.
 
-Each row has the number `sample`, by which training keys what it draws: it stays with the row when rows are shuffled,
-selected or skipped.
+Each row has its number as `sample`, which stays with it when rows are shuffled, selected or skipped. Training numbers
+its samples anew, since a row comes again in each epoch.
 """
 
 from __future__ import annotations

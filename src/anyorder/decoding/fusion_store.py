@@ -19,10 +19,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyorder.checkpoints.whole import whole_file
 from anyorder.decoding.fusion_layout import FusionLayout
 from anyorder.errors import UserError
 from anyorder.model.rope import rotate
+from anyorder.whole import whole_file
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama

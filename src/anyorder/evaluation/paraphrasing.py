@@ -9,9 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyorder.checkpoints.whole import check_place, whole_file
 from anyorder.errors import UserError
 from anyorder.evaluation.questions import MASK, Form, Question, QuestionSet, to_json
+from anyorder.whole import check_place, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -243,10 +243,8 @@ def _resume(partial: Path, settings: Mapping[str, Any]) -> list[Question]:
                 f"{settings.get(name)!r}: give another output, or the settings of that run."
             )
     kept = lines[1 : 1 + (len(lines) - 1) // GROUP * GROUP] if lines else []
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    beside = partial.with_name(f".{partial.name}.new")
-    beside.write_text("".join(line + "\n" for line in [json.dumps(settings), *kept]), encoding="utf-8")
-    beside.replace(partial)
+    with whole_file(partial, replace=True) as beside:
+        beside.write_text("".join(line + "\n" for line in [json.dumps(settings), *kept]), encoding="utf-8")
     done = []
     for line in kept:
         record = json.loads(line)

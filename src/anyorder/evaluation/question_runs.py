@@ -6,18 +6,17 @@ import hashlib
 import importlib.util
 import json
 import time
-import uuid as uuids
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from anyorder.checkpoints.whole import check_place
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import PromptParts
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import INSTALL, lemmas
+from anyorder.whole import check_place, whole_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -223,13 +222,8 @@ def write_results(file: Path, results: Results) -> None:
     }  # fmt: skip
     schema = pyarrow.schema([(name, types[name]) for name in names], metadata={ABOUT: json.dumps(about).encode()})
     table = pyarrow.table({name: results.column(name) for name in names}, schema=schema)
-    beside = file.with_name(f".{file.name}.{uuids.uuid4().hex[:8]}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        feather.write_feather(table, str(beside))
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with whole_file(file, replace=True) as partial:
+        feather.write_feather(table, str(partial))
 
 
 def read_results(file: Path) -> Results:

@@ -1,8 +1,8 @@
 """The transformers face of the network: `from_pretrained`, `generate`, `Trainer`, PEFT, evaluation harnesses.
 
-The network is the same `Llama`, module by module, so a face can be put on one that is loaded already. No other
-network or configuration outside this folder derives from transformers' classes, so what changes between their versions
-is contained here. Importing this package makes transformers' `Auto` classes know its own.
+The network is the same `Llama`, module by module, so a face can be put on one that is loaded already. Beside this
+folder, only beam search puts transformers' classes around a network, to borrow their search, so what changes between
+their versions is contained here. Importing this package makes transformers' `Auto` classes know its own.
 """
 
 from __future__ import annotations

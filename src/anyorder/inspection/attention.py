@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anyorder.checkpoints.whole import whole_file
 from anyorder.errors import UserError
 from anyorder.visibility import Visibility, bidirectional, causal, not_after
+from anyorder.whole import whole_file
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 Log = list[dict[str, float]]
+"""What `Trainer` notes: entries with "step" and "loss", "learning_rate" or "eval_<name>"."""
 
 
 def with_bits_per_byte(log: Log, bytes_per_token: float | None) -> Log:

@@ -13,15 +13,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
+from anyorder.training.curves import Log
 from anyorder.training.engine import LessonTrainer, checkpoints
 from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import Training
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
-
-Log = list[dict[str, float]]
-"""What `Trainer` notes: entries with "step" and "loss", "learning_rate" or "eval_<name>"."""
 
 
 def fit(

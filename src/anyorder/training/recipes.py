@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -10,8 +9,8 @@ import torch
 from anyorder import checkpoints
 from anyorder.checkpoints.adapt import adapt
 from anyorder.checkpoints.mask_token import with_mask_token
-from anyorder.data import BadLines, read_records, train_tokenizer
-from anyorder.data.records import Dialogue, Document
+from anyorder.data import BadLines, train_tokenizer
+from anyorder.data.readers import read_texts
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -56,7 +55,9 @@ def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
     if run.tokenizer is not None:
         tokenizer = checkpoints.load_tokenizer(run.tokenizer)
     else:
-        tokenizer = train_tokenizer(_texts(run), run.vocab_size)
+        tokenizer = train_tokenizer(
+            read_texts(run.data, BadLines(run.skip_bad_lines), documents=run.documents), run.vocab_size
+        )  # fmt: skip
     end_token_id = tokenizer.eos_token_id
     torch.manual_seed(run.seed)
     model = Llama(
@@ -73,17 +74,6 @@ def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         )
     )
     return model, tokenizer
-
-
-def _texts(run: Run) -> Iterator[str]:
-    """All texts of the data, of which a tokenizer can be made."""
-    for record in read_records(run.data, BadLines(run.skip_bad_lines), documents=run.documents):
-        if isinstance(record, Document):
-            yield record.text
-        elif isinstance(record, Dialogue):
-            yield from (message.content for message in record.messages)
-        else:
-            raise UserError(f"{record.place} has token ids, of which no tokenizer can be made: give tokenizer.")
 
 
 def prepared(
@@ -122,6 +112,8 @@ def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, 
         case "permutation":
             return Permutation(schedule=_schedule(run), predicted=run.predicted)
         case "masked-diffusion" if tuning:
+            if not config.eos_token_ids:
+                raise UserError("the network has no end token, by which answers end: name one in its config.json.")
             return MaskedDiffusionTuning(
                 mask_token_id=mask_token_id, shifted=run.shifted, times=times, opening_steps=run.opening_steps,
                 length=run.length, end_token_id=config.eos_token_ids[0],
@@ -148,4 +140,4 @@ def _schedule(run: Run) -> Schedule:
         "random-to-left": Annealing(steps=run.steps),
         "left-to-random": Annealing(steps=run.steps, first=LeftToRight(), last=Random()),
     }
-    return schedules[run.order]
+    return schedules[run.order_schedule]

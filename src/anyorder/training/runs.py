@@ -18,16 +18,16 @@ from anyorder import checkpoints
 from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
-from anyorder.checkpoints.whole import check_place
 from anyorder.data import chat_template, prepare, report_of
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.llama import Llama
 from anyorder.objectives import Mixture
-from anyorder.training.curves import draw_curves, with_bits_per_byte
-from anyorder.training.loop import Log, fit
+from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
+from anyorder.training.loop import fit
 from anyorder.training.recipes import network_of, prepared
 from anyorder.training.settings import Run
+from anyorder.whole import check_place, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,6 +171,5 @@ def _leave(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, lo
         (LOG, lambda file: write_json(file, {"log": log})),
         (CURVES, lambda file: draw_curves({settings.objective: log}, file)),
     ):
-        partial = settings.output / f".{name}.partial"
-        write(partial)
-        partial.replace(settings.output / name)
+        with whole_file(settings.output / name, replace=True) as partial:
+            write(partial)

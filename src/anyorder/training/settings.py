@@ -98,7 +98,7 @@ class Run(Training):
             on the disk twice.
         cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
         shares: For a mixture, objectives with their shares, such as masked-diffusion=0.5; may be repeated.
-        order: For permutation, the orders that are learnt.
+        order_schedule: For permutation, the orders that are learnt, and how they change.
         predicted: For permutation, the share of the tokens that is predicted; each costs a row.
         block_length: For block diffusion, tokens of a block.
         mask_token: For diffusion, the token that hides others; added to the vocabulary if it has none.
@@ -131,7 +131,9 @@ class Run(Training):
     streaming: bool = False
     cache_dir: Path | None = None
     shares: list[str] = field(default_factory=list)
-    order: Literal["random", "left-to-right", "spans", "growing", "random-to-left", "left-to-random"] = "random"
+    order_schedule: Literal["random", "left-to-right", "spans", "growing", "random-to-left", "left-to-random"] = (
+        "random"
+    )
     predicted: float = 1.0
     block_length: int = 32
     mask_token: str = "<|mask|>"
@@ -191,7 +193,7 @@ FROM_SCRATCH = ("vocab_size", "width", "layers", "heads")
 DIFFUSION = {"masked-diffusion", "block-diffusion"}
 
 NEEDS: dict[str, set[str]] = {
-    "order": {"permutation"},
+    "order_schedule": {"permutation"},
     "predicted": {"permutation"},
     "block_length": {"block-diffusion"},
     "mask_token": DIFFUSION,

@@ -17,9 +17,9 @@ def command(source: str, target: str, *, vocab_size: int = 8000, mask: bool = Fa
     from rich.console import Console
 
     from anyorder.checkpoints import save_tokenizer
-    from anyorder.checkpoints.whole import check_place
     from anyorder.data import read_texts, train_tokenizer
     from anyorder.data.tokenizer import MASK
+    from anyorder.whole import check_place
 
     notes = Console(stderr=True, highlight=False)
     check_place(Path(target), folder=True)  # before minutes are spent

@@ -44,10 +44,10 @@ def command(
     from rich.table import Table
 
     import anyorder
-    from anyorder.checkpoints.whole import check_place, whole_file
     from anyorder.errors import UserError
     from anyorder.evaluation.diffusion_likelihood import MonteCarlo
     from anyorder.inspection.compare import compare_sampling_methods, method_named
+    from anyorder.whole import check_place, whole_file
 
     if not prompts:
         raise UserError("there is no prompt: give at least one text, in quotes.")

@@ -18,10 +18,10 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
 
     from rich.console import Console
 
-    from anyorder.checkpoints.whole import check_place, whole_file
     from anyorder.cli._canvas import CanvasView
     from anyorder.errors import UserError
     from anyorder.inspection.replay import Recording
+    from anyorder.whole import check_place, whole_file
 
     if html is not None:
         check_place(html, folder=False)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from anyorder.checkpoints.whole import check_place, whole_file, whole_folder
 from anyorder.errors import UserError
+from anyorder.whole import check_place, whole_file, whole_folder
 
 
 def test_a_folder_appears_when_it_is_whole(tmp_path: Path) -> None:

@@ -29,13 +29,18 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A file to write, which becomes `target` when the block ends well and is removed otherwise.
 
+    Args:
+        target: the file.
+        replace: whether it may exist already.
+
     Raises:
-        UserError: `target` exists or cannot be written.
+        UserError: `target` exists and is not to be replaced, or cannot be written.
     """
-    check_place(target, folder=False)
+    if not replace:
+        check_place(target, folder=False)
     with _beside(target) as partial:
         yield partial
         partial.rename(target)
