@@ -17,7 +17,7 @@ def command(
     clock: Literal["wall", "cpu"] = "wall",
     output: Path | None = None,
 ) -> None:
-    """Measure speed against transformers' Llama (and llama.cpp), taking turns.
+    """Measure speed beside transformers and llama.cpp, taking turns.
 
     Args:
         sizes: Networks: 260K, 125M. May be repeated; both unless given.
