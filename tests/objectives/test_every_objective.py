@@ -42,7 +42,7 @@ def may_depend(objective: Objective, batch: Batch, lesson: Lesson, seed: int) ->
             shown_NL = torch.zeros_like(own_NL)
             shown_NL[:, : shown_BR.shape[1]] = shown_BR[sample_N]
             if batch.step < objective.opening_steps:
-                shown_NL &= reached(objective, batch, lesson, seed)[sample_N, row_N, :length]
+                shown_NL[:, : shown_BR.shape[1]] &= reached(objective, batch, lesson, seed)[sample_N, row_N]
             return own_NL & shown_NL
         case BlockDiffusion():
             block_BL = batch.position_BL // objective.block_length
