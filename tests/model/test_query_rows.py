@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from anyorder.model.query_rows import FEATURES, QueryRows, features
+from anyorder.visibility import causal, groups
+from anyorder.ways import ANY_ORDER
+from tests.model.networks import network
 
 
 def test_features_are_sines_and_cosines_of_the_position() -> None:
@@ -26,3 +29,29 @@ def test_rows_differ_by_their_position_alone() -> None:
     assert torch.equal(rows[0, 0], rows[1, 1])
     assert torch.equal(rows[0, 1], rows[1, 0])
     assert (rows[0, 0] - rows[0, 1]).abs().max() > 1e-3
+
+
+@pytest.mark.usefixtures("float64")
+def test_two_streams_are_rows_put_one_behind_the_other() -> None:
+    model = network(ways=(ANY_ORDER,))
+    assert model.query_rows is not None
+    ids, position = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 1, 2, 1, 3]])
+    stream = torch.tensor([[0, 0, 0, 1, 1]])
+    labels = {"position": position, "rank": torch.tensor([[0, 1, 2, 1, 3]]), "stream": stream}
+    found = model.two_streams(ids, position[:, 3:], model.prepare(groups(), labels, n_keys=3))
+    rows = torch.cat((model.model.embed_tokens(ids), model.query_rows(position[:, 3:])), 1)
+    assert torch.equal(found, model.read(rows, model.prepare(groups(), labels, n_keys=3)))
+
+
+@pytest.mark.usefixtures("float64")
+def test_without_query_rows_two_streams_are_one() -> None:
+    """And what would make query rows has a gradient, so that no process waits for it."""
+    ids, position = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 1, 2]])
+    for ways in ((ANY_ORDER,), ()):
+        model = network(ways=ways) if ways else network()
+        found = model.two_streams(ids, position[:, 3:], model.prepare(causal(), {"position": position}))
+        assert torch.equal(found, model.hidden(ids, model.prepare(causal(), {"position": position})))
+        found.sum().backward()
+        for weight in () if model.query_rows is None else model.query_rows.parameters():
+            assert weight.grad is not None
+            assert not weight.grad.any()

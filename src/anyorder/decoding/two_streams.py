@@ -81,11 +81,7 @@ class Reader:
             others = {"bias": sight.bias, "tempered": sight.tempered, "rotary_positions": sight.rotary_positions}
         views = model.prepare(visibility, labels, n_keys=n_keys, valid=valid_BR, cache=self.cache, **others)
         ids_BC = torch.tensor(_padded([[row.token_id for row in text] for text in rows], n_keys), device=device)
-        assert model.query_rows is not None, "a network without them was refused"
-        rows_BRE = torch.cat(
-            (model.model.embed_tokens(ids_BC.long()), model.query_rows(labels["position"][:, n_keys:])), 1
-        )
-        hidden_BRE = model.read(rows_BRE, views, self.cache)
+        hidden_BRE = model.two_streams(ids_BC.long(), labels["position"][:, n_keys:], views, self.cache)
         return model.logits(hidden_BRE[:, n_keys:][valid_BR[:, n_keys:]])
 
     def forget(self, first_rank: Sequence[int]) -> None:

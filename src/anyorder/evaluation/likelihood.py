@@ -72,14 +72,12 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
         UserError: the network has no query rows, or ids and plan do not fit each other or the network.
     """
     model.config.way("any-order")
-    assert model.query_rows is not None, "a network of this way has them"
     ids_BL = _padded(model, ids, plan.valid_BL).to(model.device)
     plan = plan.to(model.device)
     rows = plan.rows()
     views = model.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
-    content_BLE = model.model.embed_tokens(ids_BL.gather(1, rows.content_BL))
-    query_BKE = model.query_rows(rows.labels["position"][:, rows.n_keys :])
-    hidden_BKE = model.read(torch.cat((content_BLE, query_BKE), 1), views)[:, rows.n_keys :]
+    position_BK = rows.labels["position"][:, rows.n_keys :]
+    hidden_BKE = model.two_streams(ids_BL.gather(1, rows.content_BL), position_BK, views)[:, rows.n_keys :]
     valid_BK = rows.valid_BR[:, rows.n_keys :]
     target_N = ids_BL.gather(1, rows.query_BK)[valid_BK]
     sample_N = valid_BK.nonzero()[:, 0]

@@ -103,18 +103,17 @@ class LlamaTwoStreamForCausalLM(Face):
         plan = self._plan(input_ids, group_ids, attention_mask)
         rows = plan.rows()
         views = self.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
-        content_BLE = self.model.embed_tokens(input_ids.gather(1, rows.content_BL))
-        assert self.query_rows is not None, "they were made with the network"
-        queries_BLE = self.query_rows(rows.labels["position"][:, rows.n_keys :]).to(content_BLE.dtype)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
-            hidden_BRE = self.read(torch.cat((content_BLE, queries_BLE), 1), views)
+            position_BL = rows.labels["position"][:, rows.n_keys :]
+            hidden_BRE = self.two_streams(input_ids.gather(1, rows.content_BL), position_BL, views)
         # From the order of ranks back to that of the text; rows of padding stay zero.
-        placed_BLE = torch.zeros_like(content_BLE)
+        query_BLE = hidden_BRE[:, rows.n_keys :]
+        placed_BLE = torch.zeros_like(query_BLE)
         valid_BL = rows.valid_BR[:, rows.n_keys :]
         sample_N, _ = valid_BL.nonzero(as_tuple=True)
-        placed_BLE[sample_N, rows.query_BK[valid_BL]] = hidden_BRE[:, rows.n_keys :][valid_BL].to(placed_BLE.dtype)
+        placed_BLE[sample_N, rows.query_BK[valid_BL]] = query_BLE[valid_BL]
         logits_BLV = self.logits(placed_BLE)
         loss = None
         if labels is not None:

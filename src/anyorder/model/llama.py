@@ -208,6 +208,20 @@ class Llama(nn.Module):
         normed_BRE: Tensor = self.model.norm(rows_BRE)
         return normed_BRE
 
+    def two_streams(
+        self, input_ids_BC: Tensor, query_position_BK: Tensor, views: Views, cache: Cache | None = None
+    ) -> Tensor:  # fmt: skip
+        """The same for tokens `[batch, content rows]` and, behind them, query rows at positions `[batch, query rows]`.
+
+        Without query rows it is `hidden`, but what makes them has a gradient all the same, of zeros.
+        """
+        rows_BRE = self.model.embed_tokens(input_ids_BC)
+        assert self.query_rows is not None or query_position_BK.shape[1] == 0, "a network without them was refused"
+        if self.query_rows is not None:
+            # Also where there are none: other processes may have some in this step, and wait for a gradient from all.
+            rows_BRE = torch.cat((rows_BRE, self.query_rows(query_position_BK).to(rows_BRE.dtype)), 1)
+        return self.read(rows_BRE, views, cache)
+
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the layers, with `torch.compile`'s arguments: one graph, as `prepare` made all decisions before.
 

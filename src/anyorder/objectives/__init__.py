@@ -2,7 +2,8 @@
 
 from anyorder.objectives.autoregressive import Autoregressive
 from anyorder.objectives.block_diffusion import BlockDiffusion
-from anyorder.objectives.lesson import Batch, Lesson, Objective, predictions, summed_loss
+from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.objectives.loss import predictions, summed_loss
 from anyorder.objectives.masked_diffusion import MaskedDiffusion, MaskedDiffusionTuning
 from anyorder.objectives.mixture import Mixture
 from anyorder.objectives.noise import Antithetic, Independent, Stratified, Times

@@ -1,10 +1,10 @@
 """What all objectives share: samples in, and out come the rows, who sees whom, what is predicted and how it counts.
 
 An objective knows no network. It makes a `Lesson` of a `Batch`, on the CPU and without weights, so that it can be
-tested by hand and made ahead by the workers that load data; `summed_loss` lets a network take it. The same sample
-with the same seed makes the same lesson in any batch.
+tested by hand and made ahead by the workers that load data; `loss` lets a network take it. The same sample with the
+same seed makes the same lesson in any batch.
 
-Shape suffixes: B batch, L tokens of a sample, R rows, E hidden size, N predictions of the whole batch, V vocabulary.
+Shape suffixes: B batch, L tokens of a sample, R rows, N predictions of the whole batch.
 """
 
 from __future__ import annotations
@@ -13,19 +13,15 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.objectives.cross_entropy import weighted_cross_entropy
 from anyorder.visibility import Visibility, bidirectional, query_is
 from anyorder.ways import Way
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,28 +211,6 @@ class Objective(ABC):
     @abstractmethod
     def lesson(self, batch: Batch, seed: int) -> Lesson:
         """What the network reads and predicts for these samples."""
-
-
-def predictions(model: Llama, lesson: Lesson) -> Tensor:
-    """Scores of every token for each prediction, `[predictions, vocabulary]`.
-
-    The vocabulary is projected on the rows alone that predict something.
-    """
-    views = model.prepare(lesson.visibility, lesson.labels, n_keys=lesson.n_keys, valid=lesson.valid_BR)
-    rows_BRE = model.model.embed_tokens(lesson.ids_BR[:, : lesson.n_keys])
-    if lesson.n_keys < lesson.ids_BR.shape[1]:
-        assert model.query_rows is not None, "a network without query rows was refused before"
-        queries_BKE = model.query_rows(lesson.labels["position"][:, lesson.n_keys :])
-        rows_BRE = torch.cat((rows_BRE, queries_BKE.to(rows_BRE.dtype)), 1)
-    elif model.query_rows is not None:
-        # Other processes may have query rows in this step, and they wait for a gradient from all.
-        rows_BRE = rows_BRE + 0 * model.query_rows(lesson.labels["position"][:1, :1]).to(rows_BRE.dtype).sum()
-    return model.logits(model.read(rows_BRE, views)[lesson.sample_N, lesson.row_N])
-
-
-def summed_loss(model: Llama, lesson: Lesson) -> Tensor:
-    """Weighted cross-entropies in nats, summed: a scalar. Divided by `lesson.count`, it is the objective's loss."""
-    return weighted_cross_entropy(predictions(model, lesson), lesson.target_N, lesson.weight_N)
 
 
 def first_tokens(batch: Batch) -> Tensor:
