@@ -33,8 +33,10 @@ from anyorder.evaluation.comparison import APPROACHES, BEST, MEAN, compare
 from anyorder.evaluation.comparison_plot import draw
 from anyorder.evaluation.prompts import prompt_parts
 from anyorder.evaluation.protocol import SINGLE, asker
+from anyorder.evaluation.question_runs import read_results
 from anyorder.evaluation.question_sets import pararel_patterns, read_pararel
 from anyorder.evaluation.questions import Question, read_jsonl, to_json
+from anyorder.evaluation.scoring import exact_match
 from anyorder.inspection.speed import machine
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -77,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     for count, same in comparison.agreement.items():
         print(f"two of {count} phrasings agree: {same} %")
+    print(f"\n{gaps(tokenizer, folder / 'answers')}")
     for target in {folder / "comparison.json", options.results or folder / "comparison.json"}:
         target.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     draw(comparison, options.picture or folder / "comparison.png")
@@ -167,6 +170,29 @@ def times(model: Llama, tokenizer: PreTrainedTokenizerBase, questions: list[Ques
         found[MEAN, count] = found[SINGLE, count]
         found[BEST, count] = found[SINGLE, count] * count
     return found
+
+
+def gaps(tokenizer: PreTrainedTokenizerBase, answers: Path) -> str:
+    """Right answers by how much shorter than the longest the phrasings of a question are, in tokens and on average."""
+    lines = [
+        "| tokens missing to the longest phrasing | questions | shared, 1/N, % | right, 1/N, % |",
+        "|---|---|---|---|",
+    ]
+    shared, right = (
+        read_results(answers / f"attention-{positions}-1N-{ASKED}.feather").rows for positions in ("shared", "right")
+    )
+    groups: dict[str, list[tuple[bool, bool]]] = {"below 1.5": [], "1.5 to 3": [], "3 and more": []}
+    for one, other in zip(shared, right, strict=True):
+        lengths = [len(ids) for ids in tokenizer(list(map(PARTS.segment, one["paraphrases"])))["input_ids"]]
+        gap = max(lengths) - statistics.mean(lengths)
+        name = list(groups)[(gap >= 1.5) + (gap >= 3)]
+        groups[name].append(
+            (exact_match(one["answers"], one["prediction"]), exact_match(other["answers"], other["prediction"]))
+        )
+    for name, found in groups.items():
+        shares = (f"{100 * sum(hits) / len(found):.1f}" for hits in zip(*found, strict=True))
+        lines.append(f"| {name} | {len(found)} | {' | '.join(shares)} |")
+    return "\n".join(lines)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
