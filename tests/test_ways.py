@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from anyorder.errors import UserError
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, check_ways, diffusion, find_way, refuse_unless_causal
@@ -16,6 +17,16 @@ def test_the_default_is_one_of_the_ways() -> None:
         check_ways([DIFFUSION], "blocks")
     with pytest.raises(UserError, match=r"ways is \['left-to-right', 'left-to-right'\]: give each .* once\."):
         check_ways([LEFT_TO_RIGHT, LEFT_TO_RIGHT], "left-to-right")
+
+
+def test_the_row_that_predicts_a_position() -> None:
+    """Where logits are shifted the one before, but position 0 has none."""
+    shifted = diffusion(3, shifted=True)
+    assert [shifted.row(position) for position in range(4)] == [0, 0, 1, 2]
+    assert [DIFFUSION.row(position) for position in range(4)] == [0, 1, 2, 3]
+    position = torch.tensor([[0, 1], [5, 0]])
+    assert shifted.row(position).tolist() == [[0, 0], [4, 0]]
+    assert torch.equal(DIFFUSION.row(position), position)
 
 
 def test_causal_tools_need_logits_of_the_next_token() -> None:

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 from anyorder.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Positions = TypeVar("Positions", int, "Tensor")
 
 TRAINED_BY = {
     "left-to-right": "autoregressive",
@@ -43,6 +49,13 @@ class Way:
             raise UserError(f"mask_token_id is None for the way {self.name!r}: give the id of the mask token.")
         if self.name == "blocks" and (self.block_length is None or self.block_length < 1):
             raise UserError(f"block_length is {self.block_length!r} for the way 'blocks': give tokens of a block.")
+
+    def row(self, position: Positions) -> Positions:
+        """The position of the row that predicts the token at a position, a number or whole numbers of any shape.
+
+        Nothing stands before position 0, which where logits are shifted is predicted by its own row all the same.
+        """
+        return position - int(self.shifted) * (position > 0)
 
 
 LEFT_TO_RIGHT = Way(name="left-to-right", shifted=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.fused_canvas import FusedCanvases, apart
+from anyorder.decoding.guidance import guided
 from anyorder.decoding.schedule import Block
 from anyorder.model.self_attention import SelfAttention
 from anyorder.visibility import bidirectional, not_after
@@ -80,7 +81,7 @@ class CachePolicy:
             sight: end of what can be seen at present.
             known: positions from the first whose keys are in an exact cache.
         """
-        first = max(0, block.start - self.way.shifted)
+        first = self.way.row(block.start)
         if self.name == "none" or self.renews(step):
             return Span(0, sight)
         if self.causal:
@@ -134,7 +135,7 @@ class CanvasReader:
         rows = list(spans) if self.cache is None else list(range(len(self.ids_BL)))
         read = [spans.get(b, Span(0, 0)) for b in rows]
         # Where logits are shifted, positions 0 and 1 share a row, whose logits are made once: so they are the same.
-        looks = [[max(0, at - self.way.shifted) for at in wanted.get(b, ())] for b in rows]
+        looks = [[self.way.row(at) for at in wanted.get(b, ())] for b in rows]
         once = [sorted(set(row)) for row in looks]
         scores_MV = self._scores(rows, read, once)
         if not self.way.shifted:
@@ -168,7 +169,7 @@ class CanvasReader:
         if not self.guidance:
             return scores_MV
         free_MV = self.model.logits(hidden_BWE[len(rows) :][wanted_BW])
-        return free_MV + (self.guidance + 1) * (scores_MV - free_MV)
+        return guided(scores_MV, free_MV, self.guidance)
 
     def _read(
         self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, rows: Sequence[int], column_BW: Tensor

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from anyorder.decoding.guidance import guided
 from anyorder.decoding.left_to_right import pad_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
@@ -343,7 +344,7 @@ def _read(model: Llama, way: Way, batch: Sequence[_Copy], guidance: float) -> li
         if guidance:
             blind = [copy.noised(way.mask_token_id, without_given=True) for copy in batch]
             blind_NV = _logits(model, way, blind, owner_N, at_N)
-            logits_NV = blind_NV + (guidance + 1) * (logits_NV - blind_NV)
+            logits_NV = guided(logits_NV, blind_NV, guidance)
     else:
         logits_NV = _block_logits(model, way, way.block_length, batch, owner_N, at_N)
     wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
@@ -357,8 +358,7 @@ def _logits(model: Llama, way: Way, rows: Sequence[list[int]], owner_N: Tensor, 
     ids_BR, position_BR, valid_BR = pad_right(rows, [0] * len(rows), model.device)
     views = model.prepare(bidirectional(), {"position": position_BR}, valid=valid_BR)
     hidden_BRE = model.hidden(ids_BR, views)
-    row_N = (at_N - 1).clamp(min=0) if way.shifted else at_N  # nothing stands before position 0, which keeps its own
-    return model.logits(hidden_BRE[owner_N, row_N])
+    return model.logits(hidden_BRE[owner_N, way.row(at_N)])
 
 
 def _block_logits(
@@ -382,10 +382,10 @@ def _block_logits(
     hidden_BRE = model.hidden(ids_BR, model.prepare(block_diffusion(), labels, valid=valid_BR))
 
     def row(owner: int, at: int) -> int:
-        if not way.shifted or at == 0:
-            return place[owner][at]
+        looks = way.row(at)
         # The row before the first of a block is the clean one that ends the block before.
-        return len(place[owner]) + at - 1 if at % block_length == 0 else place[owner][at - 1]
+        same_block = looks // block_length == at // block_length
+        return place[owner][looks] if same_block else len(place[owner]) + looks
 
     row_N = torch.tensor([row(owner, at) for owner, at in zip(owner_N.tolist(), at_N.tolist(), strict=True)])
     return model.logits(hidden_BRE[owner_N, row_N])

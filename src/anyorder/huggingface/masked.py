@@ -68,9 +68,8 @@ class LLaDAForMaskedLM(Face):
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
             hidden_BLE = self.read(rows_BLE, views)
-        # Where logits are those of the token after, that of position 0 has none before it and keeps its own.
-        read_BLE = torch.cat((hidden_BLE[:, :1], hidden_BLE[:, :-1]), 1) if way.shifted else hidden_BLE
-        logits_BLV = self.logits(read_BLE)
+        row_L = way.row(torch.arange(shape[1], device=hidden_BLE.device))
+        logits_BLV = self.logits(hidden_BLE.index_select(1, row_L))
         loss = None
         if labels is not None:
             loss = self.loss_function(
