@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyorder.attention import BiasTerm
-from anyorder.decoding.fusion_layout import ANSWER, FusionLayout
+from anyorder.decoding.fusion_layout import FusionLayout
 from anyorder.decoding.fusion_reading import Joined, read_joined, read_pieces
 from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.decoding.fusion_weights import Correction, corrected
@@ -82,20 +82,24 @@ class AttentionReader(Reader):
         store: SegmentStore | None = None,
     ) -> None:
         self.model = model
-        self.layouts = list(layouts)
         self.bias, self.tempered = corrected(layouts, weights, correction)
         suffixes = [layout.length - layout.suffix_start for layout in layouts]
         joined = read_joined(model, layouts, max(suffixes) + new_tokens, store)
         self.cache, self._passes = joined.cache, joined.passes
         self._behind = joined.cache.capacity - new_tokens  # the slot of the first token of all answers
         self._written = [0] * len(layouts)
-        self._logits_QV = self._read_suffixes(suffixes, joined, weights)
+        labels = [layout.labels(new_tokens, model.device) for layout in layouts]
+        # Of the tokens of all answers, as if each were the longest: each label `[questions, new_tokens]`.
+        self._answers = {name: torch.cat([own[name][:, -new_tokens:] for own in labels]) for name in labels[0]}
+        self._logits_QV = self._read_suffixes(layouts, suffixes, joined, weights)
 
-    def _read_suffixes(self, lengths: list[int], joined: Joined, weights: Sequence[Sequence[float]]) -> Tensor:
+    def _read_suffixes(
+        self, layouts: Sequence[FusionLayout], lengths: list[int], joined: Joined, weights: Sequence[Sequence[float]]
+    ) -> Tensor:  # fmt: skip
         model, wide = self.model, torch.promote_types(self.model.dtype, torch.float32)
         logits_QV = torch.zeros(len(lengths), model.config.vocab_size, dtype=wide, device=model.device)
         if any(lengths):
-            pieces = [(layout, layout.suffix_start, layout.length) for layout in self.layouts]
+            pieces = [(layout, layout.suffix_start, layout.length) for layout in layouts]
             hidden_QRE = read_pieces(model, pieces, self.cache, self.bias, self.tempered)
             self._passes += 1
             asked = [q for q, length in enumerate(lengths) if length]
@@ -115,23 +119,16 @@ class AttentionReader(Reader):
 
     @torch.no_grad()
     def next(self, tokens: Sequence[int | None]) -> Tensor:
-        device, total = self.model.device, len(tokens)
+        device = self.model.device
         step = max(self._written)  # all that are not complete have written as many
         ids_Q1 = torch.tensor([[token or 0] for token in tokens], device=device)
         valid_Q1 = torch.tensor([[token is not None] for token in tokens], device=device)
-        order = [[layout.length + step] for layout in self.layouts]
-        columns = {
-            "order": order,
-            "part": [[ANSWER]] * total,
-            "segment": [[len(layout.segment_spans) + 1] for layout in self.layouts],
-            "position": [[layout.next_place + step] for layout in self.layouts],
-        }
         views = self.model.prepare(
-            not_after("order"),
-            {name: torch.tensor(column, device=device) for name, column in columns.items()},
+            not_after("order"),  # which `segments` is for an answer, and a plain kernel can be told from
+            {name: label_QA[:, step : step + 1] for name, label_QA in self._answers.items()},
             valid=valid_Q1,
             cache=self.cache,
-            slots=torch.full((total, 1), self._behind + step, device=device),
+            slots=torch.full_like(ids_Q1, self._behind + step),
             bias=self.bias,
             tempered=self.tempered,
         )
@@ -144,8 +141,8 @@ class AttentionReader(Reader):
         index_Q = torch.tensor(questions, device=self.model.device)
         self.cache = self.cache.gather(index_Q)
         self._logits_QV = self._logits_QV[index_Q]
-        self.layouts = [self.layouts[q] for q in questions]
         self._written = [self._written[q] for q in questions]
+        self._answers = {name: label_QA[index_Q] for name, label_QA in self._answers.items()}
         self.bias = [BiasTerm(term.relation, term.value_per_sample(index_Q.device)[index_Q]) for term in self.bias]
 
     def reorder(self, parents: Sequence[int]) -> None:
