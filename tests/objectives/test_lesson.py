@@ -24,6 +24,11 @@ def test_a_batch_of_lists() -> None:
     assert batch.padded(4).valid_BL.tolist() == [[True, True, True, False], [True, False, False, False]]
 
 
+def test_a_batch_tells_where_documents_begin() -> None:
+    batch = Batch.of([[5, 6, 7, 8], [9]]).replace(document_BL=torch.tensor([[0, 0, 1, 2], [0, 0, 0, 0]]))
+    assert batch.begins_document.tolist() == [[True, False, True, True], [True, False, False, False]]
+
+
 @pytest.mark.parametrize(
     ("texts", "prompt_lengths", "message"),
     [

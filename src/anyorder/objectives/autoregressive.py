@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from anyorder.objectives.lesson import Batch, Lesson, Objective, first_tokens
+from anyorder.objectives.lesson import Batch, Lesson, Objective
 from anyorder.visibility import causal, documents
 from anyorder.ways import LEFT_TO_RIGHT, Way
 
@@ -28,7 +28,7 @@ class Autoregressive(Objective):
 
     def lesson(self, batch: Batch, seed: int) -> Lesson:
         """Nothing is drawn."""
-        sample_N, target_at_N = (batch.learnt_BL & batch.valid_BL & ~first_tokens(batch)).nonzero(as_tuple=True)
+        sample_N, target_at_N = (batch.learnt_BL & batch.valid_BL & ~batch.begins_document).nonzero(as_tuple=True)
         return Lesson(
             ids_BR=batch.ids_BL,
             labels={"position": batch.position_BL, "document": batch.document_BL},

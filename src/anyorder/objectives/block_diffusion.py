@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.objectives.lesson import Batch, Lesson, Objective, begins
 from anyorder.objectives.masked_diffusion import refuse_masks
 from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
 from anyorder.visibility import block_diffusion, documents
@@ -85,8 +85,6 @@ class BlockDiffusion(Objective):
 
     def _probabilities(self, block_L: Tensor, document_L: Tensor, seed: int, sample: int) -> Tensor:
         """That of each token's block, `[length]`."""
-        begins_L = torch.ones_like(block_L, dtype=torch.bool)
-        begins_L[1:] = (block_L.diff() != 0) | (document_L.diff() != 0)
-        number_L = begins_L.long().cumsum(0) - 1
+        number_L = (begins(block_L) | begins(document_L)).long().cumsum(0) - 1
         time_J = self.times.draw(seed, sample, int(number_L[-1]) + 1)
         return mask_probability(time_J, self.eps)[number_L]

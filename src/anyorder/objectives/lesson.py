@@ -76,6 +76,11 @@ class Batch:
             step=step,
         )
 
+    @property
+    def begins_document(self) -> Tensor:
+        """Which tokens are the first of their document, boolean `[batch, length]`."""
+        return begins(self.document_BL)
+
     def samples(self) -> Iterator[tuple[int, int]]:
         """The number of each sample, and how many tokens it has."""
         return zip(self.sample_B.tolist(), self.valid_BL.sum(1).tolist(), strict=True)
@@ -213,6 +218,6 @@ class Objective(ABC):
         """What the network reads and predicts for these samples."""
 
 
-def first_tokens(batch: Batch) -> Tensor:
-    """Which tokens are the first of their document, boolean `[batch, length]`."""
-    return F.pad(batch.document_BL[:, 1:] != batch.document_BL[:, :-1], (1, 0), value=True)
+def begins(label: Tensor) -> Tensor:
+    """Which entries are the first of a run of equal ones along the last dimension, boolean."""
+    return F.pad(label.diff() != 0, (1, 0), value=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from anyorder.draws import generator
 from anyorder.errors import UserError
-from anyorder.objectives.lesson import Batch, Lesson, Objective, first_tokens
+from anyorder.objectives.lesson import Batch, Lesson, Objective
 from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
 from anyorder.visibility import Visibility, annealed, bidirectional, documents
 from anyorder.ways import Way, diffusion
@@ -72,7 +72,8 @@ class Noise(Objective):
     def masked_lesson(self, batch: Batch, masked_BL: Tensor, weight_BL: Tensor, count: float, seed: int) -> Lesson:
         """The lesson that predicts the masked tokens."""
         sample_N, at_N = masked_BL.nonzero(as_tuple=True)
-        row_N = at_N - (~first_tokens(batch))[sample_N, at_N].long() if self.shifted else at_N
+        position_N = batch.position_BL[sample_N, at_N]
+        (way,) = self.ways
         sample_BL = batch.sample_B.unsqueeze(1).expand_as(batch.ids_BL)
         return Lesson(
             ids_BR=batch.ids_BL.masked_fill(masked_BL, self.mask_token_id),
@@ -81,7 +82,7 @@ class Noise(Objective):
             n_keys=batch.ids_BL.shape[1],
             valid_BR=batch.valid_BL,
             sample_N=sample_N,
-            row_N=row_N,
+            row_N=at_N - position_N + way.row(position_N),  # of the same document
             target_N=batch.ids_BL[sample_N, at_N],
             weight_N=weight_BL[sample_N, at_N],
             count=count,

@@ -5,7 +5,6 @@ Shape suffixes: B batch, L tokens of a sample.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from anyorder import draws
 from anyorder.data.collate import collate
 from anyorder.errors import UserError
 from anyorder.objectives import Batch, Lesson, Objective
+from anyorder.objectives.lesson import begins
 
 Row = Mapping[str, Any]
 """A row of prepared data: `input_ids`, and `document` or `prompt_length` and `turns`."""
@@ -119,7 +119,7 @@ class LessonMaker:
         """The lesson of these samples."""
         batch = make_batch(rows)
         step = int(batch.sample_B[0]) // self.samples_per_step
-        return {"lesson": self.objective.lesson(dataclasses.replace(batch, step=step), self.seed)}
+        return {"lesson": self.objective.lesson(batch.replace(step=step), self.seed)}
 
 
 def make_batch(rows: Sequence[Row]) -> Batch:
@@ -128,9 +128,7 @@ def make_batch(rows: Sequence[Row]) -> Batch:
     ids_BL, valid_BL = columns["input_ids"], columns["valid"]
     index_BL = torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
     document_BL = columns.get("document", torch.zeros_like(ids_BL))
-    begins_BL = torch.ones_like(valid_BL)
-    begins_BL[:, 1:] = document_BL.diff() != 0
-    position_BL = index_BL - torch.where(begins_BL, index_BL, 0).cummax(1).values
+    position_BL = index_BL - torch.where(begins(document_BL), index_BL, 0).cummax(1).values
     learnt_BL = valid_BL
     if "turns" in columns:
         begin_BT1, end_BT1 = columns["turns"].unsqueeze(2).unbind(-1)
