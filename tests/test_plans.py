@@ -232,10 +232,6 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
         lambda: GroupPlan.ordered(Random(), [2, 2], samples=[0]),
         "samples has 1 numbers for 2 texts: give one for each.",
     ),
-    "another length": (
-        lambda: GroupPlan.sequential([3]).require_length(4),
-        "the plan is for texts of 3 tokens, but these have 4: make a plan of their length.",
-    ),
     "counts": (
         lambda: GroupPlan.sequential([3]).predict_last([0]),
         "counts is [0]: give a number above 0 for each of the texts.",

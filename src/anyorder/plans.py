@@ -308,18 +308,6 @@ class GroupPlan:
         valid_BR = torch.cat((self.valid_BL.gather(1, content_BL), query_valid_BK), 1)
         return PlanRows(content_BL, query_BK, labels, valid_BR)
 
-    def require_length(self, length: int) -> None:
-        """Refuses texts of another length than the plan's.
-
-        Raises:
-            UserError: see above.
-        """
-        if length != self.rank_BL.shape[1]:
-            raise UserError(
-                f"the plan is for texts of {self.rank_BL.shape[1]} tokens, but these have {length}: make a plan of "
-                f"their length."
-            )
-
 
 # ---- helpers --------------------------------------------------------------------------------------
 

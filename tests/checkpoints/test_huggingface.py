@@ -93,11 +93,11 @@ def test_end_tokens(eos: int | list[int] | None, expected: tuple[int, ...]) -> N
 
 def test_end_tokens_of_the_generation_config_win(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"eos_token_id": 7}))
-    assert read_config(tmp_path).eos_token_ids == (7,)
+    assert read_config(tmp_path)[0].eos_token_ids == (7,)
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.6}')
-    assert read_config(tmp_path).eos_token_ids == (7,)
+    assert read_config(tmp_path)[0].eos_token_ids == (7,)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 9]}')
-    assert read_config(tmp_path).eos_token_ids == (7, 9)
+    assert read_config(tmp_path)[0].eos_token_ids == (7, 9)
 
 
 CONFIGS: dict[str, tuple[str, dict[str, object]]] = {

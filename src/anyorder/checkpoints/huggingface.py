@@ -35,17 +35,12 @@ IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Tables that old versions of transformers stored; they follow from the configuration."""
 
 
-def read_config(folder: Path) -> ModelConfig:
-    """The configuration of a folder.
+def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
+    """The configuration of a folder, and the form in which a masked diffusion model is published.
 
     Raises:
         UserError: there is none, or it describes a network that is not supported.
     """
-    return _read_config(folder)[0]
-
-
-def _read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
-    """The same, and the form in which a masked diffusion model is published."""
     if not (folder / CONFIG).is_file():
         raise UserError(f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint.")
     fields = read_json(folder / CONFIG)
@@ -68,7 +63,7 @@ def read(folder: Path) -> Checkpoint:
     Raises:
         UserError: a file is missing, damaged or of a kind that is not supported.
     """
-    config, form = _read_config(folder)
+    config, form = read_config(folder)
     files: dict[str, Path] = {}
     stored_as: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}

@@ -31,8 +31,6 @@ from anyorder.visibility import Labels, Visibility, causal
 Views = dict[LayerKind | Literal["last"], View]
 """By kind of layer; "last" is that of the last layer where only some rows are wanted of it."""
 
-Rotation = tuple[Tensor, Tensor]
-
 IGNORED = -100
 """The label of tokens that are not predicted, as in transformers."""
 
