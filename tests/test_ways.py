@@ -56,3 +56,5 @@ def test_a_way_that_was_not_trained_for_names_the_training() -> None:
     assert find_way(ways, "blocks").block_length == 8
     with pytest.raises(UserError, match=r"writes by 'left-to-right' and 'blocks', not by 'any-order': train .* permut"):
         find_way(ways, "any-order")
+    with pytest.raises(UserError, match=r"^the way of writing 'foo' is unknown: give one of left-to-right, any-"):
+        find_way(ways, "foo")

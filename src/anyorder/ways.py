@@ -22,6 +22,11 @@ TRAINED_BY = {
 """Of each way of writing, the objective that teaches it."""
 
 
+def _check_name(name: str) -> None:
+    if name not in TRAINED_BY:
+        raise UserError(f"the way of writing {name!r} is unknown: give one of {', '.join(TRAINED_BY)}.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Way:
     """A way of writing that a network was trained for.
@@ -43,8 +48,7 @@ class Way:
     block_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name not in TRAINED_BY:
-            raise UserError(f"the way of writing {self.name!r} is unknown: give one of {', '.join(TRAINED_BY)}.")
+        _check_name(self.name)
         if self.name in ("diffusion", "blocks") and self.mask_token_id is None:
             raise UserError(f"mask_token_id is None for the way {self.name!r}: give the id of the mask token.")
         if self.name == "blocks" and (self.block_length is None or self.block_length < 1):
@@ -90,11 +94,12 @@ def find_way(ways: Sequence[Way], name: str) -> Way:
     """The way of this name.
 
     Raises:
-        UserError: the network was not trained for it.
+        UserError: there is no such way, or the network was not trained for it.
     """
     for way in ways:
         if way.name == name:
             return way
+    _check_name(name)
     known = " and ".join(repr(way.name) for way in ways)
     raise UserError(
         f"this network writes by {known}, not by {name!r}: train it for that from this checkpoint, with "
