@@ -496,7 +496,7 @@ KINDS = "give a string, token ids, or a list of strings or of token ids."
             "this network writes by 'left-to-right', not by 'any-order': train it for that from this checkpoint, with "
             "`anyorder pretrain --objective permutation`.",
         ),
-        ([5], {"order": 4}, "order is 4: give 'left-to-right', 'any-order', 'random', 'groups:4',"),
+        ([5], {"order": 4}, "order is 4: give one of left-to-right, any-order, groups:N, right-to-left:N,"),
         ([5], {"batch_size": 0}, "batch_size is 0: give a whole number above 0, or None for all texts at once."),
         ([5], {"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number above 0."),
         ([5], {"max_new_tokens": 2.5}, "max_new_tokens is 2.5: give a whole number above 0."),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from anyorder.draws import generator
 from anyorder.errors import UserError
-from anyorder.orders import Halves, LeftToRight, Order, Random, RightToLeft, Sequence, Spaced, Spans
+from anyorder.orders import Halves, LeftToRight, MostConfident, Order, Random, RightToLeft, Sequence, Spaced, Spans
 
 SEQUENCES = (LeftToRight, RightToLeft, Random, Spans)
 
@@ -106,3 +106,8 @@ def test_draws_depend_on_all_of_the_key() -> None:
     assert torch.equal(first, torch.rand(4, generator=generator("order", 0, 1)))
     for other in (("order", 1, 0), ("order", 0, 11), ("mask", 0, 1), ("order", 0)):
         assert not torch.equal(first, torch.rand(4, generator=generator(*other)))
+
+
+def test_a_size_that_cannot_be() -> None:
+    with pytest.raises(UserError, match=r"^size of MostConfident is 0: give a whole number above 0\.$"):
+        MostConfident(size=0)

@@ -14,7 +14,7 @@ from anyorder import checkpoints
 from anyorder.decoding.diffusion import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
-from anyorder.dispatch import Order, decoder_of, prompts_for, text_of, way_of
+from anyorder.dispatch import Order, decoder_of, prompts_for, resolve, text_of
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.text import GAP, Continuation, Gaps, Prompt, stop_strings
@@ -178,7 +178,7 @@ def generate(
             `[prompts, tokens]` of such. A list may be ragged. Nothing is added to token ids. Except from left to
             right, `[...]` in a text is a gap to be filled, and -1 among token ids a token to be written.
         order: the way of writing: "left-to-right", "any-order", "random", "groups:4" (and other names of
-            `anyorder.decoding.any_order.order_named`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
+            `anyorder.order_names`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
             of `anyorder.orders`, `MostConfident`, `Speculative`, a `DiffusionSampler`. The network's default unless
             given.
         max_new_tokens: tokens to write per text at most.
@@ -187,7 +187,7 @@ def generate(
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
         top_k, top_p, min_p: draw only among the most probable tokens: see `Sampling`.
         repetition_penalty: above 1, tokens that the prompt or the text has already become rarer: see `Sampling`.
-        stop: strings that end the text; they are no part of `text`.
+        stop: strings that end the text; they are no part of `text`. A gap is filled to its end, and takes none.
         seed: decides the draws, with the number of the prompt in the list: batches play no part.
         num_samples: texts to draw per prompt; a list of this many then stands for each text. They are drawn as if the
             prompt stood in the list so many times.
@@ -215,6 +215,7 @@ def generate(
         raise UserError(
             f"watch is given beside num_beams {num_beams!r}, but only the end tells what beams write: leave out one."
         )
+    way, order = resolve(order, model.config)
     draws = order.draws if isinstance(order, DiffusionSampler) else temperature > 0
     _refuse_contradictions(temperature, draws, num_samples, num_beams, compile)
     if batch_size is not None and not _is_count(batch_size):
@@ -223,10 +224,9 @@ def generate(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     steps = decoder_of(
-        order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile,
+        way, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile,
         num_beams=num_beams, num_samples=num_samples or 1,
     )  # fmt: skip
-    way = way_of(order, model.config)
     given, single = prompts_for(way, prompt, tokenizer, model.config, max_new_tokens, gap_tokens)
     prompts = [ids for ids in given for _ in range(num_samples or 1)]
     stops = stop_strings(stop, tokenizer)
@@ -298,10 +298,11 @@ def stream(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
+    way, order = resolve(order, model.config)
     write = decoder_of(
-        order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
+        way, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
     )
-    prompts, single = prompts_for(way_of(order, model.config), prompt, tokenizer, model.config, max_new_tokens)
+    prompts, single = prompts_for(way, prompt, tokenizer, model.config, max_new_tokens)
     if tokenizer is None:
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use generate.")
     if not single:

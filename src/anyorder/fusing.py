@@ -15,7 +15,7 @@ from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, collect
-from anyorder.dispatch import Order, decoder_of, way_of
+from anyorder.dispatch import Order, decoder_of, resolve
 from anyorder.errors import UserError
 from anyorder.phrasings import Part, Phrasings, read_questions
 from anyorder.text import Continuation, stop_strings
@@ -115,7 +115,7 @@ def fuse(
     Raises:
         UserError: phrasings or an option that cannot be, in a sentence that names the remedy.
     """
-    way = way_of(order, model.config)
+    way, order = resolve(order, model.config)
     asked = _Asked(model, tokenizer, phrasings, prefix, suffix, separator, weights, keep, stop)
     fusion = Fusion(method=method, positions=positions, correction=correction)
     sampling = Sampling(
@@ -134,7 +134,7 @@ def fuse(
     shares: list[list[float]] = []
     total = len(asked.questions)
     limits = check_questions(model.config, asked.questions, fusion, max_new_tokens, range(total))
-    causal = way == LEFT_TO_RIGHT.name
+    causal = way.name == LEFT_TO_RIGHT.name
     if not causal:
         given = {
             f"method {method!r}": method != "attention", f"num_beams {num_beams}": num_beams != 1,
@@ -142,7 +142,7 @@ def fuse(
             f"weights {asked.by!r}": asked.by is not None,
         }  # fmt: skip
         for name in (name for name, holds in given.items() if holds):
-            raise UserError(f"{name} is for answers from left to right, but this is one by {way!r}: leave it out.")
+            raise UserError(f"{name} is for answers from left to right, but this is one by {way.name!r}: leave it out.")
 
     def write(rows: range) -> Generation:
         questions, kept = asked.weighed(rows, fusion)
@@ -162,8 +162,8 @@ def fuse(
             layouts = fused_layouts(questions, fusion.positions)
             fused = FusedCanvases(layouts, room, shared, fusion.correction, model.device)
             steps = decoder_of(
-                order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile="auto",
-                fused=fused,
+                way, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache,
+                compile="auto", fused=fused,
             )(fused.canvases, rows, asked.condition(questions, rows))  # fmt: skip
             return collect(steps, fused.canvases, rows, model.config.eos_token_ids)
         if num_beams == 1:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.api import Output, generate
 from anyorder.decoding.canvas import BLANK
-from anyorder.dispatch import prompts_for, way_of
+from anyorder.dispatch import prompts_for, resolve
 from anyorder.errors import UserError
 from anyorder.evaluation.likelihood import log_prob
 from anyorder.plans import GroupPlan
@@ -44,7 +44,7 @@ def generate_likeliest(
         if options.get(name) is not None:
             raise UserError(f"{name} is given with several gap_tokens, {list(gap_tokens)}: leave out one of them.")
     model.config.way(ANY_ORDER.name)
-    way = way_of(options.get("order"), model.config)
+    way, _ = resolve(options.get("order"), model.config)
     outs, scores = [], []
     for length in gap_tokens:
         canvases, single = prompts_for(way, prompt, tokenizer, model.config, options["max_new_tokens"], length)

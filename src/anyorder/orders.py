@@ -119,3 +119,24 @@ class Spaced(Order):
 
     def groups(self, count: int, draws: torch.Generator) -> Tensor:
         return torch.arange(count) % self.stride
+
+
+@dataclass(frozen=True, kw_only=True)
+class MostConfident:
+    """The network chooses the order: of all places that are left, those are written where it is surest of its token.
+
+    Every pass asks about every place that is left, so a text of n places costs about n * n / 2 query rows, where a
+    fixed order costs n. The number of passes is the same.
+
+    Attributes:
+        size: tokens that are written at once.
+
+    Raises:
+        UserError: the size is not above 0.
+    """
+
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise UserError(f"size of MostConfident is {self.size!r}: give a whole number above 0.")

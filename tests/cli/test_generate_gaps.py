@@ -11,8 +11,8 @@ import pytest
 import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
-from anyorder.decoding.any_order import order_named
 from anyorder.decoding.speculation import Speculative
+from anyorder.order_names import order_named
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.cli.test_main import mistake
 
@@ -86,7 +86,10 @@ def test_from_left_to_right_a_gap_is_text(in_any_order: Path, capsys: pytest.Cap
         ("--draft 1", "draft is 1: give a number of groups above 1, or leave speculation out."),
         ("--order confidence --draft 3", "the order of a draft is MostConfident, known only as it is written"),
         ("--draft 3 --steps 4", "draft is 3 beside options of diffusion: leave out one of them."),
-        ("--order left-to-right --draft 3", "order is 'left-to-right': give one of any-order, groups:N"),
+        (
+            "--order left-to-right --draft 3",
+            "order is 'left-to-right', which is of another way than any-order: give",
+        ),
     ],
 )
 def test_mistakes(in_any_order: Path, capsys: pytest.CaptureFixture[str], words: str, message: str) -> None:

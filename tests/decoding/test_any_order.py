@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyorder import GroupPlan
-from anyorder.decoding.any_order import NAMES, AnyOrder, MostConfident, any_order_steps, order_named
+from anyorder.decoding.any_order import any_order_steps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, collect
@@ -21,7 +21,8 @@ from anyorder.evaluation.likelihood import log_prob
 from anyorder.model.cache import Cache
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
-from anyorder.orders import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
+from anyorder.order_names import AnyOrder
+from anyorder.orders import Halves, LeftToRight, MostConfident, Order, Random, RightToLeft, Spaced, Spans
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.decoding.test_left_to_right import row_of, same
 from tests.model.doubled import doubled_logits
@@ -338,22 +339,6 @@ def test_end_tokens_end_what_stop_reads() -> None:
     assert out.stopped == ["end"]
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_orders_have_names(name: str) -> None:
-    order, field = NAMES[name]
-    assert order_named(name) == order()
-    if field is not None:
-        assert order_named(f"{name}:3") == order(**{field: 3})
-
-
-@pytest.mark.parametrize("text", ["sideways", "groups:", "groups:two", "groups:-1", "halves:2", "any-order:2"])
-def test_names_that_no_order_has(text: str) -> None:
-    with pytest.raises(
-        UserError, match=rf"^order is '{text}': give one of any-order, groups:N, right-to-left:N, random"
-    ):
-        order_named(text)
-
-
 # ---- bad input --------------------------------------------------------------------------------------
 
 
@@ -383,11 +368,6 @@ def test_a_network_without_query_rows_is_told_how_to_get_them() -> None:
         UserError, match=r"not by 'any-order': train it for that from this checkpoint, with `anyorder pre"
     ):
         any_order_steps(network(), [[BLANK]], LeftToRight(), sampling=Sampling(), rows=[0])
-
-
-def test_a_size_that_cannot_be() -> None:
-    with pytest.raises(UserError, match=r"^size of MostConfident is 0: give a whole number above 0\.$"):
-        MostConfident(size=0)
 
 
 def test_scores_that_are_no_numbers() -> None:

@@ -109,6 +109,12 @@ def test_blocks_with_and_without_their_exact_cache() -> None:
     assert out.token_ids == anyorder.generate(model, None, [1, 3], max_new_tokens=12, use_cache=False).token_ids
 
 
+ORDERS = (
+    "give one of left-to-right, any-order, groups:N, right-to-left:N, random:N, halves, spaced:N, spans:N, "
+    "confidence:N, diffusion, blocks:N, where :N, a number above 0, may be left out."
+)
+
+
 @pytest.mark.parametrize(
     ("ways", "options", "message"),
     [
@@ -127,12 +133,12 @@ def test_blocks_with_and_without_their_exact_cache() -> None:
         (
             (diffusion(MASK),),
             {"order": "diffusion:8"},
-            "order is 'diffusion:8': give 'diffusion', or the length of a block as in 'blocks:32'.",
+            f"order is 'diffusion:8': {ORDERS}",
         ),
         (
             (blocks(MASK, 4),),
             {"order": "blocks:x"},
-            "order is 'blocks:x': give 'diffusion', or the length of a block as in 'blocks:32'.",
+            f"order is 'blocks:x': {ORDERS}",
         ),
         (
             (diffusion(MASK),),

@@ -15,7 +15,7 @@ from scipy import stats
 
 from anyorder import GroupPlan
 from anyorder.decoding import speculation
-from anyorder.decoding.any_order import MostConfident, any_order_steps
+from anyorder.decoding.any_order import any_order_steps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.speculation import Speculative, speculative_steps
@@ -23,7 +23,7 @@ from anyorder.decoding.trace import Generation, Trace, collect
 from anyorder.errors import UserError
 from anyorder.evaluation.likelihood import log_prob
 from anyorder.model.llama import Llama
-from anyorder.orders import Halves, LeftToRight, Order, Random, RightToLeft
+from anyorder.orders import Halves, LeftToRight, MostConfident, Order, Random, RightToLeft
 from anyorder.ways import ANY_ORDER
 from tests.decoding.test_any_order import CANVASES, writer
 from tests.decoding.test_left_to_right import row_of, same

@@ -14,7 +14,7 @@ from rich.text import Text
 from anyorder.api import Output, generate
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step
-from anyorder.dispatch import prompts_for, way_of
+from anyorder.dispatch import prompts_for, resolve
 from anyorder.inspection.replay import Place, token_pieces
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def show_writing(model: Llama, tokenizer: Any, prompt: str, options: Mapping[str
     Raises:
         UserError: see there.
     """
-    way = way_of(options["order"], model.config)
+    way, _ = resolve(options["order"], model.config)
     [canvas], _ = prompts_for(
         way, prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
     )

@@ -37,10 +37,13 @@ def chosen_order(
     given = [name for name, value in options.items() if value is not None]
     if not given:
         return order
-    kind, _, length = (order or "diffusion").partition(":")
-    if kind not in ("diffusion", "blocks"):
+
+    from anyorder.order_names import read_order  # here, because it takes PyTorch, and the help does not
+
+    name = None if order is None else read_order(order)
+    if name is not None and name.kind not in ("diffusion", "blocks"):
         raise UserError(f"{given[0]} is given with order {order!r}, but it is for diffusion: leave out one of them.")
-    if length and block_length is not None:
+    if name is not None and name.number is not None and block_length is not None:
         raise UserError(f"block_length is {block_length} beside order {order!r}: leave out one of them.")
     if sampling_method == "fixed_length" and block_length is not None:
         remedy = "leave out one of them, or give semi_ar_padding"
@@ -48,22 +51,23 @@ def chosen_order(
 
     from anyorder.decoding.diffusion import DiffusionSampler
 
+    by_blocks = name is not None and name.kind == "blocks"
     semi = sampling_method in ("semi_ar_origin", "semi_ar_padding")
     sampler = DiffusionSampler.preset(
         preset or ("llada-semi-ar" if semi else "llada"),
         steps=steps,
-        block_length=block_length or (int(length) if length.isdecimal() else None),
+        block_length=block_length or (name and name.number),
         temperature=temperature,
         cfg_scale=cfg_scale or 0.0,
         remasking=remasking_strategy,
-        cache=cache or ("prefix" if kind == "blocks" else None),
+        cache=cache or ("prefix" if by_blocks else None),
         threshold=threshold,
         factor=factor,
     )
     if sampling_method == "fixed_length":
         sampler = sampler.replace(block_length=None)
     grow = sampling_method == "semi_ar_origin"
-    return sampler.replace(top_k=top_k, top_p=top_p, grow=grow, stop_at_end=kind == "blocks")
+    return sampler.replace(way=name and name.way, top_k=top_k, top_p=top_p, grow=grow, stop_at_end=by_blocks)
 
 
 def with_drafts(order: Any, draft: int | None) -> Any:
@@ -76,8 +80,8 @@ def with_drafts(order: Any, draft: int | None) -> Any:
         return order
     if order is not None and not isinstance(order, str):
         raise UserError(f"draft is {draft} beside options of diffusion: leave out one of them.")
-    from anyorder.decoding.any_order import order_named
     from anyorder.decoding.speculation import Speculative
+    from anyorder.order_names import order_named
 
     fixed: Any = order_named(order or "any-order")
     return Speculative(order=fixed, draft=draft)

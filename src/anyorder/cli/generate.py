@@ -124,24 +124,24 @@ def command(
 
         check_place(trace, folder=False)
     stream = stream or (sys.stdout.isatty() and not show and not any(instead.values()))
-    way = chosen_order(
+    written_in = chosen_order(
         order, temperature=temperature, top_k=top_k, top_p=top_p, preset=preset, sampling_method=sampling_method,
         remasking_strategy=remasking_strategy, steps=steps, block_length=block_length, cfg_scale=cfg_scale, cache=cache,
         threshold=threshold, factor=factor,
     )  # fmt: skip
-    way, lengths = with_drafts(way, draft), gap_lengths(gap_tokens)
+    written_in, lengths = with_drafts(written_in, draft), gap_lengths(gap_tokens)
     options: dict[str, Any] = {
-        "order": way, "max_new_tokens": max_new_tokens, "min_p": min_p, "repetition_penalty": repetition_penalty,
+        "order": written_in, "max_new_tokens": max_new_tokens, "min_p": min_p, "repetition_penalty": repetition_penalty,
         "stop": stop or None, "seed": seed, "compile": {"auto": "auto", "always": True, "never": False}[compile],
     }  # fmt: skip
-    if way is None or isinstance(way, str):  # a sampler has these itself
+    if written_in is None or isinstance(written_in, str):  # a sampler has these itself
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
     from rich.console import Console
 
     import anyorder
     from anyorder.cli._canvas import show_writing
-    from anyorder.dispatch import way_of
+    from anyorder.dispatch import resolve
     from anyorder.text import GAP, filled
     from anyorder.ways import LEFT_TO_RIGHT
 
@@ -150,7 +150,8 @@ def command(
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
-    has_gaps = way_of(way, network.config) != LEFT_TO_RIGHT.name
+    way, _ = resolve(written_in, network.config)
+    has_gaps = way.name != LEFT_TO_RIGHT.name
     if lengths is not None:
         options["gap_tokens"] = lengths
     for batch in _typed() if interactive else [prompts]:

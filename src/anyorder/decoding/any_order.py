@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,65 +21,13 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, StopReason, Written
 from anyorder.decoding.two_streams import Content, Query, Reader
 from anyorder.errors import UserError
-from anyorder.orders import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
+from anyorder.order_names import AnyOrder
+from anyorder.orders import LeftToRight, MostConfident
 from anyorder.plans import GroupPlan
 
 if TYPE_CHECKING:
     from anyorder.decoding.fused_canvas import FusedCanvases
     from anyorder.model.llama import Llama
-
-
-@dataclass(frozen=True, kw_only=True)
-class MostConfident:
-    """The network chooses the order: of all places that are left, those are written where it is surest of its token.
-
-    Every pass asks about every place that is left, so a text of n places costs about n * n / 2 query rows, where a
-    fixed order costs n. The number of passes is the same.
-
-    Attributes:
-        size: tokens that are written at once.
-
-    Raises:
-        UserError: the size is not above 0.
-    """
-
-    size: int = 1
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
-            raise UserError(f"size of MostConfident is {self.size!r}: give a whole number above 0.")
-
-
-AnyOrder = GroupPlan | Order | MostConfident
-"""What says in which order a canvas is filled."""
-
-NAMES: dict[str, tuple[type[Order] | type[MostConfident], str | None]] = {
-    "any-order": (LeftToRight, None),
-    "groups": (LeftToRight, "size"),
-    "right-to-left": (RightToLeft, "size"),
-    "random": (Random, "size"),
-    "halves": (Halves, None),
-    "spaced": (Spaced, "stride"),
-    "spans": (Spans, "length"),
-    "confidence": (MostConfident, "size"),
-}
-"""Of each order by name, its class, and the field that a number behind a colon sets, as in "groups:4"."""
-
-
-def order_named(text: str) -> AnyOrder:
-    """The order of a name, such as "random" or "groups:4".
-
-    "any-order" alone is from left to right, one token at a time, through the query rows.
-
-    Raises:
-        UserError: there is no such order, or its number is none.
-    """
-    name, colon, number = text.partition(":")
-    known = [f"{other}:N" if field else other for other, (_, field) in NAMES.items()]
-    if name not in NAMES or (colon and NAMES[name][1] is None) or (colon and not number.isdecimal()):
-        raise UserError(f"order is {text!r}: give one of {', '.join(known)}, where :N may be left out.")
-    order, field = NAMES[name]
-    return order(**({field: int(number)} if field and colon else {}))
 
 
 def any_order_steps(

@@ -41,6 +41,7 @@ class DiffusionSampler:
     """How a canvas is filled; `preset` has the published ones.
 
     Attributes:
+        way: which of the network's ways writes, "diffusion" or "blocks"; its default of the two unless given.
         steps: for the whole canvas; None writes a token a step. Rules other than `PerStep` and `Timesteps` take as
             many as they need.
         block_length: blocks of so many tokens are written from left to right; None writes all as one. A network with
@@ -71,6 +72,7 @@ class DiffusionSampler:
         UserError: a field has a value that cannot be.
     """
 
+    way: str | None = None
     steps: int | None = None
     block_length: int | None = None
     grow: bool = False
@@ -98,10 +100,11 @@ class DiffusionSampler:
                 name, value is None or (isinstance(value, int) and value > 0), "give a whole number above 0, or None"
             )
         for name, options in (
+            ("way", (None, "diffusion", "blocks")),
             ("uneven", ("refuse", "distribute")), ("confidence", ("probability", "random", "margin", "entropy")),
             ("suppress_end", ("no", "choice", "confidence")), ("cache", ("none", "prefix", "dual")),
         ):  # fmt: skip
-            self._require(name, getattr(self, name) in options, f"choose one of {', '.join(options)}")
+            self._require(name, getattr(self, name) in options, f"choose one of {', '.join(map(str, options))}")
         self._require("commit", isinstance(self.commit, Commit), "give a rule of anyorder.decoding.commit")
         self._require("edit", self.edit is None or 0 < self.edit <= 1, "give a probability above 0, or None")
         self._require(

@@ -1,8 +1,6 @@
-"""Published samplers of masked diffusion, token for token, and what the words "diffusion" and "blocks:32" mean."""
+"""Published samplers of masked diffusion, token for token, and those of the orders "diffusion" and "blocks:32"."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from anyorder.decoding.commit import Commit, Factor, Threshold, Timesteps
 from anyorder.decoding.confidence import Confidence
@@ -10,10 +8,7 @@ from anyorder.decoding.diffusion import DiffusionSampler
 from anyorder.decoding.diffusion_cache import CacheName
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
-from anyorder.ways import Way
-
-if TYPE_CHECKING:
-    from anyorder.model.config import ModelConfig
+from anyorder.order_names import read_order
 
 _LLADA = DiffusionSampler(uneven="refuse", may_choose_mask=True)
 _DREAM = DiffusionSampler(uneven="refuse", may_choose_mask=True, commit=Timesteps(), tempered_confidence=True)
@@ -97,20 +92,17 @@ def _commit(
     return published.commit if factor is None else Factor(factor, last_together=last_together)
 
 
-def sampler_of_order(
-    order: str | DiffusionSampler, config: ModelConfig, sampling: Sampling, *, use_cache: bool = True
-) -> tuple[DiffusionSampler, Way]:
-    """The sampler and the network's way that an order stands for.
+def sampler_of_order(order: str | DiffusionSampler, sampling: Sampling, *, use_cache: bool = True) -> DiffusionSampler:
+    """The sampler that an order stands for.
 
     Args:
         order: "diffusion", one block of all that is written, a token a step; "blocks:32" or "blocks", block by block
             with an exact cache until an end token; or a sampler, whose temperature and filters count.
-        config: of the network.
         sampling: what else `anyorder.generate` was told.
         use_cache: False does without the exact cache of "blocks".
 
     Raises:
-        UserError: the network was not trained for it, or an option cannot be.
+        UserError: an option cannot be.
     """
     for name, none in (("min_p", None), ("repetition_penalty", 1.0)):
         if getattr(sampling, name) != none:
@@ -123,15 +115,11 @@ def sampler_of_order(
             if getattr(sampling, name) != getattr(Sampling(), name):
                 value = getattr(sampling, name)
                 raise UserError(f"{name} is {value!r} beside a sampler: give it in the DiffusionSampler.")
-        ways = {way.name for way in config.ways}
-        fits = [name for name in (config.default_way, "diffusion", "blocks") if name in ways & {"diffusion", "blocks"}]
-        return order, config.way(fits[0] if fits else "diffusion")
-    sampler = DiffusionSampler(temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p)
-    kind, colon, length = order.partition(":")
-    if order == "diffusion":
-        return sampler, config.way(kind)
-    if kind != "blocks" or (colon and not (length.isdecimal() and int(length) > 0)):
-        raise UserError(f"order is {order!r}: give 'diffusion', or the length of a block as in 'blocks:32'.")
-    way = config.way("blocks")
-    cache: CacheName = "prefix" if use_cache else "none"
-    return sampler.replace(block_length=int(length) if length else None, cache=cache, stop_at_end=True), way
+        return order
+    words = read_order(order)
+    sampler = DiffusionSampler(
+        way=words.way, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+    )
+    if words.kind == "diffusion":
+        return sampler
+    return sampler.replace(block_length=words.number, cache="prefix" if use_cache else "none", stop_at_end=True)

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from anyorder.decoding.any_order import Choice, MostConfident, Text, texts_of
+from anyorder.decoding.any_order import Choice, Text, texts_of
 from anyorder.decoding.left_to_right import Stop, checked_log_prob
 from anyorder.decoding.sampling import Sampling, draw
 from anyorder.decoding.trace import Step, StopReason, Written
 from anyorder.decoding.two_streams import Content, Query, Reader
 from anyorder.errors import UserError
-from anyorder.orders import Order
+from anyorder.orders import MostConfident, Order
 from anyorder.plans import GroupPlan
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.any_order import MostConfident, order_named
-from anyorder.dispatch import WAY_OF_ORDER, way_of
+from anyorder.dispatch import resolve
 from anyorder.errors import UserError
-from anyorder.orders import Order
+from anyorder.order_names import read_order
+from anyorder.orders import MostConfident, Order
 from anyorder.ways import ANY_ORDER, Way
 
 if TYPE_CHECKING:
@@ -80,14 +80,13 @@ def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order
     """
     if not names:
         has = {way.name for way in config.ways}
-        names = [name for name in USUAL if WAY_OF_ORDER[name.partition(":")[0]] in has]
+        names = [name for name in USUAL if read_order(name).way in has]
     found: dict[str, Order | Way] = {}
     for name in names:
-        way = config.way(way_of(name, config))
+        way, order = resolve(name, config)
         if way.name != ANY_ORDER.name:
             found[name] = way
             continue
-        order = order_named(name)
         if isinstance(order, MostConfident):
             raise UserError(f"order is {name!r}, which depends on what is written: a given text has no such order.")
         assert isinstance(order, Order)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from anyorder.api import Output, generate
 from anyorder.decoding.diffusion import DiffusionSampler
 from anyorder.decoding.diffusion_presets import PRESETS
-from anyorder.dispatch import Order, way_of
+from anyorder.dispatch import Order, resolve
 from anyorder.errors import UserError
 from anyorder.evaluation.diffusion_likelihood import Bound, Method, MonteCarlo, diffusion_log_prob
 from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
+from anyorder.order_names import read_order
 from anyorder.plans import GroupPlan
 from anyorder.text import Prompt
 
@@ -92,10 +93,11 @@ def method_named(words: str) -> Order:
         words: such as "left-to-right", "groups:4", "llada" or "fast-dllm,block_length=8,threshold=0.9".
 
     Raises:
-        UserError: an option has no value, or the preset does not know it.
+        UserError: there is no such order or preset, an option has no value, or the preset does not know it.
     """
     name, *options = words.split(",")
     if name not in PRESETS:
+        read_order(words, "method", others=PRESETS)
         return words
     values: dict[str, Any] = {}
     for option in options:
@@ -148,7 +150,7 @@ def compare_sampling_methods(
     if repeats < 1:
         raise UserError(f"repeats is {repeats}: give a whole number above 0.")
     for order in methods.values():
-        way_of(order, model.config)  # refuses before anything is written
+        resolve(order, model.config)  # refuses before anything is written
     runs: dict[str, list[Output]] = {name: [] for name in methods}
     for _ in range(repeats):
         for name, order in methods.items():
