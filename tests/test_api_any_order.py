@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder import GroupPlan
-from anyorder.decoding.any_order import AnyOrder, MostConfident, any_order_steps
+from anyorder.decoding.any_order import any_order_steps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.speculation import Speculative
@@ -19,7 +19,8 @@ from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
-from anyorder.orders import LeftToRight, Random, RightToLeft
+from anyorder.order_names import AnyOrder
+from anyorder.orders import LeftToRight, MostConfident, Random, RightToLeft
 from anyorder.text import Continuation, prompt_canvases
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, diffusion
 from tests.writers import BOS, END, byte_tokenizer
@@ -142,9 +143,11 @@ def test_nobody_writes_beyond_the_longest_text() -> None:
 @pytest.mark.parametrize(
     ("model", "prompt", "options", "message"),
     [
-        (MODEL, "Once", {"order": "sideways"}, r"^order is 'sideways': give 'left-to-right', 'any-order', 'random'"),
-        (MODEL, "Once", {"order": "groups:x"}, r"^order is 'groups:x': give one of any-order, groups:N"),
+        (MODEL, "Once", {"order": "sideways"}, r"^order is 'sideways': give one of left-to-right, any-order,"),
+        (MODEL, "Once", {"order": "groups:x"}, r"^order is 'groups:x': give one of left-to-right, any-order, groups:N"),
         (MODEL, "Once", {"order": "left-to-right", "gap_tokens": 2}, r"^gap_tokens is 2, but from left to right no"),
+        (MODEL, ["a", "[...] a"], {"stop": ".", "gap_tokens": 2}, r"^stop is \['\.'\], but a gap is always "),
+        (MODEL, "Once [...] a", {"stop": ".", "gap_tokens": [1, 2]}, r"^stop is \['\.'\], but a gap is always filled"),
         (MODEL, "Once", {"num_beams": 2}, r"^num_beams is 2, but beams are written from left to right: leave it out\."),
         (MODEL, "Once", {"compile": True}, "^compile is True, but only writing from left to right is compiled"),
         (MODEL, "Once [...] a", {"gap_tokens": 99}, r"^prompt 0 has \d+ tokens with those to be written"),
@@ -164,6 +167,8 @@ def test_mistakes_are_named(model: Llama, prompt: Any, options: dict[str, Any], 
 def test_a_gap_is_not_streamed() -> None:
     with pytest.raises(UserError, match=r"^the prompt of a stream has a gap, \[\.\.\.\], but only what goes on"):
         anyorder.stream(MODEL, TOKENIZER, "Once [...] a", order="random", max_new_tokens=3)
+    with pytest.raises(UserError, match=r"^stop is \['\.'\], but a gap is always filled to its end"):
+        anyorder.stream(MODEL, TOKENIZER, "Once [...] a", order="random", max_new_tokens=3, stop=".")
 
 
 def test_tokenizers_are_needed_for_text() -> None:
@@ -200,6 +205,17 @@ def test_of_several_lengths_the_most_probable_text_is_taken() -> None:
     [alone] = [anyorder.generate(MODEL, TOKENIZER, prompts[0], gap_tokens=[1, 2, 4], **options)]
     assert isinstance(out.text, list)
     assert (alone.text, alone.sequences) == (out.text[0], out.sequences[:1])
+
+
+def test_drafts_count_in_all_lengths_that_were_tried() -> None:
+    options: dict[str, Any] = {"order": Speculative(order=Random(), draft=3), "temperature": 0.7}
+    prompt = "Once upon [...] time"
+    traces = [anyorder.generate(MODEL, TOKENIZER, prompt, gap_tokens=length, **options).trace for length in (1, 3, 6)]
+    trace = anyorder.generate(MODEL, TOKENIZER, prompt, gap_tokens=[1, 3, 6], **options).trace
+    assert traces[0].drafted == 0 < traces[1].drafted < traces[2].drafted
+    assert trace.drafted == sum(one.drafted for one in traces)
+    assert trace.accepted == sum(one.accepted for one in traces)
+    assert trace.passes == sum(one.passes for one in traces) + 3
 
 
 @pytest.mark.parametrize(

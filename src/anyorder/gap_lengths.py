@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.api import Output, generate
 from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.trace import Trace
 from anyorder.dispatch import prompts_for, resolve
 from anyorder.errors import UserError
 from anyorder.evaluation.likelihood import log_prob
@@ -61,16 +62,16 @@ def generate_likeliest(
     )
     assert token_ids is not None
     events = [event for row, choice in enumerate(best) for event in outs[choice].trace.events if event.row == row]
+    trace = Trace.join([out.trace for out in outs])
     return Output(
         text=texts[0] if texts and single else texts,
         token_ids=token_ids[0] if single else token_ids,
         sequences=[outs[choice].sequences[row] for row, choice in enumerate(best)],
         stopped=[outs[choice].stopped[row] for row, choice in enumerate(best)],
         trace=dataclasses.replace(
-            outs[0].trace,
+            trace,
             events=tuple(events),
-            passes=sum(out.passes for out in outs) + len(outs),  # and one for each length that scores
-            seconds=sum(out.trace.seconds for out in outs),
+            passes=trace.passes + len(outs),  # and one for each length that scores
         ),
     )
 
