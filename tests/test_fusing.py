@@ -13,7 +13,9 @@ import anyorder
 from anyorder.decoding.fusion import METHODS
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.decoding.test_fusion import net
+from tests.model.networks import network
 from tests.writers import END, byte_tokenizer, chain
 
 PREFIX, SUFFIX = "Once upon a time", " She"
@@ -155,7 +157,7 @@ def test_names_are_the_contract() -> None:
     assert [fuse[name].default for name in ("prefix", "suffix", "positions", "correction", "method")] == [
         "", "", "shared", "1/N", "attention"
     ]  # fmt: skip
-    assert set(fuse) - set(stream) == {"num_beams", "batch_size", "attention_share", "order"}
+    assert set(fuse) - set(stream) == {"num_beams", "batch_size", "attention_share"}
     assert {name: parameter.default for name, parameter in stream.items()} == {
         name: fuse[name].default for name in stream
     }
@@ -180,6 +182,23 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
     model = net(vocab_size=len(byte_tokenizer()))
     with pytest.raises(UserError, match=message):
         anyorder.fuse(model, byte_tokenizer(), ["Once", " a"], suffix=" was", **options)
+
+
+@pytest.mark.parametrize("order", ["random", "groups:3", "confidence", "diffusion"])
+def test_pieces_of_other_ways_are_the_text_that_fuse_gives(order: str) -> None:
+    tokenizer = byte_tokenizer()
+    model = network(vocab_size=len(tokenizer), ways=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(9)), eos_token_ids=())
+    options: dict[str, Any] = {"suffix": " was", "order": order, "max_new_tokens": 8, "temperature": 1.0, "seed": 5}
+    for stop in (None, "e"):
+        stream = anyorder.stream_fused(model, tokenizer, ["Once", " a"], stop=stop, **options)
+        pieces = list(stream)
+        out = anyorder.fuse(model, tokenizer, ["Once", " a"], stop=stop, **options)
+        assert "".join(pieces) == out.text == stream.output.text
+        assert (stream.output.token_ids, stream.output.sequences) == (out.token_ids, out.sequences)
+        assert stream.output.passes == out.passes
+    for name, value in (("method", "max"), ("store", "folder"), ("weights", "confidence")):
+        with pytest.raises(UserError, match=rf"^{name} '{value}' is for answers from left to right"):
+            anyorder.stream_fused(model, tokenizer, ["Once", " a"], **options | {name: value})
 
 
 def test_what_cannot_be_streamed() -> None:

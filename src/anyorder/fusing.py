@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,7 @@ from anyorder.dispatch import Order, decoder_of, resolve
 from anyorder.errors import UserError
 from anyorder.phrasings import Part, Phrasings, read_questions
 from anyorder.text import Continuation, stop_strings
-from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
+from anyorder.ways import LEFT_TO_RIGHT, Way
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -135,14 +135,8 @@ def fuse(
     total = len(asked.questions)
     limits = check_questions(model.config, asked.questions, fusion, max_new_tokens, range(total))
     causal = way.name == LEFT_TO_RIGHT.name
-    if not causal:
-        given = {
-            f"method {method!r}": method != "attention", f"num_beams {num_beams}": num_beams != 1,
-            f"store {str(store)!r}": store is not None, "attention_share": attention_share,
-            f"weights {asked.by!r}": asked.by is not None,
-        }  # fmt: skip
-        for name in (name for name, holds in given.items() if holds):
-            raise UserError(f"{name} is for answers from left to right, but this is one by {way.name!r}: leave it out.")
+    beside = {f"num_beams {num_beams}": num_beams != 1, "attention_share": attention_share}
+    asked.refuse_unless_causal(way, method, store, beside)
 
     def write(rows: range) -> Generation:
         questions, kept = asked.weighed(rows, fusion)
@@ -158,9 +152,7 @@ def fuse(
 
     def answer(questions: Sequence[Question], rows: range) -> Generation:
         if not causal:
-            room, shared = [limits[row] for row in rows], [question.shares for question in questions]
-            layouts = fused_layouts(questions, fusion.positions)
-            fused = FusedCanvases(layouts, room, shared, fusion.correction, model.device)
+            fused = asked.canvases(questions, fusion, [limits[row] for row in rows])
             steps = decoder_of(
                 way, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache,
                 compile="auto", fused=fused,
@@ -211,6 +203,7 @@ def stream_fused(
     keep: int | None = None,
     store: str | Path | None = None,
     use_cache: bool = True,
+    order: Order | None = None,
 ) -> Stream:
     """Answers a single question as `fuse` does, and gives the answer piece by piece while it is written.
 
@@ -219,7 +212,7 @@ def stream_fused(
     Raises:
         UserError: what `fuse` refuses, or what cannot be streamed; at once, not with the first piece.
     """
-    refuse_unless_causal(model.config.ways, model.config.default_way)
+    way, order = resolve(order, model.config)
     asked = _Asked(model, tokenizer, phrasings, prefix, suffix, separator, weights, keep, stop)
     fusion = Fusion(method=method, positions=positions, correction=correction)
     sampling = Sampling(
@@ -229,16 +222,29 @@ def stream_fused(
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
     if not asked.single:
         raise UserError(f"phrasings are of {len(asked.questions)} questions: give those of one, or use fuse.")
-    check_questions(model.config, asked.questions, fusion, max_new_tokens, range(1))
+    limits = check_questions(model.config, asked.questions, fusion, max_new_tokens, range(1))
+    asked.refuse_unless_causal(way, method, store)
     questions, _ = asked.weighed(range(1), fusion)
     (layout,) = fused_layouts(questions, fusion.positions)
     text = Continuation(tokenizer, layout.token_ids, asked.stops)
-    steps = fusion_steps(
-        model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
-        stop=lambda row, written: text.read(written), use_cache=use_cache, rows=range(1),
-        store=None if store is None else SegmentStore(store, model),
-    )  # fmt: skip
-    return Stream(_pieces(steps, Recorder([layout.token_ids], range(1), model.config.eos_token_ids), text))
+    begins: Sequence[Sequence[int]] = [layout.token_ids]
+
+    def stopped(_: int, written: Sequence[int]) -> bool:
+        return text.read(written)
+
+    if way.name == LEFT_TO_RIGHT.name:
+        steps = fusion_steps(
+            model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling, stop=stopped,
+            use_cache=use_cache, rows=range(1), store=None if store is None else SegmentStore(store, model),
+        )  # fmt: skip
+    else:
+        fused = asked.canvases(questions, fusion, limits)
+        begins = fused.canvases
+        steps = decoder_of(
+            way, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile="auto",
+            fused=fused,
+        )(begins, range(1), stopped)  # fmt: skip
+    return Stream(_pieces(steps, Recorder(begins, range(1), model.config.eos_token_ids), text))
 
 
 class _Asked:
@@ -265,6 +271,23 @@ class _Asked:
         self.questions, self.single = read_questions(
             phrasings, tokenizer, prefix=prefix, suffix=suffix, separator=separator, weights=numbers
         )
+
+    def refuse_unless_causal(
+        self, way: Way, method: str, store: str | Path | None, beside: Mapping[str, bool] | None = None
+    ) -> None:
+        """Refuses what only answers from left to right have, among it what is true in `beside`, by name."""
+        given = {
+            f"method {method!r}": method != "attention", f"store {str(store)!r}": store is not None,
+            f"weights {self.by!r}": self.by is not None, **(beside or {}),
+        }  # fmt: skip
+        for name in (name for name, holds in given.items() if holds and way.name != LEFT_TO_RIGHT.name):
+            raise UserError(f"{name} is for answers from left to right, but this is one by {way.name!r}: leave it out.")
+
+    def canvases(self, questions: Sequence[Question], fusion: Fusion, room: Sequence[int]) -> FusedCanvases:
+        """The questions with so many places to be written behind each."""
+        shared = [question.shares for question in questions]
+        layouts = fused_layouts(questions, fusion.positions)
+        return FusedCanvases(layouts, room, shared, fusion.correction, self.model.device)
 
     def weighed(self, rows: range, fusion: Fusion) -> tuple[list[Question], list[list[int]]]:
         """These questions with their weights and the phrasings that are kept, and which those are."""

@@ -12,7 +12,7 @@ import pytest
 import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
-from anyorder.ways import diffusion
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.cli.test_main import mistake
 
 PHRASINGS = ["Once upon", "there was a", "Lily"]
@@ -63,6 +63,20 @@ def test_a_network_answers_in_its_own_way(capsys: pytest.CaptureFixture[str], fo
     captured = capsys.readouterr()
     assert captured.out == f"{out.text}\n"
     assert "%" not in captured.err
+
+
+def test_answers_in_any_order(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    network, tokenizer = anyorder.load(folder)
+    able = adapt(network, [LEFT_TO_RIGHT, ANY_ORDER])
+    anyorder.save(able, tokenizer, tmp_path / "able")
+    words = ["fuse", str(tmp_path / "able"), *PHRASINGS, "--suffix= girl", "--max_new_tokens=4"]
+    for order in ("random", "left-to-right"):
+        out = anyorder.fuse(able, tokenizer, PHRASINGS, suffix=" girl", max_new_tokens=4, order=order)
+        assert main([*words, "--order", order]) == 0
+        captured = capsys.readouterr()
+        assert captured.out == f"{out.text}\n"
+        assert ("%" in captured.err) == (order == "left-to-right")
+    assert "order is 'sideways': give one of left-to-right" in mistake(capsys, *words, "--order", "sideways")
 
 
 @pytest.mark.parametrize("method", ["logit-mean", "vote"])

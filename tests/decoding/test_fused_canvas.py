@@ -232,12 +232,12 @@ def test_mistakes(options: dict[str, Any], message: str, monkeypatch: pytest.Mon
         anyorder.fuse(net("plain", "diffusion"), None, [[1], [2]], suffix=[3], **options)
 
 
-def test_blocks_and_streams_are_refused() -> None:
+def test_blocks_and_ways_that_a_network_lacks_are_refused() -> None:
     model = network("plain", seed=2, ways=(blocks(MASK, 2),), eos_token_ids=(), vocab_size=40)
     with pytest.raises(UserError, match="blocks are counted over a whole text, but phrasings share positions"):
         anyorder.fuse(model, None, [[1], [2]], suffix=[3], max_new_tokens=2)
     with pytest.raises(UserError, match="has no logits for the next token"):
-        anyorder.stream_fused(net("plain", "diffusion"), None, [[1], [2]])
+        anyorder.stream_fused(net("plain", "diffusion"), None, [[1], [2]], order="left-to-right")
 
 
 def test_drafts_are_refused() -> None:

@@ -23,6 +23,7 @@ def command(
     correction: str = "1/N",
     weights: str | None = None,
     keep: int | None = None,
+    order: str | None = None,
     tokenizer: str | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -56,6 +57,8 @@ def command(
         correction: 1/N, none, length, or ape:TEMPERATURE,SCALE.
         weights: How much each phrasing counts: numbers with commas between, confidence, or likelihood.
         keep: Use only this many phrasings of the highest weights.
+        order: Way of writing the answer, such as left-to-right, random, groups:4 or diffusion; that of the model
+            unless given.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
         max_new_tokens: Tokens to write at most.
         temperature: 0 always takes the most probable token; above 0, tokens are drawn.
@@ -79,6 +82,8 @@ def command(
 
     import anyorder
     from anyorder.decoding.fusion_question import Fusion
+    from anyorder.dispatch import resolve
+    from anyorder.ways import LEFT_TO_RIGHT
 
     Fusion(method=method, positions=positions, correction=correction)  # a wrong name is told before a network is read
 
@@ -87,11 +92,13 @@ def command(
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
-    attended = method == "attention" and network.config.default_way == "left-to-right"
+    way, _ = resolve(order, network.config)
+    attended = method == "attention" and way.name == LEFT_TO_RIGHT.name
     options: dict[str, Any] = {
         "prefix": prefix, "suffix": suffix, "separator": separator, "method": method, "positions": positions,
-        "correction": correction, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty, "stop": stop or None, "seed": seed,
+        "correction": correction, "order": order, "max_new_tokens": max_new_tokens, "temperature": temperature,
+        "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
+        "stop": stop or None, "seed": seed,
     }  # fmt: skip
     with notes.status("writing"):
         out = anyorder.fuse(
