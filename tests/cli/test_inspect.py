@@ -9,12 +9,16 @@ import pytest
 from rich.console import Console
 
 import anyorder
+from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.cli._canvas import HOLE, CanvasView
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Trace, Written
 from anyorder.inspection.attention import analyze_attention_patterns
+from anyorder.inspection.compare import method_named
+from anyorder.inspection.drift import cache_drift
 from anyorder.inspection.replay import Place, Recording
+from anyorder.ways import diffusion
 from tests.cli.test_main import mistake
 
 
@@ -92,6 +96,22 @@ def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys
     assert "masks is 2, but the way 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
     assert "masks is -1: give a number" in mistake(capsys, *words, "--masks", "-1")
     assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--way", "diffusion")
+    assert "the way of writing 'foo' is unknown: give one of" in mistake(capsys, *words, "--way", "foo")
+
+
+def test_compare_tells_the_drift_where_it_is_asked_for(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = anyorder.load(folder)
+    anyorder.save(adapt(model, [diffusion(279)]), tokenizer, tmp_path / "diffuser")
+    words = ["inspect", "compare", str(tmp_path / "diffuser"), "Once upon", "--max_new_tokens=4", "--samples=32"]
+    assert main([*words, "--drift", "--method", "llada", "--method", "fast-dllm,block_length=4"]) == 0
+    head, plain, cached, *_ = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head[-3:] == ["nats/token", "drift", "changed"]
+    drift = cache_drift(*anyorder.load(tmp_path / "diffuser"), "Once upon", method_named("fast-dllm,block_length=4"), 4)
+    assert drift is not None
+    assert cached[-2:] == [f"{drift.divergence:.3f}", f"{drift.changed:.1%}"]
+    assert "%" not in "".join(plain)
 
 
 def test_compare_prints_a_table_and_the_texts(

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import anyorder
 from anyorder import DiffusionSampler, GroupPlan
 from anyorder.checkpoints.adapt import adapt
+from anyorder.decoding.cache_drift import Drift
+from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.diffusion import diffusion_steps
 from anyorder.errors import UserError
 from anyorder.evaluation.diffusion_likelihood import Enumeration, MonteCarlo, diffusion_log_prob
 from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
@@ -52,6 +56,34 @@ def test_what_is_told_of_a_sampler_is_what_it_did(model: Llama) -> None:
     assert compared[0].passes > compared[1].passes
 
 
+def test_drift_is_told_of_approximate_caches_alone(model: Llama) -> None:
+    able = adapt(model, [diffusion(MASK), blocks(MASK, 2)])
+    cached = DiffusionSampler(cache="dual", block_length=3)
+    methods = {
+        "approximate": cached,
+        "renewed": cached.replace(refresh=1),
+        "exact": DiffusionSampler(way="blocks", cache="dual"),
+        "none": "diffusion",
+        "blocks": "blocks",
+    }
+    compared = compare_sampling_methods(able, PROMPTS, methods, max_new_tokens=6, likelihood=Enumeration(), drift=True)
+    drifts: list[Drift] = []
+    canvases = [[*prompt, *[BLANK] * 6] for prompt in PROMPTS]
+    steps = diffusion_steps(able, canvases, cached, way=diffusion(MASK), rows=range(2), on_drift=drifts.append)
+    assert len(list(steps)) == compared[0].passes
+    positions = [drift.positions for drift in drifts]
+    by = torch.tensor([drift.divergence for drift in drifts]), torch.tensor([drift.changed for drift in drifts])
+    weights = torch.tensor(positions, dtype=torch.float64) / sum(positions)
+    assert compared[0].drift is not None
+    assert compared[0].drift == pytest.approx(float(weights @ by[0].double()))
+    assert compared[0].drift > 1e-6
+    assert compared[0].changed == pytest.approx(float(weights @ by[1].double()))
+    assert [(one.drift, one.changed) for one in compared[1:]] == [(None, None)] * 4
+    silent = compare_sampling_methods(able, PROMPTS, methods, max_new_tokens=6, likelihood=Enumeration())
+    assert {one.drift for one in silent} == {None}
+    assert Drift.join(drifts).largest == max(drift.largest for drift in drifts)
+
+
 def test_estimates_have_an_error(model: Llama) -> None:
     able = adapt(model, [diffusion(MASK)])
     [one] = compare_sampling_methods(
@@ -91,6 +123,8 @@ def test_methods_in_words() -> None:
     assert method_named(words) == expected
     with pytest.raises(UserError, match=r"method 'llada,steps' has the option 'steps': write it as name=value\."):
         method_named("llada,steps")
+    with pytest.raises(UserError, match=r"^method is 'lada': give one of left-to-right, .* blocks:N, llada, "):
+        method_named("lada")
     with pytest.raises(UserError, match=r"method 'llada,stepz=3' has an option that presets do not have"):
         method_named("llada,stepz=3")
 

@@ -40,6 +40,16 @@ class Drift(NamedTuple):
         largest = float((cached_NV - exact_NV).abs().max())
         return cls(len(cached_NV), float(divergence_N.mean()), largest, float(changed_N.double().mean()))
 
+    @classmethod
+    def join(cls, drifts: Sequence[Drift]) -> Drift:
+        """The drift of several passes, at least one, over all their positions."""
+        positions = sum(drift.positions for drift in drifts)
+        divergence, changed = (
+            sum(drift.positions * getattr(drift, name) for drift in drifts) / positions
+            for name in ("divergence", "changed")
+        )
+        return cls(positions, divergence, max(drift.largest for drift in drifts), changed)
+
 
 class WatchedReader:
     """A reader with a cache, and one without beside it that reads everything again, for comparison.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -16,6 +17,7 @@ from anyorder.dispatch import Order, resolve
 from anyorder.errors import UserError
 from anyorder.evaluation.diffusion_likelihood import Bound, Method, MonteCarlo, diffusion_log_prob
 from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
+from anyorder.inspection.drift import cache_drift
 from anyorder.order_names import read_order
 from anyorder.plans import GroupPlan
 from anyorder.text import Prompt
@@ -42,6 +44,9 @@ class Compared:
             a lower bound of it.
         standard_error: of `log_prob`.
         scored: tokens that `log_prob` is about.
+        drift: of an approximate cache: how far its distributions are from those of passes over everything
+            (Kullback-Leibler, the mean in nats); None unless asked for, and where no cache is approximate.
+        changed: share of those distributions whose most probable token is another one; likewise.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Compared:
     log_prob: float
     standard_error: float
     scored: int
+    drift: float | None = None
+    changed: float | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -126,6 +133,7 @@ def compare_sampling_methods(
     seed: int = 0,
     repeats: int = 1,
     likelihood: Method = MonteCarlo(samples=64),  # noqa: B008 (frozen)
+    drift: bool = False,
     on_method: Callable[[str], None] | None = None,
 ) -> list[Compared]:
     """Writes the same prompts by several samplers.
@@ -139,6 +147,7 @@ def compare_sampling_methods(
         seed: decides what is drawn.
         repeats: runs of each, taking turns; their median time counts.
         likelihood: how the bound of masked diffusion is found.
+        drift: whether the drift of approximate caches is told, which takes a run more, of more passes.
         on_method: told the name of each before it writes.
 
     Raises:
@@ -157,7 +166,14 @@ def compare_sampling_methods(
             if on_method is not None:
                 on_method(name)
             runs[name].append(generate(model, tokenizer, prompt, order=order, max_new_tokens=max_new_tokens, seed=seed))
-    return [_compared(model, name, outputs, likelihood) for name, outputs in runs.items()]
+    compared = []
+    for name, outputs in runs.items():
+        one = _compared(model, name, outputs, likelihood)
+        of_cache = cache_drift(model, tokenizer, prompt, methods[name], max_new_tokens, seed) if drift else None
+        if of_cache is not None:
+            one = dataclasses.replace(one, drift=of_cache.divergence, changed=of_cache.changed)
+        compared.append(one)
+    return compared
 
 
 def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Method) -> Compared:

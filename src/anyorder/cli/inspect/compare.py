@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anyorder.inspection.compare import Compared
 
 
 def command(
@@ -14,6 +18,7 @@ def command(
     seed: int = 0,
     repeats: int = 1,
     samples: int = 64,
+    drift: bool = False,
     tokenizer: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
@@ -31,6 +36,8 @@ def command(
         seed: Decides what is drawn.
         repeats: Runs of each, taking turns; their median time counts.
         samples: Masked copies of each text that its likelihood is estimated from, where the model diffuses.
+        drift: Tell, too, how far approximate caches are from passes over everything: the divergence of their
+            distributions in nats, and the share of most probable tokens that they change.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
         dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
         device: Such as cpu or cuda; auto takes a GPU where there is one.
@@ -60,17 +67,17 @@ def command(
         network, words = anyorder.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
         compared = compare_sampling_methods(
             network, prompts, methods, tokenizer=words, max_new_tokens=max_new_tokens, seed=seed, repeats=repeats,
-            likelihood=likelihood, on_method=lambda name: status.update(f"writing by {name}"),
+            likelihood=likelihood, drift=drift, on_method=lambda name: status.update(f"writing by {name}"),
         )  # fmt: skip
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
-    for name in ("passes", "tokens", "tokens/pass", "tokens/s", "nats/token"):
+    for name in ("passes", "tokens", "tokens/pass", "tokens/s", "nats/token", *(("drift", "changed") if drift else ())):
         table.add_column(name, justify="right")
     for one in compared:
         error = f" ± {one.standard_error / one.scored:.2f}" if one.standard_error and one.scored else ""
         table.add_row(
             one.name, str(one.passes), str(one.tokens), f"{one.tokens_per_pass:.2f}", f"{one.tokens_per_second:.1f}",
-            f"{one.nats_per_token:.2f}{error}",
+            f"{one.nats_per_token:.2f}{error}", *(_drift(one) if drift else ()),
         )  # fmt: skip
     console = Console(highlight=False)
     console.print(table)
@@ -83,3 +90,10 @@ def command(
         with whole_file(json) as partial:
             partial.write_text(jsonlib.dumps([dataclasses.asdict(one) for one in compared], indent=1), encoding="utf-8")
         notes.print(f"wrote {json}", soft_wrap=True)
+
+
+def _drift(one: Compared) -> tuple[str, str]:
+    """The cells of a method's drift, empty where its cache is exact or none."""
+    if one.drift is None or one.changed is None:
+        return "", ""
+    return f"{one.drift:.3f}", f"{one.changed:.1%}"
