@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from anyorder.decoding.any_order import any_order_steps
 from anyorder.decoding.canvas import BLANK, check_canvases
+from anyorder.decoding.checks import check_prompts
 from anyorder.decoding.diffusion import DiffusionSampler, diffusion_steps
 from anyorder.decoding.diffusion_presets import sampler_of_order
-from anyorder.decoding.left_to_right import Stop, check_prompts, left_to_right_steps
+from anyorder.decoding.left_to_right import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.speculation import Speculative, speculative_steps
-from anyorder.decoding.trace import Step
+from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
 from anyorder.order_names import AnyOrder, order_named, read_order
 from anyorder.plans import GroupPlan

@@ -12,9 +12,8 @@ from anyorder.decoding.fusion import MEMBER, fusion_steps, write_fused
 from anyorder.decoding.fusion_question import UNWEIGHED, Fusion, Question, check_questions, fused_layouts
 from anyorder.decoding.fusion_scores import best, weigh
 from anyorder.decoding.fusion_store import SegmentStore
-from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Recorder, collect
+from anyorder.decoding.trace import Generation, Recorder, Stop, collect
 from anyorder.dispatch import Order, decoder_of, resolve
 from anyorder.errors import UserError
 from anyorder.phrasings import Part, Phrasings, read_questions

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.decoding.left_to_right import left_to_right_steps, pad_right, write_left_to_right
+from anyorder.decoding.left_to_right import left_to_right_steps, write_left_to_right
+from anyorder.decoding.ragged import pad_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation
 from anyorder.errors import UserError
@@ -235,14 +236,6 @@ def test_steps_come_one_by_one() -> None:
         left_to_right_steps(
             network(), PROMPTS, max_new_tokens=0, sampling=Sampling(), stop=None, use_cache=True, rows=range(4)
         )
-
-
-def test_pad_right() -> None:
-    ids_BR, position_BR, valid_BR = pad_right([[5, 6, 7], [], [8]], [2, 4, 0], torch.device("cpu"))
-    assert ids_BR.tolist() == [[5, 6, 7], [0, 0, 0], [8, 0, 0]]
-    assert position_BR.tolist() == [[2, 3, 4], [0, 0, 0], [0, 0, 0]]
-    assert valid_BR.tolist() == [[True] * 3, [False] * 3, [True, False, False]]
-    assert ids_BR.dtype == position_BR.dtype == torch.int64
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from anyorder.decoding.canvas import BLANK, check_canvases
-from anyorder.decoding.left_to_right import Stop, checked_log_prob
+from anyorder.decoding.checks import checked_log_prob
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Step, StopReason, Written
+from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.decoding.two_streams import Content, Query, Reader
 from anyorder.errors import UserError
 from anyorder.order_names import AnyOrder

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
-from anyorder.decoding.left_to_right import Stop, check_prompts, pad_right
-from anyorder.decoding.trace import Generation, Step, StopReason, Written, collect
-from anyorder.errors import UserError
+from anyorder.decoding.checks import check_max_new_tokens, check_prompts
+from anyorder.decoding.ragged import pad_right
+from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Written, collect
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.visibility import causal
 
@@ -53,8 +53,7 @@ def write_by_beam_search(
     """
     rows = range(len(prompts)) if rows is None else rows
     check_prompts(model.config, prompts, rows)
-    if not (isinstance(max_new_tokens, int) and max_new_tokens > 0):
-        raise UserError(f"max_new_tokens is {max_new_tokens!r}: give a whole number above 0.")
+    check_max_new_tokens(max_new_tokens)
     # With transformers, a batch has one limit.
     limits = [min(max_new_tokens, model.config.context_length - len(prompt)) for prompt in prompts]
     groups = [[b for b in range(len(prompts)) if limits[b] == limit] for limit in sorted(set(limits))]

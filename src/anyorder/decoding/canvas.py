@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from anyorder.decoding.checks import check_room, check_rows, check_token_ids
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,24 +44,13 @@ def check_canvases(
         UserError: there are none, one has nothing to write, a token id outside the vocabulary, or more positions than
             the network can read.
     """
-    if not canvases:
-        raise UserError("there are 0 prompts: give at least one.")
-    if len(rows) != len(canvases) or len(set(rows)) != len(rows):
-        raise UserError(f"rows is {list(rows)} for {len(canvases)} prompts: give each prompt a number of its own.")
+    check_rows(rows, len(canvases))
     lengths = [len(canvas) for canvas in canvases] if lengths is None else lengths
     for row, canvas, length in zip(rows, canvases, lengths, strict=True):
-        if BLANK not in canvas and len(canvas) >= config.context_length:
-            remedy = f"shorten it to at most {config.context_length - 1}, which leaves room to write"
-            raise UserError(
-                f"prompt {row} has {len(canvas)} tokens, and the network was trained on {config.context_length}: "
-                f"{remedy}."
-            )
         if BLANK not in canvas:
+            check_room(config, row, len(canvas))
             raise UserError(f"prompt {row} leaves nothing to write: give max_new_tokens, or a gap in it.")
-        for token_id in canvas:
-            if token_id != BLANK and not 0 <= token_id < config.vocab_size:
-                remedy = f"give ids from 0 to {config.vocab_size - 1}, from the tokenizer of this network"
-                raise UserError(f"prompt {row} has the token id {token_id}: {remedy}.")
+        check_token_ids(config, (token_id for token_id in canvas if token_id != BLANK), f"prompt {row}")
         if length > config.context_length:
             raise UserError(
                 f"prompt {row} has {length} tokens with those to be written, and the network was trained on "

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from anyorder.decoding.checks import not_numbers
 from anyorder.decoding.sampling import Sampling
-from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from anyorder.decoding.diffusion import DiffusionSampler
@@ -74,7 +74,7 @@ def choose(
         wide_NV = eligible_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
         log_prob_N = _at(wide_NV.log_softmax(-1), token_N)
     if bool(log_prob_N.isnan().any()):
-        raise UserError("the network's scores are NaN: check its weights, or load it in float32.")
+        raise not_numbers()
     if sampler.confidence == "random":
         drawn = [torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators]
         return Choices(token_N, log_prob_N, torch.cat(drawn).to(token_N.device))

@@ -24,16 +24,13 @@ from anyorder.decoding.confidence import Confidence, choose
 from anyorder.decoding.diffusion_cache import CacheName, CachePolicy, CanvasReader
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.schedule import Uneven, plan_blocks
-from anyorder.decoding.trace import Step, StopReason, Written
+from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from anyorder.decoding.fused_canvas import FusedCanvases
     from anyorder.model.llama import Llama
     from anyorder.ways import Way
-
-Stop = Callable[[int, Sequence[int]], bool]
-"""Given a row's number and its text up to the first mask, whether the row is complete."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,15 +12,15 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from anyorder.decoding.checks import not_numbers
 from anyorder.decoding.fusion_layout import POSITIONS
 from anyorder.decoding.fusion_question import HYBRID, METHODS, Fusion, Question, check_questions, fused_layouts
 from anyorder.decoding.fusion_reader import AttentionReader, MaskedReader, Reader
 from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.decoding.fusion_weights import APE, CORRECTIONS, Correction
-from anyorder.decoding.left_to_right import Stop
 from anyorder.decoding.logit_fusion import POOLS, HybridReader, PooledReader
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Step, StopReason, Trace, Written, collect
+from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Trace, Written, collect
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def _steps(
         stopped: dict[int, StopReason] = {}
         for q, token_id, log_prob in zip(writing, *(column.tolist() for column in chosen), strict=True):
             if math.isnan(log_prob):
-                raise UserError(f"the scores for question {rows[q]} are NaN: check the weights, or load in float32.")
+                raise not_numbers(f" for question {rows[q]}")
             events.append(Written(step, rows[q], len(prompts[q]) + step, token_id, log_prob))
             written[q].append(token_id)
             if token_id in model.config.eos_token_ids:

@@ -20,8 +20,7 @@ from anyorder.decoding.fusion import fusion_reader
 from anyorder.decoding.fusion_question import Fusion, Question, check_questions, fused_layouts
 from anyorder.decoding.fusion_reader import Reader
 from anyorder.decoding.fusion_store import SegmentStore
-from anyorder.decoding.left_to_right import Stop
-from anyorder.decoding.trace import Generation, Step, StopReason, Written, collect
+from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Written, collect
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
 

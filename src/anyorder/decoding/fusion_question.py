@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from anyorder.decoding.checks import check_max_new_tokens, check_token_ids
 from anyorder.decoding.fusion_layout import POSITIONS, FusionLayout, concatenate_paraphrases_with_positions
 from anyorder.decoding.fusion_weights import Correction, read_correction
 from anyorder.decoding.logit_fusion import POOLS, WEIGHED
@@ -105,8 +106,7 @@ def check_questions(
     """
     if not questions:
         raise UserError("there are 0 questions: give at least one.")
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens!r}: give a whole number above 0.")
+    check_max_new_tokens(max_new_tokens)
     if len(rows) != len(questions) or len(set(rows)) != len(rows):
         raise UserError(f"rows is {list(rows)} for {len(questions)} questions: give each a number of its own.")
     return [
@@ -137,10 +137,7 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
         raise UserError(
             f"method 'contrast' also asks without any phrasing, and {name} has nothing else: give a prefix or a suffix."
         )
-    for token_id in itertools.chain(question.prefix, *question.segments, question.suffix):
-        if not 0 <= token_id < config.vocab_size:
-            remedy = f"give ids from 0 to {config.vocab_size - 1}, from the tokenizer of this network"
-            raise UserError(f"{name} has the token id {token_id}: {remedy}.")
+    check_token_ids(config, itertools.chain(question.prefix, *question.segments, question.suffix), name)
     positions = fusion.positions if fusion.method in ("attention", HYBRID) else "shared"
     (layout,) = fused_layouts([question], positions)
     cacheable = config.rotary.cacheable

@@ -6,16 +6,17 @@ Shapes: B rows of the batch, R tokens fed in a pass, D hidden size, V tokens of 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from anyorder.decoding.checks import check_max_new_tokens, check_prompts, checked_log_prob
 from anyorder.decoding.greedy import AT_MOST, GreedyCalls
+from anyorder.decoding.ragged import pad_right
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Step, StopReason, Written, collect
+from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Written, collect
 from anyorder.errors import UserError
 from anyorder.model.compiled import CannotCompile, Compiled, compiled, is_small, pays_to_compile
 from anyorder.model.step import one_token, step_extent
@@ -23,13 +24,9 @@ from anyorder.visibility import causal
 
 if TYPE_CHECKING:
     from anyorder.model.cache import Cache
-    from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
 
 logger = logging.getLogger(__name__)
-
-Stop = Callable[[int, Sequence[int]], bool]
-"""Given a row's number and all that was written in it so far, whether the row is complete."""
 
 
 def write_left_to_right(
@@ -86,8 +83,7 @@ def left_to_right_steps(
 ) -> Iterator[Step]:
     """The steps of `write_left_to_right`, each as soon as it is taken; mistakes are raised at once."""
     check_prompts(model.config, prompts, rows)
-    if not (isinstance(max_new_tokens, int) and max_new_tokens > 0):
-        raise UserError(f"max_new_tokens is {max_new_tokens!r}: give a whole number above 0.")
+    check_max_new_tokens(max_new_tokens)
     if compile not in (True, False, "auto"):
         raise UserError(f"compile is {compile!r}: give True, False or 'auto'.")
     if compile == "auto":
@@ -244,58 +240,3 @@ class _Reader:
         views = self.model.prepare(causal(), {"position": position_BR}, valid=valid_BR, cache=cache)
         hidden_BRD = self.model.hidden(ids_BR, views, cache)
         return self.model.logits(hidden_BRD[range(len(sequences)), [len(ids) - 1 for ids in sequences]])
-
-
-def pad_right(
-    fresh: Sequence[Sequence[int]], start: Sequence[int], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A ragged batch as tensors: ids, positions, and which rows are no padding, each [B, R].
-
-    `start` is the position of the first id of each sequence. Padding has id and position 0.
-    """
-    width = max(len(ids) for ids in fresh)
-    missing = [width - len(ids) for ids in fresh]
-    ids_BR = [[*ids, *[0] * n] for ids, n in zip(fresh, missing, strict=True)]
-    position_BR = [[*range(at, at + width - n), *[0] * n] for at, n in zip(start, missing, strict=True)]
-    valid_BR = [[True] * (width - n) + [False] * n for n in missing]
-    return (
-        torch.tensor(ids_BR, device=device),
-        torch.tensor(position_BR, device=device),
-        torch.tensor(valid_BR, dtype=torch.bool, device=device),
-    )
-
-
-def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
-    """Refuses prompts that the network cannot continue.
-
-    Raises:
-        UserError: see `write_left_to_right`.
-    """
-    if not prompts:
-        raise UserError("there are 0 prompts: give at least one.")
-    if len(rows) != len(prompts) or len(set(rows)) != len(rows):
-        raise UserError(f"rows is {list(rows)} for {len(prompts)} prompts: give each prompt a number of its own.")
-    trained_length = config.context_length
-    for row, prompt in zip(rows, prompts, strict=True):
-        if not prompt:
-            raise UserError(f"prompt {row} has 0 tokens: give at least one, such as the token that begins a text.")
-        for token_id in prompt:
-            if not 0 <= token_id < config.vocab_size:
-                remedy = f"give ids from 0 to {config.vocab_size - 1}, from the tokenizer of this network"
-                raise UserError(f"prompt {row} has the token id {token_id}: {remedy}.")
-        if len(prompt) >= trained_length:
-            remedy = f"shorten it to at most {trained_length - 1}, which leaves room to write"
-            raise UserError(
-                f"prompt {row} has {len(prompt)} tokens, and the network was trained on {trained_length}: {remedy}."
-            )
-
-
-def checked_log_prob(log_prob: float, row: int) -> float:
-    """The same number.
-
-    Raises:
-        UserError: it is none.
-    """
-    if math.isnan(log_prob):
-        raise UserError(f"the network's scores for row {row} are NaN: check its weights, or load it in float32.")
-    return log_prob

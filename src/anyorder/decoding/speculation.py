@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from anyorder.decoding.any_order import Choice, Text, texts_of
-from anyorder.decoding.left_to_right import Stop, checked_log_prob
+from anyorder.decoding.checks import checked_log_prob
 from anyorder.decoding.sampling import Sampling, draw
-from anyorder.decoding.trace import Step, StopReason, Written
+from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.decoding.two_streams import Content, Query, Reader
 from anyorder.errors import UserError
 from anyorder.orders import MostConfident, Order

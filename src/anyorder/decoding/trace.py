@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -17,6 +17,10 @@ from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 
 StopReason = Literal["end", "stop", "length"]
+
+Stop = Callable[[int, Sequence[int]], bool]
+"""Given a row's number and all that was written in it so far, whether the row is complete. Where tokens are written in
+any order, that is the text up to the first that is missing."""
 
 
 class Written(NamedTuple):

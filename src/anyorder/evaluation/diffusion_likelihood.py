@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from anyorder.decoding.guidance import guided
-from anyorder.decoding.left_to_right import pad_right
+from anyorder.decoding.ragged import pad_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.visibility import bidirectional, block_diffusion

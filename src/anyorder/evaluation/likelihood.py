@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from anyorder.decoding.checks import check_token_ids
 from anyorder.errors import UserError
 from anyorder.orders import LeftToRight, Order
 from anyorder.plans import GroupPlan
@@ -219,11 +220,8 @@ def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     for number, row in enumerate(rows):
         where = valid_BL[number].cpu() if len(row) < length else slice(None)
         padded_BL[number, where] = torch.tensor(row, dtype=torch.int64)
-    outside_BL = valid_BL.cpu() & ((padded_BL < 0) | (padded_BL >= model.config.vocab_size))
-    if bool(outside_BL.any()):
-        number, at = outside_BL.nonzero()[0].tolist()
-        remedy = f"give ids from 0 to {model.config.vocab_size - 1}, from the tokenizer of this network"
-        raise UserError(f"text {number} has the token id {int(padded_BL[number, at])}: {remedy}.")
+    for number, (padded_L, valid_L) in enumerate(zip(padded_BL, valid_BL.cpu(), strict=True)):
+        check_token_ids(model.config, padded_L[valid_L].tolist(), f"text {number}")
     return padded_BL.masked_fill(~valid_BL.cpu(), 0)
 
 

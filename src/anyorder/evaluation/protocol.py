@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from anyorder.decoding.checks import check_max_new_tokens
 from anyorder.decoding.fusion_question import METHODS, Fusion
 from anyorder.decoding.fusion_scores import SCORES
 from anyorder.errors import UserError
@@ -58,8 +59,7 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.num_paraphrases is None and self.indices is None:
             object.__setattr__(self, "num_paraphrases", 5)
-        if self.max_new_tokens < 1:
-            raise UserError(f"max_new_tokens is {self.max_new_tokens}: give a whole number above 0.")
+        check_max_new_tokens(self.max_new_tokens)
         if self.shots < 0:
             raise UserError(f"shots is {self.shots}: give 0, or a whole number above it.")
 
