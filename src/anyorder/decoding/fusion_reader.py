@@ -88,9 +88,12 @@ class AttentionReader(Reader):
         self.cache, self._passes = joined.cache, joined.passes
         self._behind = joined.cache.capacity - new_tokens  # the slot of the first token of all answers
         self._written = [0] * len(layouts)
-        labels = [layout.labels(new_tokens, model.device) for layout in layouts]
+        answers = [
+            {name: label[:, layout.length :] for name, label in layout.labels(new_tokens, model.device).items()}
+            for layout in layouts
+        ]
         # Of the tokens of all answers, as if each were the longest: each label `[questions, new_tokens]`.
-        self._answers = {name: torch.cat([own[name][:, -new_tokens:] for own in labels]) for name in labels[0]}
+        self._answers = {name: torch.cat([own[name] for own in answers]) for name in answers[0]}
         self._logits_QV = self._read_suffixes(layouts, suffixes, joined, weights)
 
     def _read_suffixes(
