@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 from itertools import pairwise
 from pathlib import Path
@@ -293,13 +294,16 @@ def test_ranks_of_llama_4(tmp_path: Path) -> None:
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("its_class", ["TokenizersBackend", "LlamaTokenizer", "Qwen2Tokenizer"])
 def test_a_folder_of_ours_is_not_asked_what_network_it_has(
-    tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    its_class: str, tiny_config: ModelConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """transformers does not know our networks unless their face is imported, and would warn."""
     words = train_tokenizer(["a text"], 260)
     model = Llama(tiny_config.replace(vocab_size=len(words), ways=(diffusion(3),)))
     save_model(model, tmp_path / "ours", tokenizer=words)
+    named = tmp_path / "ours" / "tokenizer_config.json"
+    named.write_text(json.dumps(json.loads(named.read_text()) | {"tokenizer_class": its_class}))
 
     def asked(*_: object, **__: object) -> None:
         raise AssertionError

@@ -132,8 +132,11 @@ def _load_folder(folder: Path) -> PreTrainedTokenizerBase:
     try:
         its_class = json.loads(named.read_text("utf-8")).get("tokenizer_class", "") if named.is_file() else ""
         loader: Any = getattr(transformers, STOCK.get(its_class, "AutoTokenizer"))
+        # transformers does not know our networks, and would warn of them before it goes by the tokenizer's class.
+        is_asked = loader is transformers.AutoTokenizer and _is_ours(folder / "config.json")
+        options = {"config": transformers.PreTrainedConfig()} if is_asked else {}
         # Otherwise transformers asks whether to run code that came with the folder, and waits for an answer.
-        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False, **options)
     except Exception as error:  # transformers and tokenizers raise many kinds, down to bare `Exception`
         reason = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(f"the tokenizer in {str(folder)!r} cannot be read ({reason}): fetch it again.") from error
@@ -311,3 +314,7 @@ def _scores(merges: Sequence[tuple[str, str]]) -> dict[str, float]:
         end = max(end, last["".join(pair)])
         score.setdefault("".join(pair), current)
     return score
+
+
+def _is_ours(config: Path) -> bool:
+    return config.is_file() and json.loads(config.read_text("utf-8")).get("model_type") == "anyorder"
