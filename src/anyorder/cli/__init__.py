@@ -82,7 +82,7 @@ def _run_command(name: str, words: list[str]) -> None:
         case [sub, *rest] if sub in below:
             _run_command(f"{name} {sub}", rest)
         case _ if hasattr(module, "command"):
-            module.command(**parse(name, module.command, words))
+            module.command(**parse(name, module.command, words, below))
         case [] | ["-h" | "--help", *_]:
             print(_overview(f"anyorder {name}", below, module.__doc__))
         case [word, *_]:

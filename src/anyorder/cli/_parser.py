@@ -16,7 +16,9 @@ from jsonargparse import ArgumentError, ArgumentParser
 from anyorder.errors import UserError
 
 
-def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict[str, Any]:
+def parse(
+    name: str, command: Callable[..., None], words: Sequence[str], below: Sequence[str] = ()
+) -> dict[str, Any]:  # fmt: skip
     """The keywords for `command` that a command line asks for.
 
     Positional parameters of the function become words (of type `list[str]`, any number of them), keyword-only ones
@@ -29,6 +31,7 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
             is given in the package by that name, and `anyorder.generate` would import everything.
         command: function with type hints and a docstring that explains every parameter.
         words: the command line after the command's name.
+        below: commands below this one, for its help.
 
     Raises:
         UserError: a word, an option or a value that the command does not take.
@@ -37,6 +40,8 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str]) -> dict
     settings = _settings(command)
     target = command if settings is None else settings[1]
     parser = _parser(name, target, command.__doc__ or "")
+    if below:
+        parser.epilog = f"Below it: {', '.join(f'anyorder {name} {sub}' for sub in below)}."
     try:
         values = parser.parse_args(_config_first(words)).as_dict()
     except ArgumentError as error:

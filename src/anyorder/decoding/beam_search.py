@@ -19,6 +19,7 @@ from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.visibility import causal
 
 if TYPE_CHECKING:
+    from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
 
 
@@ -88,17 +89,8 @@ def _search(
         # A token that the prompt has is padding that transformers' repetition penalty, which looks at it, may see.
         torch.tensor([[prompt[0]] * pad + [*prompt] for prompt, pad in zip(prompts, pads, strict=True)]).to(device),
         attention_mask=torch.tensor([[0] * pad + [1] * (width - pad) for pad in pads]).to(device),
-        generation_config=GenerationConfig(
-            num_beams=beams,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            repetition_penalty=float(repetition_penalty),
-            length_penalty=1.0,
-            early_stopping=False,
-            eos_token_id=list(model.config.eos_token_ids) or None,
-            pad_token_id=0,
-            use_cache=use_cache,
-            return_dict_in_generate=True,
+        generation_config=search_config(
+            model.config, beams, max_new_tokens, repetition_penalty=repetition_penalty, use_cache=use_cache
         ),
         stopping_criteria=StoppingCriteriaList([watch]),
     )
@@ -115,6 +107,24 @@ def _search(
         else:
             stopped[row] = "stop" if stop is not None and stop(row, ids) else "length"
     return Step(tuple(sorted(events)), stopped, passes=watch.passes + 1)
+
+
+def search_config(
+    config: ModelConfig, beams: int, max_new_tokens: int, *, repetition_penalty: float, use_cache: bool = True
+) -> GenerationConfig:  # fmt: skip
+    """What transformers' loop is told: the mean log-probability per token decides, and nobody stops early."""
+    return GenerationConfig(
+        num_beams=beams,
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        repetition_penalty=float(repetition_penalty),
+        length_penalty=1.0,
+        early_stopping=False,
+        eos_token_id=list(config.eos_token_ids) or None,
+        pad_token_id=0,
+        use_cache=use_cache,
+        return_dict_in_generate=True,
+    )
 
 
 class Watch(StoppingCriteria):

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from anyorder.decoding.beam_search import Watch
+from anyorder.decoding.beam_search import Watch, search_config
 from anyorder.decoding.fusion import fusion_reader
 from anyorder.decoding.fusion_question import Fusion, Question, check_questions, fused_layouts
 from anyorder.decoding.fusion_reader import Reader
@@ -91,18 +91,7 @@ def _search(
     found = face.generate(
         torch.tensor(padded, device=model.device),
         past_key_values=face.past,
-        generation_config=GenerationConfig(
-            num_beams=beams,
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-            repetition_penalty=float(repetition_penalty),
-            length_penalty=1.0,
-            early_stopping=False,
-            eos_token_id=list(model.config.eos_token_ids) or None,
-            pad_token_id=0,
-            use_cache=True,
-            return_dict_in_generate=True,
-        ),
+        generation_config=search_config(model.config, beams, max_new_tokens, repetition_penalty=repetition_penalty),
         stopping_criteria=StoppingCriteriaList([Watch(stop, rows, width)]),
     )
     events: list[Written] = []
