@@ -1,6 +1,6 @@
 """Every objective on real text: losses over steps, against the unigram entropy, from a causal network or from scratch.
 
-    python benchmarks/training_curves.py TEXT CHECKPOINT [--tokenizer FILE] [--steps 2000]
+    python benchmarks/training_curves.py TEXT CHECKPOINT [--tokenizer FILE] [--steps 2000] [--only NAME]
 
 TEXT is cut: the last part is looked at, never learnt. CHECKPOINT is a small causal network (stories260K); networks from
 scratch have its shape. Prints the table, and draws docs/images/training-curves.png.
@@ -16,6 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from anyorder import checkpoints
 from anyorder.model.llama import Llama
@@ -65,12 +67,14 @@ def unigram_entropy(text: str, tokenizer: Any) -> float:
 
 
 def main() -> None:
+    """Train each, tell, draw."""
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("text", type=Path)
     words.add_argument("checkpoint")
     words.add_argument("--tokenizer")
     words.add_argument("--steps", type=int, default=2000)
     words.add_argument("--held_back", type=int, default=40_000, help="characters at the end that are not learnt")
+    words.add_argument("--only", action="append", choices=RUNS, help="train these anew; the others stay as they were")
     given = words.parse_args()
     text = given.text.read_text(encoding="utf-8")
     with tempfile.TemporaryDirectory() as scratch:
@@ -79,33 +83,52 @@ def main() -> None:
         (folder / "looked-at.txt").write_text(text[-given.held_back :], encoding="utf-8")
         causal, tokenizer = checkpoints.load(given.checkpoint, tokenizer=given.tokenizer)
         checkpoints.save_model(causal, folder / "causal", tokenizer=tokenizer)
+        torch.manual_seed(0)
         blank = Llama(causal.config)  # the same shape, weights drawn
         checkpoints.save_model(blank, folder / "blank", tokenizer=tokenizer)
-        logs, rows = {}, []
-        for name, options in RUNS.items():
-            output = folder / f"run-{len(logs)}"
+        entropy = unigram_entropy(text[-given.held_back :], tokenizer)
+        for number, (name, options) in enumerate(RUNS.items()):
+            if given.only and name not in given.only:
+                continue
             settings = {
-                "data": folder / "learnt.txt", "validation": folder / "looked-at.txt", "output": output,
+                "data": folder / "learnt.txt", "validation": folder / "looked-at.txt", "output": folder / f"{number}",
                 "steps": given.steps, "batch_size": 8, "length": 64, "learning_rate": 4e-3, "log_every": 50,
                 "evaluate_every": given.steps // 4, "cache_dir": folder / "cache",
             }  # fmt: skip
             start = folder / options.get("init", "blank")
             began = time.perf_counter()
             run(Run(**settings | options | {"init": str(start)}))
-            logs[name] = json.loads((output / LOG).read_text())["log"]
-            last = {key: value for entry in logs[name] for key, value in entry.items() if key.startswith("eval_")}
-            looked = {key: value for key, value in last.items() if not key.endswith("_bits_per_byte")}
-            for key, nats in looked.items():
-                part = f" ({key.removeprefix('eval_')})" if len(looked) > 1 else ""
-                rows.append((name + part, nats, last[f"{key}_bits_per_byte"], time.perf_counter() - began))
-            print(rows[-1], flush=True)
-        entropy = unigram_entropy(text[-given.held_back :], tokenizer)
-    print(f"\nunigram entropy {entropy:.2f} nats per token\n")
+            log = json.loads((folder / f"{number}" / LOG).read_text())["log"]
+            keep(entropy, name, log, time.perf_counter() - began)
+    tell()
+
+
+def keep(entropy: float, name: str, log: list[dict[str, float]], seconds: float) -> None:
+    """Puts a run among the results."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
+    entries = [
+        {key: value for key, value in entry.items() if key in ("step", "loss") or "eval_" in key} for entry in log
+    ]
+    found["unigram entropy"] = entropy
+    found["runs"][name] = {"seconds": seconds, "log": entries}
+    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def tell() -> None:
+    """Prints the table and draws the picture, of all results."""
+    found = json.loads(RESULTS.read_text())
+    print(f"\nunigram entropy {found['unigram entropy']:.2f} nats per token\n")
     print("| what is learnt | nats per token, held back | bits per byte | seconds |\n|---|---|---|---|")
-    for name, nats, bits, seconds in rows:
-        print(f"| {name} | {nats:.2f} | {bits:.2f} | {seconds:.0f} |")
-    draw_curves(logs, IMAGES / "training-curves.png", level={"unigram entropy": entropy})
-    RESULTS.write_text(json.dumps({"unigram entropy": entropy, "rows": rows, "steps": given.steps}, indent=1) + "\n")
+    runs = {name: found["runs"][name] for name in RUNS if name in found["runs"]}
+    for name, result in runs.items():
+        last = {key: value for entry in result["log"] for key, value in entry.items() if key.startswith("eval_")}
+        looked = [key for key in last if not key.endswith("_bits_per_byte")]
+        for key in looked:
+            part = f" ({key.removeprefix('eval_')})" if len(looked) > 1 else ""
+            numbers = f"{last[key]:.2f} | {last[f'{key}_bits_per_byte']:.2f} | {result['seconds']:.0f}"
+            print(f"| {name}{part} | {numbers} |")
+    logs = {name: result["log"] for name, result in runs.items()}
+    draw_curves(logs, IMAGES / "training-curves.png", level={"unigram entropy": found["unigram entropy"]})
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def draw_curves(logs: Mapping[str, Log], file: Path, *, level: Mapping[str, floa
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4.5) if len(logs) > 1 else (7, 4), layout="constrained")
     axes = figure.add_subplot()
     for number, (name, log) in enumerate(logs.items()):
         colour = f"C{number}"
@@ -45,16 +45,18 @@ def draw_curves(logs: Mapping[str, Log], file: Path, *, level: Mapping[str, floa
         looks = sorted({key for entry in log for key in entry if _is_look(key)})
         for marker, key in zip("osv^D", looks, strict=False):
             seen = [(entry["step"], entry[key]) for entry in log if key in entry]
-            axes.plot(
-                *zip(*seen, strict=True), marker, color=colour, markersize=4,
-                label=f"{name}, validation" if len(looks) == 1 else key.removeprefix("eval_"),
-            )  # fmt: skip
+            # Of one objective, dots of the same colour speak for themselves.
+            label = f"{name}: {key.removeprefix('eval_')}" if len(looks) > 1 else None
+            axes.plot(*zip(*seen, strict=True), marker, color=colour, markersize=4, label=label)
     for label, nats in (level or {}).items():
         axes.axhline(nats, color="grey", linestyle=":", linewidth=1)
         axes.annotate(label, (1, nats), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss in nats per token")
-    axes.legend(fontsize=8)
+    axes.set_ylabel("loss in nats per token (dots: validation)")
+    if len(logs) > 1:
+        figure.legend(fontsize=8, loc="outside right upper")
+    else:
+        axes.legend(fontsize=8)
     figure.savefig(file, format="png", dpi=120)
 
 
