@@ -58,6 +58,8 @@ def command(
     weights = [resolve_dtype(dtype) for dtype in dtypes or ("float32", "bfloat16")]
 
     notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    if not console.is_terminal:  # a file has no edge at which the table must be cut
+        console.width = 120
     if "decode" in chosen and not speed.has_llama_cpp():
         missing = "llama.cpp is left out: it needs the packages of anyorder[bench], which are compiled for minutes"
         notes.print(missing, markup=False, soft_wrap=True)
