@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.checkpoints.adapt import adapt
@@ -58,9 +59,9 @@ class WithGaps(Permutation):
         return super().plan(dataclasses.replace(batch, learnt_BL=learnt_BL), seed)
 
 
-def rows_of(text: str, tokenizer: object, bos_token_id: int) -> tuple[Tensor, Tensor]:
+def rows_of(text: str, tokenizer: PreTrainedTokenizerBase, bos_token_id: int) -> tuple[Tensor, Tensor]:
     """Rows `[rows, LENGTH]` that begin with the token that begins a text: those to learn, and those held back."""
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])  # type: ignore[operator]
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"])
     pieces_NL = ids[: len(ids) // (LENGTH - 1) * (LENGTH - 1)].view(-1, LENGTH - 1)
     rows_NL = torch.cat((torch.full((len(pieces_NL), 1), bos_token_id), pieces_NL), 1)
     cut = int(len(rows_NL) * (1 - HELD_BACK))

@@ -105,6 +105,32 @@ class Face(Llama, PreTrainedModel):
         return super().run_layer(layer, rows_BRE, view, kv)
 
 
+class NotCausalFace(Face):
+    """A network whose logits are not those of the next token, which transformers' loop would take them for.
+
+    Attributes:
+        writes: how it writes instead, for the message.
+    """
+
+    writes: str
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """Not by transformers' loop, which writes from left to right."""
+        return False
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Is refused.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"transformers' generate writes from left to right, and this network {self.writes}: use "
+            "anyorder.generate(model, tokenizer, prompt)."
+        )
+
+
 @contextlib.contextmanager
 def inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tensor]]:
     """A list that fills with the rows that each layer reads."""

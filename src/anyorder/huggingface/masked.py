@@ -12,16 +12,18 @@ from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
 from anyorder.errors import UserError
-from anyorder.huggingface.face import Face, inputs_of
+from anyorder.huggingface.face import NotCausalFace, inputs_of
 from anyorder.visibility import bidirectional
 
 
-class LLaDAForMaskedLM(Face):
+class LLaDAForMaskedLM(NotCausalFace):
     """The network as transformers' tools know networks that fill in masked tokens.
 
     Every row sees all tokens, and `logits[:, i]` are those of token i. It takes part in everything that a `Llama` does
     here as well, such as `anyorder.generate`.
     """
+
+    writes = "by masked diffusion"
 
     def forward(  # type: ignore[override]
         self,
@@ -83,19 +85,3 @@ class LLaDAForMaskedLM(Face):
         )
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """Not by transformers' loop, which writes from left to right."""
-        return False
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Is refused.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            "transformers' generate writes from left to right, and this network by masked diffusion: use "
-            "anyorder.generate(model, tokenizer, prompt)."
-        )

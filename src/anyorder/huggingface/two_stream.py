@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from anyorder.checkpoints.config_json import config_from_json
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
-from anyorder.huggingface.face import Face, inputs_of
+from anyorder.huggingface.face import NotCausalFace, inputs_of
 from anyorder.model.llama import IGNORED, Llama
 from anyorder.plans import GroupPlan
 from anyorder.visibility import groups
@@ -31,13 +31,15 @@ GroupIds = Tensor | Sequence[int] | Sequence[Sequence[int]]
 """The rank of each token, whole numbers `[batch, length]`; `[1, length]` and `[length]` count for all texts."""
 
 
-class LlamaTwoStreamForCausalLM(Face):
+class LlamaTwoStreamForCausalLM(NotCausalFace):
     """The network as transformers' tools know it, in two streams: `logits[:, i]` are those of token i itself.
 
     Content rows see the tokens of their own group and of those before it; query rows, which the logits are read from,
     see the groups before. A Llama is a valid start, by `from_pretrained` or from its configuration: its weights stay,
     and what query rows need beside them is drawn, to be trained.
     """
+
+    writes = "in any order"
 
     _supports_flash_attn = False
 
@@ -144,22 +146,6 @@ class LlamaTwoStreamForCausalLM(Face):
                 raise UserError(f"group_ids has the shape {list(rank_BL.shape)}: {remedy}.")
         return GroupPlan(
             rank_BL=rank_BL.expand(batch, -1).contiguous(), given_BL=torch.zeros_like(valid_BL), valid_BL=valid_BL
-        )
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """Not by transformers' loop, which writes from left to right."""
-        return False
-
-    def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Is refused.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            "transformers' generate writes from left to right, and this network in any order: use "
-            "anyorder.generate(model, tokenizer, prompt)."
         )
 
 
