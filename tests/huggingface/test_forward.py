@@ -315,15 +315,11 @@ def test_a_face_is_a_network(pair: Twins) -> None:
             r"attention_mask has the shape \[2, 1, 3, 3\]: give \[batch, tokens so far\], \[2, 3\]",
         ),
         (
-            {"input_ids": torch.zeros(1, 3, dtype=torch.long), "output_attentions": True},
-            "output_attentions is True, but attention weights are not kept",
-        ),
-        (
             {"input_ids": torch.zeros(1, 3, dtype=torch.long), "past_key_values": DynamicCache()},
             "cache is a DynamicCache: leave it out, or give what an earlier pass returned",
         ),
     ],
-    ids=["nothing", "both", "4-D mask", "attentions", "foreign cache"],
+    ids=["nothing", "both", "4-D mask", "foreign cache"],
 )
 def test_refused(pair: Twins, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
@@ -354,6 +350,25 @@ def test_networks_without_logits_for_the_next_token(pair: Twins, way: Way) -> No
         ours(ids, labels=ids)
     with pytest.raises(UserError, match="no logits for the next token"):
         ours.generate(ids, attention_mask=mask, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("left", [True, False], ids=["left", "right"])
+def test_attention_weights(pair: Twins, left: bool) -> None:
+    """Those of transformers' eager attention; with a cache, keys stay in the order of columns."""
+    ours, _ = pair
+    theirs = llama(attn_implementation="eager")
+    theirs.load_state_dict(ours.state_dict())
+    ids, mask = batch(9, 5, left=left)
+    expected = theirs(ids, attention_mask=mask, position_ids=positions(mask), output_attentions=True).attentions
+    output = ours(ids, attention_mask=mask, output_attentions=True)
+    past = ours(ids[:, :4], attention_mask=mask[:, :4], use_cache=True).cache
+    later = ours(ids[:, 4:], attention_mask=mask, cache=past, output_attentions=True).attentions
+    real = mask[:, None, :, None]
+    assert len(output.attentions) == len(later) == 3
+    for found, of_cached, wanted in zip(output.attentions, later, expected, strict=True):
+        assert_close(found * real, wanted * real)
+        assert_close(of_cached * real[:, :, 4:], (wanted * real)[:, :, 4:])
+    assert_close(output.logits[mask == 1], ours(ids, attention_mask=mask).logits[mask == 1])
 
 
 @pytest.mark.parametrize("written", CACHE_NAMES)

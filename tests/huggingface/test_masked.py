@@ -14,6 +14,8 @@ from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainingArgu
 import anyorder
 from anyorder import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM
 from anyorder.errors import UserError
+from anyorder.ways import diffusion
+from tests.huggingface.twins import assert_close, batch, face_of, llama, positions
 from tests.model.networks import network
 from tests.published import bidirectional_logits, write_dream, write_llada
 
@@ -123,3 +125,22 @@ def test_mistakes_are_told_with_the_remedy(tmp_path: Path) -> None:
         face()
     with pytest.raises(UserError, match=r"attention_mask has the shape \[1, 3\]: give \[1, 4\]\."):
         face(ids, attention_mask=torch.ones(1, 3))
+
+
+def test_attention_weights() -> None:
+    """Those of transformers' eager attention where every row sees all that is no padding."""
+    theirs = llama(attn_implementation="eager")
+    backbone = face_of(theirs).config.backbone.replace(ways=(diffusion(mask_token_id=5),))
+    face = LLaDAForMaskedLM(AnyOrderConfig(backbone=backbone)).eval()
+    face.load_state_dict(theirs.state_dict())
+    ids, mask = batch(9, 5)
+    hidden = torch.where(mask[:, None, None] == 1, 0.0, torch.finfo(torch.float32).min)
+    expected = theirs(
+        ids, attention_mask=hidden.expand(-1, -1, 9, -1), position_ids=positions(mask), output_attentions=True
+    ).attentions
+    output = face(ids, attention_mask=mask, output_attentions=True)
+    real = mask[:, None, :, None]  # rows of padding see tokens too
+    assert output.attentions is not None
+    for found, wanted in zip(output.attentions, expected, strict=True):
+        assert_close(found * real, wanted * real)
+    assert_close(output.logits, face(ids, attention_mask=mask).logits)

@@ -304,3 +304,27 @@ def test_flash_attention_is_mapped_when_a_checkpoint_is_read_too(tmp_path: Path)
     )
     assert (ours.backend, ours.dtype) == ("sdpa", torch.bfloat16)
     assert ours(torch.tensor([[5, 6]])).logits.dtype == torch.bfloat16
+
+
+def test_attention_weights_are_those_of_the_query_rows() -> None:
+    """In the order of the text, as transformers' eager attention has them on the doubled sequence."""
+    theirs = llama(attn_implementation="eager")
+    ours = two_stream(theirs)
+    assert ours.query_rows is not None
+    ids, ranks = torch.randint(3, VOCABULARY, (2, 6)), torch.tensor([[2, 0, 1, 1, 0, 3], [0, 1, 2, 3, 4, 5]])
+    position = torch.arange(6).expand(2, -1)
+    seen = torch.zeros(2, 1, 12, 12, dtype=torch.bool)
+    seen[:, 0, :6, :6] = ranks[:, None, :] <= ranks[:, :, None]
+    seen[:, 0, 6:, :6] = ranks[:, None, :] < ranks[:, :, None]
+    mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
+    rows = torch.cat((theirs.model.embed_tokens(ids), ours.query_rows(position)), 1)
+    expected = theirs(
+        inputs_embeds=rows, attention_mask=mask, position_ids=torch.cat((position, position), 1), use_cache=False,
+        output_attentions=True,
+    ).attentions  # fmt: skip
+    output = ours(ids, group_ids=ranks, output_attentions=True)
+    some = (ranks > ranks.amin(1, keepdim=True))[:, None, :, None]
+    assert output.attentions is not None
+    for found, wanted in zip(output.attentions, expected, strict=True):
+        assert_close(found, wanted[:, :, 6:, :6] * some)
+    assert_close(output.logits, ours(ids, group_ids=ranks).logits)

@@ -88,19 +88,20 @@ class Eager(Backend):
         return AttentionMask(self.name, seen_B1QK=seen_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
 
     def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        scores_BGNQK = self._scores(q_BQHD, k_BKGD, mask, scale)
+        weights_BHQK = self._scores(q_BQHD, k_BKGD, mask, scale).softmax(-1).flatten(1, 2)
+        if mask.empty_BQ is not None:
+            weights_BHQK = weights_BHQK.masked_fill(mask.empty_BQ[:, None, :, None], 0)
         if mask.watch is not None:
-            weights_BHQK = scores_BGNQK.softmax(-1).flatten(1, 2)
-            empty_BQ = mask.empty_BQ
-            mask.watch(weights_BHQK if empty_BQ is None else weights_BHQK.masked_fill(empty_BQ[:, None, :, None], 0))
-        return self._weigh(scores_BGNQK, v_BKGD)
+            mask.watch(weights_BHQK)
+        return self._weigh(weights_BHQK, v_BKGD)
 
     def attend_with_lse(
         self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float
     ) -> tuple[Tensor, Tensor]:
         """The same, and the log-sum-exp of each row's scores, `[batch, rows, heads]`."""
         scores_BGNQK = self._scores(q_BQHD, k_BKGD, mask, scale)
-        return self._weigh(scores_BGNQK, v_BKGD), scores_BGNQK.logsumexp(-1).permute(0, 3, 1, 2).flatten(2)
+        weights_BHQK = scores_BGNQK.softmax(-1).flatten(1, 2)
+        return self._weigh(weights_BHQK, v_BKGD), scores_BGNQK.logsumexp(-1).permute(0, 3, 1, 2).flatten(2)
 
     def _scores(self, q_BQHD: Tensor, k_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
         groups = k_BKGD.shape[2]
@@ -114,9 +115,9 @@ class Eager(Backend):
             scores_BGNQK = scores_BGNQK.masked_fill(~mask.seen_B1QK.unsqueeze(1), -torch.inf)
         return scores_BGNQK
 
-    def _weigh(self, scores_BGNQK: Tensor, v_BKGD: Tensor) -> Tensor:
+    def _weigh(self, weights_BHQK: Tensor, v_BKGD: Tensor) -> Tensor:
         v_BG1KD = v_BKGD.transpose(1, 2).unsqueeze(2)
-        weights_BGNQK = scores_BGNQK.softmax(-1).to(v_BKGD.dtype)
+        weights_BGNQK = weights_BHQK.to(v_BKGD.dtype).unflatten(1, (v_BKGD.shape[2], -1))
         return (weights_BGNQK @ v_BG1KD).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.errors import UserError
-from anyorder.huggingface.face import Face, inputs_of
+from anyorder.huggingface.face import Face, inputs_of, watch_attention
 from anyorder.huggingface.past import PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
 from anyorder.model.llama import Views
@@ -98,7 +98,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
                 `labels[:, i + 1]`.
             use_cache: whether to return a `cache`; unless given, `config.use_cache` says so where no gradients
                 are recorded.
-            output_attentions: cannot be had.
+            output_attentions: whether to return the weights of each layer, `[batch, heads, rows, rows so far]`. They
+                are computed by the eager backend, whatever the network uses otherwise.
             output_hidden_states: whether to return the rows that each layer reads and those after the final norm.
             return_dict: False for a tuple.
             logits_to_keep: how many of the last rows to return logits for, all if 0, or which rows `[n]`.
@@ -109,8 +110,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             UserError: the network does not write from left to right, or the arguments do not fit each other.
         """
         refuse_unless_causal(self.config.ways, self.config.default_way)
-        if output_attentions or (output_attentions is None and self.config.output_attentions):
-            raise UserError("output_attentions is True, but attention weights are not kept: leave it out.")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
         given = name_cache({"cache": cache, "past_key_values": past_key_values}).get(CACHE_NAME)
@@ -123,7 +124,11 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         if packed and use_cache:
             raise UserError("use_cache is True, but position_ids begins anew within a row: give use_cache=False.")
         past = self._past(given, use_cache, shape)
-        views = self._views(shape, attention_mask, position_ids, past, packed)
+        backend = "eager" if output_attentions else None
+        views = self._views(shape, attention_mask, position_ids, past, packed, backend)
+        weights: list[Tensor] = []
+        if output_attentions:
+            views, weights = watch_attention(views)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
@@ -139,7 +144,9 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
                 num_items_in_batch=num_items_in_batch,
             )
         read = (*states, hidden_BRE) if output_hidden_states else None
-        output = CausalLMOutputWithPast(loss, logits_BRV, past, read)  # the cache has two names, but one place
+        attentions = tuple(weights) if past is None else tuple(map(past.by_column, weights))
+        # By place, since the cache has two names.
+        output = CausalLMOutputWithPast(loss, logits_BRV, past, read, attentions if output_attentions else None)
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else read_by_both_names(output)
 
@@ -159,7 +166,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 
     def _views(
         self, shape: tuple[int, int], mask: Tensor | None, position_ids: Tensor | None, past: PastKeyValues | None,
-        packed: bool,
+        packed: bool, backend: str | None,
     ) -> Views:  # fmt: skip
         """What `prepare` makes of transformers' arguments.
 
@@ -185,9 +192,9 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             labels["document"] = (position_BR.diff(prepend=position_BR[:, :1] - 1) != 1).cumsum(1)
             visibility &= documents()
         if past is None:
-            return self.prepare(visibility, labels, valid=valid_BR)
+            return self.prepare(visibility, labels, valid=valid_BR, backend=backend)
         past.columns += rows
-        return self.prepare(visibility, labels, valid=valid_BR, cache=past.slots)
+        return self.prepare(visibility, labels, valid=valid_BR, cache=past.slots, backend=backend)
 
 
 def _begins_anew(position_ids: Tensor | None) -> bool:

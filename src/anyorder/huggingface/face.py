@@ -6,12 +6,14 @@ Shape suffixes: B batch, R rows, E hidden size.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyorder.attention import TRANSFORMERS_NAMES
 from anyorder.checkpoints.masked_diffusion import FORMS
@@ -19,12 +21,14 @@ from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.block import Block
-from anyorder.model.cache import LayerCache
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.linear import Linear
-from anyorder.model.llama import Decoder, Llama
+from anyorder.model.llama import Decoder, Llama, Views
 from anyorder.model.query_rows import QueryRows
-from anyorder.model.view import View
+
+
+class CheckpointedBlock(GradientCheckpointingLayer, Block):
+    """A layer that is computed again backwards instead of kept, where gradient checkpointing is enabled."""
 
 
 class Face(Llama, PreTrainedModel):
@@ -37,7 +41,7 @@ class Face(Llama, PreTrainedModel):
     # The loss is divided by the number of tokens in all batches between two steps, not in each.
     accepts_loss_kwargs = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as transformers has it)
-    _no_split_modules = [Block.__name__]  # noqa: RUF012
+    _no_split_modules = [CheckpointedBlock.__name__]  # noqa: RUF012
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -45,10 +49,9 @@ class Face(Llama, PreTrainedModel):
 
     def __init__(self, config: AnyOrderConfig) -> None:
         PreTrainedModel.__init__(self, config)
-        self.model = Decoder(config.backbone)
+        self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
-        self.gradient_checkpointing = False
         self.post_init()
 
     @classmethod
@@ -61,6 +64,8 @@ class Face(Llama, PreTrainedModel):
         config = AnyOrderConfig(backbone=network.config, dtype=network.dtype, attn_implementation=attention)
         with torch.device("meta"):
             face = cls(config)
+        for layer in network.model.layers:
+            layer.__class__ = CheckpointedBlock
         face.model, face.lm_head, face.query_rows = network.model, network.lm_head, network.query_rows
         return face.train(network.training)
 
@@ -97,13 +102,6 @@ class Face(Llama, PreTrainedModel):
     def backend(self) -> str:  # type: ignore[override]
         """The attention backend, by transformers' name; `set_attn_implementation` sets it."""
         return str(self.config._attn_implementation)
-
-    def run_layer(self, layer: nn.Module, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
-        """One layer; with gradient checkpointing it is computed again backwards instead of kept."""
-        if self.gradient_checkpointing and self.training and kv is None:
-            again: Tensor = self._gradient_checkpointing_func(layer.__call__, rows_BRE, view, kv)
-            return again
-        return super().run_layer(layer, rows_BRE, view, kv)
 
 
 class NotCausalFace(Face):
@@ -142,3 +140,13 @@ def inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tens
     finally:
         for handle in handles:
             handle.remove()
+
+
+def watch_attention(views: Views) -> tuple[Views, list[Tensor]]:
+    """Return views of the eager backend that fill a list with each layer's weights `[batch, heads, rows, keys]`."""
+    seen: list[Tensor] = []
+    watched: Views = {
+        kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=seen.append))
+        for kind, view in views.items()
+    }
+    return watched, seen

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
 from anyorder.errors import UserError
-from anyorder.huggingface.face import NotCausalFace, inputs_of
+from anyorder.huggingface.face import NotCausalFace, inputs_of, watch_attention
 from anyorder.visibility import bidirectional
 
 
@@ -35,6 +35,7 @@ class LLaDAForMaskedLM(NotCausalFace):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """All masked tokens at once.
 
@@ -48,6 +49,8 @@ class LLaDAForMaskedLM(NotCausalFace):
             output_hidden_states: whether to return the rows that each layer reads and those after the final norm.
             return_dict: False for a tuple.
             num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
+            output_attentions: whether to return the weights of each layer, `[batch, heads, length, length]`. They are
+                computed by the eager backend, whatever the network uses otherwise.
 
         Raises:
             UserError: the network does not write by masked diffusion, or the arguments do not fit each other.
@@ -65,7 +68,13 @@ class LLaDAForMaskedLM(NotCausalFace):
             position_BL = position_ids.expand(shape)
         elif valid_BL is not None:
             position_BL = (valid_BL.long().cumsum(1) - 1).clamp(min=0)
-        views = self.prepare(bidirectional(), {"position": position_BL}, valid=valid_BL)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        backend = "eager" if output_attentions else None
+        views = self.prepare(bidirectional(), {"position": position_BL}, valid=valid_BL, backend=backend)
+        weights: list[Tensor] = []
+        if output_attentions:
+            views, weights = watch_attention(views)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
@@ -81,7 +90,10 @@ class LLaDAForMaskedLM(NotCausalFace):
                 num_items_in_batch=num_items_in_batch,
             )
         output = MaskedLMOutput(
-            loss=loss, logits=logits_BLV, hidden_states=(*states, hidden_BLE) if output_hidden_states else None
+            loss=loss,
+            logits=logits_BLV,
+            hidden_states=(*states, hidden_BLE) if output_hidden_states else None,
+            attentions=tuple(weights) if output_attentions else None,
         )
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output

@@ -55,6 +55,14 @@ class PastKeyValues(TransformersCache):
         """Columns that a mask for this many more would have, and the first of them."""
         return self.columns + query_length, 0
 
+    def by_column(self, weights_BHRS: Tensor) -> Tensor:
+        """Arrange weights `[batch, heads, rows, slots]` by column, `[batch, heads, rows, columns]`."""
+        used = weights_BHRS.shape[-1]
+        column_BS = self.slots.labels["column"][:, :used].where(self.slots.present[:, :used], 0)
+        placed_BHRC = weights_BHRS.new_zeros((*weights_BHRS.shape[:-1], self.columns))
+        # Slots without a key have no weight, so that they may count for any column.
+        return placed_BHRC.scatter_add(-1, column_BS[:, None, None].expand_as(weights_BHRS), weights_BHRS)
+
     def reset(self) -> None:
         """Forgets everything."""
         self.crop(-self.columns)

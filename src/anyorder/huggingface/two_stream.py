@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutput
 from anyorder.checkpoints.config_json import config_from_json
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
-from anyorder.huggingface.face import NotCausalFace, inputs_of
+from anyorder.huggingface.face import NotCausalFace, inputs_of, watch_attention
 from anyorder.model.llama import IGNORED, Llama
 from anyorder.plans import GroupPlan
 from anyorder.visibility import groups
@@ -78,6 +78,7 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        output_attentions: bool | None = None,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Both streams in one pass over `[tokens ; query rows]`.
 
@@ -92,6 +93,8 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
                 and those after the final norm.
             return_dict: False for a tuple.
             num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
+            output_attentions: whether to return each layer's weights of the query rows, `[batch, heads, length,
+                length]`. They are computed by the eager backend, whatever the network uses otherwise.
 
         Raises:
             UserError: the arguments do not fit each other.
@@ -104,19 +107,30 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
                 raise UserError(f"{name} has the shape {list(given.shape)}: give {list(input_ids.shape)}.")
         plan = self._plan(input_ids, group_ids, attention_mask)
         rows = plan.rows()
-        views = self.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        backend = "eager" if output_attentions else None
+        views = self.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR, backend=backend)
+        weights: list[Tensor] = []
+        if output_attentions:
+            views, weights = watch_attention(views)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
             position_BL = rows.labels["position"][:, rows.n_keys :]
             hidden_BRE = self.two_streams(input_ids.gather(1, rows.content_BL), position_BL, views)
         # From the order of ranks back to that of the text; rows of padding stay zero.
-        query_BLE = hidden_BRE[:, rows.n_keys :]
-        placed_BLE = torch.zeros_like(query_BLE)
         valid_BL = rows.valid_BR[:, rows.n_keys :]
         sample_N, _ = valid_BL.nonzero(as_tuple=True)
-        placed_BLE[sample_N, rows.query_BK[valid_BL]] = query_BLE[valid_BL]
-        logits_BLV = self.logits(placed_BLE)
+
+        def of_text(all_BR: Tensor) -> Tensor:
+            """Of what rows have `[batch, rows, ...]`, that of the query rows, in the order of the text."""
+            query_BL = all_BR[:, rows.n_keys :]
+            placed_BL = torch.zeros_like(query_BL)
+            placed_BL[sample_N, rows.query_BK[valid_BL]] = query_BL[valid_BL]
+            return placed_BL
+
+        logits_BLV = self.logits(of_text(hidden_BRE))
         loss = None
         if labels is not None:
             target_BL = labels.masked_fill(~plan.valid_BL, IGNORED)
@@ -128,7 +142,17 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
             state[:, : rows.n_keys].gather(1, back_BL.unsqueeze(2).expand(-1, -1, state.shape[2]))
             for state in (*states, hidden_BRE)
         )
-        output = CausalLMOutput(loss=loss, logits=logits_BLV, hidden_states=content if output_hidden_states else None)
+        attentions = tuple(
+            of_text(by_key_BHRL.transpose(1, 2)).transpose(1, 2)
+            for weights_BHRL in weights
+            for by_key_BHRL in [weights_BHRL.gather(3, back_BL[:, None, None].expand_as(weights_BHRL))]
+        )
+        output = CausalLMOutput(
+            loss=loss,
+            logits=logits_BLV,
+            hidden_states=content if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output
 

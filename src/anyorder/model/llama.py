@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from anyorder.attention import BiasTerm, Request, Tempered, compile_mask
 from anyorder.errors import UserError
 from anyorder.model.block import Block
-from anyorder.model.cache import Cache, LayerCache
+from anyorder.model.cache import Cache
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
@@ -43,12 +43,17 @@ class CausalOutput(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """Embedding, layers and final norm; the part that Hugging Face calls `model`."""
+    """Embedding, layers and final norm; the part that Hugging Face calls `model`.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Args:
+        config: the shape.
+        block: the class of the layers, `Block` or a subclass.
+    """
+
+    def __init__(self, config: ModelConfig, block: type[Block] = Block) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, kind) for kind in config.layers)
+        self.layers = nn.ModuleList(block(config, kind) for kind in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
 
@@ -202,7 +207,7 @@ class Llama(nn.Module):
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
             last = index == len(self.model.layers) - 1 and "last" in views
             view = views["last"] if last else views[kind]
-            rows_BRE = self.run_layer(layer, rows_BRE, view, None if cache is None else cache.layers[index])
+            rows_BRE = layer(rows_BRE, view, None if cache is None else cache.layers[index])
         normed_BRE: Tensor = self.model.norm(rows_BRE)
         return normed_BRE
 
@@ -226,11 +231,6 @@ class Llama(nn.Module):
         `torch.compile(model)` would compile `prepare` too, in pieces, as what it decides depends on data.
         """
         self.read = torch.compile(self.read, *args, **kwargs)  # type: ignore[method-assign]
-
-    def run_layer(self, layer: nn.Module, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
-        """One layer, here alone so that it can be run in another way, such as with gradient checkpointing."""
-        out_BRE: Tensor = layer(rows_BRE, view, kv)
-        return out_BRE
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every token, `[..., vocabulary]`, for the rows `[..., hidden]` that are wanted."""

@@ -32,11 +32,10 @@ WEIGHTS = "model.safetensors"
 class LessonLoss(nn.Module):
     """What `Trainer` trains: the network, called with a lesson; wrappers for several processes go around it."""
 
-    _no_split_modules = ("Block",)
-
     def __init__(self, network: Llama) -> None:
         super().__init__()
         self.network = network
+        self._no_split_modules = sorted({type(layer).__name__ for layer in network.model.layers})
 
     def forward(self, lesson: Lesson) -> Tensor:
         """The summed loss, see `summed_loss`."""
