@@ -28,6 +28,7 @@ class PastKeyValues(TransformersCache):
 
     is_compileable = False
     is_croppable = True
+    is_linear = [False]  # noqa: RUF012 (no layer keeps a state instead of keys)
 
     def __len__(self) -> int:
         return len(self.slots.layers)
