@@ -21,7 +21,7 @@ pytestmark = pytest.mark.real
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
-PHRASINGS = ["What is the capital of France?", "Which city is the capital of France?", "France's capital is which city?"]
+PHRASINGS = ["What is the capital of France?", "Which city is the capital of France?", "Name the capital of France."]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_saved_network_is_loaded_by_transformers(folder: Path, theirs: LlamaForC
 
 def losses(output: Path) -> list[float]:
     """The training losses that a run wrote down."""
-    log = json.loads((output / "log.json").read_text())
+    log = json.loads((output / "log.json").read_text())["log"]
     return [entry["loss"] for entry in log if "loss" in entry]
 
 
@@ -134,7 +134,8 @@ def test_lora_teaches_an_answer_that_transformers_gives(
     output = tmp_path / "tuned"
     words = [
         "sft", "--init", folder, "--data", data, "--output", output, "--lora_rank", 8, "--steps", 12, "--length", 64,
-        "--batch_size", 2, "--learning_rate", 3e-3, "--log_every", 2, "--save_every", 0, "--cache_dir", tmp_path / "cache",
+        "--batch_size", 2, "--learning_rate", 3e-3, "--log_every", 2, "--save_every", 0,
+        "--cache_dir", tmp_path / "cache",
     ]  # fmt: skip
     assert main([str(word) for word in words]) == 0, capsys.readouterr().err
     model, tokenizer = anyorder.load(output / "network", device="cpu")
