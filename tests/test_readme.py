@@ -19,7 +19,7 @@ BLOCK = re.compile(r"```(?P<language>sh|console|python)\n(?P<code>.*?)```", re.D
 
 
 def shell_script(language: str, code: str) -> str:
-    """What a shell runs of a block; of `make`'s targets, `demo` as the command behind it, and no tests within a test."""
+    """What a shell runs of a block; of `make`'s targets `demo` alone, as the command behind it."""
     if language == "console":
         code = re.sub(r"^\$ ", "", code, flags=re.MULTILINE)
     code = re.sub(r"^make demo\b", "anyorder demo", code, flags=re.MULTILINE)
@@ -49,7 +49,7 @@ def test_every_block_runs_after_those_before_it(project_root: Path, tmp_path: Pa
         assert ran.returncode == 0, f"{block['code']}\n{ran.stdout}\n{ran.stderr}"
         seconds.append(round(time.monotonic() - started))
         said.append(ran.stdout)
-    print("seconds of each block:", seconds)
+    (tmp_path / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
 
     # What a block leaves is good enough for those after it: the network has learnt, and writes words of its texts.
     log = json.loads((tmp_path / "trained" / "log.json").read_text(encoding="utf-8"))["log"]
