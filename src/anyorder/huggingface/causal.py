@@ -12,12 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import Cache as TransformersCache
-from transformers import GenerationConfig, GenerationMixin
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.errors import UserError
+from anyorder.huggingface.dynamic_cache import past_from
 from anyorder.huggingface.face import Face, inputs_of
 from anyorder.huggingface.past import PastKeyValues
+from anyorder.model import call
 from anyorder.model.llama import Views
 from anyorder.visibility import documents, not_after
 from anyorder.ways import refuse_unless_causal
@@ -90,7 +92,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             attention_mask: 1 for tokens and 0 for padding on either side, `[batch, rows so far]`.
             position_ids: true positions `[batch, rows]`, counted from the mask unless given. Without a mask and a
                 cache, texts begin where they do not rise by 1, and do not see each other.
-            past_key_values: what an earlier pass returned.
+            past_key_values: what an earlier pass returned, or a `DynamicCache` that another tool has filled, such as
+                PEFT's prefix tuning.
             inputs_embeds: rows `[batch, rows, hidden]` instead of tokens.
             labels: tokens to be predicted `[batch, rows]`, -100 where none is; `logits[:, i]` is compared with
                 `labels[:, i + 1]`.
@@ -118,6 +121,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             use_cache = wanted and not packed and self._can_cache(shape[1])
         if packed and use_cache:
             raise UserError("use_cache is True, but position_ids begins anew within a row: give use_cache=False.")
+        if isinstance(past_key_values, DynamicCache):
+            past_key_values = past_from(past_key_values, self, shape[0], attention_mask)
         past = self._past(past_key_values, use_cache, shape)
         views = self._views(shape, attention_mask, position_ids, past, packed)
         if output_hidden_states is None:
@@ -131,6 +136,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             loss = self.loss_function(
                 logits=logits_BRV,
                 labels=labels,
+                shift_labels=None if attention_mask is None else _next_tokens(labels, attention_mask),
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )
@@ -195,6 +201,11 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 def _begins_anew(position_ids: Tensor | None) -> bool:
     """Whether several texts are packed into a row, so that positions do not always rise by 1."""
     return position_ids is not None and bool((position_ids.diff() != 1).any())
+
+
+def _next_tokens(labels_BR: Tensor, mask: Tensor) -> Tensor:
+    """The label of the token after each, whatever padding lies between; the mask may begin in the cache."""
+    return call.next_tokens(labels_BR, mask[:, -labels_BR.shape[1] :].bool())
 
 
 ARGUMENTS = frozenset(inspect.signature(AnyOrderForCausalLM.forward).parameters)

@@ -6,7 +6,8 @@ Shape suffixes: B batch, R rows, E hidden size.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -129,6 +130,55 @@ class NotCausalFace(Face):
             f"transformers' generate writes from left to right, and this network {self.writes}: use "
             "anyorder.generate(model, tokenizer, prompt)."
         )
+
+    # PEFT takes it from every model of task_type CAUSAL_LM, also where nothing is generated.
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Is refused, as `generate` is.
+
+        Raises:
+            UserError: always.
+        """
+        return self.generate()
+
+    def refuse_others(self, others: Mapping[str, Any]) -> None:
+        """Refuses what tools pass to other networks; None and False change nothing, and are passed over.
+
+        Raises:
+            UserError: an argument has another value.
+        """
+        for name, value in others.items():
+            if value is None or value is False:
+                continue
+            if name in ("use_cache", "past_key_values", "cache"):
+                raise UserError(
+                    f"{name} is given, but this network writes {self.writes} and is called without a cache: leave it "
+                    "out (and use LoRA, IA3 or prompt tuning instead of prefix tuning)."
+                )
+            if name == "output_attentions":
+                raise UserError("output_attentions is True, but attention weights are not kept: leave it out.")
+            known = ", ".join(name for name in inspect.signature(self.forward).parameters if name != "others")
+            raise UserError(f"argument {name!r} is unknown to {type(self).__name__}: leave it out, or give one of {known}.")
+
+    def rows_of(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, **beside: Tensor | None) -> Tensor:
+        """The embedded tokens `[batch, length, hidden]`.
+
+        Args:
+            input_ids, inputs_embeds: one of the two.
+            beside: further arguments of the call, each `[batch, length]` where given.
+
+        Raises:
+            UserError: both or neither is given, or a shape is another.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
+        if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
+            found = f"{input_ids.dtype} of shape {list(input_ids.shape)}"
+            raise UserError(f"input_ids is {found}: give whole numbers [batch, length].")
+        rows_BLE: Tensor = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        for name, given in beside.items():
+            if given is not None and given.shape != rows_BLE.shape[:2]:
+                raise UserError(f"{name} has the shape {list(given.shape)}: give {list(rows_BLE.shape[:2])}.")
+        return rows_BLE
 
 
 @contextlib.contextmanager
