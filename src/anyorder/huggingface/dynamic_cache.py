@@ -23,7 +23,7 @@ def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | No
     same `DynamicCache` is read once.
 
     Args:
-        given: keys, rotated as for the first positions, and values of each layer, `[batch, kv_heads, tokens, head_dim]`.
+        given: keys, rotated for the first positions, and values of each layer, `[batch, kv_heads, tokens, head_dim]`.
         network: that reads them.
         batch: number of texts.
         mask: 1 for tokens and 0 for padding, `[batch, at least tokens]`; no padding unless given.
@@ -33,16 +33,20 @@ def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | No
     """
     remedy = "leave it out, or give what an earlier pass returned"
     layers = [layer for layer in given.layers if layer.keys is not None and layer.keys.numel()]
-    if not layers or getattr(given, READ, False):
-        state = "was read before, and nothing was added to it" if layers else "is empty, and nothing would be added to it"
-        raise UserError(f"past_key_values is a {type(given).__name__} that {state}: {remedy}.")
+    kind = type(given).__name__
+    if not layers:
+        raise UserError(f"past_key_values is a {kind}: {remedy}.")
+    if getattr(given, READ, False):
+        raise UserError(f"past_key_values is a {kind} that was read before, and nothing was added to it: {remedy}.")
     config = network.config
     tokens = layers[0].keys.shape[2]
     shape = (batch, config.num_key_value_heads, tokens, config.head_dim)
     found = [tuple(layer.keys.shape) for layer in layers]
     if found != [shape] * config.num_hidden_layers:
         wanted = f"{config.num_hidden_layers} layers of {list(shape)}"
-        raise UserError(f"past_key_values has {len(found)} layers, the first of {list(found[0])}, not {wanted}: {remedy}.")
+        raise UserError(
+            f"past_key_values has {len(found)} layers, the first of {list(found[0])}, not {wanted}: {remedy}."
+        )
     if mask is not None and mask.shape[1] < tokens:
         raise UserError(f"attention_mask has {mask.shape[1]} columns, but past_key_values {tokens}: give one for each.")
     past = PastKeyValues(network.new_cache(batch, tokens + SPARE))

@@ -31,6 +31,7 @@ from anyorder.visibility import Labels, Visibility
 Views = dict[LayerKind | Literal["last"], View]
 """By kind of layer; "last" is that of the last layer where only some rows are wanted of it."""
 
+
 class CallOutput(NamedTuple):
     """Mean loss in nats per predicted token (None without labels) and logits `[batch, length, vocabulary]`."""
 
