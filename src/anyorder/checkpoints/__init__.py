@@ -128,12 +128,18 @@ def save_model(
         form: "llada" or "dream": as those models are published.
 
     Raises:
-        UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, or the form or
-            llama2.c's format cannot express the network.
+        UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
+            more tokens than the network, or the form or llama2.c's format cannot express the network.
     """
     path = Path(path)
     as_published = None if form is None else named_form(form)
-    check_finite(contents_of(model))
+    contents = contents_of(model)
+    check_finite(contents)
+    if tokenizer is not None and len(tokenizer) > contents.config.vocab_size:  # which `load` would refuse
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the network {contents.config.vocab_size} embeddings: give "
+            "the tokenizer that it was trained with, or add embeddings (a face's resize_token_embeddings)."
+        )
     if path.suffix != ".bin":
         with whole_folder(path) as partial:
             huggingface.write(model, partial, max_shard_size, as_published)

@@ -50,7 +50,7 @@ def contents_of(model: Llama, state: Mapping[str, Tensor] | None = None) -> Cont
     Raises:
         UserError: no network of any configuration has these tensors, or a tensor cannot be read again.
     """
-    network: Any = model
+    network: Any = getattr(model, "_orig_mod", model)  # of a compiled one
     _refuse_wrapped(network)
     found = dict(network.state_dict() if state is None else state)
     stated: ModelConfig = getattr(network.config, "backbone", network.config)

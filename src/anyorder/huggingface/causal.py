@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import Any
 
 import torch
@@ -22,7 +23,9 @@ from anyorder.huggingface.past import PastKeyValues
 from anyorder.model import call
 from anyorder.model.llama import Views
 from anyorder.visibility import documents, not_after
-from anyorder.ways import refuse_unless_causal
+from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
+
+logger = logging.getLogger(__name__)
 
 
 class AnyOrderForCausalLM(Face, GenerationMixin):
@@ -30,6 +33,20 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 
     Takes part in everything that a `Llama` does here as well, such as `anyorder.generate`.
     """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As other faces; a warning says where the network would write otherwise if no class were named."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if config.default_way != LEFT_TO_RIGHT.name:
+            has = any(way.name == LEFT_TO_RIGHT.name for way in config.ways)
+            does = "reads and writes it from left to right" if has else "refuses to be called"
+            logger.warning(
+                "the network writes by %r by default, but %s %s: anyorder.load and anyorder.generate take the default",
+                config.default_way, cls.__name__, does,
+            )  # fmt: skip
+        return loaded
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' method, from left to right alone.
@@ -115,6 +132,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
         rows_BRE = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shape = (rows_BRE.shape[0], rows_BRE.shape[1])
+        if labels is not None and labels.shape != shape:
+            raise UserError(f"labels has the shape {list(labels.shape)}: give {list(shape)}.")
         packed = past_key_values is None and attention_mask is None and _begins_anew(position_ids)
         if use_cache is None:
             wanted = self.config.use_cache and not torch.is_grad_enabled()

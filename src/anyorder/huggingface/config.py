@@ -58,7 +58,8 @@ class AnyOrderConfig(PreTrainedConfig):
         elif isinstance(given.get("rotary"), Rotary):
             self.backbone = ModelConfig(**given)
         else:
-            self.backbone = config_from_json({"model_type": self.model_type} | given)
+            ends = {"eos_token_id": fields.pop("eos_token_id", None)}  # which must agree with eos_token_ids
+            self.backbone = config_from_json({"model_type": self.model_type} | ends | given)
         super().__post_init__(**fields)
 
     def __getattr__(self, name: str) -> Any:

@@ -148,6 +148,7 @@ class NotCausalFace(Face):
     """
 
     writes: str
+    generation_config = None  # which PEFT looks up
 
     @classmethod
     def can_generate(cls) -> bool:
