@@ -262,5 +262,7 @@ def test_end_tokens_that_disagree_are_refused(tiny_config: ModelConfig, tmp_path
         (tmp_path / "config.json").write_text(json.dumps({n: v for n, v in fields.items() if n != lacking}))
         assert AnyOrderConfig.from_pretrained(tmp_path).eos_token_ids == (2, 7)
     (tmp_path / "config.json").write_text(json.dumps(fields | {"eos_token_id": 3}))
-    with pytest.raises(UserError, match=r"eos_token_id is 3, but eos_token_ids is \[2, 7\]: keep the one that is right"):
+    with pytest.raises(
+        UserError, match=r"eos_token_id is 3, but eos_token_ids is \[2, 7\]: keep the one that is right"
+    ):
         AnyOrderConfig.from_pretrained(tmp_path)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.rope import Rotary
 
@@ -38,7 +39,7 @@ class AnyOrderConfig(PreTrainedConfig):
     """
 
     model_type = "anyorder"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own are lists)
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012 (transformers' own are lists)
     # transformers 5.16 would build one without arguments, to see what differs from it.
     has_no_defaults_at_init = True
 

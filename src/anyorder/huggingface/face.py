@@ -23,6 +23,7 @@ from anyorder.checkpoints.json_files import write_json
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.block import Block
 from anyorder.model.cache import LayerCache
 from anyorder.model.int8 import Int8Linear
@@ -43,7 +44,7 @@ class Face(Llama, PreTrainedModel):
     accepts_loss_kwargs = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as transformers has it)
     _no_split_modules = [Block.__name__]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
