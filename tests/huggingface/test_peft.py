@@ -59,7 +59,7 @@ def face(request: pytest.FixtureRequest) -> Any:
     return request.param.of(adapt(network(), (FACES[request.param],))).eval()
 
 
-def trained(adapted: Any) -> list[Tensor]:
+def trained(adapted: Any) -> list[Any]:
     return [weight for weight in adapted.parameters() if weight.requires_grad]
 
 
@@ -95,11 +95,11 @@ def test_virtual_tokens_stand_before_the_text(face: Any, method: Any) -> None:
 
 def test_adapters_are_saved_loaded_and_folded_in(face: Any, tmp_path: Path) -> None:
     config = face.config.backbone
-    adapted = peft.get_peft_model(face, lora())
+    adapted: Any = peft.get_peft_model(face, lora())
     expected = adapted(input_ids=IDS).logits
     adapted.save_pretrained(tmp_path / "adapter")
     beside = type(face).of(adapt(network(), config.ways)).eval()
-    again = peft.PeftModel.from_pretrained(beside, tmp_path / "adapter")
+    again: Any = peft.PeftModel.from_pretrained(beside, tmp_path / "adapter")
     assert_close(again(input_ids=IDS).logits, expected)
     with pytest.raises(UserError, match=r"adapter of PEFT: save what its merge_and_unload\(\) returns"):
         anyorder.save(again.get_base_model(), None, tmp_path / "refused")

@@ -5,6 +5,8 @@ Shape suffixes: B batch, G key-value heads, T tokens, D head dimension.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -32,7 +34,8 @@ def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | No
         UserError: the cache is empty, of another network, or was read before.
     """
     remedy = "leave it out, or give what an earlier pass returned"
-    layers = [layer for layer in given.layers if layer.keys is not None and layer.keys.numel()]
+    held: list[Any] = list(given.layers)
+    layers = [layer for layer in held if getattr(layer, "keys", None) is not None and layer.keys.numel()]
     kind = type(given).__name__
     if not layers:
         raise UserError(f"cache is a {kind}: {remedy}.")

@@ -86,8 +86,8 @@ class Face(Llama, PreTrainedModel):
         return loaded
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, state_dict: Mapping[str, Tensor] | None = None,
-        is_main_process: bool = True, **kwargs: Any,
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, *args: Any, **kwargs: Any,
     ) -> None:  # fmt: skip
         """As transformers' method; what `anyorder.save` writes, with its `generation_config.json`.
 
@@ -101,7 +101,8 @@ class Face(Llama, PreTrainedModel):
             contents = contents_of(self, state_dict)
             check_finite(contents)
             self.config.backbone, state_dict = contents.config, contents.tensors
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        state = None if state_dict is None else dict(state_dict)
+        super().save_pretrained(save_directory, is_main_process, state, *args, **kwargs)
         if is_main_process and not self.can_generate():
             write_json(Path(save_directory) / GENERATION_CONFIG, generation_to_json(self.config.backbone))
 
@@ -149,7 +150,7 @@ class NotCausalFace(Face):
     """
 
     writes: str
-    generation_config = None  # which PEFT looks up
+    generation_config = None  # type: ignore[assignment]  # which PEFT looks up
 
     @classmethod
     def can_generate(cls) -> bool:
