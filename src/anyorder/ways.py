@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+from anyorder.annotations import AtMost, check_fields
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,10 +45,11 @@ class Way:
 
     name: str
     shifted: bool
-    mask_token_id: int | None = None
-    block_length: int | None = None
+    mask_token_id: Annotated[int, AtMost(2**31 - 1)] | None = None
+    block_length: Annotated[int, AtMost(2**31 - 1)] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "the way of writing's {}")
         _check_name(self.name)
         if self.name in ("diffusion", "blocks") and self.mask_token_id is None:
             raise UserError(f"mask_token_id is None for the way {self.name!r}: give the id of the mask token.")

@@ -60,7 +60,8 @@ def head_norm(config: ModelConfig, kind: LayerKind) -> nn.Module:
     """
     if config.qk_norm == "learned":
         return RMSNorm(config.head_dim, config.rms_norm_eps)
-    return WeightlessRMSNorm(config.rms_norm_eps) if config.qk_norm == "weightless" and kind.rotary else nn.Identity()
+    rotated = config.rotary_of(kind) is not None
+    return WeightlessRMSNorm(config.rms_norm_eps) if config.qk_norm == "weightless" and rotated else nn.Identity()
 
 
 ATTENTIONS: dict[str, type[nn.Module]] = {"MHA": SelfAttention, "GQA": SelfAttention, "MQA": SelfAttention}
