@@ -43,7 +43,8 @@ def check_fields(record: Any, called: str = "{}") -> None:
     Raises:
         UserError: a field has a value of another kind.
     """
-    for name, kind in _fields(type(record)).items():
+    record_type: Any = type(record)
+    for name, kind in _fields(record_type).items():
         value = getattr(record, name)
         fitted = _fit(called.format(name), value, kind)
         if fitted is not value:
@@ -71,14 +72,14 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
     @functools.wraps(function)
     def with_checks(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         known = kinds()
-        fitted = [
-            _fit(name, value, known[name]) if name in known else value
-            for name, value in zip(named, arguments, strict=False)
-        ]
+        fitted: Any = list(arguments)
+        for index, (name, value) in enumerate(zip(named, arguments, strict=False)):
+            if name in known:
+                fitted[index] = _fit(name, value, known[name])
         for name, value in keywords.items():
             if name in known:
                 keywords[name] = _fit(name, value, known[name])
-        return function(*fitted, *arguments[len(fitted) :], **keywords)
+        return function(*fitted, **keywords)
 
     return with_checks
 
@@ -98,7 +99,7 @@ def shown(value: object) -> str:
 # ---- kinds ----------------------------------------------------------------------------------------
 
 
-class Unfit(Exception):
+class UnfitError(Exception):
     """A value of another kind; its text replaces what the kind says is wanted, where there is one."""
 
 
@@ -108,7 +109,7 @@ class Kind:
 
     Attributes:
         wanted: in words, such as "a whole number".
-        fit: the value, converted where it has to be; raises `Unfit`.
+        fit: the value, converted where it has to be; raises `UnfitError`.
         many: in words, for several of them.
     """
 
@@ -120,7 +121,7 @@ class Kind:
 def _fit(name: str, value: Any, kind: Kind) -> Any:
     try:
         return kind.fit(value)
-    except Unfit as unfit:
+    except UnfitError as unfit:
         telling = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
         of_kind = "" if telling or getattr(value, "shape", None) else f", {_a(_class_name(value))}"
         raise UserError(f"{name} is {shown(value)}{of_kind}: give {str(unfit) or kind.wanted}.") from None
@@ -142,53 +143,53 @@ def _plain(value: Any) -> Any:
 def _whole(value: Any) -> int:
     number = _plain(value)
     if not isinstance(number, int) or isinstance(number, bool):
-        raise Unfit
+        raise UnfitError
     if abs(number) > LARGEST:
-        raise Unfit("a smaller number")
+        raise UnfitError("a smaller number")
     return number
 
 
 def _number(value: Any) -> float:
     number = _plain(value)
     if not isinstance(number, (int, float)) or isinstance(number, bool):
-        raise Unfit
+        raise UnfitError
     if isinstance(number, float) and not math.isfinite(number):
-        raise Unfit("a finite number")
+        raise UnfitError("a finite number")
     if abs(number) > sys.float_info.max:
-        raise Unfit("a smaller number")
+        raise UnfitError("a smaller number")
     return number
 
 
 def _truth(value: Any) -> bool:
     truth = _plain(value)
     if not isinstance(truth, bool):
-        raise Unfit
+        raise UnfitError
     return truth
 
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise Unfit
+        raise UnfitError
     return value
 
 
 def _path(value: Any) -> Path:
     if not isinstance(value, (str, os.PathLike)):
-        raise Unfit
+        raise UnfitError
     path = value if isinstance(value, Path) else Path(os.fsdecode(value))
     if "\0" in str(path):
-        raise Unfit("a path without the character NUL")
+        raise UnfitError("a path without the character NUL")
     return path
 
 
 def _none(value: Any) -> None:
     if value is not None:
-        raise Unfit
+        raise UnfitError
 
 
 def _function(value: Any) -> Any:
     if not callable(value):
-        raise Unfit
+        raise UnfitError
     return value
 
 
@@ -209,11 +210,11 @@ SIMPLE: dict[Any, Kind] = {
 
 
 @functools.cache
-def _fields(record: type) -> dict[str, Kind]:
+def _fields(record: Any) -> dict[str, Kind]:
     names = [field.name for field in dataclasses.fields(record)]
     kinds: dict[str, Kind] = {}
     for parent in reversed(record.__mro__):
-        kinds |= _kinds(parent.__dict__.get("__annotations__", {}), vars(sys.modules[parent.__module__]))
+        kinds |= _kinds(inspect.get_annotations(parent), vars(sys.modules[parent.__module__]))
     return {name: kinds[name] for name in names}
 
 
@@ -268,9 +269,9 @@ def _union(kinds: Sequence[Kind]) -> Kind:
         for kind in kinds:
             try:
                 return kind.fit(value)
-            except Unfit as unfit:
+            except UnfitError as unfit:
                 remedy = remedy or str(unfit)
-        raise Unfit(remedy)
+        raise UnfitError(remedy)
 
     def joined(words: Sequence[str]) -> str:
         words = list(dict.fromkeys(word for word in words if word))
@@ -296,7 +297,7 @@ def _literal(options: Sequence[Any]) -> Kind:
     def fit(value: Any) -> Any:
         plain = _plain(value)
         if not any(type(plain) is type(option) and plain == option for option in options):
-            raise Unfit
+            raise UnfitError
         return plain
 
     words = repr(options[0]) if len(options) == 1 else f"one of {', '.join(map(str, options))}"
@@ -307,7 +308,7 @@ def _items(value: Any) -> list[Any]:
     """The items of what has some in order: a list, a tuple, a range, an array, no string and no mapping."""
     ordered = isinstance(value, Sequence) or (hasattr(value, "__len__") and hasattr(value, "__getitem__"))
     if not ordered or isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0:
-        raise Unfit
+        raise UnfitError
     return list(value)
 
 
@@ -316,8 +317,8 @@ def _sequence(item: Kind) -> Kind:
         items = _items(value)
         try:
             fitted = [item.fit(each) for each in items]
-        except Unfit:
-            raise Unfit from None
+        except UnfitError:
+            raise UnfitError from None
         same = all(new is old for new, old in zip(fitted, items, strict=True))
         return value if same or not isinstance(value, (list, tuple)) else type(value)(fitted)
 
@@ -334,7 +335,7 @@ def _tuple(inner: Sequence[Any]) -> Kind:
     def fit(value: Any) -> Any:
         items = _items(value)
         if len(items) != len(kinds):
-            raise Unfit
+            raise UnfitError
         return _tupled(value, [kind.fit(item) for kind, item in zip(kinds, items, strict=True)])
 
     wanted = " and ".join(kind.wanted for kind in kinds)
@@ -350,7 +351,7 @@ def _tupled(value: Any, fitted: Any) -> Any:
 def _mapping(key: Kind, value: Kind) -> Kind:
     def fit(given: Any) -> Any:
         if not isinstance(given, Mapping):
-            raise Unfit
+            raise UnfitError
         for name, item in given.items():
             key.fit(name)
             value.fit(item)
@@ -368,7 +369,7 @@ def _object(kind: type) -> Kind:
 
     def fit(value: Any) -> Any:
         if not isinstance(value, kind) and (isinstance(value, PLAIN) or hasattr(value, "ndim")):
-            raise Unfit
+            raise UnfitError
         return value
 
     return Kind(f"an object of the class {kind.__name__}", fit, f"objects of the class {kind.__name__}")
