@@ -67,7 +67,7 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
 
     @functools.cache
     def kinds() -> dict[str, Kind]:  # with the first call, when all modules are complete
-        return _kinds(function.__annotations__, vars(sys.modules[function.__module__]))
+        return _kinds(function.__annotations__, _names_of(function.__module__))
 
     @functools.wraps(function)
     def with_checks(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
@@ -97,6 +97,13 @@ def shown(value: object) -> str:
 
 
 # ---- kinds ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class AtMost:
+    """In `Annotated[int, AtMost(100)]`: the largest size of a number, whatever its sign."""
+
+    limit: float
 
 
 class UnfitError(Exception):
@@ -214,8 +221,13 @@ def _fields(record: Any) -> dict[str, Kind]:
     names = [field.name for field in dataclasses.fields(record)]
     kinds: dict[str, Kind] = {}
     for parent in reversed(record.__mro__):
-        kinds |= _kinds(inspect.get_annotations(parent), vars(sys.modules[parent.__module__]))
+        kinds |= _kinds(inspect.get_annotations(parent), _names_of(parent.__module__))
     return {name: kinds[name] for name in names}
+
+
+def _names_of(module: str) -> Mapping[str, Any]:
+    """Of a module; of code that is run from a file or a notebook, which may be no module, none are known."""
+    return vars(sys.modules[module]) if module in sys.modules else {}
 
 
 def _kinds(annotations: Mapping[str, Any], module: Mapping[str, Any]) -> dict[str, Kind]:
@@ -232,7 +244,7 @@ class _Names(dict[str, Any]):
 def _evaluated(annotation: Any, module: Mapping[str, Any]) -> Any:
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
     try:
-        return typing.get_type_hints(holder, globalns=dict(module), localns=_Names(module))["it"]
+        return typing.get_type_hints(holder, globalns=dict(module), localns=_Names(module), include_extras=True)["it"]
     except (TypeError, AttributeError):  # `module.Class` or `Alias[int]`, where the first name stands for anything
         return Any
 
@@ -249,7 +261,7 @@ def _kind(hint: Any) -> Kind:
     if origin is Literal:
         return _literal(inner)
     if origin is typing.Annotated:
-        return _kind(inner[0])
+        return _limited(_kind(inner[0]), [extra.limit for extra in inner[1:] if isinstance(extra, AtMost)])
     if hint is tuple or origin is tuple:
         return _tuple(inner)
     if hint is list or origin in (list, collections.abc.Sequence):
@@ -261,6 +273,19 @@ def _kind(hint: Any) -> Kind:
     if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
         return _object(hint)
     return ANYTHING
+
+
+def _limited(kind: Kind, limits: Sequence[float]) -> Kind:
+    """Numbers of a kind that are no larger."""
+
+    def fit(value: Any) -> Any:
+        fitted = kind.fit(value)
+        for limit in limits:
+            if abs(fitted) > limit:
+                raise UnfitError(f"at most {limit:,.0f}")
+        return fitted
+
+    return Kind(kind.wanted, fit, kind.many) if limits else kind
 
 
 def _union(kinds: Sequence[Kind]) -> Kind:

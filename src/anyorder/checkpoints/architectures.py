@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 
@@ -135,7 +134,7 @@ def _write_typed(layers: Layers) -> Json:
 
 
 def _write_nope(layers: Layers) -> Json:
-    fields = _write_typed(layers) | {"no_rope_layers": [int(layer.rotary) for layer in layers]}
+    fields = _write_typed(layers) | {"no_rope_layers": [int(layer.rotary is not False) for layer in layers]}
     del fields["max_window_layers"]
     return fields
 
@@ -255,14 +254,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 """Those that transformers and vLLM know, the nearest first: a network is written as the first that can express it."""
 
 
-def architecture_of(model_type: object) -> Architecture:
-    """The architecture of this `model_type`.
-
-    Raises:
-        UserError: there is none.
-    """
-    for architecture in ARCHITECTURES:
-        if architecture.model_type == model_type:
-            return architecture
-    known = listed(architecture.model_type for architecture in ARCHITECTURES)
-    raise UserError(f"model_type is {model_type!r}: this version reads {known}, 'anyorder', 'llada', 'Dream'.")
+def architecture_of(model_type: object) -> Architecture | None:
+    """The architecture of this `model_type`, None where it is none of them."""
+    return next((known for known in ARCHITECTURES if known.model_type == model_type), None)

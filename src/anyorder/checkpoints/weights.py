@@ -50,6 +50,8 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """What all tensors fit in without loss: the stored dtype, unless several are mixed."""
+        if not self.dtypes:
+            raise UserError(f"checkpoint {str(self.path)!r} holds no tensor: fetch the weights again.")
         widest, *others = dict.fromkeys(self.dtypes.values())
         for other in others:
             widest = torch.promote_types(widest, other)
@@ -65,6 +67,7 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
     """
     wanted = None if dtype == "auto" else resolve_dtype(dtype)
     device = resolve_device(device)
+    _check_layers(checkpoint)
     model = blank(checkpoint.config, backend)
     names = _parameter_names(model)
     _check_names(checkpoint, names)
@@ -144,6 +147,20 @@ def _parameter_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
     return {first: tuple(others) for first, *others in names.values()}
+
+
+FEW_LAYERS = 100
+"""Layers that are built in a moment, so that each tensor that they lack can be named."""
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Before a network is built, which takes time for each layer."""
+    layers = checkpoint.config.num_hidden_layers
+    if layers > len(checkpoint.shapes) + FEW_LAYERS:
+        raise UserError(
+            f"checkpoint {str(checkpoint.path)!r} has {len(checkpoint.shapes)} tensors, but its configuration "
+            f"{layers} layers: mend the configuration, or fetch the weights again."
+        )
 
 
 def _check_names(checkpoint: Checkpoint, names: Mapping[str, tuple[str, ...]]) -> None:

@@ -111,7 +111,9 @@ class SegmentStore:
         config = self.model.config
         rotaries = [config.rotary_of(kind) for kind in config.layers]
         still_F = torch.zeros(config.head_dim // 2, dtype=torch.float64)
-        frequencies = [still_F if rotary is None else rotary.frequencies(config.head_dim).double() for rotary in rotaries]
+        frequencies = [
+            still_F if rotary is None else rotary.frequencies(config.head_dim).double() for rotary in rotaries
+        ]
         angle_N11F = by * torch.stack(frequencies).to(keys_NRGD.device)[:, None, None]
         turned_NRGD = rotate(keys_NRGD.to(angle_N11F.dtype), angle_N11F.cos(), angle_N11F.sin())
         return turned_NRGD.to(keys_NRGD.dtype)

@@ -19,7 +19,6 @@ from torch import Tensor
 from anyorder.annotations import AtMost, check_fields
 from anyorder.errors import UserError
 
-
 Real = Annotated[float, AtMost(1e15)]
 """Published bases go up to 1e11."""
 
