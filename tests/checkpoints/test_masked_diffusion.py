@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import anyorder
 from anyorder.checkpoints import convert, load_model, load_tokenizer, read_checkpoint, save_model
 from anyorder.checkpoints.config_json import config_from_json, form_to_json
-from anyorder.checkpoints.masked_diffusion import END_OF_TURN, FORMS, form_of, named_form
+from anyorder.checkpoints.masked_diffusion import END_OF_TURN, form_of, named_form
 from anyorder.checkpoints.weights import blank
 from anyorder.cli import main
 from anyorder.errors import UserError
