@@ -140,16 +140,17 @@ class Llama3Rotary(Rotary):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise UserError(
-                f"rotary field 'high_freq_factor' is {self.high_freq_factor}: give a number above "
+                f"rotary field 'high_freq_factor' is {self.high_freq_factor}: give a number not below "
                 f"low_freq_factor, which is {self.low_freq_factor}."
             )
 
     def frequencies(self, head_dim: int, length_B: Tensor | None = None) -> Tensor:
         plain_F = super().frequencies(head_dim, length_B)
         turns_F = self.original_max_position_embeddings / (2 * math.pi / plain_F)
-        share_kept_F = (turns_F - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        blended = self.high_freq_factor - self.low_freq_factor or 1e-9  # none where they are equal, as in Llama 4
+        share_kept_F = (turns_F - self.low_freq_factor) / blended
         share_kept_F = share_kept_F.clamp(0, 1)
         return (1 - share_kept_F) * plain_F / self.factor + share_kept_F * plain_F
 
