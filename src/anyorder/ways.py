@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from anyorder.annotations import AtMost, check_fields
+from anyorder.annotations import AtMost, check_fields, shown
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ TRAINED_BY = {
 
 def _check_name(name: str) -> None:
     if name not in TRAINED_BY:
-        raise UserError(f"the way of writing {name!r} is unknown: give one of {', '.join(TRAINED_BY)}.")
+        raise UserError(f"the way of writing {shown(name)} is unknown: give one of {', '.join(TRAINED_BY)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def check_ways(ways: Sequence[Way], default: str) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"ways is {names}: give each way of writing once.")
     if default not in names:
-        raise UserError(f"default_way is {default!r}: give one of the ways, which are {names}.")
+        raise UserError(f"default_way is {shown(default)}: give one of the ways, which are {names}.")
 
 
 def find_way(ways: Sequence[Way], name: str) -> Way:

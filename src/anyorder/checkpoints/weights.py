@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from anyorder.annotations import shown
 from anyorder.attention import resolve_backend
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -212,7 +213,7 @@ def _check_tied(checkpoint: Checkpoint, name: str, alias: str, weight: Tensor) -
 
 def counted(names: Collection[str]) -> str:
     """Such as "tensors 'a', 'b', 'c' and 4 more"."""
-    shown = ", ".join(map(repr, list(names)[:3]))
+    shown = ", ".join(map(shown, list(names)[:3]))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{'tensor' if len(names) == 1 else 'tensors'} {shown}{more}"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from anyorder.annotations import shown
 from anyorder.attention import attend
 from anyorder.errors import UserError
 from anyorder.model.cache import LayerCache
@@ -79,5 +80,7 @@ def attention_class(config: ModelConfig) -> type[nn.Module]:
     """
     name = config.attention or config.head_layout
     if name not in ATTENTIONS:
-        raise UserError(f"attention is {name!r}: choose one of {', '.join(ATTENTIONS)}, or register it in ATTENTIONS.")
+        raise UserError(
+            f"attention is {shown(name)}: choose one of {', '.join(ATTENTIONS)}, or register it in ATTENTIONS."
+        )
     return ATTENTIONS[name]
