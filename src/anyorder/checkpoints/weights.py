@@ -213,9 +213,9 @@ def _check_tied(checkpoint: Checkpoint, name: str, alias: str, weight: Tensor) -
 
 def counted(names: Collection[str]) -> str:
     """Such as "tensors 'a', 'b', 'c' and 4 more"."""
-    shown = ", ".join(map(shown, list(names)[:3]))
+    first = ", ".join(map(shown, list(names)[:3]))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{'tensor' if len(names) == 1 else 'tensors'} {shown}{more}"
+    return f"{'tensor' if len(names) == 1 else 'tensors'} {first}{more}"
 
 
 def listed(names: Iterable[str]) -> str:
