@@ -45,7 +45,7 @@ def oracle_logits(
     def turn(head: Tensor, kind: LayerKind) -> Tensor:
         """Frequency f of a head is the complex number of its entries f and f + head_dim / 2."""
         half = config.head_dim // 2
-        rotary = config.rotary if kind.rotary is True else kind.rotary
+        rotary = config.rotary if isinstance(kind.rotary, bool) else kind.rotary
         angle = torch.tensor(position, dtype=torch.float64).unsqueeze(1) * rotary.frequencies(config.head_dim)
         turned = torch.complex(head[:, :half], head[:, half:]) * torch.polar(torch.ones_like(angle), angle)
         return torch.cat((turned.real, turned.imag), 1)

@@ -88,7 +88,8 @@ def _read_llada(fields: Json) -> Json:
         ours["vocab_size"] = fields.get("vocab_size")
     if ours["rms_norm_eps"] is None:
         ours["rms_norm_eps"] = 1e-5
-    end, turn = fields.get("eos_token_id"), END_OF_TURN.get(ours["vocab_size"] or 0)
+    size = ours["vocab_size"]
+    end, turn = fields.get("eos_token_id"), END_OF_TURN.get(size) if isinstance(size, int) else None
     ours["eos_token_id"] = end if turn is None or end is None else [end, turn]
     return {"model_type": "llama", **ours}
 
