@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -239,3 +240,27 @@ def test_safetensors_without_tensors(tmp_path: Path) -> None:
         load_model(tmp_path, device="cpu")
     with pytest.raises(UserError, match="holds no tensor: fetch the weights again"):
         _ = anyorder.checkpoints.read_checkpoint(tmp_path).dtype
+
+
+@pytest.mark.parametrize("name", ["illada", "a2d-qwen3", "fast-dllm-v2, small blocks"])
+def test_transformers_auto_classes_find_them(name: str, tmp_path: Path) -> None:
+    native, fields, way = PUBLISHED[name]
+    publish(twin_of(native, tie_word_embeddings=False), tmp_path, {**fields, "mask_token_id": None, "vocab_size": 64})
+    mask = "<|mask|>"
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"mask_token": mask, "added_tokens_decoder": {str(way.mask_token_id): {"content": mask}}})
+    )
+    if name.startswith("fast"):  # whose mask token is fixed in its code, but not in this vocabulary
+        with pytest.raises(UserError, match="mask_token_id is 151665: give an id from 0 to 63"):
+            AutoConfig.from_pretrained(tmp_path)
+        (tmp_path / "config.json").write_text(
+            json.dumps(json.loads((tmp_path / "config.json").read_text()) | {"mask_id": way.mask_token_id})
+        )
+    assert AutoConfig.from_pretrained(tmp_path).ways == (way,)
+    if way.name == "blocks":
+        return
+    loaded = anyorder.LLaDAForMaskedLM.from_pretrained(tmp_path)
+    ids = torch.randint(64, (1, 8))
+    ours = our_logits(load_model(tmp_path, device="cpu"), ids)
+    with torch.no_grad():
+        assert (loaded(ids).logits - ours).abs().max() < 1e-6

@@ -21,7 +21,7 @@ from anyorder.checkpoints.config_json import config_from_json, config_to_json, f
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.places import is_file
-from anyorder.checkpoints.published_mask import tokenizers_mask_token
+from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -53,11 +53,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         # Where both say what ends a text, transformers' `generate` follows this file.
         eos = read_json(folder / GENERATION_CONFIG).get("eos_token_id")
         fields |= {} if eos is None or fields.get("model_type") == "anyorder" else {"eos_token_id": eos}
-    form = form_of(fields)
-    if form is not None and form.mask_token_id is None and fields.get("mask_token_id") is None:
-        fields["mask_token_id"] = tokenizers_mask_token(folder)
+    fields = with_tokenizers_mask(fields, folder)
     try:
-        return config_from_json(fields), form
+        return config_from_json(fields), form_of(fields)
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
 

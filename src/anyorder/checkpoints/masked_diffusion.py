@@ -130,6 +130,9 @@ def _write_in_blocks(native: Json, way: Way) -> Json:
 
 # ------------------------------------------------------------------------------------------- forms
 
+MASK_FIELDS = ("mask_token_id", "mask_id")
+"""Fields of config.json with the mask token."""
+
 BLOCK_FIELDS = ("bd_size", "block_size")
 """Fields of config.json with the tokens of a block, where a text is written block by block."""
 
@@ -172,7 +175,7 @@ class Form:
         Raises:
             UserError: the mask token is missing.
         """
-        named = (fields.get(name) for name in ("mask_token_id", "mask_id"))
+        named = (fields.get(name) for name in MASK_FIELDS)
         mask = next((value for value in named if value is not None), self.mask_token_id)
         if not isinstance(mask, int) or isinstance(mask, bool):
             raise UserError(f"mask_token_id is {shown(mask)}: add the id of the mask token, a whole number.")
@@ -182,6 +185,10 @@ class Form:
         if length is None:
             return diffusion(mask, shifted=self.shifted)
         return blocks(mask, length, shifted=self.shifted)
+
+    def names_mask(self, fields: Json) -> bool:
+        """Whether config.json names the mask token."""
+        return any(fields.get(name) is not None for name in MASK_FIELDS)
 
     def ours(self, name: str) -> str:
         """The name here of a tensor there."""

@@ -5,10 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from anyorder.checkpoints.architectures import Json
 from anyorder.checkpoints.json_files import read_json
+from anyorder.checkpoints.masked_diffusion import form_of
+from anyorder.checkpoints.places import is_file
 
 NAMING = ("tokenizer_config.json", "special_tokens_map.json")
 """Files that name the mask token by its text."""
+
+
+def with_tokenizers_mask(fields: Json, folder: Path) -> Json:
+    """The fields of a config.json, with the mask token of the tokenizer beside it if they want one.
+
+    Raises:
+        UserError: a file of the tokenizer is no JSON.
+    """
+    form = form_of(fields)
+    if form is None or form.mask_token_id is not None or form.names_mask(fields):
+        return fields
+    return fields | {"mask_token_id": tokenizers_mask_token(folder)}
 
 
 def tokenizers_mask_token(folder: Path) -> int | None:
@@ -17,7 +32,7 @@ def tokenizers_mask_token(folder: Path) -> int | None:
     Raises:
         UserError: a file is no JSON.
     """
-    files = {name: read_json(folder / name) for name in NAMING if (folder / name).is_file()}
+    files = {name: read_json(folder / name) for name in NAMING if is_file(folder / name)}
     texts = (_text(fields.get("mask_token")) for fields in files.values())
     text = next((text for text in texts if text is not None), None)
     if text is None:
@@ -27,13 +42,13 @@ def tokenizers_mask_token(folder: Path) -> int | None:
         if _text(token) == text and token_id.isdecimal():
             return int(token_id)
     for name in ("added_tokens.json", "vocab.json"):
-        if (folder / name).is_file() and isinstance(found := read_json(folder / name).get(text), int):
+        if is_file(folder / name) and isinstance(found := read_json(folder / name).get(text), int):
             return found
     return _in_backend(folder / "tokenizer.json", text)
 
 
 def _in_backend(file: Path, text: str) -> int | None:
-    added = read_json(file).get("added_tokens") if file.is_file() else None
+    added = read_json(file).get("added_tokens") if is_file(file) else None
     for token in added if isinstance(added, list) else ():
         if _text(token) == text and isinstance(token, dict) and isinstance(token.get("id"), int):
             return int(token["id"])

@@ -71,7 +71,9 @@ class Face(Llama, PreTrainedModel):
         face = loaded[0] if isinstance(loaded, tuple) else loaded
         # Where config.json and generation_config.json disagree about it, `generate` follows the latter.
         if cls.can_generate() and face.generation_config.eos_token_id is not None:
-            face.config.eos_token_id = face.generation_config.eos_token_id
+            eos = face.generation_config.eos_token_id
+            ends = [eos] if isinstance(eos, int) else eos
+            face.config.eos_token_id = [end for end in ends if 0 <= end < face.config.vocab_size]
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
