@@ -12,8 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 import anyorder
+from anyorder import AnyOrderConfig
 from anyorder.checkpoints import load_model, save_model
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
+from anyorder.cli._describe import layers
 from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
@@ -125,6 +127,19 @@ def test_a_layers_embedding_in_json(rotary: Any, tiny_config: ModelConfig) -> No
         assert config_from_json(json.loads(json.dumps(fields))) == config
 
 
+def test_transformers_configuration_keeps_them(tmp_path: Path) -> None:
+    config = several().config
+    AnyOrderConfig(backbone=config).save_pretrained(tmp_path)
+    assert AnyOrderConfig.from_pretrained(tmp_path).backbone == config
+    assert AnyOrderConfig(**AnyOrderConfig(backbone=config).to_dict()).backbone == config
+
+
+def test_layers_in_words() -> None:
+    assert layers(several().config.layers) == (
+        "4 (1 full; 1 window of 5, rotary default, theta 20; 1 no rotary; 1 rotary linear, theta 1000, factor 4)"
+    )
+
+
 @pytest.mark.parametrize(
     ("rotary", "message"),
     [
@@ -148,7 +163,7 @@ def test_what_is_no_rotary_embedding(rotary: Any, message: str, tiny_config: Mod
 
 def test_lengths_of_several_embeddings(tiny_config: ModelConfig) -> None:
     dynamic = DynamicRotary(theta=1e4, factor=4.0, original_max_position_embeddings=32)
-    for layers, context, cacheable in (
+    for kinds, context, cacheable in (
         ((LayerKind(rotary=dynamic), LayerKind()), 64, 32),
         ((LayerKind(rotary=dynamic),) * 2, 128, 32),
         ((LayerKind(rotary=False), LayerKind(rotary=dynamic)), 128, 32),
@@ -156,7 +171,7 @@ def test_lengths_of_several_embeddings(tiny_config: ModelConfig) -> None:
         ((LayerKind(rotary=FAST), LayerKind()), 64, None),
         ((LayerKind(rotary=False),) * 2, 64, None),
     ):
-        config = tiny_config.replace(layers=layers)
+        config = tiny_config.replace(layers=kinds)
         assert (config.context_length, config.cacheable) == (context, cacheable)
     model = Llama(tiny_config.replace(layers=(LayerKind(rotary=dynamic), LayerKind())))
     cache = model.new_cache(1, 64)

@@ -39,7 +39,7 @@ def tokenizers_mask_token(folder: Path) -> int | None:
         return None
     decoder = files.get(NAMING[0], {}).get("added_tokens_decoder")
     for token_id, token in decoder.items() if isinstance(decoder, dict) else ():
-        if _text(token) == text and token_id.isdecimal():
+        if _text(token) == text and token_id.isdecimal() and len(token_id) < 10:
             return int(token_id)
     for name in ("added_tokens.json", "vocab.json"):
         if is_file(folder / name) and isinstance(found := read_json(folder / name).get(text), int):
