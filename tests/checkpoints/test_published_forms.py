@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import anyorder
+import anyorder.huggingface  # makes the Auto classes know its own
 from anyorder.checkpoints import load_model, save_model
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -61,6 +62,9 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], Way]] = {
         "qwen3",
         {"model_type": "a2d-qwen3", "architectures": ["A2DQwen3LMHeadModel"], "mask_token_id": 7, "block_size": 4},
         blocks(7, 4),
+    ),
+    "sdar": (
+        "qwen3", {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "mask_token_id": 7}, blocks(7, 4),
     ),
     "fast-dllm-v2": (
         "qwen2",

@@ -1,4 +1,4 @@
-"""Masked diffusion models as they are published: LLaDA, iLLaDA, Dream, dLLM's conversions and Fast-dLLM v2.
+"""Masked diffusion models as they are published: LLaDA, iLLaDA, Dream, dLLM's conversions, Fast-dLLM v2, SDAR.
 
 Each is a network of the Llama family without the causal mask, in a Hugging Face folder that says so in its own words.
 A `Form` translates these words into those of the architecture that it is, and back, so nothing else about folders is
@@ -244,6 +244,10 @@ FORMS = (
     Form(
         name="fast-dllm-v2", model_type="Fast_dLLM_Qwen", class_names=("Fast_dLLM_QwenForCausalLM",), native="qwen2",
         shifted=True, write=_write_in_blocks, mask_token_id=151_665, in_blocks=True, block_length=32,
+    ),
+    Form(
+        name="sdar", model_type="sdar", class_names=("SDARForCausalLM",), native="qwen3", write=_write_in_blocks,
+        mask_token_id=151_669, in_blocks=True, block_length=4,
     ),
 )  # fmt: skip
 

@@ -14,7 +14,8 @@ def command(
     kv_heads: int | None = None,
     pooling: Literal["mean", "first", "random"] = "mean",
     seed: int = 0,
-    form: Literal["llada", "illada", "dream", "a2d-llama", "a2d-qwen2", "a2d-qwen3", "fast-dllm-v2"] | None = None,
+    form: Literal["llada", "illada", "dream", "a2d-llama", "a2d-qwen2", "a2d-qwen3", "fast-dllm-v2", "sdar"]
+    | None = None,
     revision: str | None = None,
 ) -> None:
     """Turn any checkpoint into a Hugging Face folder or a llama2.c file.
