@@ -20,7 +20,8 @@ __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "Face", "LLaDAForMaskedLM", "LlamaTwoStreamForCausalLM", "PastKeyValues",
 ]  # fmt: skip
 
-for _config in (AnyOrderConfig, *PUBLISHED_CONFIGS):
+_configs: tuple[type[AnyOrderConfig], ...] = (AnyOrderConfig, *PUBLISHED_CONFIGS)
+for _config in _configs:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
 AutoModelForCausalLM.register(AnyOrderConfig, AnyOrderForCausalLM, exist_ok=True)
 AutoModelForMaskedLM.register(AnyOrderConfig, LLaDAForMaskedLM, exist_ok=True)
