@@ -469,9 +469,11 @@ def edit(folder: Path, **changes: Tensor | None) -> None:
 
 
 def test_files(folder: Path, sharded: Path) -> None:
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
     names = sorted(file.name for file in sharded.iterdir())
-    assert names[:2] == ["config.json", "model-00001-of-00007.safetensors"]
+    assert names[:3] == ["config.json", "generation_config.json", "model-00001-of-00007.safetensors"]
     assert names[-1] == "model.safetensors.index.json"
     assert all(file.stat().st_size < 55_000 for file in sharded.glob("*.safetensors"))
     index = json.loads((sharded / "model.safetensors.index.json").read_text())

@@ -9,6 +9,7 @@ import torch
 
 from anyorder.annotations import shown
 from anyorder.checkpoints import huggingface, llama2c, meta, weights
+from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
@@ -16,7 +17,6 @@ from anyorder.checkpoints.places import is_file, is_folder
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
-from anyorder.model.int8 import Int8Linear
 from anyorder.model.llama import Llama
 from anyorder.whole import check_place, whole_file, whole_folder
 
@@ -130,15 +130,18 @@ def save_model(
         form: such as "llada" or "dream": as those models are published.
 
     Raises:
-        UserError: the place is taken, the weights are int8 or have an adapter, or the form or llama2.c's format cannot
-            express the network.
+        UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
+            more tokens than the network, or the form or llama2.c's format cannot express the network.
     """
     path = Path(path)
     as_published = None if form is None else named_form(form)
-    if any(isinstance(module, Int8Linear) for module in model.modules()):
-        raise UserError("the network's weights are int8, rounded for writing alone: save it as it was loaded before.")
-    if any(name.startswith("base_model.") or ".base_layer." in name for name, _ in model.named_parameters()):
-        raise UserError("the network has an adapter of PEFT: save what its merge_and_unload() returns.")
+    contents = contents_of(model)
+    check_finite(contents)
+    if tokenizer is not None and len(tokenizer) > contents.config.vocab_size:  # which `load` would refuse
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the network {contents.config.vocab_size} embeddings: give "
+            "the tokenizer that it was trained with, or add embeddings (a face's resize_token_embeddings)."
+        )
     if path.suffix != ".bin":
         with whole_folder(path) as partial:
             huggingface.write(model, partial, max_shard_size, as_published)

@@ -50,6 +50,12 @@ OURS = "AnyOrderForCausalLM"
 """The class of networks that no architecture of transformers can express, under `model_type: "anyorder"`."""
 
 
+OF_TRANSFORMERS = (
+    "dtype", "torch_dtype", "transformers_version", "use_cache", "output_hidden_states", "return_dict",
+)  # fmt: skip
+"""What transformers notes in our config.json beside the network."""
+
+
 def config_from_json(fields: Json) -> ModelConfig:
     """The configuration that a `config.json` describes.
 
@@ -200,7 +206,6 @@ def _to_native(config: ModelConfig, architecture: Architecture) -> Json:
     scaling = {name: value for name, value in rotary.items() if name != "rope_theta"}
     ours = {name: getattr(config, name) for name in (*REQUIRED, *architecture.defaults) if name != "eos_token_id"}
     hints = typing.get_type_hints(ModelConfig)
-    eos = config.eos_token_ids
     return {
         "model_type": architecture.model_type,
         "architectures": [architecture.class_name],
@@ -215,8 +220,13 @@ def _to_native(config: ModelConfig, architecture: Architecture) -> Json:
         "rope_parameters": rotary,
         "rope_theta": rotary["rope_theta"],
         "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
-        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
+        "eos_token_id": ends_to_json(config.eos_token_ids),
     }
+
+
+def ends_to_json(eos: tuple[int, ...]) -> int | list[int] | None:
+    """The end tokens as transformers has them: one, several, or none."""
+    return None if not eos else eos[0] if len(eos) == 1 else list(eos)
 
 
 def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) -> bool:
@@ -236,7 +246,7 @@ def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) ->
 
 def _from_anyorder(fields: Json) -> ModelConfig:
     ours = {field.name for field in dataclasses.fields(ModelConfig)}
-    beside = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    beside = {"model_type", "architectures", "eos_token_id", *OF_TRANSFORMERS}
     for name in fields:
         if name not in ours | beside:
             raise UserError(f"field {shown(name)} is unknown: correct its spelling, or delete it.")
@@ -247,13 +257,28 @@ def _from_anyorder(fields: Json) -> ModelConfig:
         if not isinstance(known[name], list):
             raise UserError(f"field {name!r} is {shown(known[name])}: give a list.")
     known["layers"] = tuple(_record(LayerKind, "layers", _with_rotary(entry)) for entry in known["layers"])
-    known["eos_token_ids"] = tuple(known["eos_token_ids"])
+    known["eos_token_ids"] = _our_ends(fields.get("eos_token_id"), tuple(known["eos_token_ids"]))
     if "ways" in known:
         ways = known["ways"] if isinstance(known["ways"], list | tuple) else [known["ways"]]
         known["ways"] = tuple(_record(Way, "ways", entry) for entry in ways)
     _require(known)
     check_types(known, typing.get_type_hints(ModelConfig))
     return ModelConfig(**known)
+
+
+OF_ENDS = ("eos_token_id", "eos_token_ids")
+"""transformers' field and ours."""
+
+
+def _our_ends(eos: Any, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The end tokens, of which transformers' `eos_token_id` must say the same where both are given."""
+    if eos is None:
+        return ours
+    theirs = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    check_types({"eos_token_id": theirs, "eos_token_ids": ours}, dict.fromkeys(OF_ENDS, tuple[int, ...]))
+    if ours and set(ours) != set(theirs):
+        raise UserError(f"eos_token_id is {shown(eos)}, but eos_token_ids is {list(ours)}: keep the one that is right.")
+    return ours or theirs
 
 
 def _record(kind: type[Record], name: str, fields: Any) -> Record:
@@ -298,6 +323,7 @@ def our_config_to_json(config: ModelConfig) -> Json:
         "rotary": our_rotary_to_json(config.rotary),
         "layers": [_layer_to_json(layer) for layer in config.layers],
         "eos_token_ids": list(config.eos_token_ids),
+        "eos_token_id": ends_to_json(config.eos_token_ids),  # which transformers and others read
         "ways": [dataclasses.asdict(way) for way in config.ways],
     }
 

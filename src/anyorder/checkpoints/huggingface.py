@@ -10,6 +10,7 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from anyorder.annotations import shown
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, form_to_json
+from anyorder.checkpoints.config_json import config_from_json, config_to_json, ends_to_json, form_to_json
+from anyorder.checkpoints.contents import EMBEDDING, contents_of
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.places import is_file
@@ -52,7 +54,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
     if (folder / GENERATION_CONFIG).is_file():
         # Where both say what ends a text, transformers' `generate` follows this file.
         eos = read_json(folder / GENERATION_CONFIG).get("eos_token_id")
-        fields |= {} if eos is None or fields.get("model_type") == "anyorder" else {"eos_token_id": eos}
+        fields |= {} if eos is None else {"eos_token_id": eos, "eos_token_ids": None}
     fields = with_tokenizers_mask(fields, folder)
     try:
         return config_from_json(fields), form_of(fields)
@@ -99,7 +101,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:
-    """Writes `config.json` and the weights into an existing empty folder.
+    """Writes `config.json`, `generation_config.json` and the weights into an existing empty folder.
 
     Args:
         model: the network; its weights are written in their dtype.
@@ -108,16 +110,17 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
         form: in which a masked diffusion model is published; the nearest architecture, or our own form, unless given.
 
     Raises:
-        UserError: `max_shard_size` is no size, or the form cannot express the network.
+        UserError: `max_shard_size` is no size, the form cannot express the network, or see `contents_of`.
     """
     if max_shard_size is not None and max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size}: give a number of bytes above 0, or None for one file.")
-    dtype = str(model.dtype).removeprefix("torch.")
-    config = config_to_json(model.config) if form is None else form_to_json(model.config, form)
-    write_json(folder / CONFIG, config | {"dtype": dtype, "torch_dtype": dtype})
-    weights = {  # tied ones once
-        name if form is None else form.theirs(name): parameter.detach() for name, parameter in model.named_parameters()
-    }
+    contents = contents_of(model)
+    config, tensors = contents.config, contents.tensors
+    dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
+    fields = config_to_json(config) if form is None else form_to_json(config, form)
+    write_json(folder / CONFIG, fields | {"dtype": dtype, "torch_dtype": dtype})
+    write_json(folder / GENERATION_CONFIG, generation_to_json(config))
+    weights = {name if form is None else form.theirs(name): tensor for name, tensor in tensors.items()}
     shards = list(_shards(weights, max_shard_size))
     if len(shards) == 1:
         return _save(shards[0], folder / WEIGHTS)
@@ -128,6 +131,16 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
         where |= dict.fromkeys(shard, file)
     total = sum(weight.nbytes for weight in weights.values())
     return write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def generation_to_json(config: ModelConfig) -> dict[str, Any]:
+    """A `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
+    special = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": ends_to_json(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+    return {"_from_model_config": True} | {name: value for name, value in special.items() if value is not None}
 
 
 def _shards(weights: Mapping[str, Tensor], max_size: int | None) -> Iterator[dict[str, Tensor]]:
