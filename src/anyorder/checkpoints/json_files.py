@@ -17,7 +17,7 @@ def read_json(file: Path) -> Json:
     """
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, numbers of thousands of digits, nested deep
         raise UserError(f"{str(file)!r} is not JSON ({error}): fetch it again.") from error
     if not isinstance(fields, dict):
         raise UserError(f"{str(file)!r} holds {type(fields).__name__}, not a JSON object: fetch it again.")
