@@ -14,7 +14,7 @@ from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
 from anyorder.checkpoints.places import is_file, is_folder
-from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
+from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -35,6 +35,7 @@ __all__ = [
     "save_model",
     "save_tokenizer",
     "share_heads",
+    "write_tokenizer",
 ]
 
 
@@ -146,7 +147,7 @@ def save_model(
         with whole_folder(path) as partial:
             huggingface.write(model, partial, max_shard_size, as_published)
             if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
+                write_tokenizer(tokenizer, partial)
         return
     for name, value in (("tokenizer", tokenizer), ("max_shard_size", max_shard_size), ("form", form)):
         if value is not None:
