@@ -91,7 +91,7 @@ def run(
     def describe(folder: Path) -> None:
         if adapted is None:  # so that a checkpoint is a network that can be loaded
             write_json(folder / CONFIG, config_to_json(model.config) | {"dtype": "float32", "torch_dtype": "float32"})
-            tokenizer.save_pretrained(folder)
+            checkpoints.write_tokenizer(tokenizer, folder)
 
     settings.output.mkdir(parents=True, exist_ok=True)
     if first and not settings.resume:
