@@ -54,10 +54,20 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What one side says; `role` is one of `ROLES`."""
+    r"""What one side says.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: all of it as plain text: reasoning as `<think>\n...\n</think>\n\n` before, calls as JSON behind.
+        learn: whether an answer is learnt; False makes it context only.
+        given: the message in OpenAI's form (`role`, `content`, `reasoning_content`, `tool_calls`, ...), where it is more
+            than its content; for chat templates.
+    """
 
     role: str
     content: str
+    learn: bool = True
+    given: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
