@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from anyorder.data import BadLines, read_records
-from anyorder.data.readers import files_of
+from anyorder.data.files import files_of
 from anyorder.data.records import Dialogue, Document, TokenIds
 from anyorder.errors import UserError
 
