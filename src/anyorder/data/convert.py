@@ -48,7 +48,7 @@ def convert_dialogues(
     Args:
         source: file, or folder of files.
         target: new file whose name ends in .jsonl; it appears whole or not at all.
-        form: what the source must be, the name of a form of dialogues, such as "ShareGPT" or "Alpaca"; any unless given.
+        form: what the source must be, such as "ShareGPT" or "Alpaca"; any form of dialogues unless given.
         skip_bad_lines: whether lines that cannot be used are left out; the first one raises otherwise.
 
     Raises:

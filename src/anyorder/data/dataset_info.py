@@ -49,12 +49,11 @@ class Names:
             renamed["text"] = renamed.pop("instruction")
         if self.keys or self.speakers:
             for name in ("conversations", "chosen", "rejected"):
-                renamed[name] = self._messages(renamed.get(name))
+                value = renamed.get(name)
+                renamed[name] = list(map(self._message, value)) if isinstance(value, list) else self._message(value)
         return renamed
 
-    def _messages(self, value: Any) -> Any:
-        if isinstance(value, list):
-            return [self._messages(item) for item in value]
+    def _message(self, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
         message = {self.keys.get(name, name): item for name, item in value.items()}

@@ -128,7 +128,8 @@ class Encoder:
             return self._fitted(ids, record.turns)
         if record.prompt_length is None:
             raise BadRecordError(
-                "has neither `prompt_length` nor `labels`", "say how many of its tokens are the prompt, or which are learnt"
+                "has neither `prompt_length` nor `labels`",
+                "say how many of its tokens are the prompt, or which are learnt",
             )
         return self._fitted(ids, [(record.prompt_length, len(ids))])
 

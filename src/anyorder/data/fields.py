@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as short
 from typing import Any
 
@@ -46,13 +46,14 @@ class Fields:
         lower = {name.strip().lower(): value for name, value in values.items()}
         self._values = lower if len(lower) == len(values) else dict(values)
         self._read: set[str] = set()
+        self._has = {name for name, value in self._values.items() if value is not None}
 
     def __contains__(self, name: str) -> bool:
         return name in self._values
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null; this does not read it."""
-        return self._values.get(name) is not None
+        return name in self._has
 
     def get(self, name: str) -> Any:
         """The value, None where there is none."""
@@ -61,7 +62,11 @@ class Fields:
 
     def first(self, names: Iterable[str]) -> str | None:
         """The first of these names that has a value."""
-        return next((name for name in names if self.has(name)), None)
+        return next((name for name in names if name in self._has), None)
+
+    def those(self, names: Sequence[str]) -> list[str]:
+        """Those of these names that have a value."""
+        return [] if self._has.isdisjoint(names) else [name for name in names if name in self._has]
 
     def optional_text(self, name: str) -> str:
         """A text that may be missing, null or empty.
@@ -93,11 +98,13 @@ class Fields:
 
 def carries_text(value: object) -> bool:
     """Whether there is text in a JSON value."""
-    if isinstance(value, str):
-        return bool(value.strip())
-    if isinstance(value, dict):
-        return any(map(carries_text, value.values()))
-    return isinstance(value, list) and any(map(carries_text, value))
+    remaining = [value]
+    while remaining:  # not by recursion: metadata may be nested as deep as JSON can be
+        item = remaining.pop()
+        if isinstance(item, str) and item.strip():
+            return True
+        remaining += item.values() if isinstance(item, dict) else item if isinstance(item, list) else ()
+    return False
 
 
 def checked_text(text: object, name: str, *, may_be_empty: bool = False) -> str:
@@ -119,13 +126,23 @@ def parsed(value: Any, name: str) -> Any:
     """A JSON value that may be written as JSON within a string, as tables have it.
 
     Raises:
-        BadRecordError: the string is not JSON, or the value is nested too deeply to be written out again.
+        BadRecordError: the string is not JSON.
     """
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            return json.loads(value)
         except (ValueError, RecursionError) as error:
             raise BadRecordError(f"{name} is not JSON ({error})", "mend it") from None
+    return value
+
+
+def writable(value: Any, name: str) -> Any:
+    """The same as `parsed`, which can be written out as JSON again.
+
+    Raises:
+        BadRecordError: it cannot, or the string is not JSON.
+    """
+    value = parsed(value, name)
     if _deeper(value, _DEEPEST):
         raise BadRecordError(f"{name} is nested more than {_DEEPEST} deep", "mend it")
     try:
@@ -153,6 +170,8 @@ def objects(value: Any, name: str) -> list[Mapping[str, Any]]:
         columns = list(value.values())
         if len(set(map(len, columns))) == 1:
             value = [dict(zip(value, row, strict=True)) for row in zip(*columns, strict=True)]
+    if isinstance(value, list):
+        value = [parsed(item, name) for item in value]
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
         raise BadRecordError(f"{name} is {short(value)}", "give a list of JSON objects, at least two")
     return value

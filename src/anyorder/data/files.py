@@ -142,7 +142,9 @@ def _find_in(folder: Path) -> Found:
     data = decide(visible, lambda name: _no_data(name, rows))
     if "train" in {_split(name) for name in data}:
         splits = {name: _split(name) for name in data}
-        data = decide(data, lambda name: f"the {splits[name]} split" if splits[name] in ("validation", "test") else None)
+        data = decide(
+            data, lambda name: f"the {splits[name]} split" if splits[name] in ("validation", "test") else None
+        )
     if not data:
         others = f"; passed over: {'; '.join(passed_over[:3])}" if passed_over else ""
         raise UserError(f"folder {str(folder)!r} has no data: put files into it that end in {_endings()}{others}.")

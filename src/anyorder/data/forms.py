@@ -26,6 +26,7 @@ from anyorder.data.records import (
 )
 from anyorder.data.single_turn import (
     ANSWERS,
+    ASKING,
     CHOICES,
     CONTEXTS,
     HISTORIES,
@@ -60,8 +61,7 @@ class Form:
 
     def fits(self, fields: Fields, *, null: bool = False) -> bool:
         """Whether the fields are there; with `null` also where they are null."""
-        has = fields.__contains__ if null else fields.has
-        return all(any(map(has, names)) for names in self.needs)
+        return all(any(map(fields.__contains__, names)) if null else fields.first(names) for names in self.needs)
 
 
 def record_of(values: object, place: Place, unread: Counter[str] | None = None) -> Record:
@@ -94,7 +94,9 @@ def record_of(values: object, place: Place, unread: Counter[str] | None = None) 
 def is_message(value: object) -> bool:
     """Whether a JSON value is a message, as which it is no record of its own."""
     return isinstance(value, dict) and (
-        {"role", "content"} <= value.keys() or {"role", "tool_calls"} <= value.keys() or {"from", "value"} <= value.keys()
+        {"role", "content"} <= value.keys()
+        or {"role", "tool_calls"} <= value.keys()
+        or {"from", "value"} <= value.keys()
     )
 
 
@@ -115,12 +117,12 @@ def _read_messages(form: str, place: Place, fields: Fields, unread: list[str]) -
     name = fields.first(LISTS) or next(name for name in LISTS if name in fields)
     messages = messages_of(fields.get(name), name, unread)
     said = "\n".join(message.content for message in messages)
-    for beside in ("instruction", *CONTEXTS, *CHOICES, *HISTORIES):
-        value = fields.get(beside) if fields.has(beside) else None
+    for beside in fields.those(("instruction", *CONTEXTS, *CHOICES, *HISTORIES)):
+        value = fields.get(beside)
         if carries_text(value) and not (isinstance(value, str) and value.strip() in said):
             raise BadRecordError(f"has `{beside}` beside `{name}`", "put it into a message, or take it out")
-    for beside in (*TASKS, *QUESTIONS):  # many data sets repeat the first message so
-        value = fields.get(beside) if fields.has(beside) else None
+    for beside in fields.those(ASKING):  # many data sets repeat the first message so
+        value = fields.get(beside)
         if carries_text(value) and not (isinstance(value, str) and value.strip() in said):
             unread.append(beside)
     refuse_unwanted(fields)
@@ -157,7 +159,7 @@ def _read_chosen(form: str, place: Place, fields: Fields, unread: list[str]) -> 
 
 def _dialogue(form: str, place: Place, messages: list[Message], fields: Fields) -> Dialogue:
     fields.refuse_media()
-    systems = dict.fromkeys(filter(None, (fields.optional_text(name) for name in SYSTEMS)))
+    systems = dict.fromkeys(filter(None, (fields.optional_text(name) for name in fields.those(SYSTEMS))))
     if messages and messages[0].role == SYSTEM:
         systems = {text: None for text in systems if text.strip() != messages[0].content.strip()}
         if systems and messages[0].content.strip():

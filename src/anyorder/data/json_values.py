@@ -11,6 +11,7 @@ from typing import IO, Any
 from anyorder.data.forms import is_message
 from anyorder.data.lines import BOM, encoding_problem, lines
 from anyorder.data.records import BadLines, Place
+from anyorder.errors import UserError
 
 PIECE = 1 << 16
 """Bytes that are read at a time, where values go over lines."""
@@ -91,6 +92,8 @@ def _over_lines(file: Path, opened: Opener, bad_lines: BadLines) -> Iterator[tup
                         text.at += 1
                         continue
                 yield place, text.value()
+        except UserError:  # of a line that is refused, or of who reads this
+            raise
         except UnicodeDecodeError as error:
             at = Place(file, text.line_of(error))
             bad_lines.refuse(at, f"has bytes that are not UTF-8 ({error.reason})", "convert the file to UTF-8")

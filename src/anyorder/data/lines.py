@@ -15,7 +15,9 @@ BOM = "\ufeff"
 WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 
 
-def lines(file: Path, stream: IO[bytes], bad_lines: BadLines, *, keep_ends: bool = False) -> Iterator[tuple[Place, str]]:
+def lines(
+    file: Path, stream: IO[bytes], bad_lines: BadLines, *, keep_ends: bool = False
+) -> Iterator[tuple[Place, str]]:
     """The lines of a file, without what ends them unless that is kept; those that are no text are refused."""
     for number, line in enumerate(stream, start=1):
         place = Place(file, number)

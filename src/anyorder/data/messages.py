@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from reprlib import repr as short
 from typing import Any
 
-from anyorder.data.fields import BadRecordError, Fields, checked_text, mark, objects, parsed
+from anyorder.data.fields import BadRecordError, Fields, checked_text, mark, objects, parsed, writable
 from anyorder.data.records import ASSISTANT, ROLES, SYSTEM, TOOL, USER, Message
 
 SPEAKERS = {
@@ -30,6 +31,13 @@ REASONING = ("reasoning_content", "reasoning", "thinking")
 
 MARKS = ("loss", "weight", "train", "training", "loss_mask")
 """Names of marks that say whether a message is learnt: 1 or true, 0 or false."""
+
+UNCLEAR = {
+    "mask": "can mean that a message is learnt or that it is not",
+    "train_detail": "marks parts of a message",
+    "training_detail": "marks parts of a message",
+}
+"""Other marks, and why they are refused."""
 
 
 def messages_of(value: Any, name: str, unread: list[str]) -> list[Message]:
@@ -57,7 +65,8 @@ def tools_of(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
     Raises:
         BadRecordError: it is something else.
     """
-    tools = parsed(value, f"`{name}`") if value else []
+    tools = writable(value, f"`{name}`") if value else []
+    tools = [parsed(tool, f"`{name}`") for tool in tools] if isinstance(tools, list) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise BadRecordError(f"`{name}` is {short(tools)}", "give a list of JSON objects")
     # Chat templates take OpenAI's form, which wraps what ShareGPT writes bare.
@@ -93,7 +102,7 @@ def _message(fields: Fields, number: int) -> Message:
     text, reasoning, calls = _parts(fields.get(content), place, role)
     if role != ASSISTANT:
         return _other(fields, role, text, place)
-    for name in REASONING:
+    for name in fields.those(REASONING):
         reasoning = reasoning or fields.optional_text(name)
     if spoken in CALLS:
         text, calls = _called(text)
@@ -105,7 +114,7 @@ def _message(fields: Fields, number: int) -> Message:
 
 def _learn(fields: Fields, number: int, role: str) -> bool:
     learn = True
-    for name in MARKS:
+    for name in fields.those(MARKS):
         if (marked := mark(fields.get(name), f"`{name}` of message {number}")) is None:
             continue
         if marked and role != ASSISTANT:
@@ -114,13 +123,10 @@ def _learn(fields: Fields, number: int, role: str) -> bool:
                 "take the mark out",
             )
         learn = learn and marked
-    for name, problem in (
-        ("mask", "can mean that a message is learnt or that it is not"),
-        ("train_detail", "marks parts of a message"),
-        ("training_detail", "marks parts of a message"),
-    ):
-        if fields.get(name) is not None:
-            raise BadRecordError(f"`{name}` of message {number} {problem}", "mark whole messages by `loss`: true or false")
+    if name := fields.first(UNCLEAR):
+        raise BadRecordError(
+            f"`{name}` of message {number} {UNCLEAR[name]}", "mark whole messages by `loss`: true or false"
+        )
     return learn
 
 
@@ -140,7 +146,7 @@ def _parts(content: Any, place: str, role: str) -> tuple[str | None, str, list[M
     if content is None:
         return None, "", []
     if isinstance(content, dict) and "type" not in content and role == TOOL:
-        return json.dumps(parsed(content, place), ensure_ascii=False), "", []  # a result, as the tool gave it
+        return json.dumps(writable(content, place), ensure_ascii=False), "", []  # a result, as the tool gave it
     if not isinstance(content, list) or not content:
         return checked_text(content, place, may_be_empty=True), "", []
     texts, thoughts = [], []
@@ -154,7 +160,9 @@ def _parts(content: Any, place: str, role: str) -> tuple[str | None, str, list[M
         elif isinstance(part, dict) and kind == "tool_use" and role == ASSISTANT:
             calls.append(_call({"name": part.get("name"), "arguments": part.get("input")}, place))
         else:
-            raise BadRecordError(f"{place} has a part of the type {short(kind)}, and only text is learnt", "take it out")
+            raise BadRecordError(
+                f"{place} has a part of the type {short(kind)}, and only text is learnt", "take it out"
+            )
     return "".join(texts), "\n".join(thoughts), calls
 
 
@@ -165,13 +173,13 @@ def _calls(fields: Fields, number: int) -> Iterable[Mapping[str, Any]]:
     """The calls that stand beside the content, in OpenAI's form."""
     place = f"`tool_calls` of message {number}"
     if value := fields.get("tool_calls"):
-        calls = parsed(value, place)
+        calls = writable(value, place)
         if not isinstance(calls, list):
             raise BadRecordError(f"{place} is {short(calls)}", "give a list of JSON objects")
         yield from (_call(call, place) for call in calls)
     if value := fields.get("function_call"):
         place = f"`function_call` of message {number}"
-        yield _call(parsed(value, place), place)
+        yield _call(writable(value, place), place)
 
 
 def _call(call: Any, place: str) -> Mapping[str, Any]:
@@ -181,22 +189,23 @@ def _call(call: Any, place: str) -> Mapping[str, Any]:
         raise BadRecordError(f"{place} has {short(call)}", 'give calls like {"name": "...", "arguments": {...}}')
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
-        try:
-            arguments = parsed(arguments or "{}", place)
-        except BadRecordError:
-            pass  # some functions take plain text
+        with suppress(BadRecordError):  # some functions take plain text
+            arguments = writable(arguments or "{}", place)
     identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
     return {
         **identity,
         "type": "function",
-        "function": {"name": checked_text(function["name"], place), "arguments": {} if arguments is None else arguments},
+        "function": {
+            "name": checked_text(function["name"], place),
+            "arguments": {} if arguments is None else arguments,
+        },
     }
 
 
 def _called(text: str | None) -> tuple[str | None, list[Mapping[str, Any]]]:
     """The call that a speaker's text is, or the text itself where it is none that is known."""
     try:
-        value = parsed(text, "")
+        value = writable(text, "")
         return None, [_call(call, "") for call in (value if isinstance(value, list) else [value])]
     except BadRecordError:
         return text, []

@@ -109,7 +109,9 @@ def _values(file: Path, bad_lines: BadLines) -> Iterator[tuple[Place, Any]]:
     else:
         assert kind in TABLES
         if file.suffix.lower() in COMPRESSED:
-            bad_lines.refuse(Place(file, 1), "is a table in a compressed file", "unpack it: tables are compressed inside")
+            bad_lines.refuse(
+                Place(file, 1), "is a table in a compressed file", "unpack it: tables are compressed inside"
+            )
             return
         yield from read_table(file)
 

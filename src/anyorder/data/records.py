@@ -64,8 +64,8 @@ class Message:
         role: one of `ROLES`.
         content: all of it as plain text: reasoning as `<think>\n...\n</think>\n\n` before, calls as JSON behind.
         learn: whether an answer is learnt; False makes it context only.
-        given: the message in OpenAI's form (`role`, `content`, `reasoning_content`, `tool_calls`, ...), where it is more
-            than its content; for chat templates.
+        given: the message in OpenAI's form (`role`, `content`, `reasoning_content`, `tool_calls`, ...), where it is
+            more than its content; for chat templates.
     """
 
     role: str
@@ -159,5 +159,7 @@ def with_last_answer_only(record: Record) -> Record:
         return record
     learnt = [at for at, message in enumerate(record.messages) if message.role == ASSISTANT and message.learn]
     dropped = learnt[:-1]
-    messages = [replace(message, learn=False) if at in dropped else message for at, message in enumerate(record.messages)]
+    messages = [
+        replace(message, learn=False) if at in dropped else message for at, message in enumerate(record.messages)
+    ]
     return replace(record, messages=tuple(messages))

@@ -12,6 +12,7 @@ from anyorder.data.messages import REASONING, answer, messages_of
 from anyorder.data.records import USER, Message
 
 TASKS, QUESTIONS = ("instruction", "prompt"), ("question", "problem", "query", "input", "user", "human")
+ASKING = (*TASKS, *QUESTIONS)
 """Fields that ask, in the order in which they stand in the question: first what is to be done, then with what."""
 
 CONTEXTS = (
@@ -38,10 +39,10 @@ def question_of(fields: Fields, unread: list[str]) -> list[Message]:
     Raises:
         BadRecordError: a field holds the wrong thing, or all are empty.
     """
-    names = [name for name in (*TASKS, *QUESTIONS) if fields.has(name)]
+    names = fields.those(ASKING)
     listed = next((name for name in names if isinstance(fields.get(name), list)), None)
     if listed is not None:
-        others = [name for name in (*names, *CONTEXTS, *CHOICES) if name != listed and fields.has(name)]
+        others = [name for name in fields.those((*ASKING, *CONTEXTS, *CHOICES)) if name != listed]
         if others:
             raise BadRecordError(f"has messages in `{listed}`, and `{others[0]}` beside them", "put it into a message")
         return messages_of(fields.get(listed), listed, unread)
@@ -66,11 +67,11 @@ def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
         BadRecordError: a field holds the wrong thing, there are two answers, or it is marked as not wanted.
     """
     choices = _choices(fields)
-    names = [name for name in ANSWERS if fields.has(name)]
+    names = fields.those(ANSWERS)
     if "solution" in names:
         names = [name for name in names if name not in ("answer", "answers")]
     if not names and choices:
-        names = [name for name in KEYS if fields.has(name)][:1]
+        names = fields.those(KEYS)[:1]
     if not names:
         return []
     values = [fields.get(name) for name in names]
@@ -92,7 +93,7 @@ def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
             raise BadRecordError(f"`{name}` is empty", "write something there")
         value = value[0]
     text = _chosen(value, choices, name) if choices else _written(value)
-    thoughts = [fields.optional_text(name) for name in THOUGHTS if fields.has(name)]
+    thoughts = [fields.optional_text(name) for name in fields.those(THOUGHTS)]
     return [answer(checked_text(text, f"`{name}`"), reasoning="\n".join(filter(None, thoughts)))]
 
 
@@ -102,8 +103,8 @@ def refuse_unwanted(fields: Fields) -> None:
     Raises:
         BadRecordError: this is one.
     """
-    for name in ("label", "kto_tag", "kto_label", "desirable"):
-        label = fields.get(name) if fields.has(name) else None
+    for name in fields.those(("label", "kto_tag", "kto_label", "desirable")):
+        label = fields.get(name)
         if label in (False, 0) or (isinstance(label, str) and label.strip().lower() in ("false", "0")):
             raise BadRecordError(f"has an answer that is not wanted (`{name}` is {short(label)})", "take it out")
 
@@ -115,7 +116,7 @@ def history_of(fields: Fields, unread: list[str]) -> list[Message]:
         BadRecordError: it is something else.
     """
     messages: list[Message] = []
-    for name in HISTORIES:
+    for name in fields.those(HISTORIES):
         history = fields.get(name) or []
         if not isinstance(history, list):
             raise BadRecordError(
@@ -135,12 +136,14 @@ def history_of(fields: Fields, unread: list[str]) -> list[Message]:
 def _contexts(fields: Fields) -> list[str]:
     """The texts that a question is about."""
     texts: list[str] = []
-    for name in CONTEXTS:
+    for name in fields.those(CONTEXTS):
         value = fields.get(name)
-        for item in value if isinstance(value, list) else [] if value is None else [value]:
+        for item in value if isinstance(value, list) else [value]:
             texts.append(checked_text(item, f"`{name}`", may_be_empty=True))
     text = fields.optional_text("text")
-    asked = [fields.get(name) for name in (*TASKS, *QUESTIONS) if fields.has(name)]
+    if not text:
+        return texts
+    asked = [fields.get(name) for name in fields.those(ASKING)]
     # Alpaca's `text` is the whole record, question and all.
     return [*texts, *([] if all(" ".join(part.split()) in " ".join(text.split()) for part in asked) else [text])]
 

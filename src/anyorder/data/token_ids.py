@@ -101,7 +101,9 @@ def _refuse_packed(fields: Fields, begin: int, end: int) -> None:
     if positions is not None and isinstance(positions, list):
         kept = positions[begin:end]
         if kept != list(range(kept[0], kept[0] + len(kept)) if kept and type(kept[0]) is int else []):
-            raise BadRecordError("`position_ids` do not count up, as in packed texts", "give each text a line of its own")
+            raise BadRecordError(
+                "`position_ids` do not count up, as in packed texts", "give each text a line of its own"
+            )
 
 
 def _spans(learnt: Sequence[bool]) -> tuple[tuple[int, int], ...]:
