@@ -24,7 +24,7 @@ SUFFIXES = (*JSON, *TEXT, *SHEETS, *TABLES)
 
 ABOUT = re.compile(
     r"(readme|licen[cs]e|copying|notice|changelog|citation|contributing|code_of_conduct|security|authors|"
-    r"requirements)\b.*\.(md|txt|text)|(dataset_infos?|dataset_dict|state|dataset-metadata|croissant)\.json"
+    r"requirements)(?![a-z]).*\.(md|txt|text)|(dataset_infos?|dataset_dict|state|dataset-metadata|croissant)\.json"
 )
 """Names (in lower case) of files about the data."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from anyorder.data.forms import is_message
-from anyorder.data.lines import BOM, encoding_problem, lines
+from anyorder.data.lines import BOM, lines, wide_problem
 from anyorder.data.records import BadLines, Place
 from anyorder.errors import UserError
 
@@ -47,7 +47,7 @@ def _begins_with_a_line(file: Path, opened: Opener) -> bool:
         head = b""
         while not head.strip() and (piece := stream.readline(PIECE)):
             head = piece.removeprefix(codecs.BOM_UTF8)
-        if encoding_problem(head):
+        if wide_problem(head):
             return True
         if head.lstrip()[:1] == b"[":
             return False

@@ -32,12 +32,17 @@ def lines(
 
 def encoding_problem(line: bytes) -> str | None:
     """Why a line is no text of UTF-8; None where it is."""
-    if line.startswith(WIDE):
-        return "is not UTF-8 but UTF-16 or UTF-32"
-    if b"\0" in line:
-        return "has a NUL byte, which binary files and UTF-16 have"
+    if problem := wide_problem(line):
+        return problem
     try:
         line.decode()
     except UnicodeDecodeError as error:
         return f"has bytes that are not UTF-8 ({error.reason})"
     return None
+
+
+def wide_problem(line: bytes) -> str | None:
+    """Why a line, or the beginning of one, has units of more than a byte; None where it has none."""
+    if line.startswith(WIDE):
+        return "is not UTF-8 but UTF-16 or UTF-32"
+    return "has a NUL byte, which binary files and UTF-16 have" if b"\0" in line else None

@@ -102,14 +102,13 @@ def _message(fields: Fields, number: int) -> Message:
     text, reasoning, calls = _parts(fields.get(content), place, role)
     if role != ASSISTANT:
         return _other(fields, role, text, place)
-    for name in fields.those(REASONING):
-        reasoning = reasoning or fields.optional_text(name)
+    thoughts = [reasoning, *map(fields.optional_text, fields.those(REASONING))]
     if spoken in CALLS:
         text, calls = _called(text)
     calls = [*calls, *_calls(fields, number)]
     if text is None and not calls:
         checked_text(None, place)
-    return answer(text or "", reasoning=reasoning, calls=calls, learn=learn)
+    return answer(text or "", reasoning="\n".join(dict.fromkeys(filter(None, thoughts))), calls=calls, learn=learn)
 
 
 def _learn(fields: Fields, number: int, role: str) -> bool:
