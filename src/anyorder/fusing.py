@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from anyorder.annotations import checked
 from anyorder.api import Output, Stream, _output, _pieces
 from anyorder.decoding.fused_canvas import FusedCanvases
 from anyorder.decoding.fusion import MEMBER, fusion_steps, write_fused
@@ -45,6 +46,7 @@ class FusedOutput(Output):
 Weights = str | Sequence[float] | Sequence[Sequence[float]]
 
 
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
 def fuse(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -181,6 +183,7 @@ def fuse(
     return FusedOutput(**vars(output), attention_share=told)
 
 
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
 def stream_fused(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,

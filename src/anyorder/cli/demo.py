@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from anyorder.cli._console import PlainConsole
 
 RECORD = "demo.json"
 """In the finished folder: how it was made. Only folders with this file are ever replaced."""
@@ -39,14 +39,13 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
         steps: Optimizer steps; the default takes about a minute on two cores.
         seed: Decides the first weights, the order of the texts and what is drawn.
     """
-    from rich.console import Console
-
+    from anyorder.cli._console import PlainConsole
     from anyorder.whole import check_place
 
     # Before PyTorch is imported: threads that wait by spinning made tiny steps ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     folder = Path(output)
-    console = Console(highlight=False)
+    console = PlainConsole()
     finished = (folder / RECORD).is_file()
     if not finished and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"output is {output!r}, which holds something else: give the name of a new folder.")
@@ -57,7 +56,7 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
     _write(folder, seed, console)
 
 
-def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
+def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
     started = time.perf_counter()
     with console.status("reading Python's own documentation and sources"):
         import torch
@@ -109,7 +108,7 @@ def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
         (Path(beside) / "new").rename(folder)
 
 
-def _write(folder: Path, seed: int, console: Console) -> None:
+def _write(folder: Path, seed: int, console: PlainConsole) -> None:
     import anyorder
     from anyorder.cli.generate import print_writing
 
