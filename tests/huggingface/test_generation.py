@@ -16,6 +16,7 @@ from transformers import (
 
 import anyorder
 from anyorder.data import train_tokenizer
+from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
@@ -184,3 +185,23 @@ def test_texts_too_long_for_a_cache(tiny_config: ModelConfig) -> None:
     with torch.no_grad():
         assert face(batch(17)[0]).past_key_values is None
         assert face(batch(16)[0]).past_key_values is not None
+
+
+def test_an_early_exit_is_refused(pair: Twins) -> None:
+    ours, _ = pair
+    with pytest.raises(UserError, match="assistant_early_exit is 1: give a network of its own as assistant_model"):
+        ours.generate(batch(5)[0], assistant_early_exit=1)
+
+
+def test_attention_and_hidden_states_of_each_step() -> None:
+    theirs = llama(attn_implementation="eager")
+    options: Any = {"return_dict_in_generate": True, "output_attentions": True, "output_hidden_states": True}
+    options |= {"max_new_tokens": 4, "min_new_tokens": 4}
+    eager = face_of(theirs)
+    eager.set_attn_implementation("eager")
+    ids, _ = batch(6)
+    found, wanted = (model.generate(ids, **options) for model in (eager, theirs))
+    for kind in ("attentions", "hidden_states"):
+        for step, expected in zip(found[kind], wanted[kind], strict=True):
+            for one, other in zip(step, expected, strict=True):
+                assert_close(one, other)

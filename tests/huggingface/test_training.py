@@ -11,10 +11,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 import anyorder
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
+from anyorder.model.llama import Llama
 from anyorder.ways import diffusion
 from tests.huggingface.twins import VOCABULARY, Twins, assert_close, batch, face_of, llama, twins
 
@@ -157,6 +159,21 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool, left: bool) -> 
     ours.eval()
     gradients()
     assert calls == [4, 4, 4]
+
+
+def test_checkpointing_of_a_network_that_was_loaded_before() -> None:
+    """`of` shares its layers, and transformers finds them."""
+    ours, _ = twins()
+    plain = Llama(ours.config.backbone)
+    before = {name for name, _ in plain.named_parameters()}
+    face = AnyOrderForCausalLM.of(plain).train()
+    assert all(isinstance(layer, GradientCheckpointingLayer) for layer in plain.model.layers)
+    calls = count_calls(face)
+    face.gradient_checkpointing_enable()
+    ids, _ = batch(9)
+    face(ids, labels=ids).loss.backward()
+    assert calls == [2, 2, 2]
+    assert {name for name, _ in plain.named_parameters()} == before
 
 
 def count_calls(model: AnyOrderForCausalLM) -> list[int]:

@@ -7,21 +7,26 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache as TransformersCache
-from transformers import GenerationConfig, GenerationMixin
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.errors import UserError
+from anyorder.huggingface.dynamic_cache import past_from
 from anyorder.huggingface.face import Face, inputs_of, watch_attention
 from anyorder.huggingface.past import PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
+from anyorder.model import call
 from anyorder.model.llama import Views
 from anyorder.visibility import documents, not_after
-from anyorder.ways import refuse_unless_causal
+from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
+
+logger = logging.getLogger(__name__)
 
 
 class AnyOrderForCausalLM(Face, GenerationMixin):
@@ -30,13 +35,31 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
     Takes part in everything that a `Llama` does here as well, such as `anyorder.generate`.
     """
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As other faces; a warning says where the network would write otherwise if no class were named."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if config.default_way != LEFT_TO_RIGHT.name:
+            has = any(way.name == LEFT_TO_RIGHT.name for way in config.ways)
+            does = "reads and writes it from left to right" if has else "refuses to be called"
+            logger.warning(
+                "the network writes by %r by default, but %s %s: anyorder.load and anyorder.generate take the default",
+                config.default_way, cls.__name__, does,
+            )  # fmt: skip
+        return loaded
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' method, from left to right alone.
 
         Raises:
-            UserError: the network does not write from left to right.
+            UserError: the network does not write from left to right, or shall guess with its own first layers.
         """
         refuse_unless_causal(self.config.ways, self.config.default_way)
+        configured = kwargs.get("generation_config") or self.generation_config
+        layers = kwargs.get("assistant_early_exit", getattr(configured, "assistant_early_exit", None))
+        if layers is not None:
+            raise UserError(f"assistant_early_exit is {layers}: give a network of its own as assistant_model.")
         return read_by_both_names(super().generate(*args, **name_cache(kwargs)))  # type: ignore[misc]
 
     @classmethod
@@ -59,7 +82,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 
     def _can_cache(self, tokens: int) -> bool:
         """Whether the rotary embedding lets so many tokens be cached."""
-        limit = self.config.rotary.cacheable
+        limit = self.config.cacheable
         return limit is None or tokens <= limit
 
     # `generate` looks at the names of its arguments.
@@ -67,7 +90,10 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As transformers' method, without what its own loop alone needs, such as a tokenizer."""
         inputs = super().prepare_inputs_for_generation(*args, **name_cache(kwargs))  # type: ignore[misc]
-        return {name: value for name, value in inputs.items() if name in ARGUMENTS}
+        inputs = {name: value for name, value in inputs.items() if name in ARGUMENTS}
+        if CACHE_NAME in inputs:  # PEFT looks for it under the old name, whatever transformers calls it
+            inputs["past_key_values"] = inputs.pop(CACHE_NAME)
+        return inputs
 
     def forward(  # type: ignore[override]
         self,
@@ -92,7 +118,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             attention_mask: 1 for tokens and 0 for padding on either side, `[batch, rows so far]`.
             position_ids: true positions `[batch, rows]`, counted from the mask unless given. Without a mask and a
                 cache, texts begin where they do not rise by 1, and do not see each other.
-            cache: what an earlier pass returned.
+            cache: what an earlier pass returned, or a `DynamicCache` that another tool has filled, such as PEFT's
+                prefix tuning.
             inputs_embeds: rows `[batch, rows, hidden]` instead of tokens.
             labels: tokens to be predicted `[batch, rows]`, -100 where none is; `logits[:, i]` is compared with
                 `labels[:, i + 1]`.
@@ -117,12 +144,16 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         given = name_cache({"cache": cache, "past_key_values": past_key_values}).get(CACHE_NAME)
         rows_BRE = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shape = (rows_BRE.shape[0], rows_BRE.shape[1])
+        if labels is not None and labels.shape != shape:
+            raise UserError(f"labels has the shape {list(labels.shape)}: give {list(shape)}.")
         packed = given is None and attention_mask is None and _begins_anew(position_ids)
         if use_cache is None:
             wanted = self.config.use_cache and not torch.is_grad_enabled()
             use_cache = wanted and not packed and self._can_cache(shape[1])
         if packed and use_cache:
             raise UserError("use_cache is True, but position_ids begins anew within a row: give use_cache=False.")
+        if isinstance(given, DynamicCache):
+            given = past_from(given, self, shape[0], attention_mask)
         past = self._past(given, use_cache, shape)
         backend = "eager" if output_attentions else None
         views = self._views(shape, attention_mask, position_ids, past, packed, backend)
@@ -140,6 +171,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             loss = self.loss_function(
                 logits=logits_BRV,
                 labels=labels,
+                shift_labels=None if attention_mask is None else _next_tokens(labels, attention_mask),
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )
@@ -200,6 +232,11 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 def _begins_anew(position_ids: Tensor | None) -> bool:
     """Whether several texts are packed into a row, so that positions do not always rise by 1."""
     return position_ids is not None and bool((position_ids.diff() != 1).any())
+
+
+def _next_tokens(labels_BR: Tensor, mask: Tensor) -> Tensor:
+    """The label of the token after each, whatever padding lies between; the mask may begin in the cache."""
+    return call.next_tokens(labels_BR, mask[:, -labels_BR.shape[1] :].bool())
 
 
 ARGUMENTS = frozenset(inspect.signature(AnyOrderForCausalLM.forward).parameters)

@@ -51,6 +51,11 @@ class PastKeyValues(TransformersCache):
         """That it has none, in transformers' number for that."""
         return -1
 
+    @property
+    def max_cache_len(self) -> int:
+        """The same, under the name that PEFT reads."""
+        return self.get_max_length()
+
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Columns that a mask for this many more would have, and the first of them."""
         return self.columns + query_length, 0
