@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anyorder.annotations import shown
 from anyorder.checkpoints import huggingface, llama2c, meta, weights
 from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
-from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer
+from anyorder.checkpoints.places import is_file, is_folder
+from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -33,6 +35,7 @@ __all__ = [
     "save_model",
     "save_tokenizer",
     "share_heads",
+    "write_tokenizer",
 ]
 
 
@@ -47,12 +50,12 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str
         UserError: it is missing, damaged or of a kind that is not supported.
     """
     path = fetch(path, revision, token)
-    if path.is_dir():
+    if is_folder(path):
         # Some models on the hub have both forms of configuration, and weights in one form.
         in_metas_form = (path / meta.PARAMS).is_file() and not any(path.glob("*.safetensors"))
         return meta.read(path) if in_metas_form else huggingface.read(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {str(path)!r} is no folder or file here: check the path.")
+    if not is_file(path):  # also where no file can have this name
+        raise UserError(f"checkpoint {shown(str(path))} is no folder or file here: check the path.")
     if path.suffix in BESIDE:
         raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
     return llama2c.read(path)
@@ -125,7 +128,7 @@ def save_model(
         path: the folder, or a name that ends in .bin.
         tokenizer: is written into the same folder.
         max_shard_size: bytes of one file of weights; a single file unless given.
-        form: "llada" or "dream": as those models are published.
+        form: such as "llada" or "dream": as those models are published.
 
     Raises:
         UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
@@ -144,7 +147,7 @@ def save_model(
         with whole_folder(path) as partial:
             huggingface.write(model, partial, max_shard_size, as_published)
             if tokenizer is not None:
-                tokenizer.save_pretrained(partial)
+                write_tokenizer(tokenizer, partial)
         return
     for name, value in (("tokenizer", tokenizer), ("max_shard_size", max_shard_size), ("form", form)):
         if value is not None:
@@ -179,7 +182,7 @@ def convert(
         kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: how several become one: "mean", "first" or "random".
         seed: decides what is drawn for "random".
-        form: "llada" or "dream": writes the folder as those models are published.
+        form: such as "llada" or "dream": writes the folder as those models are published.
         revision, token: for the hub, see `fetch`.
 
     Raises:

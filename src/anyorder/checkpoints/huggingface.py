@@ -17,10 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from anyorder.annotations import shown
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, ends_to_json, form_to_json
 from anyorder.checkpoints.contents import EMBEDDING, contents_of
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.masked_diffusion import Form, form_of
+from anyorder.checkpoints.places import is_file
+from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -32,6 +35,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+HEAD = "lm_head.weight"
 
 IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Tables that old versions of transformers stored; they follow from the configuration."""
@@ -50,8 +55,9 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         # Where both say what ends a text, transformers' `generate` follows this file.
         eos = read_json(folder / GENERATION_CONFIG).get("eos_token_id")
         fields |= {} if eos is None else {"eos_token_id": eos, "eos_token_ids": None}
+    fields = with_tokenizers_mask(fields, folder)
     try:
-        return config_from_json(fields), form_of(fields.get("model_type"))
+        return config_from_json(fields), form_of(fields)
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
 
@@ -81,6 +87,8 @@ def read(folder: Path) -> Checkpoint:
                 raise UserError(f"tensor {name!r} in {str(file)!r} is stored as {dtype}: store it as one of {known}.")
             files[name], shapes[name], dtypes[name] = file, shape, DTYPES[SAFETENSORS_DTYPES[dtype]]
     _check_index(folder, {stored_as[name]: file for name, file in files.items()})
+    if form is not None and form.own_head and HEAD in files:
+        config = config.replace(tie_word_embeddings=False)
 
     def read_tensor(name: str) -> Tensor:
         # Opened anew for each tensor: pages of the file stay in memory while it is open. A copy, since tensors in the
@@ -166,7 +174,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _weight_map(folder: Path) -> dict[str, str]:
     where = read_json(folder / INDEX).get("weight_map")
     names = where.values() if isinstance(where, dict) and where else [None]
-    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+    if not all(isinstance(name, str) and name and name == Path(name).name for name in names):
         raise UserError(f"{str(folder / INDEX)!r} has no weight_map of tensors to files beside it: fetch it again.")
     return typing.cast(dict[str, str], where)
 
@@ -183,15 +191,15 @@ def _check_index(folder: Path, files: Mapping[str, Path]) -> None:
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Name, shape and dtype of each tensor in a file, whose size is checked by the library."""
-    if not file.is_file():
-        raise UserError(f"weight file {str(file)!r} is missing: complete the folder.")
+    if not is_file(file):  # also of names that no file can have
+        raise UserError(f"weight file {shown(str(file))} is missing: complete the folder.")
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 if not IGNORED_TENSORS.fullmatch(name):
                     tensor = tensors.get_slice(name)
                     yield name, tuple(tensor.get_shape()), tensor.get_dtype()
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         size = file.stat().st_size
         raise UserError(
             f"weight file {str(file)!r} of {size} bytes is damaged or not whole ({error}): fetch it again."

@@ -250,9 +250,9 @@ def _header_of(contents: Contents, version: int) -> Header:
     if config.head_dim != head_dim:
         raise UserError(f"configuration field 'head_dim' is {config.head_dim}: a llama2.c file holds {head_dim} only.")
     possible = header.to_config()
-    rotary = dataclasses.replace(config.rotary, float32_angles=False)  # no part of the network
+    config = config.with_exact_angles
     for field in dataclasses.fields(ModelConfig):
-        value = rotary if field.name == "rotary" else getattr(config, field.name)
+        value = getattr(config, field.name)
         if field.name not in NOT_KEPT and value != getattr(possible, field.name):
             raise UserError(
                 f"configuration field {field.name!r} is {value!r}: a llama2.c file can hold "

@@ -78,7 +78,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 
     def _can_cache(self, tokens: int) -> bool:
         """Whether the rotary embedding lets so many tokens be cached."""
-        limit = self.config.rotary.cacheable
+        limit = self.config.cacheable
         return limit is None or tokens <= limit
 
     # `generate` looks at the names of its arguments.

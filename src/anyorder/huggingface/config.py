@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
+from anyorder.checkpoints.masked_diffusion import FORMS
+from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.rope import Rotary
@@ -94,7 +96,8 @@ class AnyOrderConfig(PreTrainedConfig):
             UserError: it describes a network that is not supported.
         """
         fields, unused = super().get_config_dict(*args, **kwargs)
-        return _in_our_fields(fields), unused
+        folder = Path(str(args[0])) if args else Path()
+        return _in_our_fields(with_tokenizers_mask(fields, folder)), unused
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, those of the backbone too, as they may stand in JSON."""
@@ -127,21 +130,20 @@ class AnyOrderConfig(PreTrainedConfig):
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
 
-class LLaDAConfig(AnyOrderConfig):
-    """What a folder of LLaDA has; it is read as an `AnyOrderConfig`."""
-
-    model_type = "llada"
+class PublishedConfig(AnyOrderConfig):
+    """What a folder of a masked diffusion model as published has; it is read as an `AnyOrderConfig`."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """An `AnyOrderConfig`."""
-        return AnyOrderConfig.from_dict(config_dict, **kwargs)
+        folder = Path(str(kwargs.get("name_or_path", "")))
+        return AnyOrderConfig.from_dict(with_tokenizers_mask(config_dict, folder), **kwargs)
 
 
-class DreamConfig(LLaDAConfig):
-    """What a folder of Dream has; it is read as an `AnyOrderConfig`."""
-
-    model_type = "Dream"
+PUBLISHED_CONFIGS: tuple[type[PublishedConfig], ...] = tuple(
+    type(f"{form.model_type}Config", (PublishedConfig,), {"model_type": form.model_type}) for form in FORMS
+)
+"""One for each `model_type`, by which transformers' `AutoConfig` finds them."""
 
 
 def _in_our_fields(fields: dict[str, Any]) -> dict[str, Any]:

@@ -81,7 +81,9 @@ class Face(Llama, PreTrainedModel):
             # Where config.json and generation_config.json disagree about it, `generate` follows the latter.
             if face.generation_config.eos_token_id is None:
                 face.generation_config.eos_token_id = face.config.eos_token_id
-            face.config.eos_token_id = face.generation_config.eos_token_id
+            eos = face.generation_config.eos_token_id
+            ends = [eos] if isinstance(eos, int) else eos or []
+            face.config.eos_token_id = [end for end in ends if 0 <= end < face.config.vocab_size]
         if face.lm_head.weight is not face.model.embed_tokens.weight:
             face.config.tie_word_embeddings = False  # transformers ties no head that the folder has and that differs
         return loaded

@@ -161,15 +161,21 @@ class Llama(nn.Module):
             key = {name: label[:, :extent] for name, label in cache.labels.items()}
             present = cache.present[:, :extent]
         place_BR = labels["position"] if rotary_positions is None else rotary_positions
-        rotation = self.config.rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
+        kinds = list(dict.fromkeys(self.config.layers))
+        rotations = {
+            rotary: rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
+            for kind in kinds
+            if (rotary := self.config.rotary_of(kind)) is not None
+        }
         views: Views = {}
-        for kind in dict.fromkeys(self.config.layers):
+        for kind in kinds:
+            rotary = self.config.rotary_of(kind)
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
             request = Request(narrowed, labels, key, present, valid, bias, tempered)
             views[kind] = View(
                 n_keys=n_keys,
                 mask=compile_mask(request, backend, self.dtype),
-                cos_sin=rotation if kind.rotary else None,
+                cos_sin=None if rotary is None else rotations[rotary],
                 slots=slots,
                 extent=extent or 0,
             )
@@ -183,7 +189,7 @@ class Llama(nn.Module):
         return views
 
     def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
-        limit = self.config.rotary.cacheable
+        limit = self.config.cacheable
         if limit is not None and length_B.numel() and int(length_B.max()) > limit:
             raise UserError(
                 f"the text has {int(length_B.max())} tokens and dynamic rotary embeddings turn all keys anew beyond "
