@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -104,7 +105,9 @@ class Face(Llama, PreTrainedModel):
             UserError: what would be written cannot be read again: see `contents_of`. Nothing is written then.
         """
         kwargs.setdefault("save_original_format", False)  # under our names, wherever it was loaded from
-        if not getattr(self, "_hf_peft_config_loaded", False) and is_main_process:
+        sharded = state_dict is None and any(isinstance(weight, DTensor) for weight in self.parameters())
+        # Adapters are written alone, and shards are gathered by transformers.
+        if is_main_process and not sharded and not getattr(self, "_hf_peft_config_loaded", False):
             contents = contents_of(self, state_dict)
             check_finite(contents)
             self.config.backbone, state_dict = contents.config, contents.tensors
