@@ -19,9 +19,12 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from anyorder.errors import UserError
+
+Listed = Annotated[str, "no commas"]
+"""An item of a list that may be written with commas between on the command line: a name or numbers, no free text."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -46,19 +49,38 @@ def check_fields(record: Any, called: str = "{}") -> None:
     record_type: Any = type(record)
     for name, kind in _fields(record_type).items():
         value = getattr(record, name)
-        fitted = _fit(called.format(name), value, kind)
-        if fitted is not value:
-            object.__setattr__(record, name, fitted)
+        fit = _fit(called.format(name), value, kind)
+        if fit is not value:
+            object.__setattr__(record, name, fit)
 
 
-def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
-    """The function, which compares its arguments with its annotations first.
+def checked(
+    *read_inside: str,
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """A decorator: the function compares its arguments with its annotations first.
 
     Arguments for which there is no parameter stay Python's own TypeError.
 
+    Args:
+        read_inside: parameters of many forms, which the function reads and refuses itself.
+
     Raises:
-        UserError: an argument is of another kind; raised by the function that is returned.
+        UserError: an argument is of another kind; raised by the function that is decorated.
     """
+    return lambda function: _checked(function, read_inside)
+
+
+def fitted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by name, compared with the annotations of the function or record, and converted.
+
+    Raises:
+        UserError: one is of another kind.
+    """
+    kinds = _kinds(inspect.get_annotations(function), vars(sys.modules[function.__module__]))
+    return {name: _fit(name, value, kinds[name]) if name in kinds else value for name, value in arguments.items()}
+
+
+def _checked(function: Callable[Parameters, Result], read_inside: Sequence[str]) -> Callable[Parameters, Result]:
     named = [
         parameter.name
         for parameter in inspect.signature(function).parameters.values()
@@ -67,19 +89,20 @@ def checked(function: Callable[Parameters, Result]) -> Callable[Parameters, Resu
 
     @functools.cache
     def kinds() -> dict[str, Kind]:  # with the first call, when all modules are complete
-        return _kinds(function.__annotations__, _names_of(function.__module__))
+        found = _kinds(inspect.get_annotations(function), _names_of(function.__module__))
+        return {name: kind for name, kind in found.items() if name not in read_inside}
 
     @functools.wraps(function)
     def with_checks(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         known = kinds()
-        fitted: Any = list(arguments)
+        given: Any = list(arguments)
         for index, (name, value) in enumerate(zip(named, arguments, strict=False)):
             if name in known:
-                fitted[index] = _fit(name, value, known[name])
+                given[index] = _fit(name, value, known[name])
         for name, value in keywords.items():
             if name in known:
                 keywords[name] = _fit(name, value, known[name])
-        return function(*fitted, **keywords)
+        return function(*given, **keywords)
 
     return with_checks
 
@@ -129,13 +152,13 @@ def _fit(name: str, value: Any, kind: Kind) -> Any:
     try:
         return kind.fit(value)
     except UnfitError as unfit:
-        telling = value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
+        telling = value is None or (isinstance(value, (str, int, float)) and not isinstance(value, bool))
         of_kind = "" if telling or getattr(value, "shape", None) else f", {_a(_class_name(value))}"
         raise UserError(f"{name} is {shown(value)}{of_kind}: give {str(unfit) or kind.wanted}.") from None
 
 
 def _class_name(value: object) -> str:
-    return "class" if isinstance(value, type) else {"str": "string"}.get(type(value).__name__, type(value).__name__)
+    return "class" if isinstance(value, type) else type(value).__name__
 
 
 def _a(noun: str) -> str:

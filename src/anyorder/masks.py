@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from anyorder.annotations import checked
 from anyorder.errors import UserError
 from anyorder.visibility import causal, chunks, groups
 
@@ -50,6 +51,7 @@ def generate_grouping_masks(
     return content_mask, query_mask, target_mapping
 
 
+@checked()
 def create_chunked_attention_mask(
     seq_len: int, attention_chunk_size: int, device: torch.device | str | None = None
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Networks whose modules were changed after they were built: saved as they are, or refused before anything is written."""
+"""Networks whose modules were changed after they were built: saved as they are, or refused before writing."""
 
 from __future__ import annotations
 
@@ -41,44 +41,47 @@ def savers(model: Any) -> dict[str, Callable[[Path], None]]:
     return ours | ({"save_pretrained": model.save_pretrained} if hasattr(model, "save_pretrained") else {})
 
 
-def cut(module: nn.Module, rows: slice = slice(None), columns: slice = slice(None)) -> None:
+def cut(module: Any, rows: slice = slice(None), columns: slice = slice(None)) -> None:
     module.weight = nn.Parameter(module.weight[rows, columns].detach().clone())
 
 
 # ------------------------------------------------------------------------------------------------ saved as they are
 
 
-def narrower(model: Llama) -> None:
+def narrower(model: Any) -> None:
     for layer in model.model.layers:
-        cut(layer.mlp.gate_proj, slice(20)), cut(layer.mlp.up_proj, slice(20))
+        cut(layer.mlp.gate_proj, slice(20))
+        cut(layer.mlp.up_proj, slice(20))
         cut(layer.mlp.down_proj, columns=slice(20))
 
 
-def fewer_heads(model: Llama) -> None:
+def fewer_heads(model: Any) -> None:
     for layer in model.model.layers:  # of 4 query heads of 4 numbers each the first two, and the first of 2 others
-        cut(layer.self_attn.q_proj, slice(8)), cut(layer.self_attn.k_proj, slice(4))
-        cut(layer.self_attn.v_proj, slice(4)), cut(layer.self_attn.o_proj, columns=slice(8))
+        cut(layer.self_attn.q_proj, slice(8))
+        cut(layer.self_attn.k_proj, slice(4))
+        cut(layer.self_attn.v_proj, slice(4))
+        cut(layer.self_attn.o_proj, columns=slice(8))
 
 
-def with_biases(model: Llama) -> None:
+def with_biases(model: Any) -> None:
     for layer in model.model.layers:
         for projection in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj, layer.self_attn.o_proj):
             projection.bias = nn.Parameter(torch.randn(len(projection.weight)))
 
 
-def tied_by_hand(model: Llama) -> None:
+def tied_by_hand(model: Any) -> None:
     model.lm_head.weight = model.model.embed_tokens.weight
 
 
-def untied_by_hand(model: Llama) -> None:
+def untied_by_hand(model: Any) -> None:
     model.lm_head.weight = nn.Parameter(torch.randn_like(model.lm_head.weight))
 
 
-def layers_that_share(model: Llama) -> None:
+def layers_that_share(model: Any) -> None:
     model.model.layers[1].mlp = model.model.layers[0].mlp
 
 
-def views_of_one_tensor(model: Llama) -> None:
+def views_of_one_tensor(model: Any) -> None:
     both = torch.randn(48, 16)
     mlp = model.model.layers[0].mlp
     mlp.gate_proj.weight, mlp.up_proj.weight = nn.Parameter(both[:24]), nn.Parameter(both[24:])
@@ -200,8 +203,9 @@ def test_nothing_is_copied_without_need() -> None:
 # ------------------------------------------------------------------------------------------------ refused
 
 
-def of_other_widths(model: Llama) -> None:
-    cut(model.model.layers[0].mlp.gate_proj, slice(20)), cut(model.model.layers[0].mlp.up_proj, slice(20))
+def of_other_widths(model: Any) -> None:
+    cut(model.model.layers[0].mlp.gate_proj, slice(20))
+    cut(model.model.layers[0].mlp.up_proj, slice(20))
     cut(model.model.layers[0].mlp.down_proj, columns=slice(20))
 
 
@@ -284,7 +288,9 @@ def test_a_tokenizer_has_no_more_tokens_than_the_network(tmp_path: Path) -> None
 def test_every_field_of_a_changed_configuration_is_checked(tmp_path: Path) -> None:
     """Whatever is written is read as the same record."""
     model = made("plain")
-    narrower(model), with_biases(model), tied_by_hand(model)
+    narrower(model)
+    with_biases(model)
+    tied_by_hand(model)
     anyorder.save(model, None, tmp_path / "folder")
     again, _ = anyorder.load(tmp_path / "folder", device="cpu")
     assert dataclasses.asdict(again.config) == dataclasses.asdict(contents_of(model).config)

@@ -204,7 +204,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "special tokens": {"bos_token_id": 1, "eos_token_ids": (2, 7), "pad_token_id": 0},
     "one end": {"eos_token_ids": (2,)},
-    "several ways": {"ways": (LEFT_TO_RIGHT, diffusion(20), ANY_ORDER), "default_way": "diffusion", "eos_token_ids": (2, 7)},
+    "several ways": {"ways": (ANY_ORDER, diffusion(20)), "default_way": "diffusion", "eos_token_ids": (2, 7)},
     "blocks": {"ways": (blocks(20, 4, shifted=True),)},
     "window": {"layers": (LayerKind(window=8),) * 3},
     "kinds of layers": {"layers": (LayerKind(chunk=4), LayerKind(rotary=False), LayerKind()), "qk_norm": "weightless"},
@@ -221,22 +221,28 @@ KINDS: dict[str, dict[str, Any]] = {
 COPIES: dict[str, Callable[[AnyOrderConfig, Path], AnyOrderConfig]] = {
     "copy": lambda config, file: copy.copy(config),
     "deepcopy": lambda config, file: copy.deepcopy(config),
-    "pickle": lambda config, file: pickle.loads(pickle.dumps(config)),
+    "pickle": lambda config, file: pickle.loads(pickle.dumps(config)),  # noqa: S301
     "arguments": lambda config, file: AnyOrderConfig(**config.to_dict()),
     "to_dict": lambda config, file: AnyOrderConfig.from_dict(config.to_dict()),
     "to_diff_dict": lambda config, file: AnyOrderConfig.from_dict(config.to_diff_dict()),
     "to_json_string": lambda config, file: AnyOrderConfig.from_dict(json.loads(config.to_json_string())),
     "whole string": lambda config, file: AnyOrderConfig.from_dict(json.loads(config.to_json_string(use_diff=False))),
-    "to_json_file": lambda config, file: [config.to_json_file(file), AnyOrderConfig.from_json_file(file)][1],
-    "whole file": lambda config, file: [config.to_json_file(file, use_diff=False), AnyOrderConfig.from_json_file(file)][1],
-    "folder": lambda config, file: [config.save_pretrained(file), AnyOrderConfig.from_pretrained(file)][1],
-    "auto": lambda config, file: [config.save_pretrained(file), _auto(file)][1],
+    "to_json_file": lambda config, file: _through_file(config, file, use_diff=True),
+    "whole file": lambda config, file: _through_file(config, file, use_diff=False),
+    "folder": lambda config, file: _through_folder(config, file, AnyOrderConfig),
+    "auto": lambda config, file: _through_folder(config, file, AutoConfig),
 }  # fmt: skip
 
 
-def _auto(folder: Path) -> AnyOrderConfig:
-    """What `AutoConfig` reads, which where it can is a configuration of transformers' own."""
-    found = AutoConfig.from_pretrained(folder)
+def _through_file(config: AnyOrderConfig, file: Path, use_diff: bool) -> Any:
+    config.to_json_file(file, use_diff=use_diff)
+    return AnyOrderConfig.from_json_file(file)
+
+
+def _through_folder(config: AnyOrderConfig, folder: Path, reader: Any) -> Any:
+    """`AutoConfig` reads a configuration of transformers' own where it can."""
+    config.save_pretrained(folder)
+    found = reader.from_pretrained(folder)
     return found if isinstance(found, AnyOrderConfig) else AnyOrderConfig.from_dict(found.to_dict())
 
 

@@ -59,7 +59,7 @@ def face(request: pytest.FixtureRequest) -> Any:
     return request.param.of(adapt(network(), (FACES[request.param],))).eval()
 
 
-def trained(adapted: Any) -> list[Tensor]:
+def trained(adapted: Any) -> list[Any]:
     return [weight for weight in adapted.parameters() if weight.requires_grad]
 
 
@@ -95,11 +95,11 @@ def test_virtual_tokens_stand_before_the_text(face: Any, method: Any) -> None:
 
 def test_adapters_are_saved_loaded_and_folded_in(face: Any, tmp_path: Path) -> None:
     config = face.config.backbone
-    adapted = peft.get_peft_model(face, lora())
+    adapted: Any = peft.get_peft_model(face, lora())
     expected = adapted(input_ids=IDS).logits
     adapted.save_pretrained(tmp_path / "adapter")
     beside = type(face).of(adapt(network(), config.ways)).eval()
-    again = peft.PeftModel.from_pretrained(beside, tmp_path / "adapter")
+    again: Any = peft.PeftModel.from_pretrained(beside, tmp_path / "adapter")
     assert_close(again(input_ids=IDS).logits, expected)
     with pytest.raises(UserError, match=r"adapter of PEFT: save what its merge_and_unload\(\) returns"):
         anyorder.save(again.get_base_model(), None, tmp_path / "refused")
@@ -176,14 +176,23 @@ def test_losses_and_gradients_as_on_a_llama(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 @torch.no_grad()
-def test_generation_as_on_a_llama(name: str) -> None:
-    ids, mask = batch(6)
-    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
-    written = [
-        adapted.eval().generate(input_ids=ids, attention_mask=mask, **options).tolist()
-        for adapted in both(METHODS[name])
-    ]
-    assert written[0] == written[1]
+def test_generation_as_by_calls_without_a_cache(name: str) -> None:
+    """transformers 5.24 and PEFT 0.21 name the cache differently, and leave the prefix of a Llama out."""
+    adapted, _ = both(METHODS[name])
+    adapted.eval()
+    ids, mask = batch(7, 4)
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    found = adapted.generate(input_ids=ids, attention_mask=mask, **options)
+    beams = adapted.generate(input_ids=ids, attention_mask=mask, num_beams=2, **options)
+    assert beams.shape == found.shape
+    written, seen = ids, mask
+    for _ in range(6):
+        best = adapted(input_ids=written, attention_mask=seen).logits[:, -1].argmax(-1, keepdim=True)
+        written, seen = torch.cat((written, best), 1), _longer(seen)
+    assert found.tolist() == written.tolist()
+    plain = adapted.get_base_model()
+    with adapted.disable_adapter():
+        assert plain.generate(ids, attention_mask=mask, **options).tolist() != found.tolist()
 
 
 # ------------------------------------------------------------------------------------------------ foreign caches
@@ -215,11 +224,9 @@ def _longer(mask: Tensor) -> Tensor:
 def test_caches_that_do_not_fit() -> None:
     ours, theirs = twins()
     ids, mask = batch(5)
-    with pytest.raises(UserError, match="past_key_values is a DynamicCache: leave it out, or give what an earlier"):
+    with pytest.raises(UserError, match="cache is a DynamicCache: leave it out, or give what an earlier"):
         ours(ids, past_key_values=DynamicCache())
-    with pytest.raises(
-        UserError, match=r"past_key_values has 3 layers, the first of \[1, 2, 5, 8\], not 3 layers of \[2,"
-    ):
+    with pytest.raises(UserError, match=r"cache has 3 layers, the first of \[1, 2, 5, 8\], not 3 layers of \[2,"):
         ours(ids.repeat(2, 1), past_key_values=theirs(ids).past_key_values)
-    with pytest.raises(UserError, match="attention_mask has 2 columns, but past_key_values 5: give one for each"):
+    with pytest.raises(UserError, match="attention_mask has 2 columns, but cache 5: give one for each"):
         ours(ids[:, :1], attention_mask=mask[:, :2], past_key_values=theirs(ids).past_key_values)

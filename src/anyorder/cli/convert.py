@@ -32,11 +32,10 @@ def command(
         form: the published form to write a masked diffusion model in, such as llada or dream.
         revision: Branch, tag or commit of a model on the hub.
     """
-    from rich.console import Console
-
     import anyorder
+    from anyorder.cli._console import PlainConsole
 
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     with notes.status(f"converting {source}"):
         anyorder.convert(
             source, target, tokenizer=tokenizer, dtype=dtype, kv_heads=kv_heads, pooling=pooling, seed=seed,

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.rope import Rotary
 
@@ -40,7 +41,7 @@ class AnyOrderConfig(PreTrainedConfig):
     """
 
     model_type = "anyorder"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own are lists)
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012 (transformers' own are lists)
     # transformers 5.16 would build one without arguments, to see what differs from it.
     has_no_defaults_at_init = True
 

@@ -5,6 +5,8 @@ Shape suffixes: B batch, G key-value heads, T tokens, D head dimension.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -32,23 +34,22 @@ def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | No
         UserError: the cache is empty, of another network, or was read before.
     """
     remedy = "leave it out, or give what an earlier pass returned"
-    layers = [layer for layer in given.layers if layer.keys is not None and layer.keys.numel()]
+    held: list[Any] = list(given.layers)
+    layers = [layer for layer in held if getattr(layer, "keys", None) is not None and layer.keys.numel()]
     kind = type(given).__name__
     if not layers:
-        raise UserError(f"past_key_values is a {kind}: {remedy}.")
+        raise UserError(f"cache is a {kind}: {remedy}.")
     if getattr(given, READ, False):
-        raise UserError(f"past_key_values is a {kind} that was read before, and nothing was added to it: {remedy}.")
+        raise UserError(f"cache is a {kind} that was read before, and nothing was added to it: {remedy}.")
     config = network.config
     tokens = layers[0].keys.shape[2]
     shape = (batch, config.num_key_value_heads, tokens, config.head_dim)
     found = [tuple(layer.keys.shape) for layer in layers]
     if found != [shape] * config.num_hidden_layers:
         wanted = f"{config.num_hidden_layers} layers of {list(shape)}"
-        raise UserError(
-            f"past_key_values has {len(found)} layers, the first of {list(found[0])}, not {wanted}: {remedy}."
-        )
+        raise UserError(f"cache has {len(found)} layers, the first of {list(found[0])}, not {wanted}: {remedy}.")
     if mask is not None and mask.shape[1] < tokens:
-        raise UserError(f"attention_mask has {mask.shape[1]} columns, but past_key_values {tokens}: give one for each.")
+        raise UserError(f"attention_mask has {mask.shape[1]} columns, but cache {tokens}: give one for each.")
     past = PastKeyValues(network.new_cache(batch, tokens + SPARE))
     valid_BT = torch.ones((batch, tokens), dtype=torch.bool, device=network.device)
     if mask is not None:

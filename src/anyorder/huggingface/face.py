@@ -23,6 +23,7 @@ from anyorder.checkpoints.json_files import write_json
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.block import Block
 from anyorder.model.cache import LayerCache
 from anyorder.model.int8 import Int8Linear
@@ -43,7 +44,7 @@ class Face(Llama, PreTrainedModel):
     accepts_loss_kwargs = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as transformers has it)
     _no_split_modules = [Block.__name__]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -87,8 +88,8 @@ class Face(Llama, PreTrainedModel):
         return loaded
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, state_dict: Mapping[str, Tensor] | None = None,
-        is_main_process: bool = True, **kwargs: Any,
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, *args: Any, **kwargs: Any,
     ) -> None:  # fmt: skip
         """As transformers' method; what `anyorder.save` writes, with its `generation_config.json`.
 
@@ -102,7 +103,8 @@ class Face(Llama, PreTrainedModel):
             contents = contents_of(self, state_dict)
             check_finite(contents)
             self.config.backbone, state_dict = contents.config, contents.tensors
-        super().save_pretrained(save_directory, *args, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        state = None if state_dict is None else dict(state_dict)
+        super().save_pretrained(save_directory, is_main_process, state, *args, **kwargs)
         if is_main_process and not self.can_generate():
             write_json(Path(save_directory) / GENERATION_CONFIG, generation_to_json(self.config.backbone))
 
@@ -150,7 +152,7 @@ class NotCausalFace(Face):
     """
 
     writes: str
-    generation_config = None  # which PEFT looks up
+    generation_config = None  # type: ignore[assignment]  # which PEFT looks up
 
     @classmethod
     def can_generate(cls) -> bool:
