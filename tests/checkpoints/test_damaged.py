@@ -23,8 +23,8 @@ from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.checkpoints.metas_form import write_metas_folder
 from tests.checkpoints.test_meta_forms import write_in_form
 
-SECONDS = 2.0
-"""That a tiny checkpoint may take; a few milliseconds are usual, but other processes may be at work."""
+SECONDS = 1.0
+"""That a tiny checkpoint may take; tens of milliseconds are usual."""
 
 VALUES: list[Any] = [
     None, True, False, 0, 1, -1, 2, 3, 7, 64, 10**5, 10**7, 2**31, 2**32 + 1, 2**62, 2**63, 10**30, 10**400, -(10**30),
