@@ -108,7 +108,8 @@ def check_machine(training: Training, report_to: Sequence[str] = ()) -> None:
     if importlib.util.find_spec("accelerate") is None:
         raise UserError("training needs the package accelerate, which is not installed: pip install 'anyorder[train]'.")
     for name in report_to:
-        if importlib.util.find_spec(name) is None:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name here, such as one with logs, is no package
             raise UserError(f"{name} is True, but its package is not installed: pip install {name}, or leave it out.")
     if training.precision == "float16" and not torch.accelerator.is_available():
         raise UserError("precision is 'float16', which needs a GPU: give bfloat16 or float32.")
