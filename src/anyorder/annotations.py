@@ -89,7 +89,7 @@ def _checked(function: Callable[Parameters, Result], read_inside: Sequence[str])
 
     @functools.cache
     def kinds() -> dict[str, Kind]:  # with the first call, when all modules are complete
-        found = _kinds(inspect.get_annotations(function), vars(sys.modules[function.__module__]))
+        found = _kinds(inspect.get_annotations(function), _names_of(function.__module__))
         return {name: kind for name, kind in found.items() if name not in read_inside}
 
     @functools.wraps(function)
@@ -120,6 +120,13 @@ def shown(value: object) -> str:
 
 
 # ---- kinds ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class AtMost:
+    """In `Annotated[int, AtMost(100)]`: the largest size of a number, whatever its sign."""
+
+    limit: float
 
 
 class UnfitError(Exception):
@@ -237,8 +244,13 @@ def _fields(record: Any) -> dict[str, Kind]:
     names = [field.name for field in dataclasses.fields(record)]
     kinds: dict[str, Kind] = {}
     for parent in reversed(record.__mro__):
-        kinds |= _kinds(inspect.get_annotations(parent), vars(sys.modules[parent.__module__]))
+        kinds |= _kinds(inspect.get_annotations(parent), _names_of(parent.__module__))
     return {name: kinds[name] for name in names}
+
+
+def _names_of(module: str) -> Mapping[str, Any]:
+    """Of a module; of code that is run from a file or a notebook, which may be no module, none are known."""
+    return vars(sys.modules[module]) if module in sys.modules else {}
 
 
 def _kinds(annotations: Mapping[str, Any], module: Mapping[str, Any]) -> dict[str, Kind]:
@@ -255,7 +267,7 @@ class _Names(dict[str, Any]):
 def _evaluated(annotation: Any, module: Mapping[str, Any]) -> Any:
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
     try:
-        return typing.get_type_hints(holder, globalns=dict(module), localns=_Names(module))["it"]
+        return typing.get_type_hints(holder, globalns=dict(module), localns=_Names(module), include_extras=True)["it"]
     except (TypeError, AttributeError):  # `module.Class` or `Alias[int]`, where the first name stands for anything
         return Any
 
@@ -272,7 +284,7 @@ def _kind(hint: Any) -> Kind:
     if origin is Literal:
         return _literal(inner)
     if origin is typing.Annotated:
-        return _kind(inner[0])
+        return _limited(_kind(inner[0]), [extra.limit for extra in inner[1:] if isinstance(extra, AtMost)])
     if hint is tuple or origin is tuple:
         return _tuple(inner)
     if hint is list or origin in (list, collections.abc.Sequence):
@@ -284,6 +296,19 @@ def _kind(hint: Any) -> Kind:
     if isinstance(hint, type) and not getattr(hint, "_is_protocol", False):
         return _object(hint)
     return ANYTHING
+
+
+def _limited(kind: Kind, limits: Sequence[float]) -> Kind:
+    """Numbers of a kind that are no larger."""
+
+    def fit(value: Any) -> Any:
+        fitted = kind.fit(value)
+        for limit in limits:
+            if abs(fitted) > limit:
+                raise UnfitError(f"at most {limit:,.0f}")
+        return fitted
+
+    return Kind(kind.wanted, fit, kind.many) if limits else kind
 
 
 def _union(kinds: Sequence[Kind]) -> Kind:

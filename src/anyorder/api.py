@@ -134,7 +134,7 @@ def save(
         model: the network.
         tokenizer: is written beside it; None for no tokenizer.
         path: a new or empty folder.
-        form: "llada" or "dream": as those masked diffusion models are published, for the code that reads them.
+        form: such as "llada" or "dream": as those masked diffusion models are published, for the code that reads them.
 
     Raises:
         UserError: the folder is not empty or cannot be written, or the form cannot express the network.

@@ -87,7 +87,8 @@ def fuse(
         suffix: what stands behind all of them, such as " A:"; likewise. Without it no token sees all phrasings before
             the first token of the answer, which is then chosen by the mean of the phrasings' own scores.
         positions: where phrasings are read: "shared", "running", "right" or "spread".
-        correction: "1/N", "none", "length", "ape:T,S" or an `APE`.
+        correction: "1/N", "none", "length", "ape:T,S" or an `APE`. Beside "1/N", "right" did better than the default
+            "shared" where it was measured: see docs/fusion.md.
         method: "attention", which reads all phrasings at once, or a way to make one answer of several runs:
             "logit-mean", "probability-mean", "max", "lowest-entropy", "contrast", "vote", or "attention+logit-mean".
         max_new_tokens: tokens to write per answer at most.

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 RECORD = "demo.json"
 """In the finished folder: how it was made. Only folders with this file are ever replaced."""
 
+TEXTS = "texts.txt"
+"""In the finished folder: what it was trained on, to go on from."""
+
 PROMPTS = ("The", "def", "class")
 
 SOURCE_BYTES = 150_000
@@ -61,6 +64,7 @@ def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
         import anyorder
         from anyorder.cli._progress import TrainingProgress
         from anyorder.data import pack, python_texts, train_tokenizer
+        from anyorder.data.tokenizer import END_OF_TEXT
         from anyorder.model.config import ModelConfig
         from anyorder.model.llama import Llama
         from anyorder.model.rope import Rotary
@@ -96,6 +100,8 @@ def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
     record = {"steps": steps, "seed": seed, "loss": loss, "seconds": time.perf_counter() - started}
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as beside:
         anyorder.save(model, tokenizer, Path(beside) / "new")
+        parted = f"\n{END_OF_TEXT}\n".join(texts)
+        (Path(beside) / "new" / TEXTS).write_text(parted, encoding="utf-8")
         (Path(beside) / "new" / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
         if folder.exists():  # goes only now that the new one is whole
             folder.rename(Path(beside) / "old")

@@ -56,7 +56,7 @@ def command(
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
         "writes": _describe.ways(config),
         "trained length": f"{config.max_position_embeddings:,} tokens",
-        "rotary": _describe.rotary(config),
+        "rotary": _describe.rotary(config.rotary),
         "key-value cache": f"{in_bytes(cache_bytes)} per token, "
         f"{in_bytes(cache_bytes * config.max_position_embeddings)} at the trained length",
         "attention": f"{backend.name} on {place}: {backend.reason}",

@@ -142,7 +142,7 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
     check_token_ids(config, itertools.chain(question.prefix, *question.segments, question.suffix), name)
     positions = fusion.positions if fusion.method in ("attention", HYBRID) else "shared"
     (layout,) = fused_layouts([question], positions)
-    cacheable = config.rotary.cacheable
+    cacheable = config.cacheable
     longest = config.context_length if cacheable is None else min(config.context_length, cacheable)
     room = longest - layout.next_place
     if room < 1:

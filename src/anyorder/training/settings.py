@@ -85,7 +85,7 @@ class Run(Training):
     """A whole training: from data and a network to a trained network in a folder.
 
     Attributes:
-        data: File or folder of JSONL, JSON or text.
+        data: File or folder of JSON, text or tables.
         output: New folder for the trained network, its curves and its checkpoints.
         objective: What is learnt; a mixture has several, in given shares. Unless given, what the network of init
             writes by, and from scratch autoregressive.
@@ -101,6 +101,7 @@ class Run(Training):
         documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
         template: Chat template of dialogues; the tokenizer's own, or a plain one, unless given.
         skip_bad_lines: Leave out lines that cannot be used, and say how many, instead of stopping at the first.
+        last_answer_only: For fine-tuning, learn only the last answer of each dialogue.
         streaming: Read and tokenise data anew while they are learnt, in the order of the files, for what does not fit
             on the disk twice.
         cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
@@ -137,6 +138,7 @@ class Run(Training):
     documents: Literal["file", "paragraphs", "lines"] = "file"
     template: str | None = None
     skip_bad_lines: bool = False
+    last_answer_only: bool = False
     streaming: bool = False
     cache_dir: Path | None = None
     shares: list[Listed] = field(default_factory=list)

@@ -29,6 +29,7 @@ def command(
     kind: Literal["pretrain", "sft"] = "pretrain",
     unpacked: bool = False,
     documents: Literal["file", "paragraphs", "lines"] = "file",
+    last_answer_only: bool = False,
     mask_token_id: int | None = None,
     vocab_size: int | None = None,
     examples: int = 2,
@@ -36,12 +37,13 @@ def command(
     """Show what training would see of data: counts, lengths, examples, and lines that cannot be used.
 
     Args:
-        source: File of JSON lines, JSON or text, or folder of such files.
+        source: File of JSON, text or a table, or folder of such files.
         tokenizer: Checkpoint, folder or file of the tokenizer; not needed where the data are token ids.
         length: Tokens in a row.
         kind: What is learnt, whole texts (pretrain) or answers (sft).
         unpacked: Give each text a row of its own, instead of laying texts end to end.
         documents: What is one document of a plain text.
+        last_answer_only: Of each dialogue, learn only the last answer (sft).
         mask_token_id: Token that may not be in the data; the tokenizer's mask token unless given.
         vocab_size: Number of tokens there are; the tokenizer's unless given.
         examples: Rows to show.
@@ -49,7 +51,7 @@ def command(
     from anyorder.checkpoints import load_tokenizer
     from anyorder.cli._console import PlainConsole
     from anyorder.data import inspect_data
-    from anyorder.data.records import BadLines
+    from anyorder.data.records import BadLines, not_read
 
     if examples < 0:
         raise UserError(f"examples is {examples}: give 0 or more.")
@@ -63,6 +65,7 @@ def command(
         found = inspect_data(
             source, loaded, length, examples=examples, kind=kind, packed=not unpacked, documents=documents,
             mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=vocab_size,
+            last_answer_only=last_answer_only,
             progress=lambda records: status.update(f"reading {source}: {records} records"),
         )  # fmt: skip
     report = found.report
@@ -73,6 +76,8 @@ def command(
         _print_row(console, loaded, row)
     if report.left_out:
         console.print(f"\n{BadLines(found=report.left_out).summary(20)}", soft_wrap=True)
+    for line in not_read(report.passed_over, report.unread, 20):
+        console.print(line, soft_wrap=True)
 
 
 def _print_counts(console: PlainConsole, report: dict[str, Any], length: int, *, packed: bool) -> None:

@@ -7,7 +7,7 @@ def command(source: str, target: str, *, vocab_size: int = 8000, mask: bool = Fa
     """Train a tokenizer from texts: byte pairs, which can write any text.
 
     Args:
-        source: File of text, JSON lines or JSON, or folder of such files.
+        source: File of text, JSON or a table, or folder of such files.
         target: New folder; it appears whole or not at all.
         vocab_size: Number of tokens at most.
         mask: Give it a mask token, for writing by diffusion.

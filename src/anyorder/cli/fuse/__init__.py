@@ -54,7 +54,7 @@ def command(
         suffix: Text behind all of them, such as " A:"; let it begin with its space.
         separator: Text that each phrasing ends with.
         method: attention, logit-mean, probability-mean, max, lowest-entropy, contrast, attention+logit-mean or vote.
-        positions: Where phrasings are read: shared, running, right or spread.
+        positions: Where phrasings are read: shared, running, right or spread; right did best where it was measured.
         correction: 1/N, none, length, or ape:TEMPERATURE,SCALE.
         weights: How much each phrasing counts: a number for each, such as 2,1,1; or confidence, or likelihood.
         keep: Use only this many phrasings of the highest weights.
