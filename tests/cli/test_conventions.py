@@ -187,6 +187,6 @@ def test_names_with_brackets(capsys: pytest.CaptureFixture[str], words: list[str
     assert "'[/x]' is no folder or file here" in mistake(capsys, *words)
 
 
-@pytest.mark.parametrize("words", [["info"], ["fuse", "score"], ["inspect", "replay"]])
+@pytest.mark.parametrize("words", [["fuse", "score"], ["inspect", "replay"]])
 def test_names_that_are_too_long(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert "too long" in mistake(capsys, *words, "x" * 300)

@@ -73,9 +73,7 @@ def test_of_several_ways_the_one_to_keep_is_asked_for() -> None:
 
 
 def test_a_setting_of_another_way_is_refused_when_the_network_is_known() -> None:
-    with pytest.raises(
-        UserError, match="for the objective 'masked-diffusion', which does not have it"
-    ):
+    with pytest.raises(UserError, match="for the objective 'masked-diffusion', which does not have it"):
         with_own_way(settings(predicted=0.5), network().config.replace(ways=(diffusion(MASK),)))
 
 
