@@ -25,8 +25,8 @@ from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.llama import Llama
 from anyorder.objectives import Mixture
 from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
-from anyorder.training.loop import fit
-from anyorder.training.recipes import network_of, prepared
+from anyorder.training.loop import check_machine, fit
+from anyorder.training.recipes import lost_ways, network_of, prepared, with_own_way
 from anyorder.training.settings import Run
 from anyorder.whole import check_place, whole_file
 
@@ -63,11 +63,17 @@ def run(
         UserError: something in the settings or in the data cannot be; before any step is trained.
     """
     first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks and writes
+    report_to = [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
+    check_machine(settings, report_to)
     if first:
         _check_output(settings)
     else:
         tell = _nothing
+    given = settings
     model, tokenizer = network_of(settings)
+    settings = with_own_way(settings, model.config)
+    if lost := lost_ways(settings, model.config):
+        tell(f"the trained network will no longer write by {' and '.join(lost)}: a mixture keeps what it teaches")
     model, objective = prepared(settings, model, tokenizer, tuning=tuning)
     if tuning:  # what the network was taught is what it will be asked in
         end_token_id = next(iter(model.config.eos_token_ids), None)
@@ -75,7 +81,7 @@ def run(
     prepare_rows = functools.partial(_rows, settings, model, tokenizer, tuning=tuning, tell=tell)
     rows = prepare_rows(settings.data, streaming=settings.streaming)
     parts = objective.parts if isinstance(objective, Mixture) else [objective]
-    names = list(settings.parts) or [settings.objective]
+    names = list(settings.parts) or [str(settings.objective)]
     validation, bytes_per_token = {}, None
     if settings.validation is not None:
         others = prepare_rows(settings.validation)
@@ -96,11 +102,11 @@ def run(
 
     settings.output.mkdir(parents=True, exist_ok=True)
     if first and not settings.resume:
-        write_json(settings.output / SETTINGS, json.loads(_as_json(settings)))
+        write_json(settings.output / SETTINGS, json.loads(_as_json(given)))
     log = fit(
         face, objective, rows, settings, folder=settings.output / CHECKPOINTS, resume=settings.resume,
         validation=validation, describe=describe, callbacks=callbacks,
-        report_to=[name for name in ("tensorboard", "wandb") if getattr(settings, name)],
+        report_to=report_to,
     )  # fmt: skip
     if first:
         trained = face if adapted is None else adapted.merge_and_unload()
@@ -173,7 +179,7 @@ def _leave(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, lo
     checkpoints.save_model(trained, place, tokenizer=tokenizer)
     for name, write in (
         (LOG, lambda file: write_json(file, {"log": log})),
-        (CURVES, lambda file: draw_curves({settings.objective: log}, file)),
+        (CURVES, lambda file: draw_curves({str(settings.objective): log}, file)),
     ):
         with whole_file(settings.output / name, replace=True) as partial:
             write(partial)
