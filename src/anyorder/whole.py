@@ -28,6 +28,20 @@ class BeingWrittenError(UserError):
     """Another process writes to this place."""
 
 
+class DiskError(UserError):
+    """The system refuses to write.
+
+    Attributes:
+        what: begin of a sentence, such as "output 'x' cannot be written".
+        reason: of the system, such as "No space left on device".
+    """
+
+    def __init__(self, what: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{what} ({reason}): {remedy}.")
+        self.what = what
+        self.reason = reason
+
+
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` when the block ends well and is removed otherwise.
@@ -138,8 +152,8 @@ def disk_error(error: BaseException) -> str | None:
     return None
 
 
-def _unwritable(target: Path, reason: str) -> UserError:
-    return UserError(f"output {str(target)!r} cannot be written ({reason}): give another place.")
+def _unwritable(target: Path, reason: str) -> DiskError:
+    return DiskError(f"output {str(target)!r} cannot be written", reason, "give another place")
 
 
 @contextmanager

@@ -27,17 +27,13 @@ from anyorder.objectives import Lesson, summed_loss
 from anyorder.training.interruption import Interruption
 from anyorder.training.progress import Progress
 from anyorder.training.samples import LessonMaker, Samples, StreamedSamples
-from anyorder.whole import SEAL, damage, disk_error, seal
+from anyorder.whole import SEAL, DiskError, damage, disk_error, seal
 
 CHECKPOINT = "checkpoint-"
 WEIGHTS = "model.safetensors"
 PROGRESS = "progress.json"
 PARTIAL = ".partial"
 """Folder of a checkpoint that is being written."""
-
-
-class CheckpointError(UserError):
-    """A checkpoint cannot be written."""
 
 
 class LessonLoss(nn.Module):
@@ -193,9 +189,8 @@ class LessonTrainer(Trainer):
             if reason is None:
                 raise
             shutil.rmtree(partial, ignore_errors=True)
-            raise CheckpointError(
-                f"checkpoint {str(folder / name)!r} cannot be written ({reason}): make room, then go on with resume."
-            ) from error
+            what = f"checkpoint {str(folder / name)!r} cannot be written"
+            raise DiskError(what, reason, "make room, then go on with resume") from error
         if self.args.should_save:
             for old in checkpoints(folder)[: -self.keep]:
                 shutil.rmtree(old)

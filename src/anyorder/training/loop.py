@@ -18,11 +18,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
 from anyorder.training.curves import Log
-from anyorder.training.engine import PARTIAL, CheckpointError, LessonTrainer, check_checkpoint, checkpoints
+from anyorder.training.engine import PARTIAL, LessonTrainer, check_checkpoint, checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
 from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import Training
-from anyorder.whole import claimed
+from anyorder.whole import DiskError, claimed
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -62,7 +62,7 @@ def fit(
 
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint of the last whole step is in `folder`.
-        CheckpointError: a checkpoint cannot be written.
+        DiskError: a checkpoint cannot be written.
         UserError: there is no row, accelerate is not installed, another process trains into `folder`, or there is
             nothing to resume or it is damaged.
     """
@@ -135,12 +135,13 @@ def _train(trainer: LessonTrainer, checkpoint: Path | None) -> None:
     with interruption.heeded():
         try:
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        except CheckpointError:
+        except DiskError:
             raise
         except Exception:
             trainer.save_last_step()
-            if interruption.signal is None:
+            if interruption.signal is None:  # a signal to all processes of a group ends workers first
                 raise
+            interruption.agreed = True
     if interruption.agreed:
         raise Interrupted(interruption.signal or signal.SIGTERM)
 

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import TrainerCallback
 
 
