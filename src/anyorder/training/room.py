@@ -61,11 +61,11 @@ def rescue(settings: Run, error: DiskError, network: Llama, tokenizer: PreTraine
     place = Path(tempfile.mkdtemp(prefix="anyorder-")) / NETWORK
     try:
         checkpoints.save_model(network, place, tokenizer=tokenizer)
-    except UserError:
+    except UserError:  # that disk is full as well
         shutil.rmtree(place.parent, ignore_errors=True)
         return UserError(f"{error.what} ({error.reason}), nor can {str(place)!r}: make room, then go on with resume.")
     return UserError(
-        f"{error.what} ({error.reason}): make room, then go on with resume; until then the network is in {str(place)!r}."
+        f"{error.what} ({error.reason}): make room, then go on with resume; the network is in {str(place)!r}."
     )
 
 
