@@ -129,8 +129,8 @@ class Recording:
             for row, written in events.items()
         }
         record = {
-            "title": title.encode(errors="replace").decode(), "summary": self.trace.summary(), "rows": rows, "pieces": self.pieces,
-            "ends": self.trace.end_token_ids,
+            "title": title.encode(errors="replace").decode(), "summary": self.trace.summary(), "rows": rows,
+            "pieces": self.pieces, "ends": self.trace.end_token_ids,
         }  # fmt: skip
         # Within a script, "</script>" and "<!--" would end or change it.
         data = json.dumps(record, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")

@@ -14,11 +14,11 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
         row: Number of the text to replay in the terminal, from 0.
         seconds: Between two steps in the terminal; where the output is none, the steps are printed below each other.
     """
+    import math
     import time
 
-    from rich.console import Console
-
     from anyorder.cli._canvas import CanvasView
+    from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.replay import Recording
     from anyorder.whole import check_place, whole_file
@@ -34,13 +34,13 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
     if html is not None:
         with whole_file(html) as partial:
             partial.write_text(recording.page(Path(trace).name), encoding="utf-8")
-        Console(stderr=True, highlight=False).print(f"wrote {html}", soft_wrap=True)
+        PlainConsole(stderr=True).print(f"wrote {html}", soft_wrap=True)
         return
     if row not in recording.rows:
         raise UserError(f"row is {row}: give the number of one of the {len(recording.rows)} texts, from 0.")
-    if not 0 <= seconds <= 3600:
-        raise UserError(f"seconds is {seconds}: give 0 to 3600.")
-    console = Console(highlight=False)
+    if not 0 <= seconds < math.inf:
+        raise UserError(f"seconds is {seconds}: give 0 or more.")
+    console = PlainConsole()
     with CanvasView(console, recording.piece) as view:
         drawn = None
         for number, places in enumerate(recording.states(row)):
