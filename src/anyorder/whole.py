@@ -1,15 +1,45 @@
-"""Output that appears whole or not at all: it is written beside its place, then renamed into it."""
+"""Output that appears whole or not at all: it is written beside its place, then renamed into it.
+
+One process at a time writes to a place. While it does, it holds the lock `.NAME.lock` beside the place, and what it
+has written so far is `.NAME.partial`. The system releases the lock of a process that was killed, so whoever holds the
+lock may remove what an earlier one has left.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from anyorder.errors import UserError
+
+SEAL = "checksums.json"
+"""In a sealed folder: the SHA-256 of each of its files."""
+
+
+class BeingWrittenError(UserError):
+    """Another process writes to this place."""
+
+
+class DiskError(UserError):
+    """The system refuses to write.
+
+    Attributes:
+        what: begin of a sentence, such as "output 'x' cannot be written".
+        reason: of the system, such as "No space left on device".
+    """
+
+    def __init__(self, what: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{what} ({reason}): {remedy}.")
+        self.what = what
+        self.reason = reason
 
 
 @contextmanager
@@ -17,10 +47,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` when the block ends well and is removed otherwise.
 
     Raises:
+        BeingWrittenError: another process writes to `target`.
         UserError: `target` exists and is not an empty folder, or cannot be written.
     """
     check_place(target, folder=True)
     with _beside(target) as partial:
+        check_place(target, folder=True)  # another process may have finished before this one had the lock
         partial.mkdir()
         yield partial
         if target.is_dir():
@@ -37,13 +69,48 @@ def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
         replace: whether it may exist already.
 
     Raises:
+        BeingWrittenError: another process writes to `target`.
         UserError: `target` exists and is not to be replaced, or cannot be written.
     """
     if not replace:
         check_place(target, folder=False)
     with _beside(target) as partial:
+        if not replace:
+            check_place(target, folder=False)
         yield partial
         partial.rename(target)
+
+
+@contextmanager
+def claimed(target: Path) -> Iterator[None]:
+    """Keep a place, which need not exist, from other processes that claim it or write to it.
+
+    Raises:
+        BeingWrittenError: another process has claimed it.
+        UserError: nothing can be written there.
+    """
+    target = target.absolute()
+    made = [place for place in target.parents if not place.exists()]
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BeingWrittenError(
+            f"output {str(target)!r} is being written by another process: wait until that has finished, or give "
+            "another place."
+        ) from error
+    except (OSError, NotImplementedError) as error:
+        raise _unwritable(target, disk_error(error) or str(error)) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            Path(lock.lock_file).unlink()  # while it is held, so that no lock of another is removed
+        lock.release()
+        for place in made:
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
 
 
 def check_place(target: Path, *, folder: bool) -> None:
@@ -70,22 +137,78 @@ def check_place(target: Path, *, folder: bool) -> None:
         raise _unwritable(target, f"{str(above)!r} is not open for writing")
 
 
-def _unwritable(target: Path, reason: str) -> UserError:
-    return UserError(f"output {str(target)!r} cannot be written ({reason}): give another place.")
+def disk_error(error: BaseException) -> str | None:
+    """Why the system refused to write, if that is what an exception reports; libraries in Rust and C++ raise their own.
+
+    Returns:
+        The reason, such as "No space left on device"; None for any other exception.
+    """
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    if number := re.search(r"\(os error (\d+)\)", str(error)):  # safetensors, tokenizers
+        return os.strerror(int(number[1]))
+    if "PytorchStreamWriter" in str(error) or "inline_container" in str(error):  # torch.save
+        return "the file could not be written to its end"
+    return None
+
+
+def _unwritable(target: Path, reason: str) -> DiskError:
+    return DiskError(f"output {str(target)!r} cannot be written", reason, "give another place")
 
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A fresh name in the folder of `target`, so that the renaming stays within one file system."""
+    """A free name in the folder of `target`, so that the renaming stays within one file system."""
     target = target.absolute()
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.partial")
+    partial = target.with_name(f".{target.name}.partial")
+    with claimed(target):
+        try:
+            _remove(partial)  # of a process that was killed
+            yield partial
+        except Exception as error:
+            reason = disk_error(error)
+            if reason is None:
+                raise
+            raise _unwritable(target, reason) from error
+        finally:
+            _remove(partial)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ---- damage ----------------------------------------------------------------------------------------
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of all files in a folder and below into the folder."""
+    sums = {str(path.relative_to(folder)): _checksum(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    (folder / SEAL).write_text(json.dumps(sums, indent=1), encoding="utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a folder that `seal` has sealed, such as "rows.arrow has changed"; None if nothing is.
+
+    Files that were added later do not count.
+    """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
+        sums = json.loads((folder / SEAL).read_bytes())
+        missing = [name for name in sums if not (folder / name).is_file()]
+        changed = [name for name in sums if name not in missing and _checksum(folder / name) != sums[name]]
+    except FileNotFoundError:
+        return f"{SEAL} is missing"
+    except (ValueError, TypeError, RecursionError):
+        return f"{SEAL} has changed"
     except OSError as error:
-        raise _unwritable(target, error.strerror or str(error)) from error
-    finally:
-        if partial.is_dir():
-            shutil.rmtree(partial, ignore_errors=True)
-        elif partial.exists():
-            partial.unlink()
+        return f"{error.filename!r} cannot be read: {error.strerror}"
+    found = [f"{name} is missing" for name in missing] + [f"{name} has changed" for name in changed]
+    return found[0] if found else None
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -177,7 +177,6 @@ def test_sample_configurations_run_as_they_are(
         (["--init=x", "--width=8"], "width is 8 beside init, which decides it: leave out one of them."),
         (["--lora_rank=2"], "lora_rank is 2: an adapter needs init, what it adapts."),
         (["--resume"], "where no training began: leave out resume."),
-        (["--save_every=3"], "save_every is 3: give a multiple of log_every, which is 2."),
         (["--evaluate_every=2"], "evaluate_every is 2: give validation data to look at, or leave it out."),
         (["--init=nowhere"], "nowhere"),
     ],

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -35,7 +36,6 @@ COMMANDS = (
 )
 
 USER_MISTAKE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,13 +45,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: words after the program's name; those of the process unless given.
 
     Returns:
-        The exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C, 1 where the reader of the output has gone.
+        The exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM in a training, 1 where the
+        reader of the output has gone.
     """
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("\ninterrupted.", file=sys.stderr)
-        return INTERRUPTED
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)  # as shells count
     except BrokenPipeError:
         # The reader (`| head`) has gone; a second complaint, when Python flushes at exit, helps nobody.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

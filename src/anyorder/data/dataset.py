@@ -8,6 +8,7 @@ changed are prepared anew.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ from anyorder.data.readers import Documents
 from anyorder.data.recipe import Recipe
 from anyorder.data.records import BadLines
 from anyorder.errors import UserError
-from anyorder.whole import whole_folder
+from anyorder.whole import damage, seal, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -137,9 +138,12 @@ def prepare(
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "anyorder" if cache_dir is None else Path(cache_dir)
     folder = cache / recipe.fingerprint()
     with _locked(folder):  # of several processes, one prepares and the others wait
+        if folder.exists() and damage(folder) is not None:
+            shutil.rmtree(folder)  # made again; who has mapped its rows keeps them
         if not folder.exists():
             with whole_folder(folder) as partial:
                 _write(recipe, partial, progress)
+                seal(partial)
     return datasets.Dataset.from_file(str(folder / ROWS))
 
 
@@ -153,7 +157,10 @@ def report_of(dataset: datasets.Dataset) -> Report:
     file = next((file.with_name(REPORT) for file in files if file.name == ROWS), None)
     if file is None or not file.is_file():
         raise UserError("this dataset has no report: make it with anyorder.data.prepare.")
-    return Report(**json.loads(file.read_text(encoding="utf-8")))
+    try:
+        return Report(**json.loads(file.read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{str(file)!r} is damaged: call anyorder.data.prepare again, which makes it anew.") from error
 
 
 def _write(recipe: Recipe, folder: Path, progress: Callable[[int], None] | None) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ from torch import Tensor
 from anyorder.decoding.fusion_layout import FusionLayout
 from anyorder.errors import UserError
 from anyorder.model.rope import rotate
-from anyorder.whole import whole_file
+from anyorder.whole import BeingWrittenError, whole_file
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -76,23 +77,27 @@ class SegmentStore:
         try:
             with safe_open(file, "pt", device=str(self.model.device)) as stored:
                 keys, values, rows = (stored.get_tensor(name) for name in ("keys", "values", "rows"))
-                place = float(stored.metadata()["place"])
-        except (SafetensorError, KeyError, TypeError) as error:
+                told = stored.metadata()
+            place = float(told["place"])
+            if told["checksum"] != _checksum(told["place"], keys, values, rows):
+                raise ValueError("its contents have changed")
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(f"{str(file)!r} is damaged ({error}): delete it, and its text is read again.") from error
         return Entry(self._turned(keys, layout.places[start] - place), values, rows)
 
     def keep(self, layout: FusionLayout, start: int, end: int, entry: Entry) -> None:
-        """Writes down what was read, whole or not at all; what is there already stays."""
+        """Write down what was read, whole or not at all; what is there or being written already stays."""
         file = self._file(layout, start, end)
         if file.exists():
             return
-        tensors = {"keys": entry.keys, "values": entry.values, "rows": entry.rows}
-        with whole_file(file) as partial:
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                partial,
-                metadata={"place": repr(layout.places[start])},
-            )
+        tensors = {
+            "keys": entry.keys.contiguous(),
+            "values": entry.values.contiguous(),
+            "rows": entry.rows.contiguous(),
+        }
+        place = repr(layout.places[start])
+        with suppress(BeingWrittenError), whole_file(file, replace=True) as partial:
+            save_file(tensors, partial, metadata={"place": place, "checksum": _checksum(place, *tensors.values())})
 
     def _file(self, layout: FusionLayout, start: int, end: int) -> Path:
         before = layout.prefix if start >= layout.prefix_length else ()
@@ -101,7 +106,7 @@ class SegmentStore:
         if any(kind.chunk is not None for kind in self.model.config.layers):
             anywhere = False  # chunks are cut at fixed places
         first = places[0] if anywhere else 0.0
-        told = (self.network, before, layout.token_ids[start:end], [place - first for place in places])
+        told = ("with checksum", self.network, before, layout.token_ids[start:end], [place - first for place in places])
         return self.folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:40]}.safetensors"
 
     def _turned(self, keys_NRGD: Tensor, by: float) -> Tensor:
@@ -117,6 +122,14 @@ class SegmentStore:
         angle_N11F = by * torch.stack(frequencies).to(keys_NRGD.device)[:, None, None]
         turned_NRGD = rotate(keys_NRGD.to(angle_N11F.dtype), angle_N11F.cos(), angle_N11F.sin())
         return turned_NRGD.to(keys_NRGD.dtype)
+
+
+def _checksum(place: str, *tensors: Tensor) -> str:
+    digest = hashlib.sha256(place.encode())
+    for tensor in tensors:
+        digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _fingerprint(model: Llama) -> str:

@@ -8,6 +8,7 @@ one token or many, in any order, and a later event at a position is an edit of i
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -118,15 +119,45 @@ class Trace:
             record = json.loads(text)
             if tuple(record["fields"]) != Written._fields:
                 raise ValueError(f"its events have the fields {record['fields']}")
-            events = tuple(
-                Written(int(step), int(row), int(position), int(token_id), float(log_prob))
-                for step, row, position, token_id, log_prob in record["events"]
-            )
-            ends = tuple(int(end) for end in record["end_token_ids"])
-            drafts = {name: int(record.get(name, 0)) for name in ("drafted", "accepted")}
-            return cls(events, int(record["passes"]), float(record["seconds"]), ends, **drafts)
-        except (ValueError, TypeError, KeyError) as error:
-            raise UserError(f"the text is no trace ({error!r}): give what Trace.to_json wrote.") from error
+            events = tuple(_event(event) for event in record["events"])
+            passes, seconds = _count(record["passes"]), _number(record["seconds"])
+            ends = tuple(_count(end) for end in record["end_token_ids"])
+            drafts = {name: _count(record.get(name, 0)) for name in ("drafted", "accepted")}
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = repr(error)[:200]
+            raise UserError(f"the text is no trace ({reason}): give what Trace.to_json wrote.") from error
+        steps = 1 + max((event.step for event in events), default=-1)
+        if steps > MOST_STEPS:
+            raise UserError(f"the text is no trace (it has {steps} steps): give what Trace.to_json wrote.")
+        return cls(events, passes, seconds, ends, **drafts)
+
+
+MOST_STEPS = 10**6
+"""Of a trace that can be replayed."""
+
+MOST = 2**62
+"""The largest whole number of a trace: it fits in 64 bits."""
+
+
+def _event(values: object) -> Written:
+    if not isinstance(values, list):
+        raise ValueError(f"{values!r:.50} is no event")
+    step, row, position, token_id, log_prob = values
+    return Written(_count(step), _count(row), _count(position), _count(token_id), _number(log_prob))
+
+
+def _count(value: object) -> int:
+    """A whole number from 0; JSON's `true` is none."""
+    if type(value) is not int or not 0 <= value < MOST:
+        raise ValueError(f"{value!r:.50} is no whole number from 0 to {MOST}")
+    return value
+
+
+def _number(value: object) -> float:
+    """A finite number."""
+    if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
+        raise ValueError(f"{value!r:.50} is no finite number")
+    return float(value)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def paraphrase(
         while len(done) < len(found.questions):
             group = found.questions[len(done) : len(done) + GROUP]
             written = _reword(group, found.form, count, f"{seed} {len(done)}", write)
-            file.write("".join(to_json(question) + "\n" for question in written))
+            file.write("".join(_sealed(to_json(question)) for question in written))
             file.flush()
             done += written
             on_progress(len(done))
@@ -232,7 +232,8 @@ def _fingerprint(found: QuestionSet) -> str:
 
 def _resume(partial: Path, settings: Mapping[str, Any]) -> list[Question]:
     """The questions that are done, in whole groups; the file holds these alone afterwards."""
-    lines = partial.read_text(encoding="utf-8").split("\n")[:-1] if partial.exists() else []  # the last may be cut
+    text = partial.read_bytes() if partial.exists() else b""
+    lines = [_opened(line, partial) for line in text.split(b"\n")[:-1]]  # the last may be cut
     if lines:
         there = json.loads(lines[0])
         different = [name for name in {**settings, **there} if settings.get(name) != there.get(name)]
@@ -244,7 +245,7 @@ def _resume(partial: Path, settings: Mapping[str, Any]) -> list[Question]:
             )
     kept = lines[1 : 1 + (len(lines) - 1) // GROUP * GROUP] if lines else []
     with whole_file(partial, replace=True) as beside:
-        beside.write_text("".join(line + "\n" for line in [json.dumps(settings), *kept]), encoding="utf-8")
+        beside.write_text("".join(map(_sealed, [json.dumps(settings), *kept])), encoding="utf-8")
     done = []
     for line in kept:
         record = json.loads(line)
@@ -252,3 +253,15 @@ def _resume(partial: Path, settings: Mapping[str, Any]) -> list[Question]:
             Question(uuid=record["uuid"], phrasings=tuple(record["phrasings"]), answers=tuple(record["answers"]))
         )
     return done
+
+
+def _sealed(text: str) -> str:
+    """A line with a checksum before the text."""
+    return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n"
+
+
+def _opened(line: bytes, file: Path) -> str:
+    checksum, _, text = line.partition(b" ")
+    if checksum != hashlib.sha256(text).hexdigest()[:16].encode():
+        raise UserError(f"{str(file)!r} is damaged: delete it, and its questions are reworded again.")
+    return text.decode()

@@ -16,7 +16,7 @@ from anyorder.errors import UserError
 from anyorder.evaluation.prompts import PromptParts
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import INSTALL, lemmas
-from anyorder.whole import check_place, whole_file
+from anyorder.whole import check_place, claimed, whole_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,6 +29,9 @@ LEMMA_COLUMNS = ("predict_lemma", "answer_lemmas")
 
 ABOUT = b"anyorder"
 """Key in a results file's metadata, beside the columns: how the answers were made, and what they took."""
+
+CHECKSUM = b"anyorder_checksum"
+"""Key beside it: the SHA-256 of what the file holds."""
 
 SAVED_EVERY = 20.0
 """Seconds."""
@@ -90,7 +93,8 @@ def run_questions(
         on_progress: told how many are answered.
 
     Raises:
-        UserError: the file is from other settings or cannot be written, or pyarrow is not installed.
+        UserError: the file is from other settings, damaged or cannot be written, another process writes it, or pyarrow
+            is not installed.
     """
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: give a whole number above 0.")
@@ -101,11 +105,19 @@ def run_questions(
         on_progress(len(done.rows))
         return done
     check_place(output, folder=False)
+    with claimed(output):
+        return _run(questions, parts, ask, told, output, batch_size, on_progress)
+
+
+def _run(
+    questions: Sequence[Question], parts: PromptParts, ask: Ask, settings: dict[str, Any], output: Path,
+    batch_size: int, on_progress: Callable[[int], None],
+) -> Results:  # fmt: skip
     partial = output.with_name(output.name + ".partial")
-    results = Results(rows=[], settings=told, total=len(questions), seconds=0.0, passes=0)
+    results = Results(rows=[], settings=settings, total=len(questions), seconds=0.0, passes=0)
     if partial.exists():
-        results = read_results(partial)
-        _refuse_others(partial, results, told)
+        results = _read_partial(partial)
+        _refuse_others(partial, results, settings)
     on_progress(len(results.rows))
     with _kept(partial) as keep:
         while len(results.rows) < len(questions):
@@ -220,7 +232,8 @@ def write_results(file: Path, results: Results) -> None:
     about = {
         "settings": results.settings, "total": results.total, "seconds": results.seconds, "passes": results.passes
     }  # fmt: skip
-    schema = pyarrow.schema([(name, types[name]) for name in names], metadata={ABOUT: json.dumps(about).encode()})
+    metadata = {ABOUT: json.dumps(about).encode(), CHECKSUM: _checksum(about, results.rows)}
+    schema = pyarrow.schema([(name, types[name]) for name in names], metadata=metadata)
     table = pyarrow.table({name: results.column(name) for name in names}, schema=schema)
     with whole_file(file, replace=True) as partial:
         feather.write_feather(table, str(partial))
@@ -240,14 +253,42 @@ def read_results(file: Path) -> Results:
             f"{str(file)!r} has no column {', '.join(map(repr, missing))} (it has {has}): give a results file of "
             f"`anyorder fuse run`, or one with the columns {', '.join(COLUMNS)}."
         )
-    about = json.loads((table.schema.metadata or {}).get(ABOUT, b"{}"))
+    metadata = table.schema.metadata or {}
+    try:
+        rows = table.to_pylist()
+        about = json.loads(metadata.get(ABOUT, b"{}"))
+        whole = metadata.get(CHECKSUM) in (None, _checksum(about, rows))
+    except ValueError:  # of JSON, UTF-8 or pyarrow
+        whole = False
+    if not whole:
+        raise _damaged(file)
     return Results(
-        rows=table.to_pylist(),
+        rows=rows,
         settings=about.get("settings", {}),
         total=about.get("total", len(table)),
         seconds=about.get("seconds", 0.0),
         passes=about.get("passes", 0),
     )
+
+
+def _read_partial(file: Path) -> Results:
+    """Answers that `write_results` wrote; what is not as it was written is not used."""
+    try:
+        results = read_results(file)
+        sealed = CHECKSUM in (_read_table(file).schema.metadata or {})
+    except UserError as error:
+        raise _damaged(file) from error
+    if not sealed:
+        raise _damaged(file)
+    return results
+
+
+def _damaged(file: Path) -> UserError:
+    return UserError(f"{str(file)!r} is damaged: delete it, and its questions are asked again.")
+
+
+def _checksum(about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bytes:
+    return hashlib.sha256(json.dumps([about, rows], sort_keys=True).encode()).hexdigest().encode()
 
 
 def _read_table(file: Path) -> pyarrow.Table:
@@ -258,8 +299,10 @@ def _read_table(file: Path) -> pyarrow.Table:
     if not file.is_file():
         raise UserError(f"results file {str(file)!r} is not there: give a feather file of `anyorder fuse run`.")
     try:
-        return feather.read_table(str(file))
-    except (pyarrow.ArrowInvalid, OSError) as error:
+        table = feather.read_table(str(file))
+        table.validate(full=True)
+        return table
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         why = " ".join(str(error).split())[:120]
         raise UserError(
             f"{str(file)!r} is not a feather file ({why}): give a results file of `anyorder fuse run`."

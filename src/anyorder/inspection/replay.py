@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.trace import Trace, Written
+from anyorder.decoding.trace import MOST, Trace, Written
 from anyorder.errors import UserError
 from anyorder.text import UNREADABLE
 
@@ -75,15 +75,21 @@ class Recording:
         return tuple(sorted({*range(len(self.canvases)), *(event.row for event in self.trace.events)}))
 
     def states(self, row: int) -> Iterator[dict[int, Place]]:
-        """What stands at each position, before the first step of a row and after each of its steps."""
+        """What stands at each position, before the first step of a row and after each of its steps.
+
+        After a step that wrote nothing it is the same mapping again.
+        """
         canvas = self.canvases[row] if row < len(self.canvases) else ()
         places = {position: Place(token_id) for position, token_id in enumerate(canvas)}
-        events = [event for event in self.trace.events if event.row == row]
-        yield dict(places)
-        for step in range(1 + max((event.step for event in events), default=-1)):
-            written = {event.position: event for event in events if event.step == step}
-            places |= {at: places.get(at, Place(BLANK)).then(event) for at, event in written.items()}
-            yield dict(places)
+        by_step: dict[int, dict[int, Written]] = {}
+        for event in self.trace.events:
+            if event.row == row:
+                by_step.setdefault(event.step, {})[event.position] = event
+        yield places
+        for step in range(1 + max(by_step, default=-1)):
+            if written := by_step.get(step):
+                places = places | {at: places.get(at, Place(BLANK)).then(event) for at, event in written.items()}
+            yield places
 
     def piece(self, token_id: int) -> str:
         """How a token reads."""
@@ -104,30 +110,27 @@ class Recording:
         trace = Trace.from_json(text)
         record: dict[str, Any] = json.loads(text)
         try:
-            canvases = tuple(tuple(map(int, canvas)) for canvas in record.get("canvases", ()))
-            pieces = {int(token_id): str(piece) for token_id, piece in record.get("pieces", {}).items()}
+            canvases = tuple(tuple(map(_token_id, canvas)) for canvas in record.get("canvases", ()))
+            pieces = {int(token_id): _piece(piece) for token_id, piece in record.get("pieces", {}).items()}
         except (ValueError, TypeError, AttributeError) as error:
+            reason = repr(error)[:200]
             raise UserError(
-                f"the text is no recording ({error!r}): give what `anyorder generate --trace` wrote."
+                f"the text is no recording ({reason}): give what `anyorder generate --trace` wrote."
             ) from error
         return cls(trace=trace, canvases=canvases, pieces=pieces)
 
     def page(self, title: str = "replay") -> str:
         """A page of HTML with a slider over the steps; it needs nothing else, no network either."""
+        events: dict[int, list[tuple[int, int, int, float]]] = {row: [] for row in self.rows}
+        for event in self.trace.events:
+            events[event.row].append((event.step, event.position, event.token_id, round(event.log_prob, 4)))
         rows = {
-            row: {
-                "canvas": self.canvases[row] if row < len(self.canvases) else (),
-                "events": [
-                    (event.step, event.position, event.token_id, round(event.log_prob, 4))
-                    for event in self.trace.events
-                    if event.row == row
-                ],
-            }
-            for row in self.rows
+            row: {"canvas": self.canvases[row] if row < len(self.canvases) else (), "events": written}
+            for row, written in events.items()
         }
         record = {
-            "title": title, "summary": self.trace.summary(), "rows": rows, "pieces": self.pieces,
-            "ends": self.trace.end_token_ids,
+            "title": title.encode(errors="replace").decode(), "summary": self.trace.summary(), "rows": rows,
+            "pieces": self.pieces, "ends": self.trace.end_token_ids,
         }  # fmt: skip
         # Within a script, "</script>" and "<!--" would end or change it.
         data = json.dumps(record, ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
@@ -141,6 +144,21 @@ def _canvas(trace: Trace, row: int, sequence: Sequence[int]) -> tuple[int, ...]:
         return tuple(sequence[: written[0]])
     given = dict(enumerate(sequence)) | dict.fromkeys(written, BLANK)
     return tuple(given.get(position, BLANK) for position in range(max(given, default=-1) + 1))
+
+
+def _token_id(value: object) -> int:
+    """A token of a canvas, or `BLANK`."""
+    if type(value) is not int or not (value == BLANK or 0 <= value < MOST):
+        raise ValueError(f"{value!r:.50} is no token id")
+    return value
+
+
+def _piece(value: object) -> str:
+    """Text that can be printed, without halves of surrogate pairs."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r:.50} is no text")
+    value.encode()
+    return value
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:

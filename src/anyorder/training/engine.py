@@ -1,32 +1,39 @@
 """transformers' `Trainer` on lessons: its loop, schedules, precision, accumulation and processes, our loss and files.
 
 What is overridden is what `Trainer` cannot know: how a lesson becomes a loss, how lessons are counted over
-accumulated batches and processes, and that a checkpoint must be whole or not there.
+accumulated batches and processes, that losses and time go on where a training is resumed, and that a checkpoint must be
+whole or not there.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.objectives import Lesson, summed_loss
+from anyorder.training.interruption import Interruption
+from anyorder.training.progress import Progress
 from anyorder.training.samples import LessonMaker, Samples, StreamedSamples
+from anyorder.whole import SEAL, DiskError, damage, disk_error, seal
 
 CHECKPOINT = "checkpoint-"
 WEIGHTS = "model.safetensors"
+PROGRESS = "progress.json"
+PARTIAL = ".partial"
+"""Folder of a checkpoint that is being written."""
 
 
 class LessonLoss(nn.Module):
@@ -52,6 +59,8 @@ class LessonTrainer(Trainer):
         validation: for each name, samples and what makes lessons of them.
         describe: writes what else a checkpoint needs to be loaded as a network into its folder.
         keep: checkpoints that stay, the latest ones.
+        interruption: ends the training early, with a checkpoint.
+        callbacks: called at each step and each entry of the log.
         options: further ones of `Trainer`.
     """
 
@@ -64,14 +73,18 @@ class LessonTrainer(Trainer):
         validation: Mapping[str, tuple[Samples, LessonMaker]] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
         keep: int = 2,
+        interruption: Interruption | None = None,
+        callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
     ) -> None:
         self.network, self.samples = network, samples
         self.wrapped = LessonLoss(network)
         looked_at = {name: others for name, (others, _) in (validation or {}).items()}
+        self.progress, self.interruption = Progress(), interruption
         super().__init__(
-            model=self.wrapped, train_dataset=samples, eval_dataset=looked_at or None, data_collator=maker, **options
-        )
+            model=self.wrapped, train_dataset=samples, eval_dataset=looked_at or None, data_collator=maker,
+            callbacks=[self.progress, *([] if interruption is None else [interruption]), *callbacks], **options,
+        )  # fmt: skip
         # The sum over a step is divided by the step's own count, so no mean over batches is taken afterwards.
         self.model_accepts_loss_kwargs = True
         self.validation = validation or {}
@@ -88,8 +101,13 @@ class LessonTrainer(Trainer):
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """The batches of an optimizer step, and the count of their lessons over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = torch.tensor(sum(batch["lesson"].count for batch in batches), dtype=torch.float64, device=device)
-        return batches, self.accelerator.reduce(count, "sum")
+        count = sum(batch["lesson"].count for batch in batches)
+        signalled = self.interruption is not None and self.interruption.signal is not None
+        counts = torch.tensor([count, signalled], dtype=torch.float64, device=device)
+        counts = self.accelerator.reduce(counts, "sum")
+        if self.interruption is not None and self.accelerator.num_processes > 1:
+            self.interruption.agreed = bool(counts[1])  # all processes must stop after the same step
+        return batches, counts[0]
 
     def _prepare_input(self, data: Any) -> Any:
         return data.to(self.args.device) if isinstance(data, Lesson) else super()._prepare_input(data)
@@ -98,6 +116,31 @@ class LessonTrainer(Trainer):
         """This batch's part of the step's loss; gradients are averaged over processes, so it is multiplied by them."""
         summed: Tensor = model(inputs["lesson"])
         return summed * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1e-9)).to(summed.dtype)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Gradients of one batch, and its part of the step's loss."""
+        loss: Tensor = super().training_step(*args, **kwargs)
+        self.progress.unlogged = self.progress.unlogged + loss
+        return loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As `Trainer` does, with losses and times of the whole training, not of the piece since it was resumed."""
+        if "loss" in logs:
+            logs["loss"] = self.progress.log(self._mean(self.progress.unlogged), self.state.global_step)
+        if "train_loss" in logs:
+            total = self.progress.logged + self._mean(self.progress.unlogged)
+            logs["train_loss"] = total / max(self.state.global_step, 1)
+        if "train_runtime" in logs:
+            logs["train_runtime"] += self.progress.seconds_before
+            speed = self.state.global_step / max(logs["train_runtime"], 1e-9)
+            logs["train_steps_per_second"] = speed
+            per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            logs["train_samples_per_second"] = speed * per_process * self.args.world_size
+        super().log(logs, start_time)
+
+    def _mean(self, value: Tensor) -> float:
+        """Over all processes."""
+        return float(self.accelerator.reduce(value.clone(), "mean"))
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -125,27 +168,41 @@ class LessonTrainer(Trainer):
         """Written beside its place, then renamed into it: a killed process leaves no half of one."""
         name = f"{CHECKPOINT}{self.state.global_step}"
         folder = self.folder
-        partial = folder / ".partial"
+        partial = folder / PARTIAL
+        progress = self.progress.record(self._mean(self.progress.unlogged))
         if self.args.should_save:
             shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
         self.accelerator.wait_for_everyone()
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, RuntimeError, SafetensorError) as error:  # each library has its own for a full disk
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                (partial / name / PROGRESS).write_text(json.dumps(progress), encoding="utf-8")
+                seal(partial / name)
+                sync(partial / name)
+                shutil.rmtree(folder / name, ignore_errors=True)
+                (partial / name).rename(folder / name)
+                partial.rmdir()
+        except Exception as error:
+            reason = disk_error(error)
+            if reason is None:
+                raise
             shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(
-                f"checkpoint {str(folder / name)!r} cannot be written ({error}): make room, then go on with resume."
-            ) from error
-        self.accelerator.wait_for_everyone()
+            what = f"checkpoint {str(folder / name)!r} cannot be written"
+            raise DiskError(what, reason, "make room, then go on with resume") from error
         if self.args.should_save:
-            sync(partial / name)
-            shutil.rmtree(folder / name, ignore_errors=True)
-            (partial / name).rename(folder / name)
             for old in checkpoints(folder)[: -self.keep]:
                 shutil.rmtree(old)
 
+    def save_last_step(self) -> None:
+        """Write a checkpoint of the last whole step, after an exception in the middle of the next one."""
+        alone = self.accelerator.num_processes == 1  # several would wait for each other
+        if alone and self.progress.whole and self.state.global_step > self.progress.saved_step:
+            self.progress.back_to_step()
+            self._save_checkpoint(self.wrapped, None)
+
     def _get_output_dir(self, trial: Any) -> str:
-        return str(self.folder / ".partial")
+        return str(self.folder / PARTIAL)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The weights that are trained, whole on every kind of sharding, and what `describe` writes."""
@@ -164,18 +221,38 @@ class LessonTrainer(Trainer):
         self.describe(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        weights = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        folder = Path(resume_from_checkpoint)
         set_model_state_dict(
             self.wrapped,
-            {f"network.{name}": weight for name, weight in weights.items()},
+            {f"network.{name}": weight for name, weight in load_file(folder / WEIGHTS).items()},
             options=StateDictOptions(full_state_dict=True, strict=False),
         )
+        kept = folder / PROGRESS
+        record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
+        self.progress.restore(record, step=_step(folder))
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a training, oldest first."""
     found = [path for path in folder.glob(f"{CHECKPOINT}*") if path.name.removeprefix(CHECKPOINT).isdecimal()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(CHECKPOINT)))
+    return sorted(found, key=_step)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix(CHECKPOINT))
+
+
+def check_checkpoint(folder: Path) -> None:
+    """Compare a checkpoint with its checksums, where it has some.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    reason = damage(folder) if (folder / SEAL).exists() else None
+    if reason is not None:
+        others = len(checkpoints(folder.parent)) > 1
+        remedy = "go on from the one before" if others else "begin anew, without resume"
+        raise UserError(f"checkpoint {str(folder)!r} is damaged ({reason}): delete it to {remedy}.")
 
 
 def sync(folder: Path) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
+import signal
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +18,11 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
 from anyorder.training.curves import Log
-from anyorder.training.engine import LessonTrainer, checkpoints
+from anyorder.training.engine import PARTIAL, LessonTrainer, check_checkpoint, checkpoints
+from anyorder.training.interruption import Interrupted, Interruption
 from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import Training
+from anyorder.whole import DiskError, claimed
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -55,7 +61,10 @@ def fit(
         The log, that of the training that was resumed included.
 
     Raises:
-        UserError: there is no row, accelerate is not installed, or there is nothing to resume.
+        Interrupted: SIGINT or SIGTERM came; a checkpoint of the last whole step is in `folder`.
+        DiskError: a checkpoint cannot be written.
+        UserError: there is no row, accelerate is not installed, another process trains into `folder`, or there is
+            nothing to resume or it is damaged.
     """
     check_machine(training, report_to)
     if isinstance(rows, Sized) and len(rows) == 0:
@@ -64,11 +73,12 @@ def fit(
         raise UserError(
             f"evaluate_every is {training.evaluate_every} without validation data: give some, or leave it out."
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        output = Path(scratch) if folder is None else folder
+    with _output(folder) as output:
         latest = checkpoints(output)[-1:]
         if resume and not latest:
             raise UserError(f"folder {str(output)!r} has no checkpoint to resume from: leave out resume.")
+        if resume:
+            check_checkpoint(latest[0])
         arguments = _arguments(
             training, output, saves=folder is not None, report_to=report_to,
             find_unused=network.query_rows is not None,
@@ -88,11 +98,12 @@ def fit(
             },
             describe=describe,
             keep=training.keep,
+            interruption=None if folder is None else Interruption(alone=arguments.world_size == 1),
             args=arguments,
-            callbacks=list(callbacks),
+            callbacks=callbacks,
         )
         trainer.remove_callback(PrinterCallback)
-        trainer.train(resume_from_checkpoint=str(latest[0]) if resume else None)
+        _train(trainer, latest[0] if resume else None)
         if validation:
             trainer.evaluate()
     network.eval()
@@ -113,6 +124,46 @@ def check_machine(training: Training, report_to: Sequence[str] = ()) -> None:
             raise UserError(f"{name} is True, but its package is not installed: pip install {name}, or leave it out.")
     if training.precision == "float16" and not torch.accelerator.is_available():
         raise UserError("precision is 'float16', which needs a GPU: give bfloat16 or float32.")
+
+
+@contextmanager
+def _output(folder: Path | None) -> Iterator[Path]:
+    """The folder of the checkpoints, closed to other trainings; one that is thrown away unless given."""
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            yield Path(scratch)
+        return
+    if not is_first_process():
+        yield folder
+        return
+    with claimed(folder):
+        shutil.rmtree(folder / PARTIAL, ignore_errors=True)  # of a process that was killed
+        yield folder
+
+
+def _train(trainer: LessonTrainer, checkpoint: Path | None) -> None:
+    """To the end, or to a signal or an exception, where the last whole step is kept."""
+    interruption = trainer.interruption
+    if interruption is None:
+        trainer.train()
+        return
+    with interruption.heeded():
+        try:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except DiskError:
+            raise
+        except Exception:
+            trainer.save_last_step()
+            if interruption.signal is None:  # a signal to all processes of a group ends workers first
+                raise
+            interruption.agreed = True
+    if interruption.agreed:
+        raise Interrupted(interruption.signal or signal.SIGTERM)
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one of several that writes."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def _samples(rows: Rows | Iterable[Row], total: int, seed: int) -> Samples | StreamedSamples:

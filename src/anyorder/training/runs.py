@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import peft
+import torch
 from transformers import TrainerCallback
 
 from anyorder import checkpoints
@@ -25,16 +25,22 @@ from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.llama import Llama
 from anyorder.objectives import Mixture
 from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
-from anyorder.training.loop import check_machine, fit
+from anyorder.training.engine import PARTIAL
+from anyorder.training.engine import checkpoints as whole_checkpoints
+from anyorder.training.loop import check_machine, fit, is_first_process
 from anyorder.training.recipes import lost_ways, network_of, prepared, with_own_way
+from anyorder.training.room import CHECKPOINTS, NETWORK, check_room, rescue
 from anyorder.training.settings import Run
-from anyorder.whole import check_place, whole_file
+from anyorder.whole import DiskError, check_place, claimed, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SETTINGS, NETWORK, CHECKPOINTS, LOG, CURVES = "settings.json", "network", "checkpoints", "log.json", "loss.png"
-"""What a training leaves in its folder."""
+SETTINGS, LOG, CURVES = "settings.json", "log.json", "loss.png"
+"""What a training leaves in its folder, beside `NETWORK` and `CHECKPOINTS`."""
+
+TENSORBOARD = "runs"
+"""Folder of TensorBoard's files, beside the checkpoints."""
 
 MAY_CHANGE = ("resume", "output", "data", "validation", "cache_dir", "keep", "workers", "tensorboard", "wandb")
 """Settings that may differ where a training is resumed: they do not decide what is learnt, or the data show it."""
@@ -60,15 +66,24 @@ def run(
         validation data, with "..._bits_per_byte".
 
     Raises:
-        UserError: something in the settings or in the data cannot be; before any step is trained.
+        UserError: something in the settings or in the data cannot be, or another process trains into the same folder;
+            before any step is trained. Or the disk is full; then the message says where the weights are.
+        Interrupted: SIGINT or SIGTERM came; the output folder has a checkpoint.
     """
-    first = int(os.environ.get("RANK", "0")) == 0  # of several processes, one speaks and writes
-    report_to = [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
-    check_machine(settings, report_to)
-    if first:
+    check_machine(settings, _reports(settings))
+    if not is_first_process():
+        return _run(settings, tuning=tuning, callbacks=callbacks, tell=lambda line: None)
+    with claimed(settings.output):
         _check_output(settings)
-    else:
-        tell = _nothing
+        return _run(settings, tuning=tuning, callbacks=callbacks, tell=tell)
+
+
+def _reports(settings: Run) -> list[str]:
+    """The packages that are sent the log."""
+    return [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
+
+
+def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], tell: Callable[[str], None]) -> Log:
     given = settings
     model, tokenizer = network_of(settings)
     settings = with_own_way(settings, model.config)
@@ -91,7 +106,7 @@ def run(
     amount = "streamed data" if settings.streaming else f"{len(rows):,} rows of data"
     tell(f"{size / 1e6:.1f} million weights, {amount}, objective {settings.objective}")
     face = AnyOrderForCausalLM.of(model).train()
-    adapted = _adapted(face, settings.lora_rank) if settings.lora_rank else None
+    adapted = _adapted(face, settings.lora_rank, settings.seed) if settings.lora_rank else None
     if settings.activation_checkpointing:
         face.gradient_checkpointing_enable()
 
@@ -100,28 +115,41 @@ def run(
             write_json(folder / CONFIG, config_to_json(model.config) | {"dtype": "float32", "torch_dtype": "float32"})
             checkpoints.write_tokenizer(tokenizer, folder)
 
-    settings.output.mkdir(parents=True, exist_ok=True)
-    if first and not settings.resume:
-        write_json(settings.output / SETTINGS, json.loads(_as_json(given)))
-    log = fit(
-        face, objective, rows, settings, folder=settings.output / CHECKPOINTS, resume=settings.resume,
-        validation=validation, describe=describe, callbacks=callbacks,
-        report_to=report_to,
-    )  # fmt: skip
+    place = settings.output / CHECKPOINTS
+    # A training that was killed before its first checkpoint begins again.
+    resume = settings.resume and bool(whole_checkpoints(place))
+    first = is_first_process()
     if first:
-        trained = face if adapted is None else adapted.merge_and_unload()
+        check_room(settings, face)
+        settings.output.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            _write(settings.output / SETTINGS, lambda file: write_json(file, json.loads(_as_json(given))))
+
+    @functools.cache
+    def trained() -> Llama:
+        network: Llama = face if adapted is None else adapted.merge_and_unload()
+        return network
+
+    try:
+        log = fit(
+            face, objective, rows, settings, folder=place, resume=resume, validation=validation, describe=describe,
+            callbacks=callbacks, report_to=_reports(settings),
+        )  # fmt: skip
         log = with_bits_per_byte(log, bytes_per_token)
-        _leave(settings, trained, tokenizer, log)
+        if first:
+            _leave(settings, trained(), tokenizer, log)
+    except DiskError as error:
+        if first:
+            raise rescue(settings, error, trained(), tokenizer) from error
+        raise
     return log
-
-
-def _nothing(line: str) -> None:
-    pass
 
 
 def _check_output(settings: Run) -> None:
     """Before minutes are spent: a new folder, or one whose training has these settings."""
     if not settings.resume:
+        if _nothing_trained(settings.output):
+            shutil.rmtree(settings.output)
         check_place(settings.output, folder=True)
         return
     file = settings.output / SETTINGS
@@ -134,6 +162,14 @@ def _check_output(settings: Run) -> None:
                 f"{name} is {now[name]!r}, but the training in {str(settings.output)!r} began with "
                 f"{before.get(name)!r}: give that, or a new output."
             )
+
+
+def _nothing_trained(output: Path) -> bool:
+    """Whether a training began there and ended before its first checkpoint."""
+    if not (output / SETTINGS).is_file() or whole_checkpoints(output / CHECKPOINTS):
+        return False
+    inside = {path.name for path in (output / CHECKPOINTS).glob("*")}
+    return {path.name for path in output.iterdir()} <= {SETTINGS, CHECKPOINTS} and inside <= {PARTIAL, TENSORBOARD}
 
 
 def _as_json(settings: Run) -> str:
@@ -161,12 +197,14 @@ def _rows(
     return dataset
 
 
-def _adapted(face: AnyOrderForCausalLM, rank: int) -> Any:
+def _adapted(face: AnyOrderForCausalLM, rank: int, seed: int) -> Any:
     """Low-rank adapters (arXiv 2106.09685) in all projections; query rows, which are new, are trained whole."""
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     whole = [] if face.query_rows is None else ["query_rows"]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections)
-    adapted = peft.get_peft_model(face, config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # PEFT draws the first weights
+        adapted = peft.get_peft_model(face, config)
     for name in whole:
         face.get_submodule(name).requires_grad_(True)
     return adapted
@@ -177,9 +215,10 @@ def _leave(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, lo
     place = settings.output / NETWORK
     shutil.rmtree(place, ignore_errors=True)  # of a training that was resumed after its end
     checkpoints.save_model(trained, place, tokenizer=tokenizer)
-    for name, write in (
-        (LOG, lambda file: write_json(file, {"log": log})),
-        (CURVES, lambda file: draw_curves({str(settings.objective): log}, file)),
-    ):
-        with whole_file(settings.output / name, replace=True) as partial:
-            write(partial)
+    _write(settings.output / LOG, lambda file: write_json(file, {"log": log}))
+    _write(settings.output / CURVES, lambda file: draw_curves({str(settings.objective): log}, file))
+
+
+def _write(file: Path, write: Callable[[Path], None]) -> None:
+    with whole_file(file, replace=True) as partial:
+        write(partial)

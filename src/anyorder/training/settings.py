@@ -31,7 +31,8 @@ class Training:
         seed: Decides first weights, the order of the samples, and all draws.
         log_every: Steps between two entries of the log, each the mean loss since the last one.
         evaluate_every: Steps between two looks at the validation data; 0 only looks at the end.
-        save_every: Steps between two checkpoints, from which a training can be resumed; 0 makes none.
+        save_every: Steps between two checkpoints, from which a training can be resumed; there is one at the end, too. 0
+            makes none, unless the training is interrupted.
         keep: Checkpoints that stay, the latest ones.
         workers: Processes beside the training that read data and make lessons of them; 0 does it in between.
 
@@ -52,7 +53,7 @@ class Training:
     seed: int = 0
     log_every: int = 10
     evaluate_every: int = 0
-    save_every: int = 0
+    save_every: int = 500
     keep: int = 2
     workers: int = 0
 
@@ -64,9 +65,6 @@ class Training:
             self._require(name, getattr(self, name) >= 0, "give 0 or a number above")
         self._require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
         self._require("warmup", self.warmup < self.steps, f"give less than all {self.steps} steps")
-        # A training that is resumed then logs what one that was not interrupted logs.
-        whole = self.save_every % self.log_every == 0 or self.log_every > self.steps
-        self._require("save_every", whole, f"give a multiple of log_every, which is {self.log_every}")
 
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:

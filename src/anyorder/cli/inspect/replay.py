@@ -14,6 +14,7 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
         row: Number of the text to replay in the terminal, from 0.
         seconds: Between two steps in the terminal; where the output is none, the steps are printed below each other.
     """
+    import math
     import time
 
     from anyorder.cli._canvas import CanvasView
@@ -26,7 +27,7 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
         check_place(html, folder=False)
     try:
         recording = Recording.from_json(Path(trace).read_text(encoding="utf-8"))
-    except (UserError, UnicodeDecodeError) as error:
+    except (UserError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(
             f"{str(trace)!r} holds no trace: give a file that `anyorder generate --trace` wrote."
         ) from error
@@ -37,11 +38,15 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
         return
     if row not in recording.rows:
         raise UserError(f"row is {row}: give the number of one of the {len(recording.rows)} texts, from 0.")
-    if seconds < 0:
+    if not 0 <= seconds < math.inf:
         raise UserError(f"seconds is {seconds}: give 0 or more.")
     console = PlainConsole()
     with CanvasView(console, recording.piece) as view:
+        drawn = None
         for number, places in enumerate(recording.states(row)):
+            if places is drawn:  # the step wrote nothing here
+                continue
+            drawn = places
             if number and console.is_terminal:
                 time.sleep(seconds)
             view.draw(places, number)

@@ -1,0 +1,78 @@
+"""Room on the disk: checked before a training, and what becomes of the weights where there is none at its end."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from anyorder import checkpoints
+from anyorder.errors import UserError
+from anyorder.training.engine import CHECKPOINT
+from anyorder.training.engine import checkpoints as whole_checkpoints
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.model.llama import Llama
+    from anyorder.training.settings import Run
+    from anyorder.whole import DiskError
+
+CHECKPOINTS, NETWORK = "checkpoints", "network"
+"""Folders within the output folder."""
+
+TRAINED_BYTES = 12
+"""Of a checkpoint, for each weight that is trained: itself and two means of AdamW, all float32."""
+
+
+def check_room(settings: Run, network: Llama) -> None:
+    """Compare the free bytes of the disk with what a training will write.
+
+    Raises:
+        UserError: there are not enough.
+    """
+    there = len(whole_checkpoints(settings.output / CHECKPOINTS))
+    written = -(-settings.steps // settings.save_every) if settings.save_every else 0
+    count = max(0, min(settings.keep + 1, written) - there)  # one more while it is written
+    each = TRAINED_BYTES * sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
+    whole = sum(weight.nbytes for weight in network.parameters())
+    place = next(place for place in (settings.output, *settings.output.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
+    if free < count * each + whole:
+        parts = f"{count} checkpoints of {_size(each)} and a network of {_size(whole)}"
+        raise UserError(
+            f"output {str(settings.output)!r} is on a disk with {_size(free)} left, but the training writes {parts}: "
+            "make room, give another place, or a lower keep."
+        )
+
+
+def rescue(settings: Run, error: DiskError, network: Llama, tokenizer: PreTrainedTokenizerBase) -> UserError:
+    """Keep weights that the disk refused in the folder for temporary files, unless the last checkpoint has them.
+
+    Returns:
+        What is to be raised.
+    """
+    last = settings.output / CHECKPOINTS / f"{CHECKPOINT}{settings.steps}"
+    if last.is_dir():
+        return UserError(
+            f"{error.what} ({error.reason}): make room, then resume writes the network from {str(last)!r}."
+        )
+    place = Path(tempfile.mkdtemp(prefix="anyorder-")) / NETWORK
+    try:
+        checkpoints.save_model(network, place, tokenizer=tokenizer)
+    except UserError:  # that disk is full as well
+        shutil.rmtree(place.parent, ignore_errors=True)
+        return UserError(f"{error.what} ({error.reason}), nor can {str(place)!r}: make room, then go on with resume.")
+    return UserError(
+        f"{error.what} ({error.reason}): make room, then go on with resume; the network is in {str(place)!r}."
+    )
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"
