@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,7 @@ def test_tokenizer_gives_the_ids_of_its_file(folder: Path, shared_data: Path) ->
 def test_logits_and_answers_are_those_of_transformers(folder: Path, theirs: LlamaForCausalLM) -> None:
     model, tokenizer = anyorder.load(folder, device="cpu")
     assert tokenizer is not None
-    asked = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    asked: Any = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     ids = asked["input_ids"]
     expected = theirs(ids).logits
     torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
@@ -88,7 +89,7 @@ def test_phrasings_fuse_into_the_answer(folder: Path) -> None:
 def test_saved_network_is_loaded_by_transformers(folder: Path, theirs: LlamaForCausalLM, tmp_path: Path) -> None:
     anyorder.save(*anyorder.load(folder, device="cpu"), tmp_path / "saved")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32)
-    assert type(again) is LlamaForCausalLM
+    assert isinstance(again, LlamaForCausalLM)
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in again.state_dict().items())
     tokenizer, before = (AutoTokenizer.from_pretrained(place) for place in (tmp_path / "saved", folder))
     text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
@@ -142,7 +143,7 @@ def test_lora_teaches_an_answer_that_transformers_gives(
     out = anyorder.generate(model, tokenizer, messages[:1], max_new_tokens=24)
     assert out.text == answer
     again = LlamaForCausalLM.from_pretrained(output / "network", dtype=torch.float32)
-    asked = AutoTokenizer.from_pretrained(output / "network").apply_chat_template(
+    asked: Any = AutoTokenizer.from_pretrained(output / "network").apply_chat_template(
         messages[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     written = again.generate(**asked, max_new_tokens=24, do_sample=False)[0, asked["input_ids"].shape[1] :]
