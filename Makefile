@@ -69,7 +69,7 @@ test-fast: $(STAMP)
 
 $(OTHER)/.installed: $(STAMP)
 	rm -rf $(OTHER)
-	$(BIN)/python -m pip install --quiet --no-deps --target $(OTHER) "transformers==$(TRANSFORMERS).*"
+	$(BIN)/python -m pip install --quiet --target $(OTHER) "transformers==$(TRANSFORMERS).*"
 	@touch $@
 
 test-transformers: $(OTHER)/.installed
