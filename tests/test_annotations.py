@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import anyorder
 from anyorder.annotations import check_fields, checked, fitted, shown
+from anyorder.data import prepare
 from anyorder.decoding.commit import Threshold
 from anyorder.decoding.diffusion import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
@@ -192,6 +193,16 @@ def test_values_are_shown_whatever_they_are() -> None:
         (lambda: anyorder.generate(network(), None, "x", watch=[print]), "a list: give a function or None."),
         (lambda: anyorder.stream(network(), None, "x", seed="0"), "seed is '0': give a whole number."),
         (lambda: anyorder.fuse(network(), None, ["x"], store=3), "store is 3: give a path or None."),
+        (lambda: anyorder.GroupPlan.sequential(5.5), "lengths is 5.5: give a whole number or a list of whole numbers."),
+        (lambda: anyorder.GroupPlan.spaced(4, stride="2"), "stride is '2': give a whole number."),
+        (lambda: anyorder.GroupPlan.random(4, seed=[0]), "seed is [0], a list: give a whole number."),
+        (lambda: anyorder.GroupPlan.sequential(4, given=5), "given is 5: give a list of booleans for each text."),
+        (lambda: anyorder.GroupPlan.from_group_ids(5), "group_ids is 5: give"),
+        (lambda: anyorder.GroupPlan.ordered("random", 4), "order is 'random': give an object of the class Order."),
+        (lambda: anyorder.convert("x", 3), "target is 3: give a path."),
+        (lambda: anyorder.convert("x", "y", kv_heads="2"), "kv_heads is '2': give a whole number or None."),
+        (lambda: prepare(3, None, 5), "source is 3: give a path."),
+        (lambda: prepare("x", None, "5"), "length is '5': give a whole number."),
         (lambda: anyorder.create_chunked_attention_mask("3", 2), "is '3': give a"),
     ],
 )

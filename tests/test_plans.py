@@ -198,7 +198,7 @@ REFUSALS: dict[str, tuple[Callable[[], object], str]] = {
     "no length": (lambda: GroupPlan.sequential([3, 0]), "lengths is [3, 0]: give a number of tokens above 0 for each"),
     "half a length": (
         lambda: GroupPlan.sequential(torch.tensor([1.5])),
-        "lengths is tensor([1.5000]): give a number of tokens above 0 for each",
+        "lengths is Tensor of shape [1]: give a whole number",
     ),
     "lengths of others": (
         lambda: GroupPlan.from_order([[0]], lengths=[1, 2]),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from anyorder import draws
+from anyorder.annotations import checked
 from anyorder.errors import UserError
 from anyorder.orders import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
 
@@ -99,6 +100,7 @@ class GroupPlan:
     # ---- constructors -----------------------------------------------------------------------------
 
     @classmethod
+    @checked("group_ids", "given")
     def from_group_ids(
         cls, group_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], given: Marks | None = None
     ) -> GroupPlan:
@@ -116,6 +118,7 @@ class GroupPlan:
         return cls(rank_BL=rank_BL, given_BL=_marks("given", given, valid_BL), valid_BL=valid_BL)
 
     @classmethod
+    @checked("order")
     def from_order(
         cls, order: Tensor | Sequence[int] | Sequence[Sequence[int]], lengths: Lengths | None = None
     ) -> GroupPlan:
@@ -144,6 +147,7 @@ class GroupPlan:
         return cls(rank_BL=rank_BL, given_BL=valid_BL & (rank_BL == 0), valid_BL=valid_BL)
 
     @classmethod
+    @checked("given", "predicted")
     def from_masks(
         cls, given: Marks, predicted: Marks, order: Order | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
@@ -173,6 +177,7 @@ class GroupPlan:
         return cls(rank_BL=rank_BL, given_BL=given_BL, valid_BL=given_BL | predicted_BL)
 
     @classmethod
+    @checked("given")
     def ordered(
         cls, order: Order, lengths: Lengths, given: Marks | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
@@ -194,36 +199,43 @@ class GroupPlan:
         return cls.from_masks(given_BL, valid_BL & ~given_BL, order, seed, samples)
 
     @classmethod
+    @checked("given")
     def sequential(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
         """From left to right, one token at a time. Arguments as in `ordered`, here and below."""
         return cls.ordered(LeftToRight(), lengths, given)
 
     @classmethod
+    @checked("given")
     def reversed(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
         """From right to left, one token at a time."""
         return cls.ordered(RightToLeft(), lengths, given)
 
     @classmethod
+    @checked("given")
     def pairs(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
         """From left to right, two neighbours at a time."""
         return cls.blocks(lengths, 2, given)
 
     @classmethod
+    @checked("given")
     def blocks(cls, lengths: Lengths, size: int, given: Marks | None = None) -> GroupPlan:
         """From left to right, `size` neighbours at a time."""
         return cls.ordered(LeftToRight(size=size), lengths, given)
 
     @classmethod
+    @checked("given")
     def halves(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
         """The left half at once, then the right half."""
         return cls.ordered(Halves(), lengths, given)
 
     @classmethod
+    @checked("given")
     def spaced(cls, lengths: Lengths, stride: int = 2, given: Marks | None = None) -> GroupPlan:
         """Every `stride`-th token at once, then their right neighbours, and so on."""
         return cls.ordered(Spaced(stride=stride), lengths, given)
 
     @classmethod
+    @checked("given")
     def random(
         cls, lengths: Lengths, given: Marks | None = None, size: int = 1, seed: int = 0,
         samples: Sequence[int] | None = None,
@@ -232,6 +244,7 @@ class GroupPlan:
         return cls.ordered(Random(size=size), lengths, given, seed, samples)
 
     @classmethod
+    @checked("given")
     def spans(
         cls, lengths: Lengths, length: int = 3, given: Marks | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
@@ -373,7 +386,11 @@ def _booleans(name: str, marks: Any) -> Tensor:
         if marks.dim() != 2 or marks.dtype != torch.bool:
             raise UserError(f"{name} is {marks.dtype} of shape {list(marks.shape)}: give booleans [batch, length].")
         return marks
-    if not marks or not all(isinstance(row, Sequence) and all(isinstance(m, bool) for m in row) for row in marks):
+    if (
+        not isinstance(marks, Sequence)
+        or not marks
+        or not all(isinstance(row, Sequence) and all(isinstance(m, bool) for m in row) for row in marks)
+    ):
         raise UserError(f"{name} is {marks!r}: give a list of booleans for each text.")
     filled, valid = _integers(name, marks)
     return filled.bool() & valid
@@ -383,7 +400,7 @@ def _marks(name: str, marks: Any, valid_BL: Tensor) -> Tensor:
     """Booleans of the shape of `valid_BL`."""
     if marks is None:
         return torch.zeros_like(valid_BL)
-    if not isinstance(marks, Tensor) and all(isinstance(mark, int) and not isinstance(mark, bool) for mark in marks):
+    if isinstance(marks, Sequence) and all(isinstance(mark, int) and not isinstance(mark, bool) for mark in marks):
         counts: list[int] = list(marks)
         lengths = valid_BL.sum(1).tolist()
         if len(counts) != len(lengths) or any(not 0 <= n <= most for n, most in zip(counts, lengths, strict=True)):

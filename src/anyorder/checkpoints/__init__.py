@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.annotations import shown
+from anyorder.annotations import checked, shown
 from anyorder.checkpoints import huggingface, llama2c, meta, weights
 from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
@@ -156,6 +156,7 @@ def save_model(
         llama2c.write(model, partial)
 
 
+@checked()
 def convert(
     source: str | Path,
     target: str | Path,

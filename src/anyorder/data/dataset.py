@@ -19,6 +19,7 @@ import datasets
 import pyarrow as pa
 from filelock import FileLock
 
+from anyorder.annotations import checked
 from anyorder.data.encoding import Kind, Tally
 from anyorder.data.files import find
 from anyorder.data.readers import Documents
@@ -73,6 +74,7 @@ class Report:
         )
 
 
+@checked()
 def prepare(
     source: str | Path,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
+from anyorder.annotations import checked
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
 from anyorder.training.curves import Log
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 
+@checked()
 def fit(
     network: Llama,
     objective: Objective,
