@@ -55,9 +55,7 @@ def rescue(settings: Run, error: DiskError, network: Llama, tokenizer: PreTraine
     """
     last = settings.output / CHECKPOINTS / f"{CHECKPOINT}{settings.steps}"
     if last.is_dir():
-        return UserError(
-            f"{error.what} ({error.reason}): make room, then resume writes the network from {str(last)!r}."
-        )
+        return UserError(f"{error.what} ({error.reason}): make room, then resume writes it from {str(last)!r}.")
     place = Path(tempfile.mkdtemp(prefix="anyorder-")) / NETWORK
     try:
         checkpoints.save_model(network, place, tokenizer=tokenizer)
