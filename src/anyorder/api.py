@@ -18,12 +18,11 @@ from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trac
 from anyorder.dispatch import Order, decoder_of, prompts_for, resolve, text_of
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
+from anyorder.model.llama import Llama
 from anyorder.text import GAP, Continuation, Gaps, Prompt, stop_strings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from anyorder.model.llama import Llama
 
 
 @dataclass(frozen=True)

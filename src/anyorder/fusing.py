@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyorder.annotations import checked
@@ -17,17 +18,15 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Stop, collect
 from anyorder.dispatch import Order, decoder_of, resolve
 from anyorder.errors import UserError
+from anyorder.model.llama import Llama
 from anyorder.phrasings import Part, Phrasings, read_questions
 from anyorder.text import Continuation, stop_strings
 from anyorder.ways import LEFT_TO_RIGHT, Way
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.decoding.fusion_weights import Correction
-    from anyorder.model.llama import Llama
 
 
 @dataclass(frozen=True)

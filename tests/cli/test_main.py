@@ -95,7 +95,7 @@ def test_mistakes_are_one_sentence(capsys: pytest.CaptureFixture[str], words: li
         ("model: m\nnope: 3\n", "option --nope is unknown"),
         ("model: m\nmax_new_tokens: many\n", "option max_new_tokens is 'many': give a whole number."),
         ("model: m\nprompt: p\nstop: 3\n", "option stop has 3: give text, in quotes."),
-        ("model: [\n", "Problems parsing config"),
+        ("model: [\n", "is no YAML or JSON in line 2 (expected the node content"),
     ],
 )
 def test_mistakes_in_a_configuration_file(

@@ -173,7 +173,7 @@ def test_sample_configurations_run_as_they_are(
         ),
         (["--objective=mixture"], "shares is []: give a mixture two objectives, such as autoregressive=0.5."),
         (["--objective=mixture", "--shares=a=1"], "shares has 'a=1': give objective=number"),
-        (["--shares=permutation=1"], "shares is ['permutation=1'] for the objective 'autoregressive': choose mixture."),
+        (["--shares=permutation=1"], "shares is ['permutation=1'] for no objective: choose mixture."),
         (["--init=x", "--width=8"], "width is 8 beside init, which decides it: leave out one of them."),
         (["--lora_rank=2"], "lora_rank is 2: an adapter needs init, what it adapts."),
         (["--resume"], "where no training began: leave out resume."),

@@ -487,13 +487,13 @@ def test_canvases_that_cannot_be_filled_are_refused_at_once(
         ({"steps": 0}, "steps of the sampler is 0: give a whole number above 0, or None."),
         (
             {"confidence": "low"},
-            "confidence of the sampler is 'low': choose one of probability, random, margin, entropy.",
+            "confidence of the sampler is 'low': give one of probability, random, margin, entropy.",
         ),
-        ({"cache": "all"}, "cache of the sampler is 'all': choose one of none, prefix, dual."),
+        ({"cache": "all"}, "cache of the sampler is 'all': give one of none, prefix, dual."),
         ({"edit": 1.5}, "edit of the sampler is 1.5: give a probability above 0, or None."),
         ({"cfg_scale": -0.5}, "cfg_scale of the sampler is -0.5: give 0 for no guidance, or more."),
         ({"min_new_tokens": -1}, "min_new_tokens of the sampler is -1: give a number of tokens from 0 on."),
-        ({"commit": 0.9}, "commit of the sampler is 0.9: give a rule of anyorder.decoding.commit."),
+        ({"commit": 0.9}, "commit of the sampler is 0.9: give an object of the class Commit."),
         (
             {"refresh": 4},
             'refresh of the sampler is 4: there is no cache to renew, so leave it out, or give cache="dual".',

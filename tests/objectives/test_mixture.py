@@ -83,7 +83,7 @@ def test_the_network_learns_all_ways() -> None:
         ),
         (
             lambda: Mixture(parts=PARTS, shares=(1, 1, 1), by="batch"),
-            "by is 'batch': draw an objective by 'sample' or by 'step'.",
+            "by is 'batch': give one of sample, step.",
         ),
         (
             lambda: Mixture(parts=(Autoregressive(), MaskedDiffusionTuning(mask_token_id=MASK)), shares=(1, 1)),

@@ -100,7 +100,7 @@ def _settings(name: str, text: str) -> Iterator[tuple[str, int]]:
     lists: set[str] = set()  # anchors of lists of values
     open_list: str | None = None
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.DocumentStartEvent):
             if document:
                 raise _refused(name, f"holds a second document from line {line} on: make it a file of its own.")

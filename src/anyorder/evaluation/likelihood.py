@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,13 +20,11 @@ from torch import Tensor
 from anyorder.annotations import checked
 from anyorder.decoding.checks import check_token_ids
 from anyorder.errors import UserError
+from anyorder.model.llama import Llama
 from anyorder.orders import LeftToRight, Order
 from anyorder.plans import GroupPlan
 from anyorder.visibility import causal, groups
 from anyorder.ways import refuse_unless_causal
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama
 
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
 """Token ids `[batch, length]`, or those of a text, or of each text."""

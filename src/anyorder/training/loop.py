@@ -66,8 +66,7 @@ def fit(
         UserError: there is no row, accelerate is not installed, another process trains into `folder`, or there is
             nothing to resume or it is damaged.
     """
-    if importlib.util.find_spec("accelerate") is None:
-        raise UserError("training needs the package accelerate, which is not installed: pip install 'anyorder[train]'.")
+    check_machine(training, report_to)
     if isinstance(rows, Sized) and len(rows) == 0:
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
     if training.evaluate_every and not validation:
@@ -151,6 +150,22 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def check_machine(training: Training, report_to: Sequence[str] = ()) -> None:
+    """Whether this machine has what a training needs; nothing is written.
+
+    Raises:
+        UserError: a package is missing, or there is no GPU for float16.
+    """
+    if importlib.util.find_spec("accelerate") is None:
+        raise UserError("training needs the package accelerate, which is not installed: pip install 'anyorder[train]'.")
+    for name in report_to:
+        found = importlib.util.find_spec(name)
+        if found is None or found.origin is None:  # a folder of that name here, such as one with logs, is no package
+            raise UserError(f"{name} is True, but its package is not installed: pip install {name}, or leave it out.")
+    if training.precision == "float16" and not torch.accelerator.is_available():
+        raise UserError("precision is 'float16', which needs a GPU: give bfloat16 or float32.")
+
+
 def _samples(rows: Rows | Iterable[Row], total: int, seed: int) -> Samples | StreamedSamples:
     if isinstance(rows, Sized):
         return Samples(rows, total, seed)
@@ -180,6 +195,7 @@ def _arguments(
         lr_scheduler_type="constant_with_warmup" if training.schedule == "constant" else training.schedule,
         warmup_steps=training.warmup,  # below 1: a share of the steps
         bf16=training.precision == "bfloat16",
+        fp16=training.precision == "float16",  # with a gradient scaler
         logging_steps=min(training.log_every, training.steps),
         logging_nan_inf_filter=False,
         report_to=list(report_to),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -85,7 +85,7 @@ def with_own_way(run: Run, config: ModelConfig) -> Run:
         UserError: the network writes in several ways and no objective says which shall stay; or a setting is not of
             the objective.
     """
-    objective = run.objective
+    objective: str | None = run.objective
     if objective is None:
         names = [way.name for way in config.ways]
         if len(names) > 1:
@@ -102,7 +102,8 @@ def with_own_way(run: Run, config: ModelConfig) -> Run:
         shifted = shifted or own["masked-diffusion"].shifted
     if block_length is None and "block-diffusion" in learnt:
         block_length = own["block-diffusion"].block_length if "block-diffusion" in own else BLOCK_LENGTH
-    return dataclasses.replace(run, objective=objective, shifted=shifted, block_length=block_length)
+    changes: dict[str, Any] = {"objective": objective, "shifted": shifted, "block_length": block_length}
+    return dataclasses.replace(run, **changes)
 
 
 def lost_ways(run: Run, config: ModelConfig) -> list[str]:

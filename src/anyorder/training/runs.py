@@ -27,8 +27,8 @@ from anyorder.objectives import Mixture
 from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
 from anyorder.training.engine import PARTIAL
 from anyorder.training.engine import checkpoints as whole_checkpoints
-from anyorder.training.loop import fit, is_first_process
-from anyorder.training.recipes import network_of, prepared
+from anyorder.training.loop import check_machine, fit, is_first_process
+from anyorder.training.recipes import lost_ways, network_of, prepared, with_own_way
 from anyorder.training.room import CHECKPOINTS, NETWORK, check_room, rescue
 from anyorder.training.settings import Run
 from anyorder.whole import DiskError, check_place, claimed, whole_file
@@ -70,6 +70,7 @@ def run(
             before any step is trained. Or the disk is full; then the message says where the weights are.
         Interrupted: SIGINT or SIGTERM came; the output folder has a checkpoint.
     """
+    check_machine(settings, _reports(settings))
     if not is_first_process():
         return _run(settings, tuning=tuning, callbacks=callbacks, tell=lambda line: None)
     with claimed(settings.output):
@@ -78,7 +79,11 @@ def run(
 
 
 def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], tell: Callable[[str], None]) -> Log:
+    given = settings
     model, tokenizer = network_of(settings)
+    settings = with_own_way(settings, model.config)
+    if lost := lost_ways(settings, model.config):
+        tell(f"the trained network will no longer write by {' and '.join(lost)}: a mixture keeps what it teaches")
     model, objective = prepared(settings, model, tokenizer, tuning=tuning)
     if tuning:  # what the network was taught is what it will be asked in
         end_token_id = next(iter(model.config.eos_token_ids), None)
@@ -86,7 +91,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
     prepare_rows = functools.partial(_rows, settings, model, tokenizer, tuning=tuning, tell=tell)
     rows = prepare_rows(settings.data, streaming=settings.streaming)
     parts = objective.parts if isinstance(objective, Mixture) else [objective]
-    names = list(settings.parts) or [settings.objective]
+    names = list(settings.parts) or [str(settings.objective)]
     validation, bytes_per_token = {}, None
     if settings.validation is not None:
         others = prepare_rows(settings.validation)
@@ -113,7 +118,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
         check_room(settings, face)
         settings.output.mkdir(parents=True, exist_ok=True)
         if not resume:
-            _write(settings.output / SETTINGS, lambda file: write_json(file, json.loads(_as_json(settings))))
+            _write(settings.output / SETTINGS, lambda file: write_json(file, json.loads(_as_json(given))))
 
     @functools.cache
     def trained() -> Llama:
@@ -123,7 +128,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
     try:
         log = fit(
             face, objective, rows, settings, folder=place, resume=resume, validation=validation, describe=describe,
-            callbacks=callbacks, report_to=[name for name in ("tensorboard", "wandb") if getattr(settings, name)],
+            callbacks=callbacks, report_to=_reports(settings),
         )  # fmt: skip
         log = with_bits_per_byte(log, bytes_per_token)
         if first:
@@ -133,6 +138,11 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
             raise rescue(settings, error, trained(), tokenizer) from error
         raise
     return log
+
+
+def _reports(settings: Run) -> list[str]:
+    """Where the log goes beside the files."""
+    return [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
 
 
 def _check_output(settings: Run) -> None:
@@ -206,7 +216,7 @@ def _leave(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, lo
     shutil.rmtree(place, ignore_errors=True)  # of a training that was resumed after its end
     checkpoints.save_model(trained, place, tokenizer=tokenizer)
     _write(settings.output / LOG, lambda file: write_json(file, {"log": log}))
-    _write(settings.output / CURVES, lambda file: draw_curves({settings.objective: log}, file))
+    _write(settings.output / CURVES, lambda file: draw_curves({str(settings.objective): log}, file))
 
 
 def _write(file: Path, write: Callable[[Path], None]) -> None:
