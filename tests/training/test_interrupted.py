@@ -278,6 +278,34 @@ KINDS: dict[str, list[str]] = {
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_command(tmp_path: Path, project_root: Path, number: int, code: int, workers: int) -> None:
+    """The signal goes to the whole group of processes, as from a terminal or a job scheduler."""
+    settings(tmp_path)
+    words = [
+        sys.executable, "-m", "anyorder", "pretrain", f"--data={tmp_path / 'text.txt'}", f"--output={tmp_path / 'out'}",
+        f"--cache_dir={tmp_path / 'cache'}", "--width=16", "--layers=1", "--heads=2", "--vocab_size=290",
+        "--batch_size=2", "--length=16", "--steps=100000", "--log_every=1", f"--workers={workers}", "--tensorboard",
+    ]  # fmt: skip
+    process = subprocess.Popen(
+        words, cwd=project_root, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    runs_folder = tmp_path / "out" / "checkpoints" / "runs"
+    while not list(runs_folder.glob("*/events*")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    time.sleep(2)
+    os.killpg(process.pid, number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code, error.decode()
+    assert b"Traceback" not in error
+    assert b"`--resume` with the same options goes on from the last checkpoint" in error.replace(b"\n", b" ")
+    assert len(checkpoints(tmp_path / "out" / "checkpoints")) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_killed_at_random_moments_and_resumed(tmp_path: Path, project_root: Path, kind: str) -> None:
     """SIGKILL before, between and within checkpoints, for every kind of run: the same bytes and the same curve."""
