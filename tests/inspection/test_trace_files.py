@@ -25,7 +25,7 @@ RECORD: dict[str, Any] = json.loads(
     ).to_json()
 )
 
-JUNK = [
+JUNK: list[Any] = [
     float("inf"), -float("inf"), float("nan"), -1, -(2**70), 2**31, 2**63, 10**9, 10**30, 1e300, 1.5, True, None, "1",
     "", "\ud800", "\x1b[2J", "[/x]", [], [[]], {}, {"a": [1]}, [1, 2, 3], [0, 0, 0, 0, float("nan")],
     [10**7, 0, 0, 0, 0.0],
