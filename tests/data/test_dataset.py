@@ -446,3 +446,32 @@ def document_numbers(stream: list[int], bos: int, rows: int) -> list[int]:
     for at, token in enumerate(stream[: rows * 256]):
         numbers.append(0 if at % 256 == 0 else numbers[-1] + (token == bos))
     return numbers
+
+
+@pytest.mark.parametrize("name", ["rows.arrow", "report.json", "checksums.json"])
+@pytest.mark.parametrize("change", ["bit", "cut", "missing"])
+def test_damaged_rows_are_made_again(prepared: Prepare, tmp_path: Path, name: str, change: str) -> None:
+    lines = [{"text": "one and two"}, {"text": "three and four"}]
+    expected = list(prepared(*lines))
+    [file] = (tmp_path / "cache").glob(f"*/{name}")
+    content = file.read_bytes()
+    if change == "missing":
+        file.unlink()
+    else:
+        half = len(content) // 2
+        file.write_bytes(
+            content[:half] + (bytes([content[half] ^ 4]) + content[half + 1 :] if change == "bit" else b"")
+        )
+    dataset = prepared(*lines)
+    assert list(dataset) == expected
+    assert report_of(dataset).rows == len(expected)
+    assert file.read_bytes() == content
+
+
+def test_a_damaged_report_is_told(prepared: Prepare, tmp_path: Path) -> None:
+    dataset = prepared({"text": "one and two"})
+    [file] = (tmp_path / "cache").glob("*/report.json")
+    for text in ("{", "[]", '{"row": 3}', "\0"):
+        file.write_text(text)
+        with pytest.raises(UserError, match=r"report\.json' is damaged: call anyorder\.data\.prepare again"):
+            report_of(dataset)

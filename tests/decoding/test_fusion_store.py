@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.rope import YarnRotary
+from anyorder.whole import claimed
 from tests.decoding.test_fusion import net, questions
 from tests.model.networks import LAYERS
 
@@ -146,6 +149,37 @@ def test_mistakes(tmp_path: Path) -> None:
     file.write_bytes(b"damaged")
     with pytest.raises(UserError, match=r"safetensors' is damaged \(.*\): delete it, and its text is read again"):
         write_fused(model, [question], max_new_tokens=1, store=store)
+
+
+def test_each_changed_byte_is_told_from_what_was_written(tmp_path: Path) -> None:
+    model = net()
+    question = Question(segments=((1, 2),), suffix=(4,))
+    expected = write_fused(model, [question], max_new_tokens=1, store=SegmentStore(tmp_path, model))
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    source, said = random.Random(0), set()
+    for _ in range(100):
+        at = source.randrange(8, len(content))
+        file.write_bytes(content[:at] + bytes([content[at] ^ 1 << source.randrange(8)]) + content[at + 1 :])
+        try:
+            found = write_fused(model, [question], max_new_tokens=1, store=SegmentStore(tmp_path, model))
+        except UserError as error:
+            said.add(re.sub(r"'.*' is damaged \(.*\)", "damaged", str(error), flags=re.DOTALL))
+        else:  # such as a blank of the header
+            assert found.trace.events == expected.trace.events
+    assert said == {"damaged: delete it, and its text is read again."}
+
+
+def test_what_another_process_is_storing_is_not_stored_twice(tmp_path: Path) -> None:
+    model = net()
+    question = Question(segments=((1, 2),), suffix=(4,))
+    expected = write_fused(model, [question], max_new_tokens=1, store=SegmentStore(tmp_path, model))
+    (file,) = tmp_path.iterdir()
+    file.unlink()
+    with claimed(file):
+        found = write_fused(model, [question], max_new_tokens=1, store=SegmentStore(tmp_path, model))
+        assert not file.exists()
+    assert found.written == expected.written
 
 
 def test_from_text(shared_data: Path, tmp_path: Path) -> None:

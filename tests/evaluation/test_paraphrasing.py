@@ -139,6 +139,27 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, says) -> None:
     assert not partial.exists()
 
 
+def test_phrasings_in_a_damaged_file_are_not_taken_as_they_are(tmp_path: Path, says) -> None:
+    def breaks(text: str, seed: int) -> str:
+        if asked(text) == "what is 40?":
+            raise KeyboardInterrupt
+        return f"tell me {asked(text)}"
+
+    output, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    says(breaks)
+    with pytest.raises(KeyboardInterrupt):
+        paraphrase(None, None, some(60), output, count=1)
+    content = partial.read_bytes()
+    for at in range(0, len(content), 11):
+        partial.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        with pytest.raises((UserError, KeyboardInterrupt)) as raised:
+            paraphrase(None, None, some(60), output, count=1)
+        if raised.type is UserError:
+            assert str(raised.value) == f"{str(partial)!r} is damaged: delete it, and its questions are reworded again."
+        else:  # the end of the last line, which counts as cut
+            assert at == len(content) - 1
+
+
 def test_draws_do_not_depend_on_the_batch(tmp_path: Path, tiny_config: ModelConfig, monkeypatch) -> None:
     monkeypatch.setattr(paraphrasing, "GROUP", 2)
     tokenizer = train_tokenizer([prompt("what is 0?", "question", column) for column in range(5)] * 2, 600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from anyorder.evaluation.question_runs import (
     write_results,
 )
 from anyorder.evaluation.questions import Question
+from anyorder.whole import claimed
 
 QUESTIONS = [
     Question(uuid=f"u{number}", phrasings=(f"what is {number}?", f"{number} is?"), answers=(str(number), "it"))
@@ -191,3 +193,41 @@ def test_lemmas_are_columns(tmp_path: Path) -> None:
     assert [list(words) for words in table["predict_lemma"]] == [[number] for number in "0123456"]
     assert [list(words) for words in table["answer_lemmas"][3]] == [["3"], ["it"]]
     assert run(file, Oracle()) == with_them  # still of the same settings
+
+
+def test_answers_in_a_damaged_file_are_not_taken_as_they_are(tmp_path: Path) -> None:
+    """Each changed bit is either one that holds nothing, or refused in one sentence."""
+    file, partial = tmp_path / "r.feather", tmp_path / "r.feather.partial"
+    with pytest.raises(KeyboardInterrupt):
+        run(file, Oracle(breaks_after=4), batch_size=2)
+    content, whole = partial.read_bytes(), read_results(partial)
+    source, said = random.Random(0), []
+    for _ in range(400):
+        at = source.randrange(len(content))
+        partial.write_bytes(content[:at] + bytes([content[at] ^ 1 << source.randrange(8)]) + content[at + 1 :])
+        try:
+            found = question_runs._read_partial(partial)
+        except UserError as error:
+            said.append(str(error))
+        else:
+            assert found == whole
+    assert len(said) > 200
+    assert set(said) == {f"{str(partial)!r} is damaged: delete it, and its questions are asked again."}
+    partial.write_bytes(content[:-1])
+    with pytest.raises(UserError, match="is damaged: delete it"):
+        run(file, Oracle())
+    partial.write_bytes(content.replace(b"anyorder_checksum", b"anyorder_checksun"))
+    with pytest.raises(UserError, match="is damaged: delete it"):
+        run(file, Oracle())
+    partial.write_bytes(content)
+    assert len(run(file, Oracle()).rows) == 7
+    changed = file.read_bytes().replace(b"u3", b"u4")
+    if changed != file.read_bytes():  # finished files are checked as well
+        file.write_bytes(changed)
+        with pytest.raises(UserError, match="is damaged: delete it"):
+            read_results(file)
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    with claimed(tmp_path / "r.feather"), pytest.raises(UserError, match=r"r\.feather' is being written by another"):
+        run(tmp_path / "r.feather", Oracle())

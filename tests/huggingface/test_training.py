@@ -258,3 +258,26 @@ def test_adapters_without_a_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     other, _ = twins()
     other.load_adapter(str(tmp_path))
     assert any("lora" in name for name, _ in other.named_parameters())
+
+
+def test_an_interrupted_training_of_adapters_goes_on(tmp_path: Path) -> None:
+    """Though another process draws other first weights of the adapters: those of the checkpoint count."""
+    original, _ = small()
+    weights = {name: weight.clone() for name, weight in original.state_dict().items()}
+
+    def adapted(seed: int) -> PeftModel:
+        face = face_of(llama(initializer_range=0.05))
+        face.load_state_dict(weights)
+        torch.manual_seed(seed)
+        model = get_peft_model(face, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        assert isinstance(model, PeftModel)
+        return model
+
+    options: dict[str, Any] = {"lr_scheduler_type": "constant", "save_strategy": "steps", "save_steps": 3}
+    whole, halved, again = adapted(1), adapted(1), adapted(2)
+    expected = train(whole, tmp_path / "whole", **options)
+    first = train(halved, tmp_path / "halved", max_steps=3, **options)
+    second = train(again, tmp_path / "halved", resume=True, **options)
+    assert first + second == expected
+    found = dict(again.named_parameters())
+    assert all(torch.equal(weight, found[name]) for name, weight in whole.named_parameters())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.errors import UserError
 from anyorder.evaluation.questions import MASK, Form, Question, QuestionSet, to_json
-from anyorder.whole import check_place, whole_file
+from anyorder.whole import check_place, claimed, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -159,8 +159,6 @@ def paraphrase(
         "max_new_tokens": max_new_tokens, "seed": seed, "questions": _fingerprint(found),
     }  # fmt: skip
     partial = output.with_name(output.name + ".partial")
-    done = _resume(partial, json.loads(json.dumps(told)))
-    on_progress(len(done))
 
     def write(prompts: list[str], draws: int) -> list[str]:
         from anyorder import api
@@ -172,14 +170,17 @@ def paraphrase(
         assert isinstance(out.text, list)
         return out.text
 
-    with partial.open("a", encoding="utf-8") as file:
-        while len(done) < len(found.questions):
-            group = found.questions[len(done) : len(done) + GROUP]
-            written = _reword(group, found.form, count, f"{seed} {len(done)}", write)
-            file.write("".join(_sealed(to_json(question)) for question in written))
-            file.flush()
-            done += written
-            on_progress(len(done))
+    with claimed(output):
+        done = _resume(partial, json.loads(json.dumps(told)))
+        on_progress(len(done))
+        with partial.open("a", encoding="utf-8") as file:
+            while len(done) < len(found.questions):
+                group = found.questions[len(done) : len(done) + GROUP]
+                written = _reword(group, found.form, count, f"{seed} {len(done)}", write)
+                file.write("".join(_sealed(to_json(question)) for question in written))
+                file.flush()
+                done += written
+                on_progress(len(done))
     with whole_file(output) as whole:
         whole.write_text("".join(to_json(question) + "\n" for question in done), encoding="utf-8")
     partial.unlink()

@@ -40,7 +40,7 @@ def check_room(settings: Run, network: Llama) -> None:
     place = next(place for place in (settings.output, *settings.output.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if free < count * each + whole:
-        parts = f"{count} checkpoints of {_size(each)} and a network of {_size(whole)}"
+        parts = f"checkpoints of {_size(count * each)} and a network of {_size(whole)}"
         raise UserError(
             f"output {str(settings.output)!r} is on a disk with {_size(free)} left, but the training writes {parts}: "
             "make room, give another place, or a lower keep."
@@ -53,20 +53,18 @@ def rescue(settings: Run, error: DiskError, network: Llama, tokenizer: PreTraine
     Returns:
         What is to be raised.
     """
-    last = settings.output / CHECKPOINTS / f"{CHECKPOINT}{settings.steps}"
-    if last.is_dir():
-        return UserError(
-            f"{error.what} ({error.reason}): make room, then resume writes the network from {str(last)!r}."
-        )
+    there = whole_checkpoints(settings.output / CHECKPOINTS)
+    what = f"{error.what} ({error.reason})"
+    if there and there[-1].name == f"{CHECKPOINT}{settings.steps}":
+        return UserError(f"{what}: make room, then resume writes it from {str(there[-1])!r}.")
+    remedy = "make room, then go on with resume" if there else "make room"
     place = Path(tempfile.mkdtemp(prefix="anyorder-")) / NETWORK
     try:
         checkpoints.save_model(network, place, tokenizer=tokenizer)
     except UserError:  # that disk is full as well
         shutil.rmtree(place.parent, ignore_errors=True)
-        return UserError(f"{error.what} ({error.reason}), nor can {str(place)!r}: make room, then go on with resume.")
-    return UserError(
-        f"{error.what} ({error.reason}): make room, then go on with resume; the network is in {str(place)!r}."
-    )
+        return UserError(f"{what}, nor can {str(place)!r}: {remedy}.")
+    return UserError(f"{what}: {remedy}; the network is in {str(place)!r}.")
 
 
 def _size(count: float) -> str:

@@ -145,6 +145,11 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
     return log
 
 
+def _reports(settings: Run) -> list[str]:
+    """Where the log goes beside the files."""
+    return [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
+
+
 def _check_output(settings: Run) -> None:
     """Before minutes are spent: a new folder, or one whose training has these settings."""
     if not settings.resume:
