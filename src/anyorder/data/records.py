@@ -54,10 +54,20 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What one side says; `role` is one of `ROLES`."""
+    """What one side says.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: all of it as plain text.
+        learn: whether an answer is learnt; False makes it context only.
+        given: the message in OpenAI's form (`content`, `reasoning_content`, `tool_calls`, ...), where it is more than
+            its content.
+    """
 
     role: str
     content: str
+    learn: bool = True
+    given: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
