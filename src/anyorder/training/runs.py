@@ -18,7 +18,9 @@ from anyorder import checkpoints
 from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
-from anyorder.data import chat_template, prepare, report_of
+from anyorder.chat_template import chat_template, given_template
+from anyorder.data import prepare, report_of
+from anyorder.data.chat import Chat
 from anyorder.data.records import not_read
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
@@ -68,10 +70,9 @@ def run(
     else:
         tell = _nothing
     model, tokenizer = network_of(settings)
+    if tuning:
+        _chatting(settings, model, tokenizer)
     model, objective = prepared(settings, model, tokenizer, tuning=tuning)
-    if tuning:  # what the network was taught is what it will be asked in
-        end_token_id = next(iter(model.config.eos_token_ids), None)
-        tokenizer.chat_template = settings.template or chat_template(tokenizer, end_token_id)
     prepare_rows = functools.partial(_rows, settings, model, tokenizer, tuning=tuning, tell=tell)
     rows = prepare_rows(settings.data, streaming=settings.streaming)
     parts = objective.parts if isinstance(objective, Mixture) else [objective]
@@ -111,6 +112,20 @@ def run(
 
 def _nothing(line: str) -> None:
     pass
+
+
+def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer the template that is learnt, and the network the token by which its answers end, first."""
+    ends = model.config.eos_token_ids
+    end_token_id = next(iter(ends), None)
+    if settings.template is None:
+        template = chat_template(tokenizer, end_token_id)
+    else:
+        template = given_template(tokenizer, settings.template)
+    tokenizer.chat_template = template
+    end = Chat(tokenizer, template, end_token_id).end_token_id
+    if end is not None and end != end_token_id:
+        model.config = model.config.replace(eos_token_ids=(end, *(each for each in ends if each != end)))
 
 
 def _check_output(settings: Run) -> None:
