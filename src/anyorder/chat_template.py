@@ -133,7 +133,9 @@ def _content(file: Path, text: str) -> str:
             )
         size = file.stat().st_size
         if size > LARGEST:
-            raise UserError(f"template is the file {text!r} of {size} bytes: give a chat template, of at most {LARGEST}.")
+            raise UserError(
+                f"template is the file {text!r} of {size} bytes: give a chat template, of at most {LARGEST}."
+            )
         content = file.read_text(encoding="utf-8-sig")
         return str(json.loads(content)["chat_template"]) if file.suffix.lower() == ".json" else content
     except UserError:
@@ -279,7 +281,9 @@ class _Service:
         process, self._process = self._process, None
         with process:
             pass
-        if process.returncode is not None and -process.returncode == getattr(chat_template_process.signal, "SIGPROF", 0):
+        if process.returncode is not None and -process.returncode == getattr(
+            chat_template_process.signal, "SIGPROF", 0
+        ):
             return f"it takes more than {chat_template_process.SECONDS:g} seconds"
         return f"it ends the process that writes it, exit status {process.returncode}"
 

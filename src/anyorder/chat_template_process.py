@@ -37,7 +37,9 @@ def main() -> None:
         request = json.loads(line)
         for messages, tools, asks in request["renderings"]:
             _bound_time(SECONDS)
-            response = _response(render_jinja_template, request, messages, tools, asks, longest=LONGEST + 16 * len(line))
+            response = _response(
+                render_jinja_template, request, messages, tools, asks, longest=LONGEST + 16 * len(line)
+            )
             _bound_time(0.0)
             _send(responses, response)
         responses.flush()

@@ -269,7 +269,9 @@ WITH_ENDS = {make.__name__: with_ends(make) for make in tokenizers.ALL}
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["chatty", "merging", "sentencepiece_tokenizer"])
 @given(
-    turns=st.lists(st.text("\none two,", min_size=1, max_size=12).filter(str.strip).map(str.strip), min_size=2, max_size=6),
+    turns=st.lists(
+        st.text("\none two,", min_size=1, max_size=12).filter(str.strip).map(str.strip), min_size=2, max_size=6
+    ),
     system=st.sampled_from(["", "one"]),
     written_out=st.booleans(),
 )
