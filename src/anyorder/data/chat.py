@@ -8,7 +8,6 @@ others follow, one dialogue becomes several rows.
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 
-from anyorder.data import rows
 from anyorder.chat_template import chat_template, given_template
+from anyorder.data import rows
 from anyorder.data.chat import Chat
 from anyorder.data.encoding import Encoder, Kind, Sample, Tally
 from anyorder.data.files import find

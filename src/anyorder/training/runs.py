@@ -15,10 +15,10 @@ import peft
 from transformers import TrainerCallback
 
 from anyorder import checkpoints
+from anyorder.chat_template import chat_template, given_template
 from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
-from anyorder.chat_template import chat_template, given_template
 from anyorder.data import prepare, report_of
 from anyorder.data.chat import Chat
 from anyorder.data.records import not_read
