@@ -47,7 +47,7 @@ class ChatTemplateError(UserError):
 
     def __init__(self, reason: str) -> None:
         super().__init__(
-            f"the chat template does not write these messages ({reason}): change the messages, or give another template."
+            f"the chat template does not write these messages ({reason}): change them, or give another template."
         )
         self.reason = reason
 
@@ -114,8 +114,8 @@ def given_template(tokenizer: PreTrainedTokenizerBase | None, template: str | Pa
     content = _content(Path(text).expanduser(), text)
     if not _is_jinja(content):
         raise UserError(
-            f"template is the file {text!r}, which has no Jinja in it ({{{{ ... }}}} or {{% ... %}}), so that it writes "
-            "no message: give a file with a chat template."
+            f"template is the file {text!r}, which has no Jinja in it ({{{{ ... }}}} or {{% ... %}}) and writes no "
+            "message: give a file with a chat template."
         )
     return content
 
@@ -150,7 +150,7 @@ def _content(file: Path, text: str) -> str:
     except (OSError, ValueError) as error:  # a name too long, or with NUL
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"template is {text[:80]!r}, which cannot be read ({reason}): give the path of a file, or the template itself."
+            f"template is {text[:80]!r}, which cannot be read ({reason}): give the path of a file, or the template."
         ) from None
 
 

@@ -180,8 +180,8 @@ def test_a_template_that_rewrites_history_gives_a_row_per_answer() -> None:
     tokenizer = TOKENIZERS["characters"]
     answered = rows(tokenizer, dialogue("a", "b", "c", "d"), tokenizers.FORGETFUL)
     assert ["".join(tokenizer.convert_ids_to_tokens(row.ids)) for row in answered] == [
-        "user: a\nassistant: b</s>",
-        "user: a\nassistant: ...\nuser: c\nassistant: d</s>",
+        "user: aassistant: b</s>",
+        "user: aassistant: ...user: cassistant: d</s>",
     ]
 
 
@@ -194,7 +194,7 @@ ALTERNATING = (
     "{% endif %}{{ bos_token }}{{ m.role }}>{{ m.content | trim }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}assistant>{% endif %}"
 )
-ALWAYS = "{% for m in messages %}" + HEADER + "{{ m.content }}<|im_end|>{% endfor %}<|im_start|>assistant\n"
+ALWAYS = "{% for m in messages %}" + HEADER + "{{ m.content }}<|im_end|>{% endfor %}{{ '<|im_start|>assistant\n' }}"
 CLOSED_BY_EOS = (  # as Phi's: the end of the text behind the end of the turn
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% else %}{{ eos_token }}{% endif %}"

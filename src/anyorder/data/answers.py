@@ -52,7 +52,7 @@ def written_answer(prompt: str, whole: str, message: Message, turn_end: TurnEnd)
     if text.startswith(prompt):
         body = text[len(prompt) :]
     else:  # what asks for an answer is no beginning of it
-        shared = len(commonprefix([prompt, text]))
+        shared = len(commonprefix([prompt, text]))  # noqa: RUF071 - of characters
         opened, body = prompt[shared:], text[shared:]
         if opened.strip() and not _OPENED.match(opened):  # earlier messages are written otherwise behind a prompt
             opened, body = "", text[max(text.rfind(content.strip()), 0) :] if content.strip() in text else ""

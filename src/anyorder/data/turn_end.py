@@ -58,7 +58,7 @@ class TurnEnd:
         tail = whole.rpartition(_SAID)[2] if _SAID in whole else ""
         zone = tail
         if prompt == silent:  # the header of a further answer may be in the tail
-            zone = commonprefix([tail, longer.rpartition(_SAID)[2]])
+            zone = commonprefix([tail, longer.rpartition(_SAID)[2]])  # noqa: RUF071 - of characters
             if not _first(zone, tokens) and not prompt.endswith(tail):
                 zone = tail
             if not _first(zone, tokens) and prompt.endswith(tail):
