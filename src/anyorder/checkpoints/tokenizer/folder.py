@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from anyorder.checkpoints.json_files import read_json
-from anyorder.checkpoints.tokenizer.settings import BY_OPTIONS, Settings, read_settings
+from anyorder.checkpoints.tokenizer.settings import BY_OPTIONS, CONFIG, Settings, read_settings
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from anyorder.checkpoints.tokenizer.pieces import PROBES, SPACE, bpe_merges
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    pass
+    from sentencepiece import SentencePieceProcessor
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
