@@ -282,7 +282,7 @@ def test_what_is_learnt_is_the_answer_and_the_end_of_the_turn(
     template, end, count, has_system = KINDS[kind]
     tokenizer = WITH_ENDS[name]
     turns = turns[: len(turns) // 2 * 2]
-    given_turns = [turn + "<|im_end|>" * (written_out and at % 2) for at, turn in enumerate(turns)]
+    given_turns = [turn + (end or "<|endoftext|>") * (written_out and at % 2) for at, turn in enumerate(turns)]
     answered = rows(tokenizer, dialogue(*given_turns, system=system if has_system else ""), template)
     messages = [{"role": "system", "content": system}] * bool(system and has_system)
     expected, prompt_ids = [], []
@@ -315,7 +315,14 @@ def test_a_prompt_that_opens_a_thought(content: str, expected: str) -> None:
     tokenizer = WITH_ENDS["chatty"]
     answered = rows(tokenizer, dialogue("a", content, "b", "one"), OPENS_THOUGHT)
     assert learnt(tokenizer, answered) == [expected, "\n</think>\n\none<|im_end|>"]
-    assert all(tokenizer.decode(ids).endswith("<|im_start|><think>\n") for ids in begins(answered))
+    assert all(str(tokenizer.decode(ids)).endswith("<|im_start|><think>\n") for ids in begins(answered))
+
+
+def test_added_tokens_at_the_end_of_an_answer_stay() -> None:
+    tokenizer = with_ends(tokenizers.chatty)
+    tokenizer.add_tokens(["</call>"])
+    for template, end in ((ALWAYS, "<|im_end|>"), (NO_END, "<|endoftext|>"), (CLOSED_BY_EOS, "<|im_end|>")):
+        assert learnt(tokenizer, rows(tokenizer, dialogue("a", "one</call>"), template)) == ["one</call>" + end]
 
 
 def test_what_is_context_only_is_not_learnt() -> None:

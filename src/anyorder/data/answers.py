@@ -22,11 +22,13 @@ class Answer:
         prompt: what the network will get when it writes the answer.
         learnt: what follows: the answer, up to the token that ends the turn.
         said: what the assistant says, as the data have it.
+        closed: whether it ends with a token that ends the turn.
     """
 
     prompt: str
     learnt: str
     said: str
+    closed: bool
 
     @property
     def texts(self) -> tuple[str, str]:
@@ -57,7 +59,7 @@ def written_answer(prompt: str, whole: str, message: Message, turn_end: TurnEnd)
         if opened.strip() and not _OPENED.match(opened):  # earlier messages are written otherwise behind a prompt
             opened, body = "", text[max(text.rfind(content.strip()), 0) :] if content.strip() in text else ""
     body = _spoken(body, content, message, opened)
-    return Answer(prompt=prompt, learnt=body + end, said=message.content)
+    return Answer(prompt=prompt, learnt=body + end, said=message.content, closed=turn_end.closes(end))
 
 
 def _spoken(body: str, content: str, message: Message, opened: str) -> str:

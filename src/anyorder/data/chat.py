@@ -146,7 +146,7 @@ class Chat:
         yield self._closed(ids, turns, row)
 
     def _closed(self, ids: list[int], turns: list[tuple[int, int]], row: Sequence[Answer]) -> Answered:
-        if self._end_token_id is not None and not self._turn_end.is_end(ids[-1]):
+        if self._end_token_id is not None and not row[-1].closed and not self._turn_end.is_end(ids[-1]):
             ids = [*ids, self._end_token_id]
             turns = [*turns[:-1], (turns[-1][0], len(ids))]
         return Answered(
