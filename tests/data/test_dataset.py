@@ -177,7 +177,7 @@ def test_an_answer_ends_with_its_end_token(prepared: Prepare) -> None:
     assert [tokenizer.decode(row["input_ids"][a:b]) for a, b in row["turns"]] == ["b<|im_end|>", "d<|im_end|>"]
     [row] = prepared(turns, kind="sft", length=99, tokenizer=tokenizer)  # its own is another one
     answers = [tokenizer.decode(row["input_ids"][a:b]) for a, b in row["turns"]]
-    assert answers == ["b<|im_end|>\n", "d<|im_end|>\n<|endoftext|>"]
+    assert answers == ["b<|im_end|>", "d<|im_end|>"]
 
 
 def test_a_template_may_be_given(prepared: Prepare, tokenizer: PreTrainedTokenizerBase) -> None:

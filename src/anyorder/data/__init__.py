@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from anyorder.chat_template import chat_template
 from anyorder.data.collate import collate
 from anyorder.data.readers import read_records, read_texts
 from anyorder.data.records import BadLines
@@ -13,7 +14,6 @@ from anyorder.data.tokenizer import train_tokenizer
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from anyorder.data.chat import chat_template
     from anyorder.data.convert import convert_alpaca, convert_dialogues, convert_sharegpt
     from anyorder.data.dataset import Report, prepare, report_of
     from anyorder.data.inspect import inspect_data
@@ -37,7 +37,6 @@ __all__ = [
 ]
 
 _LATE = {
-    "chat_template": "chat",
     "convert_alpaca": "convert",
     "convert_dialogues": "convert",
     "convert_sharegpt": "convert",

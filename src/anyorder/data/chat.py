@@ -2,66 +2,39 @@
 
 A dialogue is written out by a chat template, the tokenizer's own where it has one. The text up to an answer, with the
 words that ask the assistant to speak, is what a prompt will be when the network writes; so the tokens before an answer
-must be the tokens of that text alone, whatever comes behind it.
+must be the tokens of that text alone, whatever comes behind it. Where a template writes earlier messages otherwise once
+others follow, one dialogue becomes several rows.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from jinja2.exceptions import TemplateError
-
+from anyorder.chat_template import ChatTemplateError, Rendering, chat_template, render_all
+from anyorder.data.answers import Answer, written_answer
 from anyorder.data.forms import BadRecordError
-from anyorder.data.records import ASSISTANT, SYSTEM, Dialogue
+from anyorder.data.records import ASSISTANT, SYSTEM, Dialogue, Message
+from anyorder.data.turn_end import TurnEnd
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PLAIN = (
-    r"BEGIN{% if tools %}tools:{% for tool in tools %}{{ '\n' }}{{ tool | tojson }}{% endfor %}{{ '\n\n' }}{% endif %}"
-    r"{% for message in messages %}{% if not loop.first %}{{ '\n\n' }}{% endif %}"
-    r"{{ message['role'] + ':\n' + message['content'] }}{% if message['role'] == 'assistant' %}END{% endif %}"
-    r"{% endfor %}"
-    r"{% if add_generation_prompt %}{% if messages %}{{ '\n\n' }}{% endif %}{{ 'assistant:\n' }}{% endif %}"
-)
+__all__ = ["Answered", "Chat", "chat_template"]
 
-
-def chat_template(tokenizer: PreTrainedTokenizerBase, end_token_id: int | None = None) -> str:
-    """The tokenizer's own chat template, or a plain one.
-
-    The plain one writes the role and a colon on a line and the message below it, with an empty line between messages.
-    Each answer ends with the end token. The whole begins as any text of this tokenizer does.
-
-    Args:
-        end_token_id: written after an answer; the tokenizer's own end token unless given.
-    """
-    own = getattr(tokenizer, "chat_template", None)
-    if isinstance(own, str):
-        return own
-    if isinstance(own, Mapping):  # several by name
-        return str(own.get("default") or next(iter(own.values())))
-    end = _written(tokenizer, tokenizer.eos_token_id if end_token_id is None else end_token_id)
-    bos = tokenizer.bos_token_id
-    begins = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
-    return _PLAIN.replace("BEGIN", _written(tokenizer, bos if begins else None)).replace("END", end)
-
-
-def _written(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> str:
-    """What writes a token in a template."""
-    return "" if token_id is None else "{{ " + json.dumps(tokenizer.convert_ids_to_tokens(token_id)) + " }}"
+FIELDS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
+"""Fields of messages that are more than their content; a template has a place for them if it names them."""
 
 
 @dataclass(frozen=True)
 class Answered:
-    """A dialogue as tokens.
+    """A dialogue, or a part of it, as tokens.
 
     Attributes:
-        ids: of the whole.
-        turns: begin and end of each answer in `ids`; the end token that the template writes belongs to it.
+        ids: of the whole; it ends with the last answer.
+        turns: begin and end of each answer in `ids`; the token that ends the turn belongs to it.
         text_bytes: of the whole as text, in UTF-8.
         answer_bytes: of what the assistant says.
     """
@@ -78,59 +51,63 @@ class Chat:
     Args:
         tokenizer: turns text into tokens.
         template: in Jinja, as transformers' chat templates.
+        end_token_id: closes an answer behind which the template writes no end; the tokenizer's end token unless given.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, end_token_id: int | None = None) -> None:
         self.template = template
         self._tokenizer = tokenizer
+        self._end_token_id = tokenizer.eos_token_id if end_token_id is None else end_token_id
+        self._turn_end = TurnEnd.of(tokenizer, template, self._end_token_id)
+        self._places = tuple(name for name in FIELDS if name in template)
 
-    def tokens(self, dialogues: Sequence[Dialogue]) -> list[Answered | BadRecordError]:
-        """Each dialogue as tokens, or why that cannot be."""
-        written: list[list[str] | BadRecordError] = []
-        for dialogue in dialogues:
+    @property
+    def end_token_id(self) -> int | None:
+        """The token by which answers end: the template's, or the network's where the template writes none."""
+        ids = self._encode([self._turn_end.end])[0]
+        return ids[-1] if ids and self._turn_end.is_end(ids[-1]) else self._end_token_id
+
+    def tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
+        """Each dialogue as rows of tokens, one if the template only appends, or why that cannot be."""
+        answers = list(self._answers(dialogues))
+        texts = [text for each in answers if isinstance(each, list) for answer in each for text in answer.texts]
+        encoded = dict(zip(texts, self._encode(texts), strict=True))
+        return [
+            each if isinstance(each, BadRecordError) else list(self._rows(each, encoded))
+            for each in answers
+        ]  # fmt: skip
+
+    # ---- texts -------------------------------------------------------------------------------------
+
+    def _answers(self, dialogues: Sequence[Dialogue]) -> Iterator[list[Answer] | BadRecordError]:
+        """The answers of each dialogue that are to be learnt, as texts."""
+        wanted = [self._renderings(dialogue) for dialogue in dialogues]
+        rendered = iter(
+            render_all(self._tokenizer, self.template, [each for pairs in wanted for pair in pairs for each in pair])
+        )
+        for dialogue, pairs in zip(dialogues, wanted, strict=True):
+            texts = [(next(rendered), next(rendered)) for _ in pairs]
+            learnt = [message for message in dialogue.messages if message.role == ASSISTANT and message.learn]
             try:
-                written.append(self._cuts(dialogue))
+                yield [
+                    written_answer(_text(prompt), _text(whole), message, self._turn_end)
+                    for message, (prompt, whole) in zip(learnt, texts, strict=True)
+                ]
             except BadRecordError as error:
-                written.append(error)
-        texts = [text for cuts in written if not isinstance(cuts, BadRecordError) for text in cuts]
-        encoded = iter(self._encode(texts))
-        results: list[Answered | BadRecordError] = []
-        for dialogue, cuts in zip(dialogues, written, strict=True):
-            if isinstance(cuts, BadRecordError):
-                results.append(cuts)
-                continue
-            ids = [next(encoded) for _ in cuts]
-            whole, ends = self._parted(cuts, ids)
-            answers = [message.content for message in dialogue.messages if message.role == ASSISTANT]
-            results.append(
-                Answered(
-                    ids=whole,
-                    turns=list(zip(ends[::2], ends[1::2], strict=True)),
-                    text_bytes=len(cuts[-1].encode()),
-                    answer_bytes=sum(len(answer.encode()) for answer in answers),
-                )
-            )
-        return results
+                yield error
 
-    def _cuts(self, dialogue: Dialogue) -> list[str]:
-        """The dialogue's text up to the begin and up to the end of each answer in turn; the last is the whole."""
+    def _renderings(self, dialogue: Dialogue) -> list[tuple[Rendering, Rendering]]:
+        """For each answer, the messages before it, as a prompt, and those up to it."""
         messages, tools = self._messages(dialogue)
-        cuts: list[str] = []
-        for at, message in enumerate(dialogue.messages):
-            if message.role == ASSISTANT:
-                cut = at + len(messages) - len(dialogue.messages)
-                cuts.append(self._text(messages[:cut], tools, asks=True))
-                cuts.append(self._text(messages[: cut + 1], tools, asks=False))
-        if not all(longer.startswith(cut) for cut, longer in itertools.pairwise(cuts)):
-            raise BadRecordError(
-                "is written by the chat template so that earlier messages change when others follow, which leaves no "
-                "place where an answer begins",
-                "give a template that only appends, or put each turn into a line of its own",
-            )
-        return cuts
+        added = len(messages) - len(dialogue.messages)
+        return [
+            (Rendering(messages[:at], tools, True), Rendering(messages[: at + 1], tools, False))
+            for at, message in enumerate(dialogue.messages, start=added)
+            if message.role == ASSISTANT and message.learn
+        ]
 
-    def _messages(self, dialogue: Dialogue) -> tuple[list[dict[str, str]], list[Any] | None]:
-        messages = [{"role": message.role, "content": message.content} for message in dialogue.messages]
+    def _messages(self, dialogue: Dialogue) -> tuple[list[dict[str, Any]], list[Any] | None]:
+        messages = [self._message(message) for message in dialogue.messages]
         if not dialogue.tools or "tools" in self.template:
             return messages, list(dialogue.tools) or None
         # A template without a place for tools: the system message says what they are.
@@ -141,27 +118,43 @@ class Chat:
             messages.insert(0, {"role": SYSTEM, "content": described})
         return messages, None
 
-    def _text(self, messages: list[dict[str, str]], tools: list[Any] | None, *, asks: bool) -> str:
-        try:
-            return str(
-                self._tokenizer.apply_chat_template(
-                    messages, tools=tools, chat_template=self.template, tokenize=False, add_generation_prompt=asks
-                )
-            )
-        except (TemplateError, TypeError, KeyError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
-            raise BadRecordError(
-                f"is refused by the chat template ({reason})", "change the messages, or give another template"
-            ) from None
+    def _message(self, message: Message) -> dict[str, Any]:
+        if message.given is not None and all(name in self._places for name in FIELDS if message.given.get(name)):
+            return {"content": "", **message.given, "role": message.role}
+        content = message.content
+        if message.role == ASSISTANT:  # the template writes the end
+            content = self._turn_end.without(content)
+        return {"role": message.role, "content": content}
 
-    def _parted(self, cuts: Sequence[str], ids: Sequence[list[int]]) -> tuple[list[int], list[int]]:
-        """Tokens of the whole, and how many of them each cut has, given the tokens of each cut alone."""
-        whole = ids[-1]
-        if all(whole[: len(before)] == before for before in ids):
-            return whole, [len(before) for before in ids]
-        # A token reaches over a border. What comes before an answer stays as it is when it stands alone.
-        pieces = [ids[0], *(self._continue(longer[len(cut) :]) for cut, longer in itertools.pairwise(cuts))]
-        return list(itertools.chain(*pieces)), list(itertools.accumulate(map(len, pieces)))
+    # ---- tokens ------------------------------------------------------------------------------------
+
+    def _rows(self, answers: Sequence[Answer], encoded: Mapping[str, list[int]]) -> Iterator[Answered]:
+        """Rows of answers: one goes on as long as its tokens are those of the next prompt alone."""
+        ids: list[int] = []
+        turns: list[tuple[int, int]] = []
+        row: list[Answer] = []
+        for answer in answers:
+            prompt = encoded[answer.prompt]
+            if row and prompt[: len(ids)] != ids:
+                yield self._closed(ids, turns, row)
+                turns, row = [], []
+            whole = encoded[answer.prompt + answer.learnt]
+            # Where a token would reach over the border, the prompt stays as it is when it stands alone.
+            ids = whole if whole[: len(prompt)] == prompt else prompt + self._continue(answer.learnt)
+            turns.append((len(prompt), len(ids)))
+            row.append(answer)
+        yield self._closed(ids, turns, row)
+
+    def _closed(self, ids: list[int], turns: list[tuple[int, int]], row: Sequence[Answer]) -> Answered:
+        if self._end_token_id is not None and not row[-1].closed and not self._turn_end.is_end(ids[-1]):
+            ids = [*ids, self._end_token_id]
+            turns = [*turns[:-1], (turns[-1][0], len(ids))]
+        return Answered(
+            ids=ids,
+            turns=turns,
+            text_bytes=len((row[-1].prompt + row[-1].learnt).encode()),
+            answer_bytes=sum(len(answer.said.encode()) for answer in row),
+        )
 
     def _continue(self, text: str) -> list[int]:
         """Tokens of a text that stands behind another, without the space that some tokenizers put before every text."""
@@ -174,3 +167,11 @@ class Chat:
         # Templates write the special tokens that they want.
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+
+def _text(rendered: str | ChatTemplateError) -> str:
+    if isinstance(rendered, ChatTemplateError):
+        raise BadRecordError(
+            f"is refused by the chat template ({rendered.reason})", "change the messages, or give another template"
+        )
+    return rendered

@@ -103,7 +103,8 @@ def prepare(
         packed: for pre-training, whether texts are laid end to end, so that every row has `length` tokens; otherwise
             each has a row of its own.
         documents: of plain text, see `read_records`.
-        template: chat template of dialogues; the tokenizer's own, or a plain one, unless given, see `chat_template`.
+        template: chat template of dialogues, in Jinja or as the path of a file; the tokenizer's own, or a plain one,
+            unless given, see `chat_template`.
         end_token_id: closes texts and answers; the tokenizer's unless given.
         mask_token_ids: tokens that may not be in the data.
         vocab_size: of the network; the tokenizer's unless given.

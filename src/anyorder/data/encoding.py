@@ -95,23 +95,23 @@ class Encoder:
         texts = iter(self._texts([record.text for record in records if isinstance(record, Document)]))
         dialogues = iter(self._dialogues([record for record in records if isinstance(record, Dialogue)]))
         for record in records:
-            sample = self._sample(record, texts, dialogues)
-            if isinstance(sample, BadRecordError):
-                self.bad_lines.refuse(record.place, sample.problem, sample.remedy)
+            samples = self._samples(record, texts, dialogues)
+            if isinstance(samples, BadRecordError):
+                self.bad_lines.refuse(record.place, samples.problem, samples.remedy)
             else:
                 self.tally.forms[record.form] += 1
-                yield sample
+                yield from samples
 
-    def _sample(
-        self, record: Record, texts: Iterator[list[int]], dialogues: Iterator[Answered | BadRecordError]
-    ) -> Sample | BadRecordError:
-        """The sample of a record, whose tokens are the next ones of its kind."""
+    def _samples(
+        self, record: Record, texts: Iterator[list[int]], dialogues: Iterator[list[Answered] | BadRecordError]
+    ) -> list[Sample] | BadRecordError:
+        """The samples of a record, whose tokens are the next ones of its kind: one, or several of a dialogue."""
         try:
             match record:
                 case TokenIds():
-                    return self._given(record)
+                    return [self._given(record)]
                 case Document():
-                    return self._document(record, next(texts))
+                    return [self._document(record, next(texts))]
                 case Dialogue():
                     return self._dialogue(next(dialogues))
         except BadRecordError as error:
@@ -142,25 +142,22 @@ class Encoder:
         self._count(len(ids), len(ids), len(record.text.encode()))
         return Sample(ids)
 
-    def _dialogue(self, answered: Answered | BadRecordError) -> Sample:
+    def _dialogue(self, answered: list[Answered] | BadRecordError) -> list[Sample]:
         if isinstance(answered, BadRecordError):
             raise answered
-        turns = [(begin, self._end(answered.ids, begin, end)) for begin, end in answered.turns]
-        tokens = answered.ids[: turns[-1][1]]
-        if self.end_token_id is not None and tokens[-1] != self.end_token_id:
-            tokens = [*tokens, self.end_token_id]
-            turns[-1] = (turns[-1][0], len(tokens))
-        ids = self._checked(tokens)
-        if self.kind == "pretrain":
-            self._count(len(ids), len(ids), answered.text_bytes)
-            return Sample(ids)
-        sample = self._fitted(ids, turns)
-        self._count(len(ids), sum(end - begin for begin, end in turns), answered.answer_bytes)
-        return sample
-
-    def _end(self, ids: Sequence[int], begin: int, end: int) -> int:
-        """Where an answer ends: behind its end token, whatever the template writes between turns."""
-        return next((at + 1 for at in range(end - 1, begin - 1, -1) if ids[at] == self.end_token_id), end)
+        if self.kind == "pretrain":  # the last row holds the whole
+            ids = self._checked(answered[-1].ids)
+            self._count(len(ids), len(ids), answered[-1].text_bytes)
+            return [Sample(ids)]
+        samples = []
+        for number, row in enumerate(answered):
+            ids = self._checked(row.ids)
+            if number and row.turns[0][0] >= self.length:  # as an answer beyond the row's end
+                self.tally.truncated += 1
+                continue
+            samples.append(self._fitted(ids, row.turns))
+            self._count(len(ids), sum(end - begin for begin, end in row.turns), row.answer_bytes)
+        return samples
 
     def _fitted(self, ids: npt.NDArray[np.int32], turns: Sequence[tuple[int, int]]) -> Sample:
         """The beginning that a row holds, with the answers that begin in it."""
@@ -181,7 +178,7 @@ class Encoder:
         ids: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
         return ids
 
-    def _dialogues(self, dialogues: list[Dialogue]) -> Sequence[Answered | BadRecordError]:
+    def _dialogues(self, dialogues: list[Dialogue]) -> Sequence[list[Answered] | BadRecordError]:
         return [_untokenised()] * len(dialogues) if self.chat is None else self.chat.tokens(dialogues)
 
     def _checked(self, tokens: Sequence[int]) -> npt.NDArray[np.int32]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 
+from anyorder.chat_template import chat_template, given_template
 from anyorder.data import rows
-from anyorder.data.chat import Chat, chat_template
+from anyorder.data.chat import Chat
 from anyorder.data.encoding import Encoder, Kind, Sample, Tally
 from anyorder.data.files import find
 from anyorder.data.readers import Documents, read_records
@@ -22,7 +23,7 @@ from anyorder.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2
+FORMAT = 3
 """Of the prepared rows; raised when the same data become other rows, so that old ones are not taken for them."""
 
 
@@ -79,7 +80,9 @@ class Recipe:
                 raise UserError(
                     "the tokenizer has no end token and end_token_id is None: give the network's end token."
                 )
-        if tokenizer is not None and template is None:
+        if template is not None:
+            template = given_template(tokenizer, template)
+        elif tokenizer is not None:
             template = chat_template(tokenizer, end_token_id)
         return cls(
             source=Path(source), tokenizer=tokenizer, length=length, kind=kind, packed=packed, documents=documents,
@@ -120,7 +123,9 @@ class Recipe:
             length=self.length,
             vocab_size=self.vocab_size,
             tokenizer=self.tokenizer,
-            chat=None if self.tokenizer is None or self.template is None else Chat(self.tokenizer, self.template),
+            chat=None
+            if self.tokenizer is None or self.template is None
+            else Chat(self.tokenizer, self.template, self.end_token_id),
             end_token_id=self.end_token_id,
             mask_token_ids=self.mask_token_ids,
             bad_lines=bad_lines,

@@ -15,10 +15,12 @@ import torch
 from transformers import TrainerCallback
 
 from anyorder import checkpoints
+from anyorder.chat_template import chat_template, given_template
 from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
-from anyorder.data import chat_template, prepare, report_of
+from anyorder.data import prepare, report_of
+from anyorder.data.chat import Chat
 from anyorder.data.records import not_read
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
@@ -89,10 +91,9 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
     settings = with_own_way(settings, model.config)
     if lost := lost_ways(settings, model.config):
         tell(f"the trained network will no longer write by {' and '.join(lost)}: a mixture keeps what it teaches")
+    if tuning:
+        _chatting(settings, model, tokenizer)
     model, objective = prepared(settings, model, tokenizer, tuning=tuning)
-    if tuning:  # what the network was taught is what it will be asked in
-        end_token_id = next(iter(model.config.eos_token_ids), None)
-        tokenizer.chat_template = settings.template or chat_template(tokenizer, end_token_id)
     prepare_rows = functools.partial(_rows, settings, model, tokenizer, tuning=tuning, tell=tell)
     rows = prepare_rows(settings.data, streaming=settings.streaming)
     parts = objective.parts if isinstance(objective, Mixture) else [objective]
@@ -145,9 +146,18 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
     return log
 
 
-def _reports(settings: Run) -> list[str]:
-    """Where the log goes beside the files."""
-    return [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
+def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the tokenizer the template that is learnt, and the network the token by which its answers end, first."""
+    ends = model.config.eos_token_ids
+    end_token_id = next(iter(ends), None)
+    if settings.template is None:
+        template = chat_template(tokenizer, end_token_id)
+    else:
+        template = given_template(tokenizer, settings.template)
+    tokenizer.chat_template = template
+    end = Chat(tokenizer, template, end_token_id).end_token_id
+    if end is not None and end != end_token_id:
+        model.config = model.config.replace(eos_token_ids=(end, *(each for each in ends if each != end)))
 
 
 def _check_output(settings: Run) -> None:

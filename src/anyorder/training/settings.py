@@ -97,7 +97,8 @@ class Run(Training):
         length: Tokens of a sample.
         validation: File or folder of data that are not learnt, on which the loss is taken.
         documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
-        template: Chat template of dialogues; the tokenizer's own, or a plain one, unless given.
+        template: Chat template of dialogues, in Jinja or a file with it; the tokenizer's own, or a plain one, unless
+            given.
         skip_bad_lines: Leave out lines that cannot be used, and say how many, instead of stopping at the first.
         last_answer_only: For fine-tuning, learn only the last answer of each dialogue.
         streaming: Read and tokenise data anew while they are learnt, in the order of the files, for what does not fit
