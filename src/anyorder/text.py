@@ -11,6 +11,7 @@ from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.errors import UserError
+from anyorder.tokens import continuing_tokens, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -91,7 +92,8 @@ def prompt_canvases(
             for number, part in enumerate(others, start=1):
                 last = number == len(others)
                 rows[-1] += [BLANK] * (gap_tokens or new_tokens)
-                rows[-1] += _encode_inside(part if last else part.rstrip(" "), tokenizer)
+                assert tokenizer is not None, "the text before was refused"
+                rows[-1] += continuing_tokens(tokenizer, part if last else part.rstrip(" "))
     if gap_tokens is not None and not any(GAP in str(text) for text in texts):
         raise UserError(f"gap_tokens is {gap_tokens}, but no prompt has a gap: write {GAP} where tokens are missing.")
     for row in rows:
@@ -100,24 +102,12 @@ def prompt_canvases(
     return rows, single
 
 
-def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Token ids of text within another: nothing that begins a text goes before it, such as SentencePiece's space."""
-    assert tokenizer is not None, "the text before was refused"
-    for anchor in ("\n", ".", "a") if text else ():
-        before = tokenizer(anchor, add_special_tokens=False, verbose=False)["input_ids"]
-        ids: list[int] = tokenizer(anchor + text, add_special_tokens=False, verbose=False)["input_ids"]
-        if ids[: len(before)] == before:
-            return ids[len(before) :]
-    plain: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
-    return plain
-
-
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None) -> list[int]:
     if tokenizer is None:
         raise UserError(f"the prompt is text ({_short(text)}) and tokenizer is None: give the tokenizer, or token ids.")
     if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"the prompt {_short(text)} has bytes that are not UTF-8: convert it to UTF-8.")
-    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    ids = prompt_tokens(tokenizer, text)
     if not ids and bos_token_id is not None:
         return [bos_token_id]
     if not ids:

@@ -101,7 +101,7 @@ class Run(Training):
         order_schedule: For permutation, the orders that are learnt, and how they change.
         predicted: For permutation, the share of the tokens that is predicted; each costs a row.
         block_length: For block diffusion, tokens of a block.
-        mask_token: For diffusion, the token that hides others; added to the vocabulary if it has none.
+        mask_token: For diffusion, the token that hides others, as text or id; added to the vocabulary if it has none.
         times: For diffusion, how the noise levels of a step are drawn; stratified and antithetic ones vary less.
         shifted: For masked diffusion, predict a token at the row before it, as a causal network does.
         opening_steps: For masked diffusion from a causal network, steps over which its mask is opened.
@@ -136,7 +136,7 @@ class Run(Training):
     )
     predicted: float = 1.0
     block_length: int = 32
-    mask_token: str = "<|mask|>"
+    mask_token: str | int = "<|mask|>"
     times: Literal["independent", "stratified", "antithetic"] = "independent"
     shifted: bool = False
     opening_steps: int = 0
