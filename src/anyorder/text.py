@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as _short
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.errors import UserError
+from anyorder.prompt_forms import plain_prompt
 from anyorder.tokens import continuing_tokens, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+Messages = Sequence[Mapping[str, Any]]
+"""A dialogue, as `apply_chat_template` takes it: each message has a role and a content."""
+
+Prompt = (
+    str
+    | Sequence[str]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Tensor
+    | npt.NDArray[Any]
+    | Messages
+    | Sequence[Messages]
+    | Mapping[str, Any]
+)
 
 GAP = "[...]"
 """Stands in the text of a prompt where tokens are to be written between others."""
@@ -34,29 +49,28 @@ def prompt_ids(
     """Token ids of each prompt, and whether a single prompt was given, not a list of them.
 
     Args:
-        prompt: a string, a list of strings, token ids, or a list or tensor `[prompts, tokens]` of such.
+        prompt: a string, a list of strings, token ids, or a list or tensor `[prompts, tokens]` of such; also in the
+            forms of `plain_prompt`.
         tokenizer: may be None where the prompts are token ids.
         bos_token_id: the token that stands for an empty text, if there is one.
 
     Raises:
         UserError: the prompt is of another kind, is text without a tokenizer, or is empty.
     """
-    prompt = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-    if isinstance(prompt, str):
-        return [_encode(prompt, tokenizer, bos_token_id)], True
-    if not isinstance(prompt, Sequence) or not prompt:
-        raise UserError(
-            f"the prompt is {_short(prompt)}: give a string, token ids, or a list of strings or of token ids."
-        )
-    if all(isinstance(text, str) for text in prompt):
-        return [_encode(str(text), tokenizer, bos_token_id) for text in prompt], False
-    if all(map(_is_id, prompt)):
-        return [list(prompt)], True  # type: ignore[arg-type]
-    rows = [row.tolist() if isinstance(row, Tensor) else row for row in prompt]
+    given: Any = plain_prompt(prompt, tokenizer)
+    if isinstance(given, str):
+        return [_encode(given, tokenizer, bos_token_id)], True
+    if not isinstance(given, Sequence) or not given:
+        raise UserError(f"the prompt is {_short(given)}: give a string, token ids, messages, or a list of such.")
+    if all(isinstance(text, str) for text in given):
+        return [_encode(str(text), tokenizer, bos_token_id) for text in given], False
+    if all(map(_is_id, given)):
+        return [list(given)], True
+    rows = list(given)
     for number, row in enumerate(rows):
         if not isinstance(row, Sequence) or isinstance(row, str) or not all(map(_is_id, row)):
             raise UserError(f"prompt {number} is {_short(row)}: give strings only, or lists of whole numbers only.")
-    return [list(row) for row in rows], False  # type: ignore[arg-type]
+    return [list(row) for row in rows], False
 
 
 def prompt_canvases(
@@ -80,7 +94,7 @@ def prompt_canvases(
     for name, tokens in (("max_new_tokens", new_tokens), ("gap_tokens", gap_tokens)):
         if tokens is not None and not (_is_id(tokens) and tokens > 0):
             raise UserError(f"{name} is {tokens!r}: give a whole number above 0.")
-    prompt = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+    prompt = plain_prompt(prompt, tokenizer)
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
         texts, (rows, single) = [], prompt_ids(prompt, tokenizer, bos_token_id)

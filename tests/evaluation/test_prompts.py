@@ -9,6 +9,7 @@ from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import prompt_parts
 from anyorder.evaluation.questions import Question
+from anyorder.tokens import prompt_tokens
 
 SHOT = Question(uuid="s", phrasings=("Who wrote Emma?", "Emma is by whom?"), answers=("Jane Austen", "Austen"))
 
@@ -16,7 +17,6 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-from anyorder.tokens import prompt_tokens
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+from reprlib import repr as _short
 from typing import TYPE_CHECKING
 
 import torch
@@ -58,7 +59,9 @@ def with_mask_token(
     token_id = _as_id(token)
     size = model.config.vocab_size
     if token_id is not None and not 0 <= token_id < size:
-        raise UserError(f"mask_token is {token!r}, but the network has {size} tokens: give an id below that, or a text.")
+        raise UserError(
+            f"mask_token is {_short(token)}, but the network has {size} tokens: give an id below that, or a text."
+        )
     known = next((way.mask_token_id for way in model.config.ways if way.mask_token_id is not None), None)
     if known is not None:
         if token_id not in (None, known):

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from anyorder.checkpoints.json_files import read_json
-from anyorder.checkpoints.tokenizer.settings import BY_OPTIONS, CONFIG, Settings, read_settings
+from anyorder.checkpoints.tokenizer.settings import BY_OPTIONS, Settings, read_settings
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def ends(backend: Tokenizer, begin: str | None, end: str | None) -> processors.T
     return processors.TemplateProcessing(
         single=around("$A", 0),
         pair=[*around("$A", 0), *around("$B", 1)],
-        special_tokens=[(token, backend.token_to_id(token)) for token in {begin, end} - {None}],
+        special_tokens=[(token, backend.token_to_id(token)) for token in {begin, end} if token is not None],
     )
 
 

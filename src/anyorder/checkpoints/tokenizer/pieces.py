@@ -112,7 +112,11 @@ def tokenizer_pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], lis
     for piece in pieces[3 + len(BYTES) :]:  # single characters come after all merges, each one lower
         score.setdefault(piece, -float(len(score)))
     scores = [score.get(piece, 0.0) for piece in pieces]
-    if tuple(pieces[:3]) != SPECIAL or tuple(pieces[3:259]) != BYTES or bpe_merges(_mergeable(pieces, scores)) != merges:
+    if (
+        tuple(pieces[:3]) != SPECIAL
+        or tuple(pieces[3:259]) != BYTES
+        or bpe_merges(_mergeable(pieces, scores)) != merges
+    ):
         raise refusal
     again = pieces_tokenizer(pieces, scores)  # its normalization shows in what it does
     if any(again.encode(text, split_special_tokens=True)[1:] != _plain(tokenizer, text) for text in PROBES):

@@ -20,7 +20,7 @@ from anyorder.checkpoints.tokenizer.pieces import PROBES, SPACE, bpe_merges
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
+    pass
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
@@ -131,7 +131,7 @@ def _build(model: Model, *, legacy: bool) -> Tokenizer:
             )
         )  # fmt: skip
     else:
-        scored = [(piece, score) for piece, score, _ in model.pieces]
+        scored = [(piece, _unigram_score(model, piece, score, kind)) for piece, score, kind in model.pieces]
         backend = Tokenizer(models.Unigram(scored, vocabulary[unknown], byte_fallback=model.byte_fallback))
     backend.normalizer = normalizers.Sequence(_normalizers(model, legacy=legacy))
     cuts: list[pre_tokenizers.PreTokenizer] = []
@@ -139,7 +139,7 @@ def _build(model: Model, *, legacy: bool) -> Tokenizer:
         cuts.append(pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False))
         if model.strips:  # of a text of spaces nothing is left
             cuts.append(pre_tokenizers.Split(Regex(rf"\A{SPACE}\z"), "removed"))
-    if user_defined:  # whole, and never merged
+    if user_defined and model.kind == BPE:  # whole, and never merged
         cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, user_defined))), "isolated"))
     if model.kind == UNIGRAM or user_defined:
         # Written out in a text, the names of these pieces are plain characters.
@@ -155,6 +155,14 @@ def _build(model: Model, *, legacy: bool) -> Tokenizer:
     readers = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*readers, *([decoders.Strip(" ", 1, 0)] if model.dummy_prefix else [])])
     return backend
+
+
+def _unigram_score(model: Model, piece: str, score: float, its_type: int) -> float:
+    """The score of a piece; SentencePiece gives those that users defined one that nearly always wins."""
+    if its_type != USER_DEFINED:
+        return score
+    best = max(score for _, score, its_type in model.pieces if its_type == NORMAL)
+    return len(piece.encode()) * best - 0.1
 
 
 def _normalizers(model: Model, *, legacy: bool) -> list[normalizers.Normalizer]:
