@@ -23,8 +23,8 @@ LLAMA3 = (
 )
 TEXTS = ["for i in range(10):\n    10 20\n    1. item   2. item    30 isn't IT'S 12345678 naïve 日本語"] * 20
 PROBES = [
-    "\n    1. item\n    2. item", "isn't IT'S", "x = 12345678  # 3", "Hello", " Hello", "  Hello ", "<s>Hello", "a</s> b",
-    "日本語 и русский, naïve 😀", "\t\r\n\n", "", " ", "<|im_start|>user",
+    "\n    1. item\n    2. item", "isn't IT'S", "x = 12345678  # 3", "Hello", " Hello", "  Hello ", "<s>Hello",
+    "a</s> b", "日本語 и русский, naïve 😀", "\t\r\n\n", "", " ", "<|im_start|>user",
 ]  # fmt: skip
 
 
@@ -252,12 +252,12 @@ def test_a_file_that_cuts_and_pads_does_neither_unasked(tmp_path: Path) -> None:
         ("tokenizer_config.json", '{"eos_token": ["</s>"]}', r"field 'eos_token' of '.*' is \['</s>'\]: give the text"),
         ("tokenizer_config.json", '{"eos_token": {"content": 3}}', r"field 'eos_token' of .*: give the text of a"),
         ("tokenizer_config.json", '{"tokenizer_class": ["A"]}', r"'tokenizer_class' of .* is \['A'\]: give str"),
-        ("tokenizer_config.json", '{"padding_side": "up"}', r"""'padding_side' of .* is 'up': give "left" or "right"\."""),
+        ("tokenizer_config.json", '{"padding_side": "up"}', r"""'padding_side' of .* is 'up': give "left" or"""),
         ("tokenizer_config.json", '{"chat_template": [{"name": 1}]}', r"'chat_template' of .*: give a template, or a"),
         ("tokenizer_config.json", '{"chat_template": 7}', r"'chat_template' of .* is 7: give a template"),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', r"'added_tokens_decoder' of .*: give an obj"),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', r"'added_tokens_decoder' of .*: give an o"),
         ("tokenizer_config.json", '{"added_tokens_decoder": {"3": {}}}', r"'added_tokens_decoder' of .*: give the te"),
-        ("tokenizer_config.json", '{"additional_special_tokens": 3}', r"'additional_special_tokens' of .* is 3: give a"),
+        ("tokenizer_config.json", '{"additional_special_tokens": 3}', r"'additional_special_tokens' of .* is 3: give"),
         ("tokenizer_config.json", '{"model_max_length": "many"}', r"'model_max_length' of .* is 'many': give int"),
         ("tokenizer_config.json", '{"add_bos_token": 1}', r"'add_bos_token' of .* is 1: give bool"),
         ("tokenizer_config.json", "[1]", r"tokenizer_config.json' holds list, not a JSON object"),
@@ -266,7 +266,7 @@ def test_a_file_that_cuts_and_pads_does_neither_unasked(tmp_path: Path) -> None:
         ("added_tokens.json", '{"<x>": "3"}', r"field '<x>' of '.*added_tokens.json' is '3': give the id of a token"),
         ("added_tokens.json", '{"<x>": 9999}', r"the added token '<x>' of .* has id 9999, but the vocabulary leaves"),
         ("special_tokens_map.json", '{"eos_token": [1]}', r"'eos_token' of '.*special_tokens_map.json' is \[1\]"),
-        ("tokenizer.json", '{"model": ' + "[" * 50_000, r"the tokenizer in .* cannot be read \(.*\): fetch it again\.$"),
+        ("tokenizer.json", '{"model": ' + "[" * 50_000, r"tokenizer in .* cannot be read \(.*\): fetch it again\.$"),
         ("tokenizer.json", "", r"the tokenizer in .* cannot be read"),
         ("tokenizer.json", '{"model": {"type": "BPE", "vocab": [], "merges": []}}', r"cannot be read"),
     ],
