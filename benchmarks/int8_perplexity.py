@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.model.int8 import to_int8
@@ -29,14 +30,18 @@ def nats_per_token(model: Llama, ids_NL: Tensor) -> float:
     return sum(losses) / len(ids_NL)
 
 
+def text_rows(tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None, text: str) -> Tensor:
+    """Rows `[rows, 1 + length]` of the beginning of a text, each behind the token that begins one."""
+    assert tokenizer is not None
+    ids = torch.tensor(tokenizer(text[:CHARACTERS], add_special_tokens=False)["input_ids"])
+    rows_NL = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)[:ROWS]
+    return torch.cat((torch.full((len(rows_NL), 1), bos_token_id or 0), rows_NL), dim=1)
+
+
 def main(checkpoint: str, tokenizer_file: str, text_file: str) -> None:
     """Measure and print."""
     model, tokenizer = anyorder.load(checkpoint, tokenizer=tokenizer_file, device="cpu")
-    assert tokenizer is not None
-    text = Path(text_file).read_text(encoding="utf-8")[:CHARACTERS]
-    ids = torch.tensor(tokenizer(text)["input_ids"])
-    rows_NL = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)[:ROWS]
-    rows_NL = torch.cat((torch.full((len(rows_NL), 1), model.config.bos_token_id or 0), rows_NL), dim=1)
+    rows_NL = text_rows(tokenizer, model.config.bos_token_id, Path(text_file).read_text(encoding="utf-8"))
     versions = {
         "float32": model.float(),
         "bfloat16": copy.deepcopy(model).bfloat16(),

@@ -34,7 +34,7 @@ def main(checkpoint: str) -> None:
         "custom: the ends, then the middle, then what is between": [0, 2, 1, 1, 2, 0],
     }
     for name, group_ids in groupings.items():
-        content, query = generate_grouping_masks(torch.tensor(group_ids))
+        content, query, _ = generate_grouping_masks(torch.tensor(group_ids))
         print(f"\n{name}: {group_ids}")
         print("content rows   query rows")
         for left, right in zip(drawn(content), drawn(query), strict=True):

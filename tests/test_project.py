@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 import re
 import shlex
 import tomllib
-from importlib.metadata import version
+from importlib.metadata import requires, version
+from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import anyorder
 from anyorder.checkpoints.adapt import adapt
@@ -70,8 +74,56 @@ def test_all_extras_are_in_all(project_root: Path) -> None:
     assert everything == f"anyorder[{','.join(extras)}]"
 
 
-def test_constraints_pin_the_build_at_hand(project_root: Path) -> None:
-    assert (project_root / "constraints.txt").read_text() == "torch==2.13.0\n"
+def locked(project_root: Path) -> dict[str, list[Requirement]]:
+    """The lines of the lock by the name of their package; a package has several where Pythons need several releases."""
+    lines = (project_root / "requirements.lock").read_text().splitlines()
+    requirements = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {
+        name: list(those)
+        for name, those in itertools.groupby(requirements, lambda requirement: canonicalize_name(requirement.name))
+    }
+
+
+def test_lock_pins_everything_that_is_installed(project_root: Path) -> None:
+    lock = locked(project_root)
+    assert all(len(list(line.specifier)) == 1 for lines in lock.values() for line in lines)
+    assert all(str(line.specifier).startswith("==") for lines in lock.values() for line in lines)
+    assert [str(line) for line in lock["torch"]] == ["torch==2.13.0"]
+    seen, waiting = set(), [("anyorder", "all")]
+    while waiting:
+        name, extra = waiting.pop()
+        for requirement in map(Requirement, requires(name) or ()):
+            if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
+                continue
+            needed = canonicalize_name(requirement.name)
+            assert needed in {*lock, "anyorder"}, f"{name} needs {requirement}: run `make lock`"
+            waiting += {(needed, part) for part in (*requirement.extras, "")} - seen
+            seen |= {(needed, part) for part in (*requirement.extras, "")}
+    assert len(seen) > 100
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
+def test_lock_has_one_release_of_each_package_for_each_python(project_root: Path, python: str) -> None:
+    system = {"python_version": python, "python_full_version": f"{python}.0", "platform_machine": "x86_64"}
+    for name, lines in locked(project_root).items():
+        fitting = [line for line in lines if line.marker is None or line.marker.evaluate(system)]
+        assert len(fitting) <= 1, name
+        if name in ("torch", "transformers", "numpy", "scipy"):
+            assert len(fitting) == 1, name
+
+
+def test_ranges_end_and_hold_the_locked_release(project_root: Path) -> None:
+    project = tomllib.loads((project_root / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    ranges = [Requirement(text) for text in chain(project["dependencies"], *extras.values())]
+    lock = locked(project_root)
+    for requirement in ranges:
+        if requirement.name == "anyorder":
+            continue
+        assert {part.operator for part in requirement.specifier} == {">=", "<"}, requirement
+        for line in lock[canonicalize_name(requirement.name)]:
+            [pinned] = line.specifier
+            assert requirement.specifier.contains(pinned.version), (requirement, pinned)
 
 
 def test_python_of_the_readme_runs(project_root: Path, beside_a_demo: Path, capsys: pytest.CaptureFixture[str]) -> None:

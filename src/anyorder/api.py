@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
+from anyorder.annotations import checked
 from anyorder.decoding.diffusion import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
@@ -89,6 +90,7 @@ class Stream(Iterator[str]):
         return self._output
 
 
+@checked()
 def load(
     path: str | Path,
     dtype: str | torch.dtype = "auto",
@@ -122,6 +124,7 @@ def load(
     return (to_int8(model) if dtype == "int8" else model), loaded
 
 
+@checked()
 def save(
     model: Llama, tokenizer: PreTrainedTokenizerBase | None, path: str | Path, form: str | None = None
 ) -> None:  # fmt: skip
@@ -131,7 +134,7 @@ def save(
         model: the network.
         tokenizer: is written beside it; None for no tokenizer.
         path: a new or empty folder.
-        form: "llada" or "dream": as those masked diffusion models are published, for the code that reads them.
+        form: such as "llada" or "dream": as those masked diffusion models are published, for the code that reads them.
 
     Raises:
         UserError: the folder is not empty or cannot be written, or the form cannot express the network.
@@ -139,6 +142,7 @@ def save(
     checkpoints.save_model(model, path, tokenizer=tokenizer, form=form)
 
 
+@checked()
 def convert(source: str | Path, target: str | Path, **options: Any) -> None:
     """Reads a checkpoint of one form and writes another: `options` are those of `anyorder.checkpoints.convert`.
 
@@ -148,6 +152,7 @@ def convert(source: str | Path, target: str | Path, **options: Any) -> None:
     checkpoints.convert(source, target, **options)
 
 
+@checked("prompt", "order", "stop")
 def generate(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -264,6 +269,7 @@ def generate(
     return _output(generation, texts, single=single, num_samples=num_samples)
 
 
+@checked("prompt", "order", "stop")
 def stream(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,

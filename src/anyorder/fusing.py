@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from anyorder.annotations import checked
 from anyorder.api import Output, Stream, _output, _pieces
 from anyorder.decoding.fused_canvas import FusedCanvases
 from anyorder.decoding.fusion import MEMBER, fusion_steps, write_fused
@@ -45,6 +46,7 @@ class FusedOutput(Output):
 Weights = str | Sequence[float] | Sequence[Sequence[float]]
 
 
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
 def fuse(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -86,7 +88,8 @@ def fuse(
         suffix: what stands behind all of them, such as " A:"; likewise. Without it no token sees all phrasings before
             the first token of the answer, which is then chosen by the mean of the phrasings' own scores.
         positions: where phrasings are read: "shared", "running", "right" or "spread".
-        correction: "1/N", "none", "length", "ape:T,S" or an `APE`.
+        correction: "1/N", "none", "length", "ape:T,S" or an `APE`. Beside "1/N", "right" did better than the default
+            "shared" where it was measured: see docs/fusion.md.
         method: "attention", which reads all phrasings at once, or a way to make one answer of several runs:
             "logit-mean", "probability-mean", "max", "lowest-entropy", "contrast", "vote", or "attention+logit-mean".
         max_new_tokens: tokens to write per answer at most.
@@ -180,6 +183,7 @@ def fuse(
     return FusedOutput(**vars(output), attention_share=told)
 
 
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
 def stream_fused(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
+from anyorder.annotations import AtMost, check_fields, shown
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ TRAINED_BY = {
 
 def _check_name(name: str) -> None:
     if name not in TRAINED_BY:
-        raise UserError(f"the way of writing {name!r} is unknown: give one of {', '.join(TRAINED_BY)}.")
+        raise UserError(f"the way of writing {shown(name)} is unknown: give one of {', '.join(TRAINED_BY)}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +45,11 @@ class Way:
 
     name: str
     shifted: bool
-    mask_token_id: int | None = None
-    block_length: int | None = None
+    mask_token_id: Annotated[int, AtMost(2**31 - 1)] | None = None
+    block_length: Annotated[int, AtMost(2**31 - 1)] | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "the way of writing's {}")
         _check_name(self.name)
         if self.name in ("diffusion", "blocks") and self.mask_token_id is None:
             raise UserError(f"mask_token_id is None for the way {self.name!r}: give the id of the mask token.")
@@ -87,7 +89,7 @@ def check_ways(ways: Sequence[Way], default: str) -> None:
     if len(set(names)) < len(names):
         raise UserError(f"ways is {names}: give each way of writing once.")
     if default not in names:
-        raise UserError(f"default_way is {default!r}: give one of the ways, which are {names}.")
+        raise UserError(f"default_way is {shown(default)}: give one of the ways, which are {names}.")
 
 
 def find_way(ways: Sequence[Way], name: str) -> Way:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from anyorder.checkpoints import load_model, read_checkpoint, save_model
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, rotary_from_json, rotary_to_json
+from anyorder.checkpoints.config_json import config_from_json, config_to_json
 from anyorder.checkpoints.huggingface import read_config
+from anyorder.checkpoints.rotary_json import rotary_from_json, rotary_to_json
 from anyorder.errors import UserError
 from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
 from anyorder.model.llama import Llama
@@ -419,12 +420,26 @@ def test_fields_of_registered_kinds_that_are_refused(
         config_from_json(fields | {"rotary": fields["rotary"] | changes})
 
 
-@pytest.mark.parametrize("factors", [(1.0, "2"), (torch.ones(1),), {1.0: 2.0}])
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Loose(Rotary):
+    """With a field that may be anything."""
+
+    factors: Any
+
+
+@pytest.mark.parametrize("factors", [(1.0, 2), torch.ones(1), {1.0: 2.0}])
 def test_rotary_embeddings_that_json_cannot_hold(registered: ModelConfig, factors: Any) -> None:
+    ROTARY_EMBEDDINGS["loose"] = Loose
     with pytest.raises(
-        UserError, match=r"rotary embedding Scaled\(.*\) cannot be written: give its fields types of JSON"
+        UserError, match=r"rotary embedding Loose\(.*\) cannot be written: give its fields types of JSON"
     ):
-        config_to_json(registered.replace(rotary=Scaled(theta=1e4, factors=factors)))
+        config_to_json(registered.replace(rotary=Loose(theta=1e4, factors=factors)))
+
+
+@pytest.mark.parametrize("factors", [(1.0, "2"), (torch.ones(2),), {1.0: 2.0}])
+def test_rotary_embeddings_have_what_their_annotations_say(factors: Any) -> None:
+    with pytest.raises(UserError, match=r"rotary field 'factors' is .*: give a list of numbers"):
+        Scaled(theta=1e4, factors=factors)
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -454,9 +469,11 @@ def edit(folder: Path, **changes: Tensor | None) -> None:
 
 
 def test_files(folder: Path, sharded: Path) -> None:
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
     names = sorted(file.name for file in sharded.iterdir())
-    assert names[:2] == ["config.json", "model-00001-of-00007.safetensors"]
+    assert names[:3] == ["config.json", "generation_config.json", "model-00001-of-00007.safetensors"]
     assert names[-1] == "model.safetensors.index.json"
     assert all(file.stat().st_size < 55_000 for file in sharded.glob("*.safetensors"))
     index = json.loads((sharded / "model.safetensors.index.json").read_text())

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 import anyorder
 from anyorder.checkpoints import convert, load_model, load_tokenizer, read_checkpoint, save_model
 from anyorder.checkpoints.config_json import config_from_json, form_to_json
-from anyorder.checkpoints.masked_diffusion import END_OF_TURN, FORMS, form_of, named_form
+from anyorder.checkpoints.masked_diffusion import END_OF_TURN, form_of, named_form
 from anyorder.checkpoints.weights import blank
 from anyorder.cli import main
 from anyorder.errors import UserError
@@ -138,8 +138,8 @@ def test_names_are_mapped_both_ways() -> None:
     ):
         assert (llada.ours(there), llada.theirs(here)) == (here, there)
     assert len(set(llada.tensors.values())) == len(llada.tensors) == 12
-    assert form_of("dream") is form_of("Dream") is FORMS[1]
-    assert form_of("llama") is None
+    assert form_of({"model_type": "dream"}) is form_of({"model_type": "Dream"}) is named_form("dream")
+    assert form_of({"model_type": "llama"}) is None
 
 
 # ------------------------------------------------------------------------------------------- tokenizers
@@ -243,7 +243,7 @@ def test_what_a_form_cannot_express_is_refused(tmp_path: Path) -> None:
     for changes in ({"head_dim": 10}, {"eos_token_ids": (1, 2)}, {"attention_bias": True}):
         with pytest.raises(UserError, match=r"form 'llada' cannot express this network .*: leave out the form"):
             form_to_json(config.replace(**changes), llada)
-    with pytest.raises(UserError, match="form is 'mdlm': give one of 'llada', 'dream', or leave it out"):
+    with pytest.raises(UserError, match=r"form is 'mdlm': give one of 'llada', 'illada', 'dream', .*, or leave it out"):
         convert(tmp_path, tmp_path / "target", form="mdlm")
     with pytest.raises(UserError, match=r"form is given for '.*\.bin', a llama2\.c file"):
         save_model(Llama(config), tmp_path / "x.bin", form="llada")

@@ -138,7 +138,7 @@ def test_words_for_layers_heads_and_rotary(tiny_config: ModelConfig) -> None:
     llama3 = Llama3Rotary(
         theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192
     )
-    assert rotary(tiny_config.replace(rotary=llama3)) == (
+    assert rotary(llama3) == (
         "llama3, theta 500000, factor 8, low freq factor 1, high freq factor 4, original max position embeddings 8192"
     )
 

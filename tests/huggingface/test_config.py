@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from anyorder.checkpoints.config_json import config_from_json
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.rope import DynamicRotary, Rotary, YarnRotary
+from anyorder.model.rope import DynamicRotary, Llama3Rotary, Rotary, YarnRotary
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.huggingface.twins import SHAPE
 
@@ -195,3 +196,79 @@ def test_ways_come_back(tiny_config: ModelConfig, tmp_path: Path) -> None:
 def test_ways_that_are_refused(tiny_config: ModelConfig, ways: tuple[Way, ...], default: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         AnyOrderConfig(backbone=tiny_config, ways=ways, default_way=default)
+
+
+# ------------------------------------------------------------------------------------------------ every way of copying
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "special tokens": {"bos_token_id": 1, "eos_token_ids": (2, 7), "pad_token_id": 0},
+    "one end": {"eos_token_ids": (2,)},
+    "several ways": {"ways": (ANY_ORDER, diffusion(20)), "default_way": "diffusion", "eos_token_ids": (2, 7)},
+    "blocks": {"ways": (blocks(20, 4, shifted=True),)},
+    "window": {"layers": (LayerKind(window=8),) * 3},
+    "kinds of layers": {"layers": (LayerKind(chunk=4), LayerKind(rotary=False), LayerKind()), "qk_norm": "weightless"},
+    "norms": {"qk_norm": "learned"},
+    "biases": {"attention_bias": True},
+    "tied": {"tie_word_embeddings": True},
+    "yarn": {"rotary": YarnRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16)},
+    "llama3": {"rotary": Llama3Rotary(
+        theta=5e5, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64,
+    )},
+    "dynamic": {"rotary": DynamicRotary(theta=1e4, factor=2.0, original_max_position_embeddings=32)},
+}  # fmt: skip
+
+COPIES: dict[str, Callable[[AnyOrderConfig, Path], AnyOrderConfig]] = {
+    "copy": lambda config, file: copy.copy(config),
+    "deepcopy": lambda config, file: copy.deepcopy(config),
+    "pickle": lambda config, file: pickle.loads(pickle.dumps(config)),  # noqa: S301
+    "arguments": lambda config, file: AnyOrderConfig(**config.to_dict()),
+    "to_dict": lambda config, file: AnyOrderConfig.from_dict(config.to_dict()),
+    "to_diff_dict": lambda config, file: AnyOrderConfig.from_dict(config.to_diff_dict()),
+    "to_json_string": lambda config, file: AnyOrderConfig.from_dict(json.loads(config.to_json_string())),
+    "whole string": lambda config, file: AnyOrderConfig.from_dict(json.loads(config.to_json_string(use_diff=False))),
+    "to_json_file": lambda config, file: _through_file(config, file, use_diff=True),
+    "whole file": lambda config, file: _through_file(config, file, use_diff=False),
+    "folder": lambda config, file: _through_folder(config, file, AnyOrderConfig),
+    "auto": lambda config, file: _through_folder(config, file, AutoConfig),
+}  # fmt: skip
+
+
+def _through_file(config: AnyOrderConfig, file: Path, use_diff: bool) -> Any:
+    config.to_json_file(file, use_diff=use_diff)
+    return AnyOrderConfig.from_json_file(file)
+
+
+def _through_folder(config: AnyOrderConfig, folder: Path, reader: Any) -> Any:
+    """`AutoConfig` reads a configuration of transformers' own where it can."""
+    config.save_pretrained(folder)
+    found = reader.from_pretrained(folder)
+    return found if isinstance(found, AnyOrderConfig) else AnyOrderConfig.from_dict(found.to_dict())
+
+
+@pytest.mark.parametrize("copies", COPIES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_copy_says_the_same(kind: str, copies: str, tiny_config: ModelConfig, tmp_path: Path) -> None:
+    backbone = tiny_config.replace(num_hidden_layers=3, layers=(LayerKind(),) * 3).replace(**KINDS[kind])
+    config = AnyOrderConfig(backbone=backbone, use_cache=False, output_hidden_states=True, dtype="bfloat16")
+    again = COPIES[copies](config, tmp_path / "config")
+    assert type(again) is AnyOrderConfig
+    assert again.backbone == backbone
+    for name in ("use_cache", "output_hidden_states", "return_dict", "eos_token_id", "vocab_size", "default_way"):
+        assert getattr(again, name) == getattr(config, name), name
+    assert str(again.dtype).removeprefix("torch.") == "bfloat16"
+
+
+def test_end_tokens_that_disagree_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    config = AnyOrderConfig(backbone=tiny_config.replace(ways=(diffusion(20),), eos_token_ids=(2, 7)))
+    config.to_json_file(tmp_path / "config.json")
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["eos_token_id"] == fields["eos_token_ids"] == [2, 7]
+    for lacking in ("eos_token_id", "eos_token_ids"):  # either will do
+        (tmp_path / "config.json").write_text(json.dumps({n: v for n, v in fields.items() if n != lacking}))
+        assert AnyOrderConfig.from_pretrained(tmp_path).eos_token_ids == (2, 7)
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"eos_token_id": 3}))
+    with pytest.raises(
+        UserError, match=r"eos_token_id is 3, but eos_token_ids is \[2, 7\]: keep the one that is right"
+    ):
+        AnyOrderConfig.from_pretrained(tmp_path)

@@ -20,6 +20,7 @@ from transformers import (
 
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
 from anyorder.ways import ANY_ORDER, Way, diffusion
@@ -319,7 +320,7 @@ def test_a_face_is_a_network(pair: Twins) -> None:
         ),
         (
             {"input_ids": torch.zeros(1, 3, dtype=torch.long), "past_key_values": DynamicCache()},
-            "past_key_values is a DynamicCache: leave it out, or give what an earlier pass returned",
+            "cache is a DynamicCache: leave it out, or give what an earlier pass returned",
         ),
     ],
     ids=["nothing", "both", "4-D mask", "attentions", "foreign cache"],
@@ -332,7 +333,7 @@ def test_refused(pair: Twins, options: dict[str, Any], message: str) -> None:
 def test_a_cache_of_another_batch_is_refused(pair: Twins) -> None:
     ours, _ = pair
     past = ours(batch(5, 5)[0], use_cache=True).past_key_values
-    with pytest.raises(UserError, match="past_key_values has 2 texts, but there are 1: give as many"):
+    with pytest.raises(UserError, match="cache has 2 texts, but there are 1: give as many"):
         ours(batch(1)[0], past_key_values=past)
 
 
@@ -353,3 +354,22 @@ def test_networks_without_logits_for_the_next_token(pair: Twins, way: Way) -> No
         ours(ids, labels=ids)
     with pytest.raises(UserError, match="no logits for the next token"):
         ours.generate(ids, attention_mask=mask, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("written", CACHE_NAMES)
+@pytest.mark.parametrize("read", CACHE_NAMES)
+def test_the_cache_has_both_names(pair: Twins, written: str, read: str) -> None:
+    """Whatever the installed transformers calls it."""
+    ours, _ = pair
+    ids, _ = batch(9)
+    expected = ours(ids).logits[:, 5:]
+    output = ours(ids[:, :5], use_cache=True)
+    assert output[read] is getattr(output, read)
+    assert_close(ours(ids[:, 5:], **{written: output[read]}).logits, expected)
+
+
+def test_the_cache_is_given_once(pair: Twins) -> None:
+    ours, _ = pair
+    past = ours(batch(5)[0], use_cache=True).cache
+    with pytest.raises(UserError, match=r"cache and past_key_values are both given.*: give one of them"):
+        ours(batch(5)[0], cache=past, past_key_values=past)

@@ -17,6 +17,7 @@ from transformers import (
 import anyorder
 from anyorder.data import train_tokenizer
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary
@@ -92,12 +93,15 @@ def test_scores(pair: Twins) -> None:
     assert repr(ours.past_key_values) == f"PastKeyValues(2 texts, {ours.sequences.shape[1] - 1} columns)"
 
 
-def test_a_conversation_goes_on_from_its_cache(pair: Twins) -> None:
+@pytest.mark.parametrize("written", CACHE_NAMES)
+@pytest.mark.parametrize("read", CACHE_NAMES)
+def test_a_conversation_goes_on_from_its_cache(pair: Twins, written: str, read: str) -> None:
     ours, theirs = pair
     ids, _ = batch(9)
     turn = ours.generate(ids, max_new_tokens=5, eos_token_id=None, return_dict_in_generate=True)
     longer = torch.cat((turn.sequences, batch(4)[0]), 1)
-    found = ours.generate(longer, past_key_values=turn.past_key_values, max_new_tokens=8)
+    assert turn[read] is getattr(turn, read)
+    found = ours.generate(longer, max_new_tokens=8, **{written: turn[read]})
     assert found.tolist() == theirs.generate(longer, max_new_tokens=8).tolist()
 
 

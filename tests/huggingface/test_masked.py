@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainingArguments
 
@@ -123,3 +125,66 @@ def test_mistakes_are_told_with_the_remedy(tmp_path: Path) -> None:
         face()
     with pytest.raises(UserError, match=r"attention_mask has the shape \[1, 3\]: give \[1, 4\]\."):
         face(ids, attention_mask=torch.ones(1, 3))
+
+
+# ------------------------------------------------------------------------------------------------ padding and positions
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, LLaDAForMaskedLM]:
+    faces = {}
+    for name, write in (("llada", write_llada), ("dream", write_dream)):
+        folder = tmp_path_factory.mktemp(name)
+        write(folder)
+        faces[name] = LLaDAForMaskedLM.from_pretrained(folder)
+    return faces
+
+
+@pytest.mark.parametrize("name", ["llada", "dream"])
+@settings(max_examples=20, deadline=None)
+@given(mask=st.lists(st.booleans(), min_size=2, max_size=9).filter(any))
+def test_a_text_is_read_alike_whatever_padding_is_around_and_in_it(
+    name: str, mask: list[bool], published: dict[str, LLaDAForMaskedLM]
+) -> None:
+    face = published[name]
+    valid = torch.tensor([mask])
+    ids, labels = torch.randint(0, 96, (2, 1, len(mask)))
+    alone = face(ids[valid][None], labels=labels[valid][None])
+    position = (valid.cumsum(1) - 1).clamp(min=0)
+    for given_positions in (None, position, position + 5):
+        padded = face(ids, attention_mask=valid.long(), labels=labels, position_ids=given_positions)
+        assert close(padded.logits[valid], alone.logits[0])
+        torch.testing.assert_close(padded.loss, alone.loss)
+
+
+@torch.no_grad()
+def test_shifted_logits_follow_positions(tmp_path: Path) -> None:
+    """A token is predicted by the row one position before it, wherever that row is."""
+    write_dream(tmp_path)
+    face = LLaDAForMaskedLM.from_pretrained(tmp_path)
+    ids, order = torch.randint(0, 96, (1, 7)), torch.randperm(7)
+    found = face(ids[:, order], position_ids=order[None]).logits
+    assert close(found, face(ids).logits[:, order])
+    with pytest.raises(UserError, match="position_ids has a position twice in one row, but texts packed into a row"):
+        face(ids, position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3]]))
+
+
+def test_arguments_of_other_networks(tmp_path: Path) -> None:
+    write_llada(tmp_path)
+    face = LLaDAForMaskedLM.from_pretrained(tmp_path)
+    ids = torch.zeros(1, 4, dtype=torch.long)
+    assert face(ids, use_cache=False, output_attentions=None, token_type_ids=None, past_key_values=None).loss is None
+    for name, value, message in (
+        ("use_cache", True, "use_cache is given, but this network writes by masked diffusion and is called without"),
+        ("past_key_values", (1,), "leave it out .and use LoRA, IA3 or prompt tuning"),
+        ("output_attentions", True, "output_attentions is True, but attention weights are not kept"),
+        (
+            "atention_mask",
+            ids,
+            "argument 'atention_mask' is unknown to LLaDAForMaskedLM: leave it out, or give one of inp",
+        ),
+    ):
+        with pytest.raises(UserError, match=message):
+            face(ids, **{name: value})
+    with pytest.raises(UserError, match=r"generate writes from left to right.*use anyorder\.generate\(model"):
+        face.prepare_inputs_for_generation(ids)

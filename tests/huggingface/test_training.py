@@ -224,8 +224,10 @@ def test_lora_with_gradient_checkpointing(tmp_path: Path) -> None:
     assert losses[-1] < losses[0] / 2
 
 
-def test_adapters_without_a_wrapper(tmp_path: Path) -> None:
+def test_adapters_without_a_wrapper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """transformers' own methods for adapters."""
+    # transformers 5.24 wants a version of PEFT that is not released; the methods work with those that are.
+    monkeypatch.setattr("transformers.integrations.peft.MIN_PEFT_VERSION", "0.17")
     ours, _ = twins()
     ids, _ = batch(9)
     expected = ours(ids).logits

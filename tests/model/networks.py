@@ -9,16 +9,22 @@ from torch import Tensor
 
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.rope import Rotary
+from anyorder.model.rope import LinearRotary, Rotary
 
 VOCABULARY = 31
+
+FAST, SLOW = Rotary(theta=20.0), LinearRotary(theta=1000.0, factor=4.0)
+"""Rotary embeddings of single layers."""
 
 LAYERS: dict[str, tuple[LayerKind, ...]] = {
     "plain": (LayerKind(), LayerKind()),
     "NoPE": (LayerKind(), LayerKind(rotary=False)),
     "window": (LayerKind(window=3), LayerKind()),
+    "own rotary": (
+        LayerKind(), LayerKind(rotary=FAST, window=5), LayerKind(rotary=False), LayerKind(rotary=SLOW),
+    ),
     "chunk": (LayerKind(chunk=4), LayerKind(rotary=False), LayerKind(chunk=4)),
-}
+}  # fmt: skip
 
 
 def network(layers: str = "plain", backend: str = "auto", seed: int = 0, **changes: object) -> Llama:

@@ -42,10 +42,11 @@ def oracle_logits(
     def rms(x: Tensor) -> Tensor:
         return x / (x.pow(2).mean(-1, keepdim=True) + config.rms_norm_eps).sqrt()
 
-    def turn(head: Tensor) -> Tensor:
+    def turn(head: Tensor, kind: LayerKind) -> Tensor:
         """Frequency f of a head is the complex number of its entries f and f + head_dim / 2."""
         half = config.head_dim // 2
-        angle = torch.tensor(position, dtype=torch.float64).unsqueeze(1) * config.rotary.frequencies(config.head_dim)
+        rotary = config.rotary if isinstance(kind.rotary, bool) else kind.rotary
+        angle = torch.tensor(position, dtype=torch.float64).unsqueeze(1) * rotary.frequencies(config.head_dim)
         turned = torch.complex(head[:, :half], head[:, half:]) * torch.polar(torch.ones_like(angle), angle)
         return torch.cat((turned.real, turned.imag), 1)
 
@@ -62,7 +63,7 @@ def oracle_logits(
             if config.qk_norm == "learned":
                 query, key = norm(query, f"{layer}.self_attn.q_norm"), norm(key, f"{layer}.self_attn.k_norm")
             if kind.rotary:
-                query, key = turn(query), turn(key)
+                query, key = turn(query, kind), turn(key, kind)
             if config.qk_norm == "weightless" and kind.rotary:
                 query, key = rms(query), rms(key)
             out = torch.zeros_like(query)

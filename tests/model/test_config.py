@@ -146,7 +146,8 @@ def test_rotary_numbers_are_above_zero(value: float) -> None:
 
 def test_llama3_bands_are_in_order() -> None:
     with pytest.raises(UserError) as error:
-        Llama3Rotary(**{**LLAMA3, "low_freq_factor": 4.0})
+        Llama3Rotary(**{**LLAMA3, "low_freq_factor": 5.0})
     assert (
-        str(error.value) == "rotary field 'high_freq_factor' is 4.0: give a number above low_freq_factor, which is 4.0."
+        str(error.value)
+        == "rotary field 'high_freq_factor' is 4.0: give a number not below low_freq_factor, which is 5.0."
     )

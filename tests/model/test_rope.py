@@ -204,7 +204,7 @@ def test_names() -> None:
         (Rotary, {"theta": float("nan")}, "rotary field 'theta' is nan: give a number above 0"),
         (LinearRotary, {"factor": -2.0}, "rotary field 'factor' is -2.0: give a number above 0"),
         (DynamicRotary, {"original_max_position_embeddings": 0}, "'original_max_position_embeddings' is 0: give a"),
-        (Llama3Rotary, {"high_freq_factor": 1.0}, "'high_freq_factor' is 1.0: give a number above low_freq_factor"),
+        (Llama3Rotary, {"high_freq_factor": 0.5}, "'high_freq_factor' is 0.5: give a number not below low_freq_factor"),
         (YarnRotary, {"attention_factor": 0.0}, "rotary field 'attention_factor' is 0.0: give a number above 0"),
         (YarnRotary, {"theta": 1.0}, "rotary field 'theta' is 1.0: give a number above 1"),
     ],

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from anyorder.annotations import shown
 from anyorder.checkpoints import huggingface, llama2c, meta, weights
+from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
+from anyorder.checkpoints.places import is_file, is_folder
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
-from anyorder.model.int8 import Int8Linear
 from anyorder.model.llama import Llama
 from anyorder.whole import check_place, whole_file, whole_folder
 
@@ -48,12 +50,12 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str
         UserError: it is missing, damaged or of a kind that is not supported.
     """
     path = fetch(path, revision, token)
-    if path.is_dir():
+    if is_folder(path):
         # Some models on the hub have both forms of configuration, and weights in one form.
         in_metas_form = (path / meta.PARAMS).is_file() and not any(path.glob("*.safetensors"))
         return meta.read(path) if in_metas_form else huggingface.read(path)
-    if not path.is_file():
-        raise UserError(f"checkpoint {str(path)!r} is no folder or file here: check the path.")
+    if not is_file(path):  # also where no file can have this name
+        raise UserError(f"checkpoint {shown(str(path))} is no folder or file here: check the path.")
     if path.suffix in BESIDE:
         raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
     return llama2c.read(path)
@@ -126,18 +128,21 @@ def save_model(
         path: the folder, or a name that ends in .bin.
         tokenizer: is written into the same folder.
         max_shard_size: bytes of one file of weights; a single file unless given.
-        form: "llada" or "dream": as those models are published.
+        form: such as "llada" or "dream": as those models are published.
 
     Raises:
-        UserError: the place is taken, the weights are int8 or have an adapter, or the form or llama2.c's format cannot
-            express the network.
+        UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
+            more tokens than the network, or the form or llama2.c's format cannot express the network.
     """
     path = Path(path)
     as_published = None if form is None else named_form(form)
-    if any(isinstance(module, Int8Linear) for module in model.modules()):
-        raise UserError("the network's weights are int8, rounded for writing alone: save it as it was loaded before.")
-    if any(name.startswith("base_model.") or ".base_layer." in name for name, _ in model.named_parameters()):
-        raise UserError("the network has an adapter of PEFT: save what its merge_and_unload() returns.")
+    contents = contents_of(model)
+    check_finite(contents)
+    if tokenizer is not None and len(tokenizer) > contents.config.vocab_size:  # which `load` would refuse
+        raise UserError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the network {contents.config.vocab_size} embeddings: give "
+            "the tokenizer that it was trained with, or add embeddings (a face's resize_token_embeddings)."
+        )
     if path.suffix != ".bin":
         with whole_folder(path) as partial:
             huggingface.write(model, partial, max_shard_size, as_published)
@@ -177,7 +182,7 @@ def convert(
         kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: how several become one: "mean", "first" or "random".
         seed: decides what is drawn for "random".
-        form: "llada" or "dream": writes the folder as those models are published.
+        form: such as "llada" or "dream": writes the folder as those models are published.
         revision, token: for the hub, see `fetch`.
 
     Raises:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyorder.checkpoints.weights import listed
+from anyorder.annotations import shown
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 
@@ -76,7 +76,7 @@ def _read_alike(fields: Json) -> Layers:
     expected = FULL if window is None else SLIDING
     if any(name != expected for name in fields["layer_types"] or ()):
         remedy = f"give {expected!r} for all, since networks of this model_type have one kind of layer"
-        raise UserError(f"field 'layer_types' is {fields['layer_types']!r}: {remedy}.")
+        raise UserError(f"field 'layer_types' is {shown(fields['layer_types'])}: {remedy}.")
     return (LayerKind(window=window),) * fields["num_hidden_layers"]
 
 
@@ -98,7 +98,7 @@ def _read_nope(fields: Json) -> Layers:
         rotary = [int((index + 1) % interval != 0) for index in range(number)]
     if len(rotary) < number or not set(rotary) <= {0, 1}:
         remedy = f"give 1 or 0 for each of the {number} layers, with and without rotary"
-        raise UserError(f"field 'no_rope_layers' is {rotary!r}: {remedy}.")
+        raise UserError(f"field 'no_rope_layers' is {shown(rotary)}: {remedy}.")
     rotary = [bool(has) for has in rotary[:number]]
     return _with_types(fields, [_window(fields) is not None and not has for has in rotary], rotary)
 
@@ -113,7 +113,7 @@ def _with_types(fields: Json, windowed: list[bool], rotary: list[bool]) -> Layer
     if types is not None:
         if len(types) != len(windowed) or not set(types) <= {FULL, SLIDING}:
             remedy = f"give {FULL!r} or {SLIDING!r} for each of the {len(windowed)} layers"
-            raise UserError(f"field 'layer_types' is {types!r}: {remedy}.")
+            raise UserError(f"field 'layer_types' is {shown(types)}: {remedy}.")
         windowed = [name == SLIDING for name in types]
         if any(windowed) and window is None:
             remedy = "set use_sliding_window to true and sliding_window to the number of tokens"
@@ -135,7 +135,7 @@ def _write_typed(layers: Layers) -> Json:
 
 
 def _write_nope(layers: Layers) -> Json:
-    fields = _write_typed(layers) | {"no_rope_layers": [int(layer.rotary) for layer in layers]}
+    fields = _write_typed(layers) | {"no_rope_layers": [int(layer.rotary is not False) for layer in layers]}
     del fields["max_window_layers"]
     return fields
 
@@ -255,14 +255,6 @@ ARCHITECTURES: tuple[Architecture, ...] = (
 """Those that transformers and vLLM know, the nearest first: a network is written as the first that can express it."""
 
 
-def architecture_of(model_type: object) -> Architecture:
-    """The architecture of this `model_type`.
-
-    Raises:
-        UserError: there is none.
-    """
-    for architecture in ARCHITECTURES:
-        if architecture.model_type == model_type:
-            return architecture
-    known = listed(architecture.model_type for architecture in ARCHITECTURES)
-    raise UserError(f"model_type is {model_type!r}: this version reads {known}, 'anyorder', 'llada', 'Dream'.")
+def architecture_of(model_type: object) -> Architecture | None:
+    """The architecture of this `model_type`, None where it is none of them."""
+    return next((known for known in ARCHITECTURES if known.model_type == model_type), None)

@@ -7,44 +7,53 @@ every field of `ModelConfig`.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import re
-import types
+import logging
 import typing
 from collections.abc import Mapping
 from typing import Any
 
+from anyorder.annotations import shown
 from anyorder.checkpoints.architectures import (
     ARCHITECTURES,
     FIELD_TYPES,
     FIXED,
+    FULL,
     NULLS,
     REQUIRED,
+    SLIDING,
     Architecture,
     Json,
     architecture_of,
 )
-from anyorder.checkpoints.masked_diffusion import Form, form_of
+from anyorder.checkpoints.json_types import check_types
+from anyorder.checkpoints.masked_diffusion import FORMS, Form, form_of
+from anyorder.checkpoints.rotary_json import (
+    NATIVE_ROTARY,
+    TRAINED_LENGTH_ELSEWHERE,
+    our_rotary,
+    our_rotary_to_json,
+    rotary_from_json,
+    rotary_to_json,
+)
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
-from anyorder.model.rope import (
-    ROTARY_EMBEDDINGS,
-    DynamicRotary,
-    LinearRotary,
-    Llama3Rotary,
-    Rotary,
-    YarnRotary,
-    registered_name,
-)
+from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention, attention_class
 from anyorder.ways import Way
+
+logger = logging.getLogger(__name__)
 
 Record = typing.TypeVar("Record", LayerKind, Way)
 
 OURS = "AnyOrderForCausalLM"
 """The class of networks that no architecture of transformers can express, under `model_type: "anyorder"`."""
+
+
+OF_TRANSFORMERS = (
+    "dtype", "torch_dtype", "transformers_version", "use_cache", "output_hidden_states", "return_dict",
+)  # fmt: skip
+"""What transformers notes in our config.json beside the network."""
 
 
 def config_from_json(fields: Json) -> ModelConfig:
@@ -54,10 +63,13 @@ def config_from_json(fields: Json) -> ModelConfig:
         UserError: it describes a network that is not supported, or a field is missing or wrong.
     """
     model_type = fields.get("model_type")
-    form = form_of(model_type)
+    form = form_of(fields)
     if form is not None:
         return _from_form(fields, form)
-    architecture = None if model_type == "anyorder" else architecture_of(model_type)
+    architecture = architecture_of(model_type)
+    if architecture is None and model_type != "anyorder":
+        known = [*(kind.model_type for kind in ARCHITECTURES), "anyorder", *(form.model_type for form in FORMS)]
+        raise UserError(f"model_type is {shown(model_type)}: this version reads {listed(dict.fromkeys(known))}.")
     _check_classes(fields, (OURS if architecture is None else architecture.class_name,))
     config = _from_anyorder(fields) if architecture is None else _from_native(fields, architecture)
     attention_class(config)  # which refuses a name that is not registered
@@ -69,14 +81,20 @@ def _check_classes(fields: Json, names: tuple[str, ...]) -> None:
     if not isinstance(classes, list) or set(names).isdisjoint(map(str, classes)):
         model_type = fields.get("model_type")
         raise UserError(
-            f"architectures is {classes!r}: of model_type {model_type!r}, this version reads {listed(names)}."
+            f"architectures is {shown(classes)}: of model_type {model_type!r}, this version reads {listed(names)}."
         )
 
 
 def _from_form(fields: Json, form: Form) -> ModelConfig:
     _check_classes(fields, form.class_names)
     way = form.way(fields)
-    return _from_native(form.read(fields), architecture_of(form.native)).replace(ways=(way,), default_way=way.name)
+    return _from_native(form.read(fields), _native(form)).replace(ways=(way,), default_way=way.name)
+
+
+def _native(form: Form) -> Architecture:
+    architecture = architecture_of(form.native)
+    assert architecture is not None, form.native
+    return architecture
 
 
 def form_to_json(config: ModelConfig, form: Form) -> Json:
@@ -85,14 +103,14 @@ def form_to_json(config: ModelConfig, form: Form) -> Json:
     Raises:
         UserError: the form cannot express the network.
     """
-    way = next((way for way in config.ways if way.name == "diffusion"), None)
-    if way is None or len(config.ways) > 1 or way.shifted != form.shifted:
+    way, *others = config.ways
+    if others or way.name not in ("diffusion", "blocks") or way.shifted != form.shifted:
         wanted = f"masked diffusion alone, {'shifted' if form.shifted else 'not shifted'}"
         raise UserError(f"form {form.name!r} is for networks that write by {wanted}: leave out the form.")
-    native = _to_native(config, architecture_of(form.native))
+    native = _to_native(config, _native(form))
     names = {"model_type": form.model_type, "architectures": [form.class_names[0]]}
     fields = form.write(native, way) | names
-    plain = config.replace(rotary=dataclasses.replace(config.rotary, float32_angles=False))
+    plain = config.with_exact_angles
     if attention_class(config) is not SelfAttention or _from_form(fields, form) != plain:
         remedy = f"it is no {form.native} but for who sees whom, or its end tokens differ"
         raise UserError(f"form {form.name!r} cannot express this network ({remedy}): leave out the form.")
@@ -115,7 +133,8 @@ def config_to_json(config: ModelConfig) -> Json:
 def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
     for name, allowed in FIXED.items():
         if name in fields and fields[name] not in allowed:
-            raise UserError(f"{name} is {fields[name]!r}: this version reads networks with {allowed[0]!r} only.")
+            value = shown(fields[name])
+            raise UserError(f"{name} is {value}: this version reads networks with {allowed[0]!r} only.")
     defaults = {**architecture.defaults, **architecture.layers.defaults}
     known: Json = {name: fields.get(name) for name in REQUIRED}
     for name, default in defaults.items():
@@ -124,13 +143,58 @@ def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
     eos = known.pop("eos_token_id")
     known["eos_token_ids"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     _require(known)
-    _check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES)
+    check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES)
     known |= architecture.always
-    known["layers"] = architecture.layers.read(known)
-    known["rotary"] = rotary_from_json(fields | {"max_position_embeddings": known["max_position_embeddings"]})
+    lengths = {"max_position_embeddings": known["max_position_embeddings"]}
+    full, sliding = _full_and_sliding(fields)
     if architecture.biased_output:
         known["attention_output_bias"] = known["attention_bias"]
-    return ModelConfig(**{name: value for name, value in known.items() if name not in architecture.layers.defaults})
+    known |= _writable(known)
+    config = ModelConfig(
+        rotary=rotary_from_json(full | lengths),
+        **{name: value for name, value in known.items() if name not in architecture.layers.defaults},
+    )
+    layers = architecture.layers.read(known)  # as many as the configuration allows
+    if sliding is not None:
+        local = rotary_from_json(sliding | lengths)
+        layers = tuple(
+            dataclasses.replace(kind, rotary=local) if kind.rotary and kind.window is not None else kind
+            for kind in layers
+        )
+    return config.replace(layers=layers)
+
+
+def _full_and_sliding(fields: Json) -> tuple[Json, Json | None]:
+    """The fields as they are for layers that see the whole text, and for those with a window where these differ.
+
+    transformers 5 nests `rope_parameters` by the type of layer where there are several rotary embeddings.
+    """
+    nested = fields.get("rope_parameters")
+    if not isinstance(nested, Mapping) or not set(nested) & {FULL, SLIDING}:
+        return fields, None
+    for name in nested:
+        if name not in (FULL, SLIDING):
+            raise UserError(f"rope_parameters has the type of layer {shown(name)}: give {FULL!r} and {SLIDING!r}.")
+    by_type = {name: fields | {"rope_parameters": nested.get(name)} for name in (FULL, SLIDING)}
+    present = [name for name in by_type if nested.get(name) is not None]
+    if not present:
+        raise UserError("rope_parameters is empty: give the rotary embedding of each type of layer.")
+    return by_type[present[0]], by_type[SLIDING] if SLIDING in present else None
+
+
+def _writable(fields: Json) -> Json:
+    """The begin and end tokens that are in the vocabulary; networks that are cut down for tests name others."""
+    size, bos, eos = (fields[name] for name in ("vocab_size", "bos_token_id", "eos_token_ids"))
+    beyond = [token_id for token_id in (bos, *eos) if token_id is not None and not 0 <= token_id < size]
+    if beyond:
+        logger.warning(
+            "the begin or end tokens %s are not among the network's %d tokens, so no text begins or ends with them",
+            shown(beyond), size,
+        )  # fmt: skip
+    return {
+        "bos_token_id": None if bos in beyond else bos,
+        "eos_token_ids": tuple(token_id for token_id in eos if token_id not in beyond),
+    }
 
 
 def _to_native(config: ModelConfig, architecture: Architecture) -> Json:
@@ -142,7 +206,6 @@ def _to_native(config: ModelConfig, architecture: Architecture) -> Json:
     scaling = {name: value for name, value in rotary.items() if name != "rope_theta"}
     ours = {name: getattr(config, name) for name in (*REQUIRED, *architecture.defaults) if name != "eos_token_id"}
     hints = typing.get_type_hints(ModelConfig)
-    eos = config.eos_token_ids
     return {
         "model_type": architecture.model_type,
         "architectures": [architecture.class_name],
@@ -157,46 +220,65 @@ def _to_native(config: ModelConfig, architecture: Architecture) -> Json:
         "rope_parameters": rotary,
         "rope_theta": rotary["rope_theta"],
         "rope_scaling": None if scaling["rope_type"] == "default" else scaling,
-        "eos_token_id": None if not eos else eos[0] if len(eos) == 1 else list(eos),
+        "eos_token_id": ends_to_json(config.eos_token_ids),
     }
+
+
+def ends_to_json(eos: tuple[int, ...]) -> int | list[int] | None:
+    """The end tokens as transformers has them: one, several, or none."""
+    return None if not eos else eos[0] if len(eos) == 1 else list(eos)
 
 
 def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) -> bool:
     """Whether `fields` say all that `config` says, and transformers takes them."""
-    # In which precision angles are computed is no part of the network, and the heads alone tell their layout.
-    rotary = dataclasses.replace(config.rotary, float32_angles=False)
     attention = None if config.attention in HEAD_LAYOUTS else config.attention
     padded = config.pad_token_id is None or config.pad_token_id < config.vocab_size
     if not (padded and architecture.takes(config) and attention_class(config) is SelfAttention):
         return False
-    if NATIVE_ROTARY.get(fields["rope_parameters"]["rope_type"]) is not type(rotary):
+    if NATIVE_ROTARY.get(fields["rope_parameters"]["rope_type"]) is not type(config.rotary):
         return False
     try:
-        return _from_native(fields, architecture) == config.replace(rotary=rotary, attention=attention)
+        # The heads alone tell their layout.
+        return _from_native(fields, architecture) == config.with_exact_angles.replace(attention=attention)
     except UserError:
         return False
 
 
 def _from_anyorder(fields: Json) -> ModelConfig:
     ours = {field.name for field in dataclasses.fields(ModelConfig)}
-    beside = {"model_type", "architectures", "dtype", "torch_dtype", "transformers_version"}
+    beside = {"model_type", "architectures", "eos_token_id", *OF_TRANSFORMERS}
     for name in fields:
         if name not in ours | beside:
-            raise UserError(f"field {name!r} is unknown: correct its spelling, or delete it.")
+            raise UserError(f"field {shown(name)} is unknown: correct its spelling, or delete it.")
     known = {name: value for name, value in fields.items() if name in ours}
-    known["rotary"] = _our_rotary(fields.get("rotary"))
+    known["rotary"] = our_rotary(fields.get("rotary"))
     for name in ("layers", "eos_token_ids"):
         known[name] = known.get(name) or []
         if not isinstance(known[name], list):
-            raise UserError(f"field {name!r} is {known[name]!r}: give a list.")
-    known["layers"] = tuple(_record(LayerKind, "layers", entry) for entry in known["layers"])
-    known["eos_token_ids"] = tuple(known["eos_token_ids"])
+            raise UserError(f"field {name!r} is {shown(known[name])}: give a list.")
+    known["layers"] = tuple(_record(LayerKind, "layers", _with_rotary(entry)) for entry in known["layers"])
+    known["eos_token_ids"] = _our_ends(fields.get("eos_token_id"), tuple(known["eos_token_ids"]))
     if "ways" in known:
         ways = known["ways"] if isinstance(known["ways"], list | tuple) else [known["ways"]]
         known["ways"] = tuple(_record(Way, "ways", entry) for entry in ways)
     _require(known)
-    _check_types(known, typing.get_type_hints(ModelConfig))
+    check_types(known, typing.get_type_hints(ModelConfig))
     return ModelConfig(**known)
+
+
+OF_ENDS = ("eos_token_id", "eos_token_ids")
+"""transformers' field and ours."""
+
+
+def _our_ends(eos: Any, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The end tokens, of which transformers' `eos_token_id` must say the same where both are given."""
+    if eos is None:
+        return ours
+    theirs = tuple(eos) if isinstance(eos, list | tuple) else (eos,)
+    check_types({"eos_token_id": theirs, "eos_token_ids": ours}, dict.fromkeys(OF_ENDS, tuple[int, ...]))
+    if ours and set(ours) != set(theirs):
+        raise UserError(f"eos_token_id is {shown(eos)}, but eos_token_ids is {list(ours)}: keep the one that is right.")
+    return ours or theirs
 
 
 def _record(kind: type[Record], name: str, fields: Any) -> Record:
@@ -205,16 +287,30 @@ def _record(kind: type[Record], name: str, fields: Any) -> Record:
         return fields
     kinds = typing.get_type_hints(kind)
     if not isinstance(fields, dict) or not set(fields) <= set(kinds):
-        raise UserError(f"field {name!r} has the entry {fields!r}: give objects with {listed(kinds)}.")
-    _check_types(fields, kinds)
+        raise UserError(f"field {name!r} has the entry {shown(fields)}: give objects with {listed(kinds)}.")
+    check_types(fields, kinds)
     lacking = [
         field.name
         for field in dataclasses.fields(kind)
         if field.default is dataclasses.MISSING and field.name not in fields
     ]
     if lacking:
-        raise UserError(f"field {name!r} has the entry {fields!r}, which lacks {lacking[0]!r}: add it.")
+        raise UserError(f"field {name!r} has the entry {shown(fields)}, which lacks {lacking[0]!r}: add it.")
     return kind(**fields)
+
+
+def _with_rotary(layer: Any) -> Any:
+    """An entry of `layers`, whose own rotary embedding is an object of JSON."""
+    if isinstance(layer, Mapping) and isinstance(layer.get("rotary"), Mapping):
+        return {**layer, "rotary": our_rotary(layer["rotary"])}
+    return layer
+
+
+def _layer_to_json(layer: LayerKind) -> Json:
+    fields = dataclasses.asdict(layer)
+    if isinstance(layer.rotary, Rotary):
+        fields["rotary"] = our_rotary_to_json(layer.rotary)
+    return fields
 
 
 def our_config_to_json(config: ModelConfig) -> Json:
@@ -224,186 +320,15 @@ def our_config_to_json(config: ModelConfig) -> Json:
         "model_type": "anyorder",
         "architectures": [OURS],
         **fields,
-        "rotary": _our_rotary_to_json(config.rotary),
-        "layers": [dataclasses.asdict(layer) for layer in config.layers],
+        "rotary": our_rotary_to_json(config.rotary),
+        "layers": [_layer_to_json(layer) for layer in config.layers],
         "eos_token_ids": list(config.eos_token_ids),
+        "eos_token_id": ends_to_json(config.eos_token_ids),  # which transformers and others read
         "ways": [dataclasses.asdict(way) for way in config.ways],
     }
-
-
-# ------------------------------------------------------------------------------------------------ types of fields
 
 
 def _require(fields: Json) -> None:
     for name in REQUIRED:
         if fields.get(name) is None:
             raise UserError(f"field {name!r} is missing: add it.")
-
-
-def _check_types(fields: Json, kinds: Mapping[str, Any], what: str = "field") -> None:
-    for name, value in fields.items():
-        if not _has_type(value, kinds[name]):
-            raise UserError(f"{what} {name!r} is {value!r}: give {_type_name(kinds[name])}.")
-
-
-def _has_type(value: Any, kind: Any) -> bool:
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return any(_has_type(value, option) for option in options)
-    if origin in (list, tuple):
-        return isinstance(value, origin) and all(_has_type(item, options[0]) for item in value)
-    if origin is typing.Literal:
-        return value in options
-    if isinstance(value, bool):  # which Python counts among the integers
-        return kind is bool
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, kind)
-
-
-def _type_name(kind: Any) -> str:
-    origin, options = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):
-        return " or ".join(map(_type_name, options))
-    if origin is typing.Literal:
-        return f"one of {listed(options)}"
-    if origin in (list, tuple):
-        return _PLURALS.get(options[0], "a list")
-    return _TYPE_NAMES.get(kind, getattr(kind, "__name__", str(kind)))
-
-
-_TYPE_NAMES: dict[Any, str] = {
-    int: "a whole number", float: "a number", bool: "true or false", str: "a name", types.NoneType: "null",
-}  # fmt: skip
-_PLURALS: dict[Any, str] = {int: "whole numbers", float: "numbers", str: "a list of names"}
-
-
-# ------------------------------------------------------------------------------------------------ rotary
-
-NATIVE_ROTARY: dict[str, type[Rotary]] = {
-    "default": Rotary, "linear": LinearRotary, "dynamic": DynamicRotary, "llama3": Llama3Rotary, "yarn": YarnRotary,
-}  # fmt: skip
-"""The types that transformers knows, under its names."""
-
-TRAINED_LENGTH_ELSEWHERE = ("dynamic",)
-"""Types for which transformers takes `max_position_embeddings` as the trained length, whatever they say themselves."""
-
-FIRST_WITH_THETA = (4, 33)
-"""The version of transformers that added `rope_theta`; before, the base of Llama was 10000 and no field said so."""
-
-
-def rotary_from_json(fields: Json) -> Rotary:
-    """The rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
-
-    Raises:
-        UserError: no base is found, two forms disagree, or the type is unknown.
-    """
-    forms = [form for name in ("rope_parameters", "rope_scaling") if (form := fields.get(name)) is not None]
-    for form in forms:
-        if not isinstance(form, Mapping):
-            raise UserError(f"rope_parameters or rope_scaling is {form!r}: give an object with rope_type.")
-    theta = _agreed("rope_theta", [form.get("rope_theta") for form in (*forms, fields)])
-    if theta is None and _version(fields.get("transformers_version")) < FIRST_WITH_THETA:
-        theta = 10_000.0
-    if theta is None:
-        raise UserError("rope_theta is missing, in rope_parameters too: add the base that was used in training.")
-    # Before transformers 4.43 the type was called `type`.
-    rope_type = _agreed("rope_type", [form.get("rope_type", form.get("type")) for form in forms]) or "default"
-    rope_type = "rotary" if rope_type == "default" else rope_type
-    if rope_type not in ROTARY_EMBEDDINGS:
-        known = f"choose one of {listed(ROTARY_EMBEDDINGS)}, or register it in ROTARY_EMBEDDINGS"
-        raise UserError(f"rope_type is {rope_type!r}: {known}.")
-    if any(form.get("partial_rotary_factor", 1) != 1 for form in forms):
-        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
-    kind = ROTARY_EMBEDDINGS[rope_type]
-    hints = typing.get_type_hints(kind)
-    given: Json = {}
-    for field in dataclasses.fields(kind):
-        value = _agreed(field.name, [form.get(field.name) for form in forms])
-        if field.name == "theta":
-            value = theta
-        if field.name == "original_max_position_embeddings":
-            value = _trained_length(rope_type, value, fields)
-        if value is None and field.default is dataclasses.MISSING:
-            raise UserError(f"rope field {field.name!r} is missing, which rope_type {rope_type!r} needs: add it.")
-        if value is not None:
-            as_tuple = isinstance(value, list) and typing.get_origin(hints[field.name]) is tuple
-            given[field.name] = tuple(value) if as_tuple else value
-    _check_types(
-        {f"rope_{name}" if name == "theta" else name: value for name, value in given.items()},
-        hints | {"rope_theta": float},
-        "rope field",
-    )
-    return kind(**given)
-
-
-def _trained_length(rope_type: str, stated: Any, fields: Json) -> Any:
-    """As transformers finds it: beside `rope_parameters`, in them, or the length of the network."""
-    length = fields.get("max_position_embeddings")
-    if rope_type in TRAINED_LENGTH_ELSEWHERE and length is not None:
-        return length
-    name = "original_max_position_embeddings"
-    stated = _agreed(name, [stated, fields.get(name)])
-    return length if stated is None else stated
-
-
-def _version(text: Any) -> tuple[int, ...]:
-    """Such as (4, 31) for "4.31.0.dev0"; what cannot be read counts as new."""
-    found = re.match(r"(\d+)\.(\d+)", str(text))
-    return (int(found[1]), int(found[2])) if found else FIRST_WITH_THETA
-
-
-def rotary_to_json(rotary: Rotary) -> Json:
-    """`rope_parameters` of a rotary embedding, without the precision of its angles and what is as by default.
-
-    Raises:
-        UserError: it is of a kind that is not registered.
-    """
-    fields = _rotary_fields(rotary)
-    rope_type = registered_name(rotary)
-    form: Json = {"rope_type": "default" if rope_type == "rotary" else rope_type, "rope_theta": fields["theta"]}
-    for field in dataclasses.fields(rotary):
-        if field.name not in ("theta", "float32_angles") and fields.get(field.name, field.default) != field.default:
-            form[field.name] = fields[field.name]
-    return form
-
-
-def _rotary_fields(rotary: Rotary) -> Json:
-    """What a rotary embedding's fields are, except for those that are None."""
-    hints = typing.get_type_hints(type(rotary))
-    fields = {field.name: getattr(rotary, field.name) for field in dataclasses.fields(rotary)}
-    return {
-        name: float(value) if hints[name] in (float, float | None) else value
-        for name, value in fields.items()
-        if value is not None
-    }
-
-
-def _our_rotary(form: Any) -> Rotary:
-    rotary = rotary_from_json({"rope_parameters": form})
-    known = {"rope_type", "rope_theta"} | {field.name for field in dataclasses.fields(rotary)} - {"theta"}
-    for name in form:
-        if name not in known:
-            raise UserError(f"rope field {name!r} is unknown: correct its spelling, or delete it.")
-    return rotary
-
-
-def _our_rotary_to_json(rotary: Rotary) -> Json:
-    fields = rotary_to_json(rotary) | _rotary_fields(rotary)  # all, since defaults may change
-    del fields["theta"]
-    try:
-        comes_back = _our_rotary(json.loads(json.dumps(fields))) == rotary
-    except (TypeError, UserError):
-        comes_back = False
-    if not comes_back:
-        remedy = "give its fields types of JSON (numbers, names, true or false, tuples of them)"
-        raise UserError(f"rotary embedding {rotary!r} cannot be written: {remedy}.")
-    return fields
-
-
-def _agreed(name: str, values: list[Any]) -> Any:
-    """The one value among those given, None if none is."""
-    given = [value for value in values if value is not None]
-    if any(value != given[0] for value in given):
-        raise UserError(f"{name} is given as {' and as '.join(map(repr, given))}: keep the one that is right.")
-    return given[0] if given else None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from anyorder.checkpoints.contents import contents_of
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.rope import Rotary
@@ -43,9 +44,10 @@ def write(model: Llama, path: str | Path) -> None:
     """Writes a network as a new GGUF file, in bfloat16 or else float32; whole or not at all.
 
     Raises:
-        UserError: the network is more than a plain Llama, the place is taken, or the package `gguf` is missing.
+        UserError: the network is more than a plain Llama, the place is taken, the package `gguf` is missing, or see
+            `contents_of`.
     """
-    config = model.config
+    config = contents_of(model).config
     if special := _beyond_llama(config):
         raise UserError(f"{special}: llama.cpp's Llama is plain, so write a Hugging Face folder instead.")
     try:
@@ -81,16 +83,15 @@ def write(model: Llama, path: str | Path) -> None:
 
 def tensors(model: Llama) -> dict[str, Tensor]:
     """The weights under llama.cpp's names and in its order; a head that is the embedding is left out."""
-    tied = model.config.tie_word_embeddings
+    contents = contents_of(model)
     found = {}
-    for name, weight in model.state_dict().items():
+    for name, weight in contents.tensors.items():
         if name in OF_NETWORK:
-            if not (tied and name == "lm_head.weight"):
-                found[OF_NETWORK[name]] = weight.cpu()
+            found[OF_NETWORK[name]] = weight.cpu()
             continue
         number, _, module = name.removeprefix("model.layers.").removesuffix(".weight").partition(".")
         if module in ("self_attn.q_proj", "self_attn.k_proj"):
-            weight = _pairs_side_by_side(weight, model.config.head_dim)
+            weight = _pairs_side_by_side(weight, contents.config.head_dim)
         found[f"blk.{number}.{OF_LAYER[module]}.weight"] = weight.cpu()
     return found
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
+from anyorder.annotations import shown
+from anyorder.checkpoints.places import is_folder
 from anyorder.errors import UserError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -31,7 +34,7 @@ def is_hub_id(path: str | Path) -> bool:
     if isinstance(path, Path) or HUB_ID.fullmatch(path) is None:
         return False
     place = Path(path)
-    return not place.parent.is_dir() and place.suffix not in FILE_SUFFIXES
+    return not is_folder(place.parent) and place.suffix not in FILE_SUFFIXES
 
 
 def fetch(path: str | Path, revision: str | None = None, token: str | None = None, *, weights: bool = True) -> Path:
@@ -49,10 +52,15 @@ def fetch(path: str | Path, revision: str | None = None, token: str | None = Non
         UserError: the model or the revision does not exist, access is not granted, or it can be had neither from the
             hub nor from the cache.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(f"checkpoint is {shown(path)}: give a path, or the id of a model on the hub.")
     if not is_hub_id(path):
         if revision is not None:
             raise UserError(f"revision is {revision!r}, but {str(path)!r} is no model on the hub: leave it out.")
-        return Path(path).expanduser()
+        try:
+            return Path(path).expanduser()
+        except RuntimeError as error:
+            raise UserError(f"checkpoint {str(path)!r} is in the home of nobody here: check the path.") from error
     repository = str(path)
     folder = _snapshot(repository, revision, token, (*WORDS, *WEIGHTS) if weights else WORDS)
     if weights and not any(folder.glob("*.safetensors")):

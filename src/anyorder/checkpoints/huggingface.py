@@ -10,15 +10,20 @@ import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, form_to_json
+from anyorder.annotations import shown
+from anyorder.checkpoints.config_json import config_from_json, config_to_json, ends_to_json, form_to_json
+from anyorder.checkpoints.contents import EMBEDDING, contents_of
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.masked_diffusion import Form, form_of
+from anyorder.checkpoints.places import is_file
+from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -30,6 +35,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+HEAD = "lm_head.weight"
 
 IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Tables that old versions of transformers stored; they follow from the configuration."""
@@ -47,9 +54,10 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
     if (folder / GENERATION_CONFIG).is_file():
         # Where both say what ends a text, transformers' `generate` follows this file.
         eos = read_json(folder / GENERATION_CONFIG).get("eos_token_id")
-        fields |= {} if eos is None or fields.get("model_type") == "anyorder" else {"eos_token_id": eos}
+        fields |= {} if eos is None else {"eos_token_id": eos, "eos_token_ids": None}
+    fields = with_tokenizers_mask(fields, folder)
     try:
-        return config_from_json(fields), form_of(fields.get("model_type"))
+        return config_from_json(fields), form_of(fields)
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
 
@@ -79,6 +87,8 @@ def read(folder: Path) -> Checkpoint:
                 raise UserError(f"tensor {name!r} in {str(file)!r} is stored as {dtype}: store it as one of {known}.")
             files[name], shapes[name], dtypes[name] = file, shape, DTYPES[SAFETENSORS_DTYPES[dtype]]
     _check_index(folder, {stored_as[name]: file for name, file in files.items()})
+    if form is not None and form.own_head and HEAD in files:
+        config = config.replace(tie_word_embeddings=False)
 
     def read_tensor(name: str) -> Tensor:
         # Opened anew for each tensor: pages of the file stay in memory while it is open. A copy, since tensors in the
@@ -91,7 +101,7 @@ def read(folder: Path) -> Checkpoint:
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:
-    """Writes `config.json` and the weights into an existing empty folder.
+    """Writes `config.json`, `generation_config.json` and the weights into an existing empty folder.
 
     Args:
         model: the network; its weights are written in their dtype.
@@ -100,16 +110,17 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
         form: in which a masked diffusion model is published; the nearest architecture, or our own form, unless given.
 
     Raises:
-        UserError: `max_shard_size` is no size, or the form cannot express the network.
+        UserError: `max_shard_size` is no size, the form cannot express the network, or see `contents_of`.
     """
     if max_shard_size is not None and max_shard_size <= 0:
         raise UserError(f"max_shard_size is {max_shard_size}: give a number of bytes above 0, or None for one file.")
-    dtype = str(model.dtype).removeprefix("torch.")
-    config = config_to_json(model.config) if form is None else form_to_json(model.config, form)
-    write_json(folder / CONFIG, config | {"dtype": dtype, "torch_dtype": dtype})
-    weights = {  # tied ones once
-        name if form is None else form.theirs(name): parameter.detach() for name, parameter in model.named_parameters()
-    }
+    contents = contents_of(model)
+    config, tensors = contents.config, contents.tensors
+    dtype = str(tensors[EMBEDDING].dtype).removeprefix("torch.")
+    fields = config_to_json(config) if form is None else form_to_json(config, form)
+    write_json(folder / CONFIG, fields | {"dtype": dtype, "torch_dtype": dtype})
+    write_json(folder / GENERATION_CONFIG, generation_to_json(config))
+    weights = {name if form is None else form.theirs(name): tensor for name, tensor in tensors.items()}
     shards = list(_shards(weights, max_shard_size))
     if len(shards) == 1:
         return _save(shards[0], folder / WEIGHTS)
@@ -120,6 +131,16 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
         where |= dict.fromkeys(shard, file)
     total = sum(weight.nbytes for weight in weights.values())
     return write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": where})
+
+
+def generation_to_json(config: ModelConfig) -> dict[str, Any]:
+    """A `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
+    special = {
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": ends_to_json(config.eos_token_ids),
+        "pad_token_id": config.pad_token_id,
+    }
+    return {"_from_model_config": True} | {name: value for name, value in special.items() if value is not None}
 
 
 def _shards(weights: Mapping[str, Tensor], max_size: int | None) -> Iterator[dict[str, Tensor]]:
@@ -153,7 +174,7 @@ def _weight_files(folder: Path) -> list[Path]:
 def _weight_map(folder: Path) -> dict[str, str]:
     where = read_json(folder / INDEX).get("weight_map")
     names = where.values() if isinstance(where, dict) and where else [None]
-    if not all(isinstance(name, str) and name == Path(name).name for name in names):
+    if not all(isinstance(name, str) and name and name == Path(name).name for name in names):
         raise UserError(f"{str(folder / INDEX)!r} has no weight_map of tensors to files beside it: fetch it again.")
     return typing.cast(dict[str, str], where)
 
@@ -170,15 +191,15 @@ def _check_index(folder: Path, files: Mapping[str, Path]) -> None:
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Name, shape and dtype of each tensor in a file, whose size is checked by the library."""
-    if not file.is_file():
-        raise UserError(f"weight file {str(file)!r} is missing: complete the folder.")
+    if not is_file(file):  # also of names that no file can have
+        raise UserError(f"weight file {shown(str(file))} is missing: complete the folder.")
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 if not IGNORED_TENSORS.fullmatch(name):
                     tensor = tensors.get_slice(name)
                     yield name, tuple(tensor.get_shape()), tensor.get_dtype()
-    except SafetensorError as error:
+    except (SafetensorError, OSError, ValueError) as error:
         size = file.stat().st_size
         raise UserError(
             f"weight file {str(file)!r} of {size} bytes is damaged or not whole ({error}): fetch it again."

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from anyorder.checkpoints.contents import EMBEDDING, Contents, contents_of
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -214,10 +215,11 @@ def write(model: Llama, path: Path, version: int = LEGACY) -> None:
     """Writes a network as a llama2.c file at `path`, by default in the form that run.c reads.
 
     Raises:
-        UserError: the format cannot express the network.
+        UserError: the format cannot express the network, or see `contents_of`.
     """
-    header = _header_of(model, version)
-    weights = dict(model.named_parameters(remove_duplicate=False))
+    contents = contents_of(model)
+    header = _header_of(contents, version)
+    weights = contents.tensors
     with path.open("wb") as file:
         _write_header(file, header)
         for kind, _, name in header.tensors():
@@ -227,11 +229,11 @@ def write(model: Llama, path: Path, version: int = LEGACY) -> None:
             file.write(weight.contiguous().numpy().data)
 
 
-def _header_of(model: Llama, version: int) -> Header:
-    config = model.config
+def _header_of(contents: Contents, version: int) -> Header:
+    config = contents.config
     if version not in ORDER:
         raise UserError(f"version is {version!r}: give 0 (legacy, which run.c reads) or 1.")
-    if model.dtype == torch.float64:
+    if contents.tensors[EMBEDDING].dtype == torch.float64:
         raise UserError("dtype is torch.float64: llama2.c files hold float32, so load the network as float32 first.")
     header = Header(
         version=version,
@@ -248,9 +250,9 @@ def _header_of(model: Llama, version: int) -> Header:
     if config.head_dim != head_dim:
         raise UserError(f"configuration field 'head_dim' is {config.head_dim}: a llama2.c file holds {head_dim} only.")
     possible = header.to_config()
-    rotary = dataclasses.replace(config.rotary, float32_angles=False)  # no part of the network
+    config = config.with_exact_angles
     for field in dataclasses.fields(ModelConfig):
-        value = rotary if field.name == "rotary" else getattr(config, field.name)
+        value = getattr(config, field.name)
         if field.name not in NOT_KEPT and value != getattr(possible, field.name):
             raise UserError(
                 f"configuration field {field.name!r} is {value!r}: a llama2.c file can hold "

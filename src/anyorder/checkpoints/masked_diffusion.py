@@ -1,4 +1,4 @@
-"""Masked diffusion models as they are published: LLaDA, LLaDA-1.5, iLLaDA and Dream.
+"""Masked diffusion models as they are published: LLaDA, iLLaDA, Dream, dLLM's conversions, Fast-dLLM v2, SDAR.
 
 Each is a network of the Llama family without the causal mask, in a Hugging Face folder that says so in its own words.
 A `Form` translates these words into those of the architecture that it is, and back, so nothing else about folders is
@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from anyorder.annotations import shown
 from anyorder.errors import UserError
-from anyorder.ways import Way, diffusion
+from anyorder.ways import Way, blocks, diffusion
 
 Json = dict[str, Any]
 
@@ -74,7 +75,9 @@ END_OF_TURN = {126_464: 126_348}
 def _read_llada(fields: Json) -> Json:
     for name, value in LLADA_FIXED.items():
         if fields.get(name) not in (value, None):
-            raise UserError(f"{name} is {fields[name]!r}: this version reads networks of LLaDA with {value!r} only.")
+            raise UserError(
+                f"{name} is {shown(fields[name])}: this version reads networks of LLaDA with {value!r} only."
+            )
     for name in ("d_model", "n_layers", "n_heads", "mlp_hidden_size", "rope_theta"):
         if fields.get(name) is None:
             raise UserError(f"field {name!r} is missing: add it.")
@@ -85,7 +88,8 @@ def _read_llada(fields: Json) -> Json:
         ours["vocab_size"] = fields.get("vocab_size")
     if ours["rms_norm_eps"] is None:
         ours["rms_norm_eps"] = 1e-5
-    end, turn = fields.get("eos_token_id"), END_OF_TURN.get(ours["vocab_size"] or 0)
+    size = ours["vocab_size"]
+    end, turn = fields.get("eos_token_id"), END_OF_TURN.get(size) if isinstance(size, int) else None
     ours["eos_token_id"] = end if turn is None or end is None else [end, turn]
     return {"model_type": "llama", **ours}
 
@@ -103,7 +107,11 @@ def _write_llada(native: Json, way: Way) -> Json:
     }
 
 
-# ------------------------------------------------------------------------------------------- Dream
+# ------------------------------------------------------------------------------------------- others
+
+
+def _read_plain(fields: Json) -> Json:
+    return fields
 
 
 def _read_dream(fields: Json) -> Json:
@@ -111,11 +119,22 @@ def _read_dream(fields: Json) -> Json:
     return {**fields, **ends, "is_causal": None}
 
 
-def _write_dream(native: Json, way: Way) -> Json:
+def _write_plain(native: Json, way: Way) -> Json:
     return {**native, "mask_token_id": way.mask_token_id, "use_cache": False}
 
 
+def _write_in_blocks(native: Json, way: Way) -> Json:
+    length = {} if way.block_length is None else {BLOCK_FIELDS[0]: way.block_length}
+    return _write_plain(native, way) | length
+
+
 # ------------------------------------------------------------------------------------------- forms
+
+MASK_FIELDS = ("mask_token_id", "mask_id")
+"""Fields of config.json with the mask token."""
+
+BLOCK_FIELDS = ("bd_size", "block_size")
+"""Fields of config.json with the tokens of a block, where a text is written block by block."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,16 +150,24 @@ class Form:
         read: fields of that architecture's config.json, from those of this one.
         write: the contrary, but for `model_type` and `architectures`.
         tensors: names of tensors there and here, {} for the layer; those that are missing are the same.
+        mask_token_id: where neither config.json nor the tokenizer names it.
+        in_blocks: may write block by block; config.json says so by one of `BLOCK_FIELDS`.
+        block_length: tokens of a block where config.json does not say; None: not by blocks then.
+        own_head: a head in the file counts even if config.json ties it to the embedding.
     """
 
     name: str
     model_type: str
     class_names: tuple[str, ...]
     native: str
-    shifted: bool
-    read: Callable[[Json], Json]
-    write: Callable[[Json, Way], Json]
+    shifted: bool = False
+    read: Callable[[Json], Json] = _read_plain
+    write: Callable[[Json, Way], Json] = _write_plain
     tensors: Mapping[str, str] = field(default_factory=dict)
+    mask_token_id: int | None = None
+    in_blocks: bool = False
+    block_length: int | None = None
+    own_head: bool = False
 
     def way(self, fields: Json) -> Way:
         """How the network writes.
@@ -148,10 +175,20 @@ class Form:
         Raises:
             UserError: the mask token is missing.
         """
-        mask = fields.get("mask_token_id")
+        named = (fields.get(name) for name in MASK_FIELDS)
+        mask = next((value for value in named if value is not None), self.mask_token_id)
         if not isinstance(mask, int) or isinstance(mask, bool):
-            raise UserError(f"mask_token_id is {mask!r}: add the id of the mask token, a whole number.")
-        return diffusion(mask, shifted=self.shifted)
+            raise UserError(f"mask_token_id is {shown(mask)}: add the id of the mask token, a whole number.")
+        length = self.block_length
+        for name in BLOCK_FIELDS if self.in_blocks else ():
+            length = length if fields.get(name) is None else fields[name]
+        if length is None:
+            return diffusion(mask, shifted=self.shifted)
+        return blocks(mask, length, shifted=self.shifted)
+
+    def names_mask(self, fields: Json) -> bool:
+        """Whether config.json names the mask token."""
+        return any(fields.get(name) is not None for name in MASK_FIELDS)
 
     def ours(self, name: str) -> str:
         """The name here of a tensor there."""
@@ -176,21 +213,51 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
     return names[pattern].format(number and number[1]) if pattern in names else name
 
 
+def _converted(native: str, class_name: str) -> Form:
+    """dLLM's (github.com/ZHZisZZ/dllm) conversion of a causal architecture, A2D there.
+
+    Its code gives the network a head of its own, whatever config.json says. The mask token is the tokenizer's. Its
+    MDLM and BD3LM networks have the same config.json, so which of the two a network is has to be added: `block_size`.
+    """
+    return Form(
+        name=f"a2d-{native}", model_type=f"a2d-{native}", class_names=(class_name,), native=native,
+        write=_write_in_blocks, in_blocks=True, own_head=True,
+    )  # fmt: skip
+
+
 FORMS = (
     Form(
-        name="llada", model_type="llada", class_names=("LLaDAModelLM",), native="llama", shifted=False,
+        name="llada", model_type="llada", class_names=("LLaDAModelLM",), native="llama",
         read=_read_llada, write=_write_llada, tensors=LLADA_TENSORS,
     ),
     Form(
+        name="illada", model_type="illada", class_names=("ILLaDAForCausalLM", "LLaDAModelLM"), native="llama",
+        mask_token_id=5,
+    ),
+    Form(
         name="dream", model_type="Dream", class_names=("DreamModel", "DreamForCausalLM"), native="qwen2", shifted=True,
-        read=_read_dream, write=_write_dream,
+        read=_read_dream,
+    ),
+    _converted("llama", "A2DLlamaLMHeadModel"),
+    _converted("qwen2", "A2DQwen2LMHeadModel"),
+    _converted("qwen3", "A2DQwen3LMHeadModel"),
+    Form(
+        name="fast-dllm-v2", model_type="Fast_dLLM_Qwen", class_names=("Fast_dLLM_QwenForCausalLM",), native="qwen2",
+        shifted=True, write=_write_in_blocks, mask_token_id=151_665, in_blocks=True, block_length=32,
+    ),
+    Form(
+        name="sdar", model_type="sdar", class_names=("SDARForCausalLM",), native="qwen3", write=_write_in_blocks,
+        mask_token_id=151_669, in_blocks=True, block_length=4,
     ),
 )  # fmt: skip
 
 
-def form_of(model_type: object) -> Form | None:
-    """The form with this `model_type`, None where it is no such model."""
-    return next((form for form in FORMS if str(model_type).lower() == form.model_type.lower()), None)
+def form_of(fields: Json) -> Form | None:
+    """The form that a config.json has, None where it is of no such model."""
+    model_type = str(fields.get("model_type")).lower()
+    if model_type == "llada" and "hidden_size" in fields and "d_model" not in fields:
+        model_type = "illada"  # Llama's names beside LLaDA's model_type
+    return next((form for form in FORMS if form.model_type.lower() == model_type), None)
 
 
 def named_form(name: str) -> Form:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from anyorder.annotations import shown
 from anyorder.attention import resolve_backend
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -50,6 +51,8 @@ class Checkpoint:
     @property
     def dtype(self) -> torch.dtype:
         """What all tensors fit in without loss: the stored dtype, unless several are mixed."""
+        if not self.dtypes:
+            raise UserError(f"checkpoint {str(self.path)!r} holds no tensor: fetch the weights again.")
         widest, *others = dict.fromkeys(self.dtypes.values())
         for other in others:
             widest = torch.promote_types(widest, other)
@@ -65,6 +68,7 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
     """
     wanted = None if dtype == "auto" else resolve_dtype(dtype)
     device = resolve_device(device)
+    _check_layers(checkpoint)
     model = blank(checkpoint.config, backend)
     names = _parameter_names(model)
     _check_names(checkpoint, names)
@@ -146,6 +150,20 @@ def _parameter_names(model: nn.Module) -> dict[str, tuple[str, ...]]:
     return {first: tuple(others) for first, *others in names.values()}
 
 
+FEW_LAYERS = 100
+"""Layers that are built in a moment, so that each tensor that they lack can be named."""
+
+
+def _check_layers(checkpoint: Checkpoint) -> None:
+    """Before a network is built, which takes time for each layer."""
+    layers = checkpoint.config.num_hidden_layers
+    if layers > len(checkpoint.shapes) + FEW_LAYERS:
+        raise UserError(
+            f"checkpoint {str(checkpoint.path)!r} has {len(checkpoint.shapes)} tensors, but its configuration "
+            f"{layers} layers: mend the configuration, or fetch the weights again."
+        )
+
+
 def _check_names(checkpoint: Checkpoint, names: Mapping[str, tuple[str, ...]]) -> None:
     missing = [name for name in names if name not in checkpoint.shapes]
     if missing:
@@ -195,9 +213,9 @@ def _check_tied(checkpoint: Checkpoint, name: str, alias: str, weight: Tensor) -
 
 def counted(names: Collection[str]) -> str:
     """Such as "tensors 'a', 'b', 'c' and 4 more"."""
-    shown = ", ".join(map(repr, list(names)[:3]))
+    first = ", ".join(map(shown, list(names)[:3]))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return f"{'tensor' if len(names) == 1 else 'tensors'} {shown}{more}"
+    return f"{'tensor' if len(names) == 1 else 'tensors'} {first}{more}"
 
 
 def listed(names: Iterable[str]) -> str:

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from anyorder.api import Output, generate
+from anyorder.cli._console import PlainConsole
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step
 from anyorder.dispatch import prompts_for, resolve
@@ -100,7 +101,7 @@ def show_writing(model: Llama, tokenizer: Any, prompt: str, options: Mapping[str
             pieces.update(token_pieces(tokenizer, [token_id]))
         return pieces[token_id]
 
-    with CanvasView(Console(highlight=False), piece) as view:
+    with CanvasView(PlainConsole(), piece) as view:
         view.draw(places, 0)
 
         def watch(step: Step) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from anyorder.checkpoints.config_json import rotary_to_json
+from anyorder.checkpoints.rotary_json import rotary_to_json
 from anyorder.inspection.head_sharing import HeadSharing
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.rope import Rotary
 from anyorder.ways import Way
 
 
@@ -22,7 +23,8 @@ def layers(kinds: tuple[LayerKind, ...]) -> str:
             for part, holds in (
                 (f"window of {kind.window}", kind.window is not None),
                 (f"chunks of {kind.chunk}", kind.chunk is not None),
-                ("no rotary", not kind.rotary),
+                ("no rotary", kind.rotary is False),
+                (f"rotary {own_rotary(kind)}", own_rotary(kind) != ""),
             )
             if holds
         )
@@ -32,6 +34,11 @@ def layers(kinds: tuple[LayerKind, ...]) -> str:
     if set(counted) == {"full"}:
         return str(len(kinds))
     return f"{len(kinds)} ({'; '.join(f'{count} {name}' for name, count in counted.items())})"
+
+
+def own_rotary(kind: LayerKind) -> str:
+    """The rotary embedding of layers that have one of their own; empty for others."""
+    return "" if isinstance(kind.rotary, bool) else rotary(kind.rotary)
 
 
 def heads(config: ModelConfig) -> str:
@@ -71,9 +78,9 @@ def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:
     return table
 
 
-def rotary(config: ModelConfig) -> str:
-    """The type of the rotary embedding and its numbers."""
-    fields = rotary_to_json(config.rotary)
+def rotary(embedding: Rotary) -> str:
+    """The type of a rotary embedding and its numbers."""
+    fields = rotary_to_json(embedding)
     kind = fields.pop("rope_type")
     numbers = (f"{name.removeprefix('rope_').replace('_', ' ')} {value:g}" for name, value in fields.items())
     return ", ".join([kind, *numbers])

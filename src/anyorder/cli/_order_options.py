@@ -85,17 +85,3 @@ def with_drafts(order: Any, draft: int | None) -> Any:
 
     fixed: Any = order_named(order or "any-order")
     return Speculative(order=fixed, draft=draft)
-
-
-def gap_lengths(text: str | None) -> int | list[int] | None:
-    """What `anyorder.generate` takes as gap_tokens, from such as "4" or "2,4,8".
-
-    Raises:
-        UserError: it is neither.
-    """
-    if text is None:
-        return None
-    numbers = [part.strip() for part in text.split(",")]
-    if not all(number.isdecimal() for number in numbers):
-        raise UserError(f"gap_tokens is {text!r}: give a number of tokens, or several with commas, such as 2,4,8.")
-    return int(numbers[0]) if len(numbers) == 1 else [int(number) for number in numbers]

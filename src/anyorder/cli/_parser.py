@@ -6,13 +6,19 @@ import argparse
 import dataclasses
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import Any, Literal, get_origin, get_type_hints
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
+from anyorder.annotations import fitted, shown
+from anyorder.cli._config_file import read_config_file
+from anyorder.cli._other_names import other_name
 from anyorder.errors import UserError
 
 
@@ -22,9 +28,10 @@ def parse(
     """The keywords for `command` that a command line asks for.
 
     Positional parameters of the function become words (of type `list[str]`, any number of them), keyword-only ones
-    options; `bool` options are bare flags, `list[str]` options may be repeated. `--config FILE` sets any of them, and
-    the rest of the command line, wherever it stands, overrides the file. A command whose only parameter is a dataclass
-    has the fields of that as its parameters.
+    options; `bool` options are bare flags. A list option may be repeated, and of one that is no list of free text
+    (`list[int]`, `list[Listed]`, a list of a `Literal`) the items may stand with commas between, too. `--config FILE`
+    sets any of them, and the rest of the command line, wherever it stands, overrides the file. A command whose only
+    parameter is a dataclass has the fields of that as its parameters.
 
     Args:
         name: of the command, for messages. The function's own is no help: jsonargparse looks up what it
@@ -43,13 +50,15 @@ def parse(
     if below:
         parser.epilog = f"Below it: {', '.join(f'anyorder {name} {sub}' for sub in below)}."
     try:
-        values = parser.parse_args(_config_first(words)).as_dict()
+        with _config_first(words) as ordered:
+            values = parser.parse_args(ordered).as_dict()
     except ArgumentError as error:
         raise UserError(_explain(name, target, error.message)) from None
     kept = {key: value for key, value in values.items() if key in inspect.signature(target).parameters}
-    for key in kept.keys() & _repeatable(target):
-        kept[key] = _strings(key, kept[key])
-    return kept if settings is None else {settings[0]: settings[1](**kept)}
+    lists = _lists(target)
+    for key in kept.keys() & lists.keys():
+        kept[key] = _items(key, kept[key], lists[key])
+    return fitted(target, kept) if settings is None else {settings[0]: settings[1](**kept)}
 
 
 def _settings(command: Callable[..., None]) -> tuple[str, type] | None:
@@ -89,7 +98,7 @@ def _parser(name: str, command: Callable[..., None] | type, about: str) -> Argum
     hints = get_type_hints(command)
     for parameter in inspect.signature(command).parameters.values():
         text = help_of[parameter.name]
-        if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name in _repeatable(command):
+        if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name in _lists(command):
             parser.add_argument(parameter.name, nargs="*", default=argparse.SUPPRESS, help=text)
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             # Suppressed, an absent word leaves alone what the configuration file says.
@@ -99,7 +108,7 @@ def _parser(name: str, command: Callable[..., None] | type, about: str) -> Argum
             parser.add_argument(parameter.name, type=str, help=text, **absent)
         elif hints[parameter.name] is bool:
             parser.add_argument(f"--{parameter.name}", action="store_true", help=text)
-        elif parameter.name in _repeatable(command):
+        elif parameter.name in _lists(command):
             parser.add_argument(f"--{parameter.name}", action="append", default=[], help=text)
         else:
             needed = parameter.default is parameter.empty
@@ -111,22 +120,40 @@ def _parser(name: str, command: Callable[..., None] | type, about: str) -> Argum
     return parser
 
 
-def _repeatable(command: Callable[..., None] | type) -> list[str]:
-    return [name for name, hint in get_type_hints(command).items() if hint == list[str]]
+def _lists(command: Callable[..., None] | type) -> dict[str, Any]:
+    """The list options of a command, each with the hint of its items."""
+    hints = get_type_hints(command, include_extras=True)
+    return {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is list}
 
 
-def _strings(name: str, value: object) -> list[str]:
-    """One string, or a list of them, as a configuration file may say it."""
+def _items(name: str, value: object, hint: Any) -> list[Any]:
+    """One item, or a list of them, as a configuration file may say it; with commas between unless they are text."""
     values: list[Any] = value if isinstance(value, list) else [value]
+    if hint is not str:
+        parts = [part.strip() for item in values for part in str(item).split(",")]
+        return [_item(name, part, hint) for part in parts if part or len(parts) == 1]
     for item in values:
         if not isinstance(item, str):
             raise UserError(f"option {name} has {item!r}: give text, in quotes.")
     return values
 
 
-def _config_first(words: Sequence[str]) -> list[str]:
-    """`--config FILE` moved before what overrides it; `--max-new-tokens` read as `--max_new_tokens`."""
-    config, others = [], []
+def _item(name: str, text: str, hint: Any) -> Any:
+    if get_origin(hint) is Literal and text not in get_args(hint):
+        raise UserError(f"option {name} has {text!r}: give one of {', '.join(get_args(hint))}.")
+    if hint is not int:
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"option {name} has {text!r}: give whole numbers, with commas between.") from None
+
+
+@contextmanager
+def _config_first(words: Sequence[str]) -> Iterator[list[str]]:
+    """`--config FILE` moved before what overrides it, and checked; `--max-new-tokens` read as `--max_new_tokens`."""
+    files: list[str] = []
+    others: list[str] = []
     remaining = iter(words)
     for word in remaining:
         if word == "--":
@@ -135,12 +162,20 @@ def _config_first(words: Sequence[str]) -> list[str]:
             option, equals, value = word.partition("=")
             option = option.replace("-", "_").replace("__", "--", 1)
             if option == "--config":
-                config += [option, *([value] if equals else _at_most_one(remaining))]
+                file = [value] if equals else _at_most_one(remaining)
+                files += file
+                others += [] if file else [option]  # which then lacks its value
             else:
                 others.append(option + equals + value)
         else:
             others.append(word)
-    return config + others
+    with tempfile.TemporaryDirectory() as folder:
+        config = []
+        for number, text in enumerate(filter(None, map(read_config_file, files))):
+            copy = Path(folder) / f"{number}.yaml"
+            copy.write_text(text, encoding="utf-8")
+            config += [f"--config={copy}"]
+        yield config + others
 
 
 def _at_most_one(words: Iterable[str]) -> list[str]:
@@ -157,14 +192,14 @@ def _explain(name: str, command: Callable[..., None] | type, message: str) -> st
         return f"argument {match[1]} is missing: {see}."
     if match := re.search(r"unrecognized arguments: (\S+)|Option '(\w+)' is not accepted", text):
         return _explain_unknown(match[1] or f"--{match[2]}", command, see)
-    if match := re.search(r'Parser key "([^"]+)": File does not exist: (.*)', text):
-        return f"option --{match[1]} is {match[2]}: no such file, give the path of a YAML or JSON file."
+    if match := re.search(r'Parser key "([^"]+)": Exceeds the limit', text):
+        return f"option {match[1]} has thousands of digits: give a smaller number."
     if match := re.search(r'Parser key "([^"]+)": (.*?)(?:Got|Given) value: (.*)', text):
         kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", match[2].partition("Errors:")[0])
         literals = re.findall(r"Literal\[(.*?)\]", match[2])
         wanted = [{"int": "a whole number", "float": "a number", "str": "text"}.get(kind, kind) for kind in kinds]
         wanted = [*(f"one of {literal}" for literal in literals), *(kind for kind in wanted if kind != "NoneType")]
-        return f"option {match[1]} is {match[3]!r}: give {' or '.join(dict.fromkeys(wanted)) or 'another value'}."
+        return f"option {match[1]} is {shown(match[3])}: give {' or '.join(dict.fromkeys(wanted)) or 'another value'}."
     return f"{text}: {see}."
 
 
@@ -175,5 +210,9 @@ def _explain_unknown(word: str, command: Callable[..., None] | type, see: str) -
         return f"option {word} is unknown: write its value alone, as a word."
     if not word.startswith("-") or option in parameters:
         return f"word {word!r} is one too many: put a text of several words in quotes, or {see}."
+    if ours := other_name(option, parameters):
+        if parameters[ours.partition(" ")[0]].kind is not inspect.Parameter.KEYWORD_ONLY:
+            return f"option --{option} is unknown here: the name is {ours}, whose value stands alone, as a word."
+        return f"option --{option} is unknown here: the name is --{ours}."
     close = get_close_matches(option, parameters, n=1, cutoff=0.7)
     return f"option {word} is unknown: {f'did you mean --{close[0]}?' if close else f'{see}.'}"

@@ -18,8 +18,8 @@ PARTS = {
         "documents", "template", "skip_bad_lines", "streaming", "cache_dir",
     ),
     "what is learnt": (
-        "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "shifted",
-        "opening_steps",
+        "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",
+        "random_length_prob", "shifted", "opening_steps",
     ),
     "how": (
         "steps", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",

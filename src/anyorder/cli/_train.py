@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from rich.console import Console
-
+from anyorder.cli._console import PlainConsole
 from anyorder.training.settings import Run
 
 
@@ -18,7 +17,7 @@ def train(settings: Run, *, tuning: bool) -> None:
     from anyorder.training.engine import checkpoints
     from anyorder.training.runs import CHECKPOINTS, CURVES, NETWORK, run
 
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True)
     tokens = settings.batch_size * settings.accumulation * settings.length
     try:
         with TrainingProgress(console, tokens_per_step=tokens) as progress:

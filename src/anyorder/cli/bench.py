@@ -8,9 +8,9 @@ from typing import Literal
 
 def command(
     *,
-    sizes: list[str] = [],  # noqa: B006 (never changed)
-    dtypes: list[str] = [],  # noqa: B006 (never changed)
-    tasks: list[str] = [],  # noqa: B006 (never changed)
+    sizes: list[Literal["260K", "125M"]] = [],  # noqa: B006 (never changed)
+    dtypes: list[Literal["float32", "bfloat16"]] = [],  # noqa: B006 (never changed)
+    tasks: list[Literal["decode", "prefill", "train"]] = [],  # noqa: B006 (never changed)
     new_tokens: int = 128,
     repeats: int = 5,
     device: str = "auto",
@@ -32,10 +32,10 @@ def command(
     import dataclasses
     import json
 
-    from rich.console import Console
     from rich.table import Table
 
     from anyorder.checkpoints.weights import resolve_device, resolve_dtype
+    from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection import speed
     from anyorder.whole import check_place, whole_file
@@ -43,26 +43,18 @@ def command(
     for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
         if value < 1:
             raise UserError(f"{name} is {value}: give a whole number above 0.")
-    known_tasks: dict[str, speed.Task] = {"decode": "decode", "prefill": "prefill", "train": "train"}
-    chosen = []
-    for task in tasks or known_tasks:
-        if task not in known_tasks:
-            raise UserError(f"task is {task!r}: choose one of {', '.join(known_tasks)}.")
-        chosen.append(known_tasks[task])
-    for size in sizes:
-        if size not in speed.SIZES:
-            raise UserError(f"size is {size!r}: choose one of {', '.join(speed.SIZES)}.")
+    chosen: list[speed.Task] = [*(tasks or ("decode", "prefill", "train"))]
     if output is not None:
         check_place(output, folder=False)  # before minutes are spent
     where = resolve_device(device)
     weights = [resolve_dtype(dtype) for dtype in dtypes or ("float32", "bfloat16")]
 
-    notes, console = Console(stderr=True, highlight=False), Console(highlight=False)
+    notes, console = PlainConsole(stderr=True), PlainConsole()
     if not console.is_terminal:  # a file has no edge at which the table must be cut
         console.width = 120
     if "decode" in chosen and not speed.has_llama_cpp():
         missing = "llama.cpp is left out: it needs the packages of anyorder[bench], which are compiled for minutes"
-        notes.print(missing, markup=False, soft_wrap=True)
+        notes.print(missing, soft_wrap=True)
     bytes_per_second = speed.bandwidth(where)
     timings = []
     for size in sizes or speed.SIZES:

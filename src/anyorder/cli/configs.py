@@ -14,12 +14,11 @@ def command(folder: str, *, data: Path = Path("data.jsonl"), init: str | None = 
         data: What they train on: file or folder of JSONL, JSON or text.
         init: Checkpoint that they start from; a network from scratch unless given.
     """
-    from rich.console import Console
-
+    from anyorder.cli._console import PlainConsole
     from anyorder.cli._sample_configs import sample_configurations
     from anyorder.whole import whole_folder
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     with whole_folder(Path(folder)) as partial:
         for name, text in sample_configurations(data, init).items():
             (partial / name).write_text(text, encoding="utf-8")

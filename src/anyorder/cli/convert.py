@@ -14,7 +14,8 @@ def command(
     kv_heads: int | None = None,
     pooling: Literal["mean", "first", "random"] = "mean",
     seed: int = 0,
-    form: Literal["llada", "dream"] | None = None,
+    form: Literal["llada", "illada", "dream", "a2d-llama", "a2d-qwen2", "a2d-qwen3", "fast-dllm-v2", "sdar"]
+    | None = None,
     revision: str | None = None,
 ) -> None:
     """Turn any checkpoint into a Hugging Face folder or a llama2.c file.
@@ -28,14 +29,13 @@ def command(
         kv_heads: Key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: How several heads become one, mean (of the group), first (of the group) or random (drawn anew).
         seed: Decides what is drawn for random.
-        form: llada or dream, to write a masked diffusion model as those are published.
+        form: the published form to write a masked diffusion model in, such as llada or dream.
         revision: Branch, tag or commit of a model on the hub.
     """
-    from rich.console import Console
-
     import anyorder
+    from anyorder.cli._console import PlainConsole
 
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     with notes.status(f"converting {source}"):
         anyorder.convert(
             source, target, tokenizer=tokenizer, dtype=dtype, kv_heads=kv_heads, pooling=pooling, seed=seed,

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from anyorder.cli._console import PlainConsole
 
 RECORD = "demo.json"
 """In the finished folder: how it was made. Only folders with this file are ever replaced."""
+
+TEXTS = "texts.txt"
+"""In the finished folder: what it was trained on, to go on from."""
 
 PROMPTS = ("The", "def", "class")
 
@@ -36,14 +39,13 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
         steps: Optimizer steps; the default takes about a minute on two cores.
         seed: Decides the first weights, the order of the texts and what is drawn.
     """
-    from rich.console import Console
-
+    from anyorder.cli._console import PlainConsole
     from anyorder.whole import check_place
 
     # Before PyTorch is imported: threads that wait by spinning made tiny steps ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     folder = Path(output)
-    console = Console(highlight=False)
+    console = PlainConsole()
     finished = (folder / RECORD).is_file()
     if not finished and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"output is {output!r}, which holds something else: give the name of a new folder.")
@@ -54,7 +56,7 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
     _write(folder, seed, console)
 
 
-def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
+def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
     started = time.perf_counter()
     with console.status("reading Python's own documentation and sources"):
         import torch
@@ -62,6 +64,7 @@ def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
         import anyorder
         from anyorder.cli._progress import TrainingProgress
         from anyorder.data import pack, python_texts, train_tokenizer
+        from anyorder.data.tokenizer import END_OF_TEXT
         from anyorder.model.config import ModelConfig
         from anyorder.model.llama import Llama
         from anyorder.model.rope import Rotary
@@ -97,13 +100,15 @@ def _train(folder: Path, steps: int, seed: int, console: Console) -> None:
     record = {"steps": steps, "seed": seed, "loss": loss, "seconds": time.perf_counter() - started}
     with tempfile.TemporaryDirectory(dir=folder.absolute().parent, prefix=f".{folder.name}-") as beside:
         anyorder.save(model, tokenizer, Path(beside) / "new")
+        parted = f"\n{END_OF_TEXT}\n".join(texts)
+        (Path(beside) / "new" / TEXTS).write_text(parted, encoding="utf-8")
         (Path(beside) / "new" / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
         if folder.exists():  # goes only now that the new one is whole
             folder.rename(Path(beside) / "old")
         (Path(beside) / "new").rename(folder)
 
 
-def _write(folder: Path, seed: int, console: Console) -> None:
+def _write(folder: Path, seed: int, console: PlainConsole) -> None:
     import anyorder
     from anyorder.cli.generate import print_writing
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from anyorder.cli._order_options import SamplingMethod, chosen_order, gap_lengths, with_drafts
+from anyorder.cli._order_options import SamplingMethod, chosen_order, with_drafts
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def command(
     tokenizer: str | None = None,
     order: str | None = None,
     max_new_tokens: int = 64,
-    gap_tokens: str | None = None,
+    gap_tokens: list[int] = [],  # noqa: B006 (never changed)
     draft: int | None = None,
     temperature: float = 0.0,
     top_k: int | None = None,
@@ -129,7 +129,7 @@ def command(
         remasking_strategy=remasking_strategy, steps=steps, block_length=block_length, cfg_scale=cfg_scale, cache=cache,
         threshold=threshold, factor=factor,
     )  # fmt: skip
-    written_in, lengths = with_drafts(written_in, draft), gap_lengths(gap_tokens)
+    written_in, lengths = with_drafts(written_in, draft), gap_tokens[0] if len(gap_tokens) == 1 else gap_tokens
     options: dict[str, Any] = {
         "order": written_in, "max_new_tokens": max_new_tokens, "min_p": min_p, "repetition_penalty": repetition_penalty,
         "stop": stop or None, "seed": seed, "compile": {"auto": "auto", "always": True, "never": False}[compile],
@@ -137,22 +137,21 @@ def command(
     if written_in is None or isinstance(written_in, str):  # a sampler has these itself
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
-    from rich.console import Console
-
     import anyorder
     from anyorder.cli._canvas import show_writing
+    from anyorder.cli._console import PlainConsole
     from anyorder.dispatch import resolve
     from anyorder.text import GAP, filled
     from anyorder.ways import LEFT_TO_RIGHT
 
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     with notes.status(f"reading {model}"):
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
     way, _ = resolve(written_in, network.config)
     has_gaps = way.name != LEFT_TO_RIGHT.name
-    if lengths is not None:
+    if gap_tokens:
         options["gap_tokens"] = lengths
     for batch in _typed() if interactive else [prompts]:
         if stream and not (has_gaps and GAP in batch[0]):
@@ -203,9 +202,9 @@ def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
 def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
     """The same, with each piece of the continuation as soon as it comes."""
     if sys.stdout.isatty():
-        from rich.console import Console
+        from anyorder.cli._console import PlainConsole
 
-        Console(highlight=False).print(prompt, style="dim", end="", markup=False, emoji=False, soft_wrap=True)
+        PlainConsole().print(prompt, style="dim", end="", soft_wrap=True)
     else:
         print(prompt, end="")
     for piece in pieces:

@@ -26,13 +26,13 @@ def command(
         revision: Branch, tag or commit of a model on the hub.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     from anyorder.attention import resolve_backend
     from anyorder.checkpoints import read_checkpoint
     from anyorder.checkpoints.weights import resolve_device, resolve_dtype
     from anyorder.cli import _describe
+    from anyorder.cli._console import PlainConsole
     from anyorder.cli._describe import in_bytes
     from anyorder.inspection import head_sharing
 
@@ -56,18 +56,18 @@ def command(
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
         "writes": _describe.ways(config),
         "trained length": f"{config.max_position_embeddings:,} tokens",
-        "rotary": _describe.rotary(config),
+        "rotary": _describe.rotary(config.rotary),
         "key-value cache": f"{in_bytes(cache_bytes)} per token, "
         f"{in_bytes(cache_bytes * config.max_position_embeddings)} at the trained length",
         "attention": f"{backend.name} on {place}: {backend.reason}",
     }.items():
         table.add_row(name, value)
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(table)
     if heads:
         needed, free = head_sharing.bytes_to_time(config, kept), head_sharing.free_bytes(place)
         timed = not no_measure and needed < free
-        with Console(stderr=True).status("taking the time"):
+        with PlainConsole(stderr=True).status("taking the time"):
             compared = head_sharing.compare_head_sharing(config, kept, place, backend=backend.name, timed=timed)
         console.print(_describe.head_sharing(compared, config))
         if timed:

@@ -19,7 +19,8 @@ import pyarrow as pa
 from filelock import FileLock
 
 from anyorder.data.encoding import Kind, Tally
-from anyorder.data.readers import Documents, files_of
+from anyorder.data.files import find
+from anyorder.data.readers import Documents
 from anyorder.data.recipe import Recipe
 from anyorder.data.records import BadLines
 from anyorder.errors import UserError
@@ -43,6 +44,8 @@ class Report:
         bytes_per_token: UTF-8 bytes of the text that is learnt, per token that is learnt, by which nats per token
             become bits per byte; None where the text is not known, since the data are token ids.
         left_out: one sentence for each line that was left out.
+        passed_over: files of a folder that were not read, each with the reason.
+        unread: fields with text that no form reads, each with the number of records that have it.
     """
 
     forms: dict[str, int] = field(default_factory=dict)
@@ -51,6 +54,8 @@ class Report:
     truncated: int = 0
     bytes_per_token: float | None = None
     left_out: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+    unread: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: int, bad_lines: BadLines, tally: Tally) -> Report:
@@ -62,6 +67,8 @@ class Report:
             truncated=tally.truncated,
             bytes_per_token=tally.learnt_bytes / tally.learnt_tokens if tally.learnt_tokens else None,
             left_out=bad_lines.found,
+            passed_over=bad_lines.passed_over,
+            unread=dict(bad_lines.unread),
         )
 
 
@@ -78,6 +85,7 @@ def prepare(
     mask_token_ids: Collection[int] = (),
     vocab_size: int | None = None,
     skip_bad_lines: bool = False,
+    last_answer_only: bool = False,
     cache_dir: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
     streaming: bool = False,
@@ -85,7 +93,7 @@ def prepare(
     """Rows of tokens to train on, from a file or folder.
 
     Args:
-        source: JSONL, JSON or text, see `read_records`.
+        source: JSON, text or tables, see `read_records`.
         tokenizer: the network's; may be None where the data are token ids.
         length: tokens in a row.
         kind: "pretrain" learns whole texts, "sft" (supervised fine-tuning) answers.
@@ -98,6 +106,7 @@ def prepare(
         vocab_size: of the network; the tokenizer's unless given.
         skip_bad_lines: whether lines that cannot be used are left out, counted and listed, see `report_of`; the first
             one raises otherwise.
+        last_answer_only: for SFT, whether only the last answer of each dialogue is learnt.
         cache_dir: where prepared rows are kept; a folder in the cache of the library datasets unless given.
         progress: called with the number of records read so far.
         streaming: whether rows are made while they are read, for what does not fit on the disk twice. Nothing is
@@ -116,9 +125,10 @@ def prepare(
     recipe = Recipe.of(
         source, tokenizer, length, kind=kind, packed=packed, documents=documents, template=template,
         end_token_id=end_token_id, mask_token_ids=mask_token_ids, vocab_size=vocab_size, skip_bad_lines=skip_bad_lines,
+        last_answer_only=last_answer_only,
     )  # fmt: skip
     if streaming:
-        files_of(source)  # before any step
+        find(source)  # before any step
         return datasets.IterableDataset.from_generator(
             _stream,
             features=datasets.Features.from_arrow_schema(recipe.schema()),

@@ -125,8 +125,13 @@ class Encoder:
         self.tally.tokens += len(ids)
         if self.kind == "pretrain":
             return Sample(ids)
+        if record.turns is not None:
+            return self._fitted(ids, record.turns)
         if record.prompt_length is None:
-            raise BadRecordError("has no `prompt_length`", "say how many of its tokens are the prompt")
+            raise BadRecordError(
+                "has neither `prompt_length` nor `labels`",
+                "say how many of its tokens are the prompt, or which are learnt",
+            )
         return self._fitted(ids, [(record.prompt_length, len(ids))])
 
     def _document(self, record: Document, tokens: list[int]) -> Sample:

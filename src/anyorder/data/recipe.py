@@ -14,14 +14,15 @@ import pyarrow as pa
 from anyorder.data import rows
 from anyorder.data.chat import Chat, chat_template
 from anyorder.data.encoding import Encoder, Kind, Sample, Tally
-from anyorder.data.readers import Documents, files_of, read_records
-from anyorder.data.records import BadLines
+from anyorder.data.files import find
+from anyorder.data.readers import Documents, read_records
+from anyorder.data.records import BadLines, with_last_answer_only
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Of the prepared rows; raised when the same data become other rows, so that old ones are not taken for them."""
 
 
@@ -40,6 +41,7 @@ class Recipe:
     mask_token_ids: frozenset[int]
     vocab_size: int
     skip_bad_lines: bool
+    last_answer_only: bool
 
     @classmethod
     def of(
@@ -56,6 +58,7 @@ class Recipe:
         mask_token_ids: Collection[int] = (),
         vocab_size: int | None = None,
         skip_bad_lines: bool = False,
+        last_answer_only: bool = False,
     ) -> Recipe:
         """The recipe for what a user asks for.
 
@@ -64,6 +67,8 @@ class Recipe:
         """
         if kind not in get_args(Kind):
             raise UserError(f"kind is {kind!r}: give one of {', '.join(get_args(Kind))}.")
+        if last_answer_only and kind != "sft":
+            raise UserError(f"last_answer_only is given for kind {kind!r}, which learns whole texts: leave it out.")
         if length < 1:
             raise UserError(f"length is {length}: give at least 1 token.")
         if tokenizer is None and vocab_size is None:
@@ -80,7 +85,7 @@ class Recipe:
             source=Path(source), tokenizer=tokenizer, length=length, kind=kind, packed=packed, documents=documents,
             template=template, end_token_id=end_token_id, mask_token_ids=frozenset(mask_token_ids),
             vocab_size=len(tokenizer) if tokenizer is not None and vocab_size is None else vocab_size or 0,
-            skip_bad_lines=skip_bad_lines,
+            skip_bad_lines=skip_bad_lines, last_answer_only=last_answer_only,
         )  # fmt: skip
 
     def fingerprint(self) -> str:
@@ -93,7 +98,9 @@ class Recipe:
             "tokenizer": _description(self.tokenizer),
         }
         digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=16)
-        for path in files_of(self.source):
+        found = find(self.source)
+        digest.update("\n".join(found.passed_over).encode("utf-8", "surrogateescape"))
+        for path in found.files:
             # The name is told of lines that were left out.
             digest.update(str(path).encode("utf-8", "surrogateescape"))
             with path.open("rb") as file:
@@ -119,7 +126,8 @@ class Recipe:
             bad_lines=bad_lines,
             tally=tally,
         )
-        return encoder.samples(read_records(self.source, bad_lines, documents=self.documents))
+        records = read_records(self.source, bad_lines, documents=self.documents)
+        return encoder.samples(map(with_last_answer_only, records) if self.last_answer_only else records)
 
     def batches(self, samples: Iterable[Sequence[Sample]]) -> Iterator[pa.RecordBatch]:
         """The rows."""

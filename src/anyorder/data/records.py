@@ -6,8 +6,9 @@ with its place.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ ROLES = (SYSTEM, USER, ASSISTANT, TOOL)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a record begins; lines count from 1."""
+    """Where a record begins; lines, and rows of tables that have no lines, count from 1."""
 
     file: Path
     line: int
+    unit: str = "line"
 
     def __str__(self) -> str:
-        return f"{str(self.file)!r}, line {self.line}"
+        return f"{str(self.file)!r}, {self.unit} {self.line}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,14 @@ class TokenIds:
     Attributes:
         form: the fields it was recognised by, as a person would name them.
         prompt_length: how many tokens at the beginning are the prompt; None where the text is not parted.
+        turns: begin and end of each run of tokens that are learnt; None where nothing says so.
     """
 
     place: Place
     form: str
     ids: tuple[int, ...]
     prompt_length: int | None = None
+    turns: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +58,20 @@ class Document:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """What one side says; `role` is one of `ROLES`."""
+    r"""What one side says.
+
+    Attributes:
+        role: one of `ROLES`.
+        content: all of it as plain text: reasoning as `<think>\n...\n</think>\n\n` before, calls as JSON behind.
+        learn: whether an answer is learnt; False makes it context only.
+        given: the message in OpenAI's form (`role`, `content`, `reasoning_content`, `tool_calls`, ...), where it is
+            more than its content; for chat templates.
+    """
 
     role: str
     content: str
+    learn: bool = True
+    given: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +95,19 @@ Record = TokenIds | Document | Dialogue
 class BadLines:
     """What happens to lines that cannot be used: the first one ends the reading, or all are counted and listed.
 
+    It also collects what else is not read.
+
     Attributes:
         skip: whether they are left out instead of ending the reading.
         found: one sentence for each that was left out.
+        passed_over: files of a folder that were not read, each with the reason.
+        unread: fields with text that no form reads, each with the number of records that have it.
     """
 
     skip: bool = False
     found: list[str] = field(default_factory=list)
+    passed_over: list[str] = field(default_factory=list)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, place: Place, problem: str, remedy: str) -> None:
         """Tells of one.
@@ -95,6 +115,7 @@ class BadLines:
         Raises:
             UserError: unless they are skipped.
         """
+        problem = problem.encode("utf-8", "backslashreplace").decode()  # halves of characters cannot be printed
         if not self.skip:
             raise UserError(
                 f"{place}: {problem}: {remedy}, or leave such lines out (skip_bad_lines), which counts and lists them."
@@ -108,6 +129,17 @@ class BadLines:
         return "\n".join([f"{len(self.found)} {lines} left out", *(f"  {line}" for line in shown)])
 
 
+def not_read(passed_over: Sequence[str], unread: Mapping[str, int], most: int = 3) -> list[str]:
+    """A line on the files and one on the fields that were not read, each with the first ones."""
+    fields = [f"`{name}` in {count:,} records" for name, count in sorted(unread.items())]
+    files = "file" if len(passed_over) == 1 else "files"
+    return [
+        f"{begin}: {'; '.join([*items[:most], *['...'] * (len(items) > most)])}"
+        for begin, items in ((f"passed over {len(passed_over)} {files}", passed_over), ("fields not read", fields))
+        if items
+    ]
+
+
 def trained_part(messages: Sequence[Message]) -> tuple[Message, ...]:
     """Messages from the first that is not the assistant's, system messages aside, to the last of the assistant's.
 
@@ -117,3 +149,17 @@ def trained_part(messages: Sequence[Message]) -> tuple[Message, ...]:
     before = [message for message in messages[:begin] if message.role == SYSTEM]
     answers = [at for at, message in enumerate(messages) if message.role == ASSISTANT and at > begin]
     return (*before, *messages[begin : answers[-1] + 1]) if answers else ()
+
+
+def with_last_answer_only(record: Record) -> Record:
+    """The same, of which no answer but the last that is learnt is learnt."""
+    if isinstance(record, TokenIds):
+        return record if record.turns is None else replace(record, turns=record.turns[-1:])
+    if isinstance(record, Document):
+        return record
+    learnt = [at for at, message in enumerate(record.messages) if message.role == ASSISTANT and message.learn]
+    dropped = learnt[:-1]
+    messages = [
+        replace(message, learn=False) if at in dropped else message for at, message in enumerate(record.messages)
+    ]
+    return replace(record, messages=tuple(messages))

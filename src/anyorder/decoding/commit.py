@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 
+from anyorder.annotations import check_fields
 from anyorder.errors import UserError
 
 
@@ -78,6 +79,7 @@ class Threshold(Commit):
     above: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require("threshold", self.above, 0 <= self.above <= 1, "give a number from 0 to 1")
 
     def count(self, ranked: Sequence[float], progress: Progress) -> int:
@@ -98,6 +100,7 @@ class Factor(Commit):
     last_together: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require("factor", self.factor, self.factor > 0, "give a number above 0")
 
     def count(self, ranked: Sequence[float], progress: Progress) -> int:
@@ -121,6 +124,7 @@ class EntropyBound(Commit):
     bound: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         _require("entropy_bound", self.bound, self.bound >= 0, "give a number of nats from 0 on")
 
     def count(self, ranked: Sequence[float], progress: Progress) -> int:

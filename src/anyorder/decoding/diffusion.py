@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from anyorder.annotations import check_fields
 from anyorder.decoding.cache_drift import Drift, WatchedReader
 from anyorder.decoding.canvas import blanks, check_canvases
 from anyorder.decoding.canvas_row import CanvasRow, Choice
@@ -90,6 +91,7 @@ class DiffusionSampler:
     may_choose_mask: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self, "{} of the sampler")
         Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # refuses what cannot be
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)

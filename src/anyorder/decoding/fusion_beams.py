@@ -23,6 +23,7 @@ from anyorder.decoding.fusion_store import SegmentStore
 from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Written, collect
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
+from anyorder.huggingface.versions import CACHE_NAME
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -90,7 +91,7 @@ def _search(
     padded = [[prompt[0]] * (width - len(prompt)) + [*prompt] for prompt in prompts]
     found = face.generate(
         torch.tensor(padded, device=model.device),
-        past_key_values=face.past,
+        cache=face.past,
         generation_config=search_config(model.config, beams, max_new_tokens, repetition_penalty=repetition_penalty),
         stopping_criteria=StoppingCriteriaList([Watch(stop, rows, width)]),
     )
@@ -150,12 +151,17 @@ class _Face(AnyOrderForCausalLM):
         return True  # it is given
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        return {"input_ids": input_ids[:, -1:], "past_key_values": self.past}
+        return {"input_ids": input_ids[:, -1:], CACHE_NAME: self.past}
 
     def forward(  # type: ignore[override]
-        self, input_ids: Tensor, past_key_values: _Past | None = None, return_dict: bool = True, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        cache: _Past | None = None,
+        return_dict: bool = True,
+        past_key_values: _Past | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits `[beams, 1, vocabulary]` of the token after these, the last of each beam."""
         logits_BV = self.reader.next(input_ids[:, -1].tolist()) if self.log_probs else self.reader.first()
         self.log_probs.append(logits_BV.to(torch.promote_types(logits_BV.dtype, torch.float32)).log_softmax(-1))
-        return CausalLMOutputWithPast(logits=logits_BV.unsqueeze(1), past_key_values=self.past)
+        return CausalLMOutputWithPast(None, logits_BV.unsqueeze(1), self.past)

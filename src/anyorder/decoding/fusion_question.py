@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from anyorder.annotations import check_fields
 from anyorder.decoding.checks import check_max_new_tokens, check_token_ids
 from anyorder.decoding.fusion_layout import POSITIONS, FusionLayout, concatenate_paraphrases_with_positions
 from anyorder.decoding.fusion_weights import Correction, read_correction
@@ -81,6 +82,7 @@ class Fusion:
     correction: Correction = "1/N"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         object.__setattr__(self, "method", SAME_METHODS.get(self.method, self.method))
         for name, known in (("method", METHODS), ("positions", POSITIONS)):
             if getattr(self, name) not in known:
@@ -140,7 +142,7 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
     check_token_ids(config, itertools.chain(question.prefix, *question.segments, question.suffix), name)
     positions = fusion.positions if fusion.method in ("attention", HYBRID) else "shared"
     (layout,) = fused_layouts([question], positions)
-    cacheable = config.rotary.cacheable
+    cacheable = config.cacheable
     longest = config.context_length if cacheable is None else min(config.context_length, cacheable)
     room = longest - layout.next_place
     if room < 1:

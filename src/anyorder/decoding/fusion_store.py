@@ -108,11 +108,15 @@ class SegmentStore:
         """Keys as they are so many positions further on."""
         if by == 0:
             return keys_NRGD
-        frequencies_F = self.model.config.rotary.frequencies(self.model.config.head_dim).to(keys_NRGD.device)
-        angle_F = by * frequencies_F
-        turned = rotate(keys_NRGD.to(angle_F.dtype), angle_F.cos(), angle_F.sin()).to(keys_NRGD.dtype)
-        turns = [kind.rotary for kind in self.model.config.layers]
-        return torch.where(torch.tensor(turns, device=keys_NRGD.device).view(-1, 1, 1, 1), turned, keys_NRGD)
+        config = self.model.config
+        rotaries = [config.rotary_of(kind) for kind in config.layers]
+        still_F = torch.zeros(config.head_dim // 2, dtype=torch.float64)
+        frequencies = [
+            still_F if rotary is None else rotary.frequencies(config.head_dim).double() for rotary in rotaries
+        ]
+        angle_N11F = by * torch.stack(frequencies).to(keys_NRGD.device)[:, None, None]
+        turned_NRGD = rotate(keys_NRGD.to(angle_N11F.dtype), angle_N11F.cos(), angle_N11F.sin())
+        return turned_NRGD.to(keys_NRGD.dtype)
 
 
 def _fingerprint(model: Llama) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from anyorder.annotations import check_fields
 from anyorder.attention import BiasTerm, Tempered
 from anyorder.decoding.fusion_layout import SEGMENT, FusionLayout
 from anyorder.errors import UserError
@@ -38,6 +39,7 @@ class APE:
     scale: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, value in (("temperature", self.temperature), ("scale", self.scale)):
             if not (0 < value < math.inf):
                 raise UserError(f"the {name} of the correction 'ape' is {value}: give a number above 0.")

@@ -192,7 +192,7 @@ class _Reader:
     @property
     def cacheable(self) -> int:
         """Tokens of a row up to which it can be read from a cache."""
-        limit = self.model.config.rotary.cacheable
+        limit = self.model.config.cacheable
         return self.capacity if limit is None else limit
 
     def scores(self, sequences: Sequence[Sequence[int]], writing: Sequence[int]) -> Tensor:

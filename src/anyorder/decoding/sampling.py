@@ -21,6 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from anyorder.annotations import check_fields
 from anyorder.draws import generator
 from anyorder.errors import UserError
 
@@ -56,6 +57,7 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         warm = _is_number(self.temperature) and self.temperature >= 0
         self._require("temperature", warm, "give 0 for the most probable token, or a number above 0 to sample")
         some = self.top_k is None or (_is_whole(self.top_k) and self.top_k > 0)

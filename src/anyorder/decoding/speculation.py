@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from anyorder.annotations import check_fields
 from anyorder.decoding.any_order import Choice, Text, texts_of
 from anyorder.decoding.checks import checked_log_prob
 from anyorder.decoding.sampling import Sampling, draw
@@ -51,6 +52,7 @@ class Speculative:
     draft: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not isinstance(self.draft, int) or self.draft < 2:
             raise UserError(f"draft is {self.draft!r}: give a number of groups above 1, or leave speculation out.")
         if isinstance(self.order, MostConfident):

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from anyorder.annotations import check_fields
 from anyorder.decoding.guidance import guided
 from anyorder.decoding.ragged import pad_right
 from anyorder.decoding.sampling import Sampling
@@ -68,6 +69,7 @@ class MonteCarlo:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         known = {"independent": 1, "stratified": self.group, "antithetic": 2, "published": self.group}
         if self.draws not in known:
             raise UserError(f"draws is {self.draws!r}: give one of {', '.join(map(repr, known))}.")

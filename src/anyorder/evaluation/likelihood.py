@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from anyorder.annotations import checked
 from anyorder.decoding.checks import check_token_ids
 from anyorder.errors import UserError
 from anyorder.orders import LeftToRight, Order
@@ -60,6 +61,7 @@ class LogProb:
 
 
 @torch.no_grad()
+@checked()
 def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     """The exact log-probability of texts under a plan, in nats, per token and in sum.
 

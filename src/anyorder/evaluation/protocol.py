@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from anyorder.annotations import check_fields
 from anyorder.decoding.checks import check_max_new_tokens
 from anyorder.decoding.fusion_question import METHODS, Fusion
 from anyorder.decoding.fusion_scores import SCORES
@@ -57,6 +58,7 @@ class Protocol:
     max_new_tokens: int = 10
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.num_paraphrases is None and self.indices is None:
             object.__setattr__(self, "num_paraphrases", 5)
         check_max_new_tokens(self.max_new_tokens)
@@ -132,6 +134,7 @@ class Approach:
     keep: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.method not in RUN_METHODS:
             raise UserError(f"method is {self.method!r}: choose one of {', '.join(RUN_METHODS)}.")
         Fusion(method=self.engine, positions=self.positions, correction=self.correction)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from anyorder.huggingface.causal import AnyOrderForCausalLM
-from anyorder.huggingface.config import AnyOrderConfig, DreamConfig, LLaDAConfig
+from anyorder.huggingface.config import PUBLISHED_CONFIGS, AnyOrderConfig
 from anyorder.huggingface.face import Face
 from anyorder.huggingface.masked import LLaDAForMaskedLM
 from anyorder.huggingface.past import PastKeyValues
@@ -20,7 +20,8 @@ __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "Face", "LLaDAForMaskedLM", "LlamaTwoStreamForCausalLM", "PastKeyValues",
 ]  # fmt: skip
 
-for _config in (AnyOrderConfig, LLaDAConfig, DreamConfig):
+_configs: tuple[type[AnyOrderConfig], ...] = (AnyOrderConfig, *PUBLISHED_CONFIGS)
+for _config in _configs:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
 AutoModelForCausalLM.register(AnyOrderConfig, AnyOrderForCausalLM, exist_ok=True)
 AutoModelForMaskedLM.register(AnyOrderConfig, LLaDAForMaskedLM, exist_ok=True)

@@ -7,20 +7,26 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache as TransformersCache
-from transformers import GenerationConfig, GenerationMixin
+from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.errors import UserError
+from anyorder.huggingface.dynamic_cache import past_from
 from anyorder.huggingface.face import Face, inputs_of
 from anyorder.huggingface.past import PastKeyValues
+from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
+from anyorder.model import call
 from anyorder.model.llama import Views
 from anyorder.visibility import documents, not_after
-from anyorder.ways import refuse_unless_causal
+from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
+
+logger = logging.getLogger(__name__)
 
 
 class AnyOrderForCausalLM(Face, GenerationMixin):
@@ -29,6 +35,20 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
     Takes part in everything that a `Llama` does here as well, such as `anyorder.generate`.
     """
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As other faces; a warning says where the network would write otherwise if no class were named."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
+        if config.default_way != LEFT_TO_RIGHT.name:
+            has = any(way.name == LEFT_TO_RIGHT.name for way in config.ways)
+            does = "reads and writes it from left to right" if has else "refuses to be called"
+            logger.warning(
+                "the network writes by %r by default, but %s %s: anyorder.load and anyorder.generate take the default",
+                config.default_way, cls.__name__, does,
+            )  # fmt: skip
+        return loaded
+
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As transformers' method, from left to right alone.
 
@@ -36,7 +56,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             UserError: the network does not write from left to right.
         """
         refuse_unless_causal(self.config.ways, self.config.default_way)
-        return super().generate(*args, **kwargs)  # type: ignore[misc]
+        return read_by_both_names(super().generate(*args, **name_cache(kwargs)))  # type: ignore[misc]
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -52,28 +72,31 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         )
         if not self._can_cache(max_cache_length):
             generation_config.use_cache = False  # of this call: it is a copy
-        elif model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+        elif model_kwargs.get(CACHE_NAME) is None and generation_config.use_cache is not False:
             texts = batch_size * max(generation_config.num_beams or 1, generation_config.num_return_sequences or 1)
-            model_kwargs["past_key_values"] = PastKeyValues(self.new_cache(texts, 0))
+            model_kwargs[CACHE_NAME] = PastKeyValues(self.new_cache(texts, 0))
 
     def _can_cache(self, tokens: int) -> bool:
         """Whether the rotary embedding lets so many tokens be cached."""
-        limit = self.config.rotary.cacheable
+        limit = self.config.cacheable
         return limit is None or tokens <= limit
 
     # `generate` looks at the names of its arguments.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """As transformers' method, without what its own loop alone needs, such as a tokenizer."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
-        return {name: value for name, value in inputs.items() if name in ARGUMENTS}
+        inputs = super().prepare_inputs_for_generation(*args, **name_cache(kwargs))  # type: ignore[misc]
+        inputs = {name: value for name, value in inputs.items() if name in ARGUMENTS}
+        if CACHE_NAME in inputs:  # PEFT looks for it under the old name, whatever transformers calls it
+            inputs["past_key_values"] = inputs.pop(CACHE_NAME)
+        return inputs
 
     def forward(  # type: ignore[override]
         self,
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
-        past_key_values: TransformersCache | None = None,
+        cache: TransformersCache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
@@ -82,6 +105,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
+        past_key_values: TransformersCache | None = None,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Left to right, as `LlamaForCausalLM`.
 
@@ -90,17 +114,19 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             attention_mask: 1 for tokens and 0 for padding on either side, `[batch, rows so far]`.
             position_ids: true positions `[batch, rows]`, counted from the mask unless given. Without a mask and a
                 cache, texts begin where they do not rise by 1, and do not see each other.
-            past_key_values: what an earlier pass returned.
+            cache: what an earlier pass returned, or a `DynamicCache` that another tool has filled, such as PEFT's
+                prefix tuning.
             inputs_embeds: rows `[batch, rows, hidden]` instead of tokens.
             labels: tokens to be predicted `[batch, rows]`, -100 where none is; `logits[:, i]` is compared with
                 `labels[:, i + 1]`.
-            use_cache: whether to return `past_key_values`; unless given, `config.use_cache` says so where no gradients
+            use_cache: whether to return a `cache`; unless given, `config.use_cache` says so where no gradients
                 are recorded.
             output_attentions: cannot be had.
             output_hidden_states: whether to return the rows that each layer reads and those after the final norm.
             return_dict: False for a tuple.
             logits_to_keep: how many of the last rows to return logits for, all if 0, or which rows `[n]`.
             num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
+            past_key_values: another name of `cache`.
 
         Raises:
             UserError: the network does not write from left to right, or the arguments do not fit each other.
@@ -110,15 +136,20 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             raise UserError("output_attentions is True, but attention weights are not kept: leave it out.")
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
+        given = name_cache({"cache": cache, "past_key_values": past_key_values}).get(CACHE_NAME)
         rows_BRE = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shape = (rows_BRE.shape[0], rows_BRE.shape[1])
-        packed = past_key_values is None and attention_mask is None and _begins_anew(position_ids)
+        if labels is not None and labels.shape != shape:
+            raise UserError(f"labels has the shape {list(labels.shape)}: give {list(shape)}.")
+        packed = given is None and attention_mask is None and _begins_anew(position_ids)
         if use_cache is None:
             wanted = self.config.use_cache and not torch.is_grad_enabled()
             use_cache = wanted and not packed and self._can_cache(shape[1])
         if packed and use_cache:
             raise UserError("use_cache is True, but position_ids begins anew within a row: give use_cache=False.")
-        past = self._past(past_key_values, use_cache, shape)
+        if isinstance(given, DynamicCache):
+            given = past_from(given, self, shape[0], attention_mask)
+        past = self._past(given, use_cache, shape)
         views = self._views(shape, attention_mask, position_ids, past, packed)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -131,17 +162,14 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             loss = self.loss_function(
                 logits=logits_BRV,
                 labels=labels,
+                shift_labels=None if attention_mask is None else _next_tokens(labels, attention_mask),
                 vocab_size=self.config.vocab_size,
                 num_items_in_batch=num_items_in_batch,
             )
-        output = CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits_BRV,
-            past_key_values=past,
-            hidden_states=(*states, hidden_BRE) if output_hidden_states else None,
-        )
+        read = (*states, hidden_BRE) if output_hidden_states else None
+        output = CausalLMOutputWithPast(loss, logits_BRV, past, read)  # the cache has two names, but one place
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
-        return output.to_tuple() if as_tuple else output
+        return output.to_tuple() if as_tuple else read_by_both_names(output)
 
     def _past(self, given: TransformersCache | None, use_cache: bool, shape: tuple[int, int]) -> PastKeyValues | None:
         """The cache of a pass over `[batch, rows]`, with room for it; None without one."""
@@ -151,11 +179,9 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
                 return None
             given = PastKeyValues(self.new_cache(batch, 0))
         if not isinstance(given, PastKeyValues):
-            raise UserError(
-                f"past_key_values is a {type(given).__name__}: leave it out, or give what an earlier pass returned."
-            )
+            raise UserError(f"cache is a {type(given).__name__}: leave it out, or give what an earlier pass returned.")
         if given.slots.batch != batch:
-            raise UserError(f"past_key_values has {given.slots.batch} texts, but there are {batch}: give as many.")
+            raise UserError(f"cache has {given.slots.batch} texts, but there are {batch}: give as many.")
         given.make_room(rows)
         return given
 
@@ -195,6 +221,11 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
 def _begins_anew(position_ids: Tensor | None) -> bool:
     """Whether several texts are packed into a row, so that positions do not always rise by 1."""
     return position_ids is not None and bool((position_ids.diff() != 1).any())
+
+
+def _next_tokens(labels_BR: Tensor, mask: Tensor) -> Tensor:
+    """The label of the token after each, whatever padding lies between; the mask may begin in the cache."""
+    return call.next_tokens(labels_BR, mask[:, -labels_BR.shape[1] :].bool())
 
 
 ARGUMENTS = frozenset(inspect.signature(AnyOrderForCausalLM.forward).parameters)

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 from transformers import PreTrainedConfig
 
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
+from anyorder.checkpoints.masked_diffusion import FORMS
+from anyorder.checkpoints.published_mask import with_tokenizers_mask
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.rope import Rotary
 
@@ -18,6 +21,9 @@ FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
 OF_THE_FILE = ("dtype", "transformers_version", "quantization_config")
 """What transformers notes in a config.json beside the network."""
+
+OF_CALLS = {"use_cache": True, "output_hidden_states": False, "return_dict": True}
+"""How a network is called unless an argument says otherwise; written where it is not as usual."""
 
 
 class AnyOrderConfig(PreTrainedConfig):
@@ -35,7 +41,7 @@ class AnyOrderConfig(PreTrainedConfig):
     """
 
     model_type = "anyorder"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers' own are lists)
+    keys_to_ignore_at_inference = list(CACHE_NAMES)  # noqa: RUF012 (transformers' own are lists)
     # transformers 5.16 would build one without arguments, to see what differs from it.
     has_no_defaults_at_init = True
 
@@ -48,12 +54,15 @@ class AnyOrderConfig(PreTrainedConfig):
 
     def __post_init__(self, **fields: Any) -> None:
         given = {name: fields.pop(name) for name in FIELDS if name in fields}
+        if fields.get("eos_token_id") is None:
+            fields.pop("eos_token_id", None)  # which would empty eos_token_ids
         if self.backbone is not None:
             self.backbone = self.backbone.replace(**given)
         elif isinstance(given.get("rotary"), Rotary):
             self.backbone = ModelConfig(**given)
         else:
-            self.backbone = config_from_json({"model_type": self.model_type} | given)
+            ends = {"eos_token_id": fields.pop("eos_token_id", None)}  # which must agree with eos_token_ids
+            self.backbone = config_from_json({"model_type": self.model_type} | ends | given)
         super().__post_init__(**fields)
 
     def __getattr__(self, name: str) -> Any:
@@ -87,7 +96,8 @@ class AnyOrderConfig(PreTrainedConfig):
             UserError: it describes a network that is not supported.
         """
         fields, unused = super().get_config_dict(*args, **kwargs)
-        return _in_our_fields(fields), unused
+        folder = Path(str(args[0])) if args else Path()
+        return _in_our_fields(with_tokenizers_mask(fields, folder)), unused
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, those of the backbone too, as they may stand in JSON."""
@@ -106,29 +116,40 @@ class AnyOrderConfig(PreTrainedConfig):
         fields = config_to_json(self.backbone)
         noted = super().to_diff_dict()
         fields |= {name: noted[name] for name in OF_THE_FILE if name in noted}
+        fields |= {name: getattr(self, name) for name, usual in OF_CALLS.items() if getattr(self, name) != usual}
         Path(json_file_path).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """A configuration from the fields of this class, or from those of any `config.json` that is read."""
+        return super().from_dict(_in_our_fields(config_dict), **kwargs)
 
-class LLaDAConfig(AnyOrderConfig):
-    """What a folder of LLaDA has; it is read as an `AnyOrderConfig`."""
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """A configuration from a file of `to_json_file`, or from any `config.json` that is read."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
-    model_type = "llada"
+
+class PublishedConfig(AnyOrderConfig):
+    """What a folder of a masked diffusion model as published has; it is read as an `AnyOrderConfig`."""
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         """An `AnyOrderConfig`."""
-        return AnyOrderConfig.from_dict(_in_our_fields(config_dict), **kwargs)
+        folder = Path(str(kwargs.get("name_or_path", "")))
+        return AnyOrderConfig.from_dict(with_tokenizers_mask(config_dict, folder), **kwargs)
 
 
-class DreamConfig(LLaDAConfig):
-    """What a folder of Dream has; it is read as an `AnyOrderConfig`."""
-
-    model_type = "Dream"
+PUBLISHED_CONFIGS: tuple[type[PublishedConfig], ...] = tuple(
+    type(f"{form.model_type}Config", (PublishedConfig,), {"model_type": form.model_type}) for form in FORMS
+)
+"""One for each `model_type`, by which transformers' `AutoConfig` finds them."""
 
 
 def _in_our_fields(fields: dict[str, Any]) -> dict[str, Any]:
     ours = AnyOrderConfig.model_type
-    if fields.get("model_type") == ours:
+    if fields.get("model_type", ours) == ours:
         return fields
+    kept = {name: fields[name] for name in OF_CALLS if name in fields}
     dtype = fields.get("dtype", fields.get("torch_dtype"))
-    return {"model_type": ours, "backbone": config_from_json(fields), "dtype": dtype}
+    return {"model_type": ours, "backbone": config_from_json(fields), "dtype": dtype, **kept}

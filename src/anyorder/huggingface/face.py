@@ -6,7 +6,10 @@ Shape suffixes: B batch, R rows, E hidden size.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import inspect
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -14,9 +17,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from anyorder.attention import TRANSFORMERS_NAMES
+from anyorder.checkpoints.contents import check_finite, contents_of
+from anyorder.checkpoints.huggingface import GENERATION_CONFIG, generation_to_json
+from anyorder.checkpoints.json_files import write_json
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
+from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.block import Block
 from anyorder.model.cache import LayerCache
 from anyorder.model.int8 import Int8Linear
@@ -37,7 +44,7 @@ class Face(Llama, PreTrainedModel):
     accepts_loss_kwargs = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as transformers has it)
     _no_split_modules = [Block.__name__]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -69,23 +76,55 @@ class Face(Llama, PreTrainedModel):
         kwargs.setdefault("key_mapping", {old: new for form in FORMS for old, new in form.patterns.items()})
         loaded = super().from_pretrained(*args, **kwargs)
         face = loaded[0] if isinstance(loaded, tuple) else loaded
-        # Where config.json and generation_config.json disagree about it, `generate` follows the latter.
-        if cls.can_generate() and face.generation_config.eos_token_id is not None:
-            face.config.eos_token_id = face.generation_config.eos_token_id
+        if cls.can_generate():
+            # Where config.json and generation_config.json disagree about it, `generate` follows the latter.
+            if face.generation_config.eos_token_id is None:
+                face.generation_config.eos_token_id = face.config.eos_token_id
+            eos = face.generation_config.eos_token_id
+            ends = [eos] if isinstance(eos, int) else eos or []
+            face.config.eos_token_id = [end for end in ends if 0 <= end < face.config.vocab_size]
+        if face.lm_head.weight is not face.model.embed_tokens.weight:
+            face.config.tie_word_embeddings = False  # transformers ties no head that the folder has and that differs
         return loaded
 
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers' method; what `anyorder.save` writes, and a `generation_config.json`.
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None, *args: Any, **kwargs: Any,
+    ) -> None:  # fmt: skip
+        """As transformers' method; what `anyorder.save` writes, with its `generation_config.json`.
+
+        An adapter that was added by `add_adapter` is written alone, in PEFT's form.
 
         Raises:
-            UserError: the weights have been rounded to integers.
+            UserError: what would be written cannot be read again: see `contents_of`. Nothing is written then.
         """
-        if any(isinstance(module, Int8Linear) for module in self.modules()):
-            raise UserError(
-                "the network's weights are int8, rounded for writing alone: save it as it was loaded before."
-            )
         kwargs.setdefault("save_original_format", False)  # under our names, wherever it was loaded from
-        super().save_pretrained(*args, **kwargs)
+        if not getattr(self, "_hf_peft_config_loaded", False) and is_main_process:
+            contents = contents_of(self, state_dict)
+            check_finite(contents)
+            self.config.backbone, state_dict = contents.config, contents.tensors
+        state = None if state_dict is None else dict(state_dict)
+        super().save_pretrained(save_directory, is_main_process, state, *args, **kwargs)
+        if is_main_process and not self.can_generate():
+            write_json(Path(save_directory) / GENERATION_CONFIG, generation_to_json(self.config.backbone))
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers' method, but in the modules that are there, which a network beside this face may share.
+
+        Raises:
+            UserError: a token that the configuration names would be lost, such as the mask token.
+        """
+        embedding, head = self.model.embed_tokens, self.lm_head
+        if not (isinstance(embedding, nn.Embedding) and isinstance(head, nn.Linear)):  # such as those of PEFT
+            return super().resize_token_embeddings(*args, **kwargs)
+        try:
+            super().resize_token_embeddings(*args, **kwargs)
+            new_embedding, new_head = self.model.embed_tokens, self.lm_head
+        finally:
+            self.model.embed_tokens, self.lm_head = embedding, head
+        embedding.weight, head.weight = new_embedding.weight, new_head.weight
+        embedding.num_embeddings = head.out_features = len(new_embedding.weight)
+        return embedding
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
         """As transformers' method; a head that has been rounded to integers stays as it is."""
@@ -113,6 +152,7 @@ class NotCausalFace(Face):
     """
 
     writes: str
+    generation_config = None  # type: ignore[assignment]  # which PEFT looks up
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -129,6 +169,57 @@ class NotCausalFace(Face):
             f"transformers' generate writes from left to right, and this network {self.writes}: use "
             "anyorder.generate(model, tokenizer, prompt)."
         )
+
+    # PEFT takes it from every model of task_type CAUSAL_LM, also where nothing is generated.
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Is refused, as `generate` is.
+
+        Raises:
+            UserError: always.
+        """
+        return self.generate()
+
+    def refuse_others(self, others: Mapping[str, Any]) -> None:
+        """Refuses what tools pass to other networks; None and False change nothing, and are passed over.
+
+        Raises:
+            UserError: an argument has another value.
+        """
+        for name, value in others.items():
+            if value is None or value is False:
+                continue
+            if name in ("use_cache", "past_key_values", "cache"):
+                raise UserError(
+                    f"{name} is given, but this network writes {self.writes} and is called without a cache: leave it "
+                    "out (and use LoRA, IA3 or prompt tuning instead of prefix tuning)."
+                )
+            if name == "output_attentions":
+                raise UserError("output_attentions is True, but attention weights are not kept: leave it out.")
+            known = ", ".join(name for name in inspect.signature(self.forward).parameters if name != "others")
+            raise UserError(
+                f"argument {name!r} is unknown to {type(self).__name__}: leave it out, or give one of {known}."
+            )
+
+    def rows_of(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, **beside: Tensor | None) -> Tensor:
+        """The embedded tokens `[batch, length, hidden]`.
+
+        Args:
+            input_ids, inputs_embeds: one of the two.
+            beside: further arguments of the call, each `[batch, length]` where given.
+
+        Raises:
+            UserError: both or neither is given, or a shape is another.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
+        if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
+            found = f"{input_ids.dtype} of shape {list(input_ids.shape)}"
+            raise UserError(f"input_ids is {found}: give whole numbers [batch, length].")
+        rows_BLE: Tensor = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        for name, given in beside.items():
+            if given is not None and given.shape != rows_BLE.shape[:2]:
+                raise UserError(f"{name} has the shape {list(given.shape)}: give {list(rows_BLE.shape[:2])}.")
+        return rows_BLE
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from anyorder.errors import UserError
 from anyorder.huggingface.face import NotCausalFace, inputs_of
+from anyorder.model import call
 from anyorder.visibility import bidirectional
 
 
@@ -35,53 +36,62 @@ class LLaDAForMaskedLM(NotCausalFace):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **others: Any,
     ) -> MaskedLMOutput | tuple[Any, ...]:
         """All masked tokens at once.
 
         Args:
             input_ids: tokens `[batch, length]`, the mask token where one is to be predicted.
-            attention_mask: 1 for tokens and 0 for padding on either side, `[batch, length]`.
+            attention_mask: 1 for tokens and 0 for padding, on either side and between, `[batch, length]`.
             labels: tokens to be predicted `[batch, length]`, -100 where none is; `logits[:, i]` is compared with
-                `labels[:, i]`.
-            position_ids: true positions `[batch, length]`, counted from the mask unless given.
+                `labels[:, i]`. Padding is never predicted.
+            position_ids: true positions `[batch, length]`, each once in a text, counted from the mask unless given.
+                Where the network's own logits are shifted (Dream), a token's are those of the row one position before.
             inputs_embeds: rows `[batch, length, hidden]` instead of tokens.
             output_hidden_states: whether to return the rows that each layer reads and those after the final norm.
             return_dict: False for a tuple.
             num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
+            others: arguments of other networks, as PEFT passes them: None or False.
 
         Raises:
             UserError: the network does not write by masked diffusion, or the arguments do not fit each other.
         """
         way = self.config.way("diffusion")
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
-        rows_BLE = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        shape = (rows_BLE.shape[0], rows_BLE.shape[1])
-        if attention_mask is not None and attention_mask.shape != shape:
-            raise UserError(f"attention_mask has the shape {list(attention_mask.shape)}: give {list(shape)}.")
-        valid_BL = None if attention_mask is None else attention_mask.bool()
-        position_BL = torch.arange(shape[1], device=self.device).expand(shape)
+        self.refuse_others(others)
+        rows_BLE = self.rows_of(input_ids, inputs_embeds, attention_mask=attention_mask, labels=labels)
+        shape = rows_BLE.shape[:2]
+        valid_BL = torch.ones(shape, dtype=torch.bool, device=rows_BLE.device)
+        if attention_mask is not None:
+            valid_BL = attention_mask.bool()
+        position_BL = call.positions_of(valid_BL) if position_ids is None else position_ids.expand(shape)
         if position_ids is not None:
-            position_BL = position_ids.expand(shape)
-        elif valid_BL is not None:
-            position_BL = (valid_BL.long().cumsum(1) - 1).clamp(min=0)
-        views = self.prepare(bidirectional(), {"position": position_BL}, valid=valid_BL)
+            _refuse_repeated(position_BL, valid_BL)
+        views = self.prepare(
+            bidirectional(), {"position": position_BL}, valid=None if attention_mask is None else valid_BL
+        )
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
             hidden_BLE = self.read(rows_BLE, views)
-        row_L = way.row(torch.arange(shape[1], device=hidden_BLE.device))
-        logits_BLV = self.logits(hidden_BLE.index_select(1, row_L))
+        row_BL = call.predicting_rows(way.shifted, position_BL, valid_BL)
+        logits_BLV = self.logits(call.gather_rows(hidden_BLE, row_BL) if way.shifted else hidden_BLE)
         loss = None
         if labels is not None:
-            loss = self.loss_function(
-                logits=logits_BLV,
-                labels=labels,
-                vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
-            )
+            target_BL = labels.masked_fill(~valid_BL, call.IGNORED)
+            loss = call.mean_loss(logits_BLV, target_BL, num_items_in_batch)
         output = MaskedLMOutput(
             loss=loss, logits=logits_BLV, hidden_states=(*states, hidden_BLE) if output_hidden_states else None
         )
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output
+
+
+def _refuse_repeated(position_BL: Tensor, valid_BL: Tensor) -> None:
+    """Refuses texts that are packed into one row, where every token would see all of them."""
+    below_BL = -1 - torch.arange(position_BL.shape[1], device=position_BL.device)  # of padding, each another number
+    sorted_BL = torch.where(valid_BL, position_BL, below_BL).sort(1).values
+    if bool((sorted_BL.diff() == 0).any()):
+        raise UserError(
+            "position_ids has a position twice in one row, but texts packed into a row would see each other: give each "
+            "text a row of its own, padded, with an attention_mask."
+        )

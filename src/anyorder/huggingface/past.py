@@ -28,6 +28,7 @@ class PastKeyValues(TransformersCache):
 
     is_compileable = False
     is_croppable = True
+    is_linear = [False]  # noqa: RUF012 (no layer keeps a state instead of keys)
 
     def __len__(self) -> int:
         return len(self.slots.layers)
@@ -49,6 +50,11 @@ class PastKeyValues(TransformersCache):
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """That it has none, in transformers' number for that."""
         return -1
+
+    @property
+    def max_cache_len(self) -> int:
+        """The same, under the name that PEFT reads."""
+        return self.get_max_length()
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Columns that a mask for this many more would have, and the first of them."""

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutput
@@ -20,7 +19,8 @@ from anyorder.checkpoints.config_json import config_from_json
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
 from anyorder.huggingface.face import NotCausalFace, inputs_of
-from anyorder.model.llama import IGNORED, Llama
+from anyorder.model import call
+from anyorder.model.llama import Llama
 from anyorder.plans import GroupPlan
 from anyorder.visibility import groups
 from anyorder.ways import ANY_ORDER
@@ -71,13 +71,15 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
 
     def forward(  # type: ignore[override]
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         group_ids: GroupIds | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        **others: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
         """Both streams in one pass over `[tokens ; query rows]`.
 
@@ -88,28 +90,27 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
             attention_mask: 1 for tokens and 0 for padding on either side, `[batch, length]`.
             labels: tokens to be predicted `[batch, length]`, -100 where none is; `logits[:, i]` is compared with
                 `labels[:, i]`. Padding is never predicted.
+            inputs_embeds: rows `[batch, length, hidden]` instead of tokens.
             output_hidden_states: whether to return the content rows `[batch, length, hidden]` that each layer reads
                 and those after the final norm.
             return_dict: False for a tuple.
             num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
+            others: arguments of other networks, as PEFT passes them: None or False.
 
         Raises:
             UserError: the arguments do not fit each other.
         """
-        if input_ids.dim() != 2 or input_ids.is_floating_point():
-            found = f"{input_ids.dtype} of shape {list(input_ids.shape)}"
-            raise UserError(f"input_ids is {found}: give whole numbers [batch, length].")
-        for name, given in (("attention_mask", attention_mask), ("labels", labels)):
-            if given is not None and given.shape != input_ids.shape:
-                raise UserError(f"{name} has the shape {list(given.shape)}: give {list(input_ids.shape)}.")
-        plan = self._plan(input_ids, group_ids, attention_mask)
+        self.refuse_others(others)
+        rows_BLE = self.rows_of(input_ids, inputs_embeds, attention_mask=attention_mask, labels=labels)
+        plan = self._plan(rows_BLE, group_ids, attention_mask)
         rows = plan.rows()
         views = self.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
             position_BL = rows.labels["position"][:, rows.n_keys :]
-            hidden_BRE = self.two_streams(input_ids.gather(1, rows.content_BL), position_BL, views)
+            content_BLE = call.gather_rows(rows_BLE, rows.content_BL)
+            hidden_BRE = self.read(self.with_query_rows(content_BLE, position_BL), views)
         # From the order of ranks back to that of the text; rows of padding stay zero.
         query_BLE = hidden_BRE[:, rows.n_keys :]
         placed_BLE = torch.zeros_like(query_BLE)
@@ -119,28 +120,26 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
         logits_BLV = self.logits(placed_BLE)
         loss = None
         if labels is not None:
-            target_BL = labels.masked_fill(~plan.valid_BL, IGNORED)
-            wide_NV = logits_BLV.flatten(0, 1).to(torch.promote_types(logits_BLV.dtype, torch.float32))
-            summed = F.cross_entropy(wide_NV, target_BL.flatten(), ignore_index=IGNORED, reduction="sum")
-            loss = summed / ((target_BL != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch)
+            target_BL = labels.masked_fill(~plan.valid_BL, call.IGNORED)
+            loss = call.mean_loss(logits_BLV, target_BL, num_items_in_batch)
         back_BL = rows.content_BL.argsort(1)
-        content = tuple(
-            state[:, : rows.n_keys].gather(1, back_BL.unsqueeze(2).expand(-1, -1, state.shape[2]))
-            for state in (*states, hidden_BRE)
-        )
+        content = tuple(call.gather_rows(state[:, : rows.n_keys], back_BL) for state in (*states, hidden_BRE))
         output = CausalLMOutput(loss=loss, logits=logits_BLV, hidden_states=content if output_hidden_states else None)
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else output
 
-    def _plan(self, input_ids: Tensor, group_ids: GroupIds | None, attention_mask: Tensor | None) -> GroupPlan:
+    def _plan(self, rows_BLE: Tensor, group_ids: GroupIds | None, attention_mask: Tensor | None) -> GroupPlan:
         """The plan of a call, in which every token is predicted."""
-        batch, length = input_ids.shape
-        valid_BL = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
+        batch, length = rows_BLE.shape[:2]
+        device = rows_BLE.device
+        valid_BL = torch.ones((batch, length), dtype=torch.bool, device=device)
+        if attention_mask is not None:
+            valid_BL = attention_mask.bool()
         group_ids = self._grouping if group_ids is None else group_ids
         if group_ids is None:
-            rank_BL = torch.arange(length, device=input_ids.device).expand(batch, -1)
+            rank_BL = torch.arange(length, device=device).expand(batch, -1)
         else:
-            rank_BL = GroupPlan.from_group_ids(group_ids).rank_BL.to(input_ids.device)
+            rank_BL = GroupPlan.from_group_ids(group_ids).rank_BL.to(device)
             if rank_BL.shape not in ((batch, length), (1, length)):
                 remedy = f"give one for each token, {[batch, length]}, or set_grouping(None) for left to right"
                 raise UserError(f"group_ids has the shape {list(rank_BL.shape)}: {remedy}.")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.visibility import Visibility, bidirectional, causal, not_after
+from anyorder.model.call import content_visibility
 from anyorder.whole import whole_file
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def analyze_attention_patterns(
         raise UserError(f"rows is {list(chosen)!r}: give positions from 0 to {len(text) - 1}, at least one.")
     position_BL = torch.arange(len(text), device=model.device)[None]
     seen: list[Tensor] = []
-    views = model.prepare(_visibility(way), {"position": position_BL}, backend="eager")
+    views = model.prepare(content_visibility(way), {"position": position_BL}, backend="eager")
     watched = {
         kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=lambda w: seen.append(w[0].cpu())))
         for kind, view in views.items()
@@ -177,12 +177,6 @@ def analyze_attention_patterns(
     return AttentionPatterns(
         weights_NHLL, tuple(text.tolist()), chosen, _statistics(weights_NHLL, chosen, masked_L, prompt_length)
     )
-
-
-def _visibility(way: Way) -> Visibility:
-    if way.block_length is not None:
-        return not_after("position", div=way.block_length)
-    return causal() if way.mask_token_id is None else bidirectional()
 
 
 def _statistics(

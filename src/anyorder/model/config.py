@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from anyorder.annotations import AtMost, check_fields, shown
 from anyorder.errors import UserError
 from anyorder.model.rope import Rotary
 from anyorder.visibility import Visibility, chunks, sliding_window
@@ -13,22 +15,35 @@ from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, find_way
 
 HEAD_LAYOUTS = ("MHA", "GQA", "MQA")
 
+Whole = Annotated[int, AtMost(2**31 - 1)]
+Real = Annotated[float, AtMost(1e15)]
+
+MOST_LAYERS = 4096
+"""Four times as many as the deepest networks of the literature."""
+
+LARGEST_MATRIX = 2**45
+"""Weights of one matrix; sizes whose product is larger are mistakes, and overflow where PyTorch counts bytes."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerKind:
     """What a layer declares of itself; layers of one kind share a `View` in each forward pass.
 
     Attributes:
-        rotary: whether queries and keys are rotated (False: NoPE).
+        rotary: whether queries and keys are rotated (False: NoPE), or a rotary embedding of its own.
         window: the layer sees only this many latest positions, its own included.
         chunk: the layer sees only its own chunk of this many positions.
     """
 
-    rotary: bool = True
-    window: int | None = None
-    chunk: int | None = None
+    rotary: bool | Rotary = True
+    window: Whole | None = None
+    chunk: Whole | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self, "layer field {!r}")
+        if not isinstance(self.rotary, bool | Rotary):
+            remedy = "give True, False, or an object of anyorder.model.rope"
+            raise UserError(f"layer field 'rotary' is {self.rotary!r}: {remedy}.")
         for name, size in (("window", self.window), ("chunk", self.chunk)):
             if size is not None and size < 1:
                 raise UserError(f"layer field {name!r} is {size}: give a whole number above 0, or None.")
@@ -66,7 +81,8 @@ class ModelConfig:
             "weightless" in layers with rotary (Llama 4).
         mlp_bias: biases in the feed-forward network.
         tie_word_embeddings: the head uses the embedding matrix.
-        bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none.
+        bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none. Padding is never
+            embedded, so that its token may lie beyond the vocabulary.
         ways: the ways of writing that the network was trained for.
         default_way: the name of the one that is taken unless another is asked for; the first unless given.
 
@@ -74,16 +90,16 @@ class ModelConfig:
         UserError: a field has a value that no network can have.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
+    vocab_size: Whole
+    hidden_size: Whole
+    intermediate_size: Whole
+    num_hidden_layers: Annotated[int, AtMost(MOST_LAYERS)]
+    num_attention_heads: Whole
     rotary: Rotary
-    num_key_value_heads: int = 0
-    head_dim: int = 0
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-5
+    num_key_value_heads: Whole = 0
+    head_dim: Whole = 0
+    max_position_embeddings: Whole = 2048
+    rms_norm_eps: Real = 1e-5
     layers: tuple[LayerKind, ...] = ()
     attention: str | None = None
     attention_bias: bool = False
@@ -91,14 +107,20 @@ class ModelConfig:
     qk_norm: Literal["none", "learned", "weightless"] = "none"
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
-    initializer_range: float = 0.02
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-    pad_token_id: int | None = None
+    initializer_range: Real = 0.02
+    bos_token_id: Whole | None = None
+    eos_token_ids: tuple[Whole, ...] = ()
+    pad_token_id: Whole | None = None
     ways: tuple[Way, ...] = (LEFT_TO_RIGHT,)
     default_way: str = ""
 
     def __post_init__(self) -> None:
+        known_norm = self.qk_norm in ("none", "learned", "weightless")
+        self._require("qk_norm", known_norm, "choose none, learned or weightless")
+        self._require(
+            "rotary", isinstance(self.rotary, Rotary), "give an object of anyorder.model.rope, such as Rotary"
+        )
+        check_fields(self, "configuration field {!r}")
         heads = self.num_attention_heads
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
             self._require(name, getattr(self, name) > 0, "give a whole number above 0")
@@ -114,21 +136,39 @@ class ModelConfig:
         self._require("num_key_value_heads", divides, f"give a divisor of num_attention_heads, which is {heads}")
         shared = self.attention not in HEAD_LAYOUTS or self.attention == self.head_layout
         self._require("attention", shared, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}")
-        known_norm = self.qk_norm in ("none", "learned", "weightless")
-        self._require("qk_norm", known_norm, "choose none, learned or weightless")
-        self._require(
-            "rotary", isinstance(self.rotary, Rotary), "give an object of anyorder.model.rope, such as Rotary"
-        )
         even = self.head_dim > 0 and self.head_dim % 2 == 0
         self._require("head_dim", even, "rotary embeddings turn pairs, so give an even number")
         self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
         one_each = len(self.layers) == self.num_hidden_layers
         self._require("layers", one_each, f"give one kind for each of the {self.num_hidden_layers} layers")
+        # A layer whose own rotary embedding is the network's is of the same kind as one without.
+        same = {kind: dataclasses.replace(kind, rotary=True) for kind in set(self.layers) if kind.rotary == self.rotary}
+        object.__setattr__(self, "layers", tuple(same.get(kind, kind) for kind in self.layers))
+        self._check_sizes()
+        self._check_special_tokens()
         if not self.default_way and self.ways:
             object.__setattr__(self, "default_way", self.ways[0].name)
         check_ways(self.ways, self.default_way)
         for way in self.ways:
             self._check_mask_token(way)
+
+    def _check_sizes(self) -> None:
+        for name in ("rms_norm_eps", "initializer_range"):
+            self._require(name, getattr(self, name) >= 0, "give a number from 0 on")
+        rows = {
+            "vocab_size": self.vocab_size,
+            "intermediate_size": self.intermediate_size,
+            "head_dim": self.num_attention_heads * self.head_dim,
+        }
+        for name, size in rows.items():
+            remedy = f"give smaller sizes, as beside hidden_size {self.hidden_size} it makes matrices of 2**45 weights"
+            self._require(name, size * self.hidden_size < LARGEST_MATRIX, remedy)
+
+    def _check_special_tokens(self) -> None:
+        ids = range(self.vocab_size)
+        remedy = f"give ids from 0 to {self.vocab_size - 1}"
+        self._require("bos_token_id", self.bos_token_id is None or self.bos_token_id in ids, remedy)
+        self._require("eos_token_ids", all(token_id in ids for token_id in self.eos_token_ids), remedy)
 
     def _check_mask_token(self, way: Way) -> None:
         token_id = way.mask_token_id
@@ -152,8 +192,42 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """The longest text, in tokens, that the network can be asked to read or write."""
-        return self.rotary.reach(self.max_position_embeddings)
+        """The longest text, in tokens, that the network can be asked to read or write.
+
+        Layers with a window or chunks turn no further than these reach.
+        """
+        wide = [kind for kind in self._kinds if kind.narrowing is None] or self._kinds
+        rotaries = [rotary for kind in wide if (rotary := self.rotary_of(kind)) is not None] or [self.rotary]
+        return min(rotary.reach(self.max_position_embeddings) for rotary in rotaries)
+
+    @functools.cached_property
+    def cacheable(self) -> int | None:
+        """Tokens up to which all texts have the same frequencies in every layer, as caches need; None: any number."""
+        rotaries = [rotary for kind in self._kinds if (rotary := self.rotary_of(kind)) is not None]
+        return min((limit for rotary in rotaries if (limit := rotary.cacheable) is not None), default=None)
+
+    @functools.cached_property
+    def _kinds(self) -> list[LayerKind]:
+        return list(dict.fromkeys(self.layers))
+
+    def rotary_of(self, kind: LayerKind) -> Rotary | None:
+        """The rotary embedding of layers of this kind; None where there is none."""
+        if isinstance(kind.rotary, bool):
+            return self.rotary if kind.rotary else None
+        return kind.rotary
+
+    @property
+    def with_exact_angles(self) -> ModelConfig:
+        """The same network, whose angles are computed in float64: in which precision they are is no part of it."""
+
+        def exact(rotary: Rotary) -> Rotary:
+            return dataclasses.replace(rotary, float32_angles=False)
+
+        layers = tuple(
+            kind if isinstance(kind.rotary, bool) else dataclasses.replace(kind, rotary=exact(kind.rotary))
+            for kind in self.layers
+        )
+        return self.replace(rotary=exact(self.rotary), layers=layers)
 
     @property
     def has_query_rows(self) -> bool:
@@ -170,7 +244,7 @@ class ModelConfig:
 
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:
-            raise UserError(f"configuration field {name!r} is {getattr(self, name)!r}: {remedy}.")
+            raise UserError(f"configuration field {name!r} is {shown(getattr(self, name))}: {remedy}.")
 
     def replace(self, **changes: object) -> ModelConfig:
         """A copy with some fields changed, checked again; of new ways of writing the first is the default."""

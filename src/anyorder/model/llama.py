@@ -2,7 +2,7 @@
 
 The network knows no objective and no way of writing: it is handed rows, and views that say who sees
 whom. `prepare` makes the views, `hidden` runs the layers, `logits` projects the rows that are wanted;
-`forward` is the three of them for ordinary causal text.
+`forward` is the three of them for a text in the network's default way of writing.
 
 Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 """
@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyorder.attention import BiasTerm, Request, Tempered, compile_mask
 from anyorder.errors import UserError
+from anyorder.model import call
 from anyorder.model.block import Block
 from anyorder.model.cache import Cache, LayerCache
 from anyorder.model.config import LayerKind, ModelConfig
@@ -26,16 +26,13 @@ from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
 from anyorder.model.view import View
-from anyorder.visibility import Labels, Visibility, causal
+from anyorder.visibility import Labels, Visibility
 
 Views = dict[LayerKind | Literal["last"], View]
 """By kind of layer; "last" is that of the last layer where only some rows are wanted of it."""
 
-IGNORED = -100
-"""The label of tokens that are not predicted, as in transformers."""
 
-
-class CausalOutput(NamedTuple):
+class CallOutput(NamedTuple):
     """Mean loss in nats per predicted token (None without labels) and logits `[batch, length, vocabulary]`."""
 
     loss: Tensor | None
@@ -164,15 +161,21 @@ class Llama(nn.Module):
             key = {name: label[:, :extent] for name, label in cache.labels.items()}
             present = cache.present[:, :extent]
         place_BR = labels["position"] if rotary_positions is None else rotary_positions
-        rotation = self.config.rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
+        kinds = list(dict.fromkeys(self.config.layers))
+        rotations = {
+            rotary: rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
+            for kind in kinds
+            if (rotary := self.config.rotary_of(kind)) is not None
+        }
         views: Views = {}
-        for kind in dict.fromkeys(self.config.layers):
+        for kind in kinds:
+            rotary = self.config.rotary_of(kind)
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
             request = Request(narrowed, labels, key, present, valid, bias, tempered)
             views[kind] = View(
                 n_keys=n_keys,
                 mask=compile_mask(request, backend, self.dtype),
-                cos_sin=rotation if kind.rotary else None,
+                cos_sin=None if rotary is None else rotations[rotary],
                 slots=slots,
                 extent=extent or 0,
             )
@@ -186,7 +189,7 @@ class Llama(nn.Module):
         return views
 
     def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
-        limit = self.config.rotary.cacheable
+        limit = self.config.cacheable
         if limit is not None and length_B.numel() and int(length_B.max()) > limit:
             raise UserError(
                 f"the text has {int(length_B.max())} tokens and dynamic rotary embeddings turn all keys anew beyond "
@@ -213,12 +216,16 @@ class Llama(nn.Module):
 
         Without query rows it is `hidden`, but what makes them has a gradient all the same, of zeros.
         """
-        rows_BRE = self.model.embed_tokens(input_ids_BC)
-        assert self.query_rows is not None or query_position_BK.shape[1] == 0, "a network without them was refused"
-        if self.query_rows is not None:
-            # Also where there are none: other processes may have some in this step, and wait for a gradient from all.
-            rows_BRE = torch.cat((rows_BRE, self.query_rows(query_position_BK).to(rows_BRE.dtype)), 1)
+        rows_BRE = self.with_query_rows(self.model.embed_tokens(input_ids_BC), query_position_BK)
         return self.read(rows_BRE, views, cache)
+
+    def with_query_rows(self, content_BCE: Tensor, query_position_BK: Tensor) -> Tensor:
+        """Content rows `[batch, content rows, hidden]` and query rows behind them, `[batch, rows, hidden]`."""
+        assert self.query_rows is not None or query_position_BK.shape[1] == 0, "a network without them was refused"
+        if self.query_rows is None:
+            return content_BCE
+        # Also where there are none: other processes may have some in this step, and wait for a gradient from all.
+        return torch.cat((content_BCE, self.query_rows(query_position_BK).to(content_BCE.dtype)), 1)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compile the layers, with `torch.compile`'s arguments: one graph, as `prepare` made all decisions before.
@@ -243,29 +250,40 @@ class Llama(nn.Module):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
-    ) -> CausalOutput:
-        """Left to right, called as in transformers.
+    ) -> CallOutput:
+        """Read a text in the network's default way of writing, called as in transformers.
+
+        | default way | a row sees | `logits[:, i]` predict |
+        |---|---|---|
+        | left to right | itself and what comes before | token i + 1 |
+        | masked diffusion | everything | token i |
+        | block diffusion | its own block and those before, blocks counted from the first token | token i |
+        | any order | what comes before (two streams, one token a group) | token i |
+
+        A diffusion network whose own logits are shifted (Dream) is read accordingly: `logits[:, i]` are those of its
+        row i - 1, and of row 0 for the first token.
 
         Args:
-            input_ids: tokens `[batch, length]`.
-            attention_mask: 1 for tokens and 0 for padding on either side, `[batch, length]`.
-            labels: tokens to be predicted, `[batch, length]`, -100 where none is; `logits[:, i]` is
-                compared with `labels[:, i + 1]`.
+            input_ids: tokens `[batch, length]`, the mask token where a diffusion network shall predict one.
+            attention_mask: 1 for tokens and 0 for padding, on either side and between, `[batch, length]`.
+            labels: tokens to be predicted at their own places, `[batch, length]`, -100 where none is. Padding is
+                never predicted.
             num_items_in_batch: what the summed loss is divided by, when gradients are accumulated; the
                 number of predicted tokens unless given.
+
+        Raises:
+            UserError: the shape of the mask or the labels is another, or the default way predicts no token.
         """
+        for name, given in (("attention_mask", attention_mask), ("labels", labels)):
+            if given is not None and given.shape != input_ids.shape:
+                raise UserError(f"{name} has the shape {list(given.shape)}: give {list(input_ids.shape)}.")
+        way = self.config.way(self.config.default_way)
         valid_BL = None if attention_mask is None else attention_mask.bool()
-        position_BL = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
-        if valid_BL is not None:
-            position_BL = (valid_BL.long().cumsum(1) - 1).clamp(min=0)
-        views = self.prepare(causal(), {"position": position_BL}, valid=valid_BL)
-        logits_BLV = self.logits(self.hidden(input_ids, views))
+        logits_BLV = self.logits(call.read_as(self, way, input_ids, valid_BL))
         if labels is None:
-            return CausalOutput(None, logits_BLV)
-        target_BL = F.pad(labels[:, 1:], (0, 1), value=IGNORED)
-        wide_NV = logits_BLV.flatten(0, 1).to(torch.promote_types(logits_BLV.dtype, torch.float32))
-        loss = F.cross_entropy(wide_NV, target_BL.flatten(), ignore_index=IGNORED, reduction="sum")
-        return CausalOutput(loss / (num_items_in_batch or (target_BL != IGNORED).sum()), logits_BLV)
+            return CallOutput(None, logits_BLV)
+        target_BL = call.targets_of(way, labels, torch.ones_like(labels).bool() if valid_BL is None else valid_BL)
+        return CallOutput(call.mean_loss(logits_BLV, target_BL, num_items_in_batch), logits_BLV)
 
 
 def _text_lengths(position_BR: Tensor, valid: Tensor | None) -> Tensor:

@@ -11,11 +11,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from anyorder.annotations import AtMost, check_fields
 from anyorder.errors import UserError
+
+Real = Annotated[float, AtMost(1e15)]
+"""Published bases go up to 1e11."""
+
+Length = Annotated[int, AtMost(2**31 - 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +35,7 @@ class Rotary:
             operation. For parity only.
     """
 
-    theta: float
+    theta: Real
     float32_angles: bool = False
 
     def __post_init__(self) -> None:
@@ -36,6 +43,7 @@ class Rotary:
             value = getattr(self, field.name)
             if isinstance(value, int | float) and not isinstance(value, bool) and not value > 0:
                 raise UserError(f"rotary field {field.name!r} is {value}: give a number above 0.")
+        check_fields(self, "rotary field {!r}")
 
     def frequencies(self, head_dim: int, length_B: Tensor | None = None) -> Tensor:
         """Radians per position, float64 (unless `float32_angles`).
@@ -80,7 +88,7 @@ class Rotary:
 class LinearRotary(Rotary):
     """Position interpolation (Chen et al. 2023, arXiv 2306.15595): positions divided by `factor`."""
 
-    factor: float
+    factor: Real
 
     def frequencies(self, head_dim: int, length_B: Tensor | None = None) -> Tensor:
         return super().frequencies(head_dim, length_B) / self.factor
@@ -96,8 +104,8 @@ class DynamicRotary(Rotary):
     before: no cache is exact there, turned or unturned, and a text is read anew for each token.
     """
 
-    factor: float
-    original_max_position_embeddings: int
+    factor: Real
+    original_max_position_embeddings: Length
 
     def reach(self, max_position_embeddings: int) -> int:
         return max(max_position_embeddings, int(self.factor * self.original_max_position_embeddings))
@@ -125,23 +133,24 @@ class Llama3Rotary(Rotary):
     its context was extended.
     """
 
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
+    factor: Real
+    low_freq_factor: Real
+    high_freq_factor: Real
+    original_max_position_embeddings: Length
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.high_freq_factor <= self.low_freq_factor:
+        if self.high_freq_factor < self.low_freq_factor:
             raise UserError(
-                f"rotary field 'high_freq_factor' is {self.high_freq_factor}: give a number above "
+                f"rotary field 'high_freq_factor' is {self.high_freq_factor}: give a number not below "
                 f"low_freq_factor, which is {self.low_freq_factor}."
             )
 
     def frequencies(self, head_dim: int, length_B: Tensor | None = None) -> Tensor:
         plain_F = super().frequencies(head_dim, length_B)
         turns_F = self.original_max_position_embeddings / (2 * math.pi / plain_F)
-        share_kept_F = (turns_F - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        blended = self.high_freq_factor - self.low_freq_factor or 1e-9  # none where they are equal, as in Llama 4
+        share_kept_F = (turns_F - self.low_freq_factor) / blended
         share_kept_F = share_kept_F.clamp(0, 1)
         return (1 - share_kept_F) * plain_F / self.factor + share_kept_F * plain_F
 
@@ -159,14 +168,14 @@ class YarnRotary(Rotary):
         mscale, mscale_all_dim: what it is derived from in DeepSeek's variant.
     """
 
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
+    factor: Real
+    original_max_position_embeddings: Length
+    beta_fast: Real = 32.0
+    beta_slow: Real = 1.0
     truncate: bool = True
-    attention_factor: float | None = None
-    mscale: float | None = None
-    mscale_all_dim: float | None = None
+    attention_factor: Real | None = None
+    mscale: Real | None = None
+    mscale_all_dim: Real | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

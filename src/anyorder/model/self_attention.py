@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from anyorder.annotations import shown
 from anyorder.attention import attend
 from anyorder.errors import UserError
 from anyorder.model.cache import LayerCache
@@ -60,7 +61,8 @@ def head_norm(config: ModelConfig, kind: LayerKind) -> nn.Module:
     """
     if config.qk_norm == "learned":
         return RMSNorm(config.head_dim, config.rms_norm_eps)
-    return WeightlessRMSNorm(config.rms_norm_eps) if config.qk_norm == "weightless" and kind.rotary else nn.Identity()
+    rotated = config.rotary_of(kind) is not None
+    return WeightlessRMSNorm(config.rms_norm_eps) if config.qk_norm == "weightless" and rotated else nn.Identity()
 
 
 ATTENTIONS: dict[str, type[nn.Module]] = {"MHA": SelfAttention, "GQA": SelfAttention, "MQA": SelfAttention}
@@ -78,5 +80,7 @@ def attention_class(config: ModelConfig) -> type[nn.Module]:
     """
     name = config.attention or config.head_layout
     if name not in ATTENTIONS:
-        raise UserError(f"attention is {name!r}: choose one of {', '.join(ATTENTIONS)}, or register it in ATTENTIONS.")
+        raise UserError(
+            f"attention is {shown(name)}: choose one of {', '.join(ATTENTIONS)}, or register it in ATTENTIONS."
+        )
     return ATTENTIONS[name]

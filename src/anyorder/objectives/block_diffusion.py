@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from anyorder.annotations import check_fields
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective, begins
 from anyorder.objectives.masked_diffusion import refuse_masks
@@ -42,6 +43,7 @@ class BlockDiffusion(Objective):
     times: Times = field(default_factory=Independent)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_eps(self.eps)
         if self.block_length < 1:
             raise UserError(f"block_length is {self.block_length}: give the tokens of a block, above 0.")

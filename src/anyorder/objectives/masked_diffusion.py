@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from anyorder.annotations import check_fields
 from anyorder.draws import generator
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective
@@ -43,6 +44,7 @@ class Noise(Objective):
     opening_steps: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_eps(self.eps)
         if self.opening_steps < 0:
             raise UserError(f"opening_steps is {self.opening_steps}: give a number of steps, or 0 to see all at once.")

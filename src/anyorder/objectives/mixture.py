@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from anyorder.annotations import check_fields
 from anyorder.draws import generator
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective
@@ -34,6 +35,7 @@ class Mixture(Objective):
     by: Literal["sample", "step"] = "sample"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if len(self.parts) != len(self.shares) or not self.parts:
             raise UserError(f"there are {len(self.shares)} shares for {len(self.parts)} objectives: give one for each.")
         if min(self.shares) < 0 or not sum(self.shares) > 0:

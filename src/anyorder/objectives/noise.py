@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from anyorder.annotations import check_fields
 from anyorder.draws import generator
 from anyorder.errors import UserError
 
@@ -42,6 +43,7 @@ class Stratified(Times):
     strata: int = 8
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.strata < 1:
             raise UserError(f"strata is {self.strata}: give a whole number above 0, such as the samples of a step.")
 

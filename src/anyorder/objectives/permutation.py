@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from anyorder.annotations import check_fields
 from anyorder.draws import generator
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective
@@ -39,6 +40,7 @@ class Permutation(Objective):
     predicted: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.predicted <= 1:
             raise UserError(f"predicted is {self.predicted}: give a share of the tokens above 0 and at most 1.")
 

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from anyorder.annotations import check_fields
 from anyorder.errors import UserError
 from anyorder.orders import LeftToRight, Order, Random
 
@@ -48,6 +49,7 @@ class Stages(Schedule):
     stages: Mapping[int, Order]
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.stages or min(self.stages) != 0:
             raise UserError(f"the stages begin at steps {sorted(self.stages)}: let the first begin at 0.")
 
@@ -86,6 +88,7 @@ class Annealing(Schedule):
     begin: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.steps < 1:
             raise UserError(f"steps is {self.steps}: give the number of steps of the annealing, above 0.")
 

@@ -12,6 +12,7 @@ from anyorder.objectives import Autoregressive
 from anyorder.training.loop import fit
 from anyorder.training.samples import TensorRows
 from anyorder.training.settings import Training
+from anyorder.ways import refuse_unless_causal
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -40,8 +41,9 @@ def train_causal(
         Mean loss of the last steps (at most 10) in nats per token.
 
     Raises:
-        UserError: see `Training` and `fit`.
+        UserError: the network does not write from left to right, or see `Training` and `fit`.
     """
+    refuse_unless_causal(model.config.ways, model.config.default_way)
     training = Training(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed
     )

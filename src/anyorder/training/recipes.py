@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -30,7 +31,8 @@ from anyorder.objectives import (
 from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders import LeftToRight, Random, Spans
-from anyorder.training.settings import DIFFUSION, Run
+from anyorder.training.settings import BLOCK_LENGTH, DIFFUSION, Run
+from anyorder.ways import TRAINED_BY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -76,6 +78,39 @@ def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
+def with_own_way(run: Run, config: ModelConfig) -> Run:
+    """The settings with what they leave to the network: its objective, shifted logits, and tokens of a block.
+
+    Raises:
+        UserError: the network writes in several ways and no objective says which shall stay; or a setting is not of
+            the objective.
+    """
+    objective = run.objective
+    if objective is None:
+        names = [way.name for way in config.ways]
+        if len(names) > 1:
+            choices = ", ".join(TRAINED_BY[name] for name in names)
+            raise UserError(
+                f"objective is not given, and the network in {run.init!r} writes by {' and '.join(names)}, of which "
+                f"training keeps what it teaches: give one of {choices}, or mixture with shares of several."
+            )
+        objective = TRAINED_BY[config.default_way]
+    own = {TRAINED_BY[way.name]: way for way in config.ways}
+    learnt = {objective, *run.parts}
+    shifted, block_length = run.shifted, run.block_length
+    if "masked-diffusion" in own and "masked-diffusion" in learnt:
+        shifted = shifted or own["masked-diffusion"].shifted
+    if block_length is None and "block-diffusion" in learnt:
+        block_length = own["block-diffusion"].block_length if "block-diffusion" in own else BLOCK_LENGTH
+    return dataclasses.replace(run, objective=objective, shifted=shifted, block_length=block_length)
+
+
+def lost_ways(run: Run, config: ModelConfig) -> list[str]:
+    """The ways in which the network of `init` writes, and the trained one will not."""
+    learnt = {run.objective, *run.parts}
+    return [way.name for way in config.ways if run.init is not None and TRAINED_BY[way.name] not in learnt]
+
+
 def prepared(
     run: Run, model: Llama, tokenizer: PreTrainedTokenizerBase, *, tuning: bool
 ) -> tuple[Llama, Objective]:  # fmt: skip
@@ -96,6 +131,7 @@ def prepared(
 
 def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
     """What the settings say is to be learnt."""
+    assert run.objective is not None, "resolved by with_own_way"
     if run.objective != "mixture":
         return _objective(run.objective, run, mask_token_id, config, tuning=tuning)
     parts = [_objective(name, run, mask_token_id, config, tuning=tuning) for name in run.parts]
@@ -112,17 +148,22 @@ def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, 
         case "permutation":
             return Permutation(schedule=_schedule(run), predicted=run.predicted)
         case "masked-diffusion" if tuning:
+            if run.random_length_prob != Run.random_length_prob:
+                given = f"random_length_prob is {run.random_length_prob}, but answers are not cropped"
+                raise UserError(f"{given}: leave it out, or give whole texts to pretrain.")
             if not config.eos_token_ids:
                 raise UserError("the network has no end token, by which answers end: name one in its config.json.")
             return MaskedDiffusionTuning(
-                mask_token_id=mask_token_id, shifted=run.shifted, times=times, opening_steps=run.opening_steps,
-                length=run.length, end_token_id=config.eos_token_ids[0],
+                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
+                opening_steps=run.opening_steps, length=run.length, end_token_id=config.eos_token_ids[0],
             )  # fmt: skip
         case "masked-diffusion":
             return MaskedDiffusion(
-                mask_token_id=mask_token_id, shifted=run.shifted, times=times, opening_steps=run.opening_steps
-            )
-    return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, times=times)
+                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
+                opening_steps=run.opening_steps, random_length=run.random_length_prob,
+            )  # fmt: skip
+    assert run.block_length is not None, "resolved by with_own_way"
+    return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, eps=run.eps, times=times)
 
 
 def _times(run: Run) -> Times:

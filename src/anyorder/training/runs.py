@@ -19,6 +19,7 @@ from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.data import chat_template, prepare, report_of
+from anyorder.data.records import not_read
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.llama import Llama
@@ -143,11 +144,14 @@ def _rows(
         source, tokenizer, settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
         template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None), mask_token_ids=masks,
         vocab_size=model.config.vocab_size, skip_bad_lines=settings.skip_bad_lines, cache_dir=settings.cache_dir,
-        streaming=streaming,
+        streaming=streaming, last_answer_only=settings.last_answer_only,
     )  # fmt: skip
-    left_out = [] if streaming else report_of(dataset).left_out
-    if left_out:
-        tell(f"left out {len(left_out)} lines, the first: {left_out[0]}")
+    if not streaming:
+        report = report_of(dataset)
+        if report.left_out:
+            tell(f"left out {len(report.left_out)} lines, the first: {report.left_out[0]}")
+        for line in not_read(report.passed_over, report.unread):
+            tell(line)
     return dataset
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from anyorder.annotations import Listed, check_fields
 from anyorder.errors import UserError
 
 
@@ -23,7 +24,8 @@ class Training:
         schedule: How the learning rate goes on: cosine and linear fall to 0 at the last step, constant stays.
         weight_decay: Of the matrices; norms and biases have none.
         clip: Length to which longer gradients are cut.
-        precision: What the products are computed in; weights and optimizer stay float32.
+        precision: What the products are computed in; weights and optimizer stay float32. float16 needs a GPU, and
+            scales the loss.
         activation_checkpointing: Compute layers again backwards instead of keeping what they made: less memory, a
             third more time.
         seed: Decides first weights, the order of the samples, and all draws.
@@ -45,7 +47,7 @@ class Training:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.1
     clip: float = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
     activation_checkpointing: bool = False
     seed: int = 0
     log_every: int = 10
@@ -55,6 +57,7 @@ class Training:
     workers: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("steps", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
             self._require(name, getattr(self, name) > 0, "give a number above 0")
         for name in ("warmup", "weight_decay", "evaluate_every", "save_every", "workers"):
@@ -70,6 +73,9 @@ class Training:
             raise UserError(f"{name} is {getattr(self, name)}: {remedy}.")
 
 
+BLOCK_LENGTH = 32
+"""Tokens of a block of a network that has no blocks yet."""
+
 OBJECTIVES = ("autoregressive", "permutation", "masked-diffusion", "block-diffusion")
 """What can be learnt, also as parts of a mixture."""
 
@@ -79,9 +85,10 @@ class Run(Training):
     """A whole training: from data and a network to a trained network in a folder.
 
     Attributes:
-        data: File or folder of JSONL, JSON or text.
+        data: File or folder of JSON, text or tables.
         output: New folder for the trained network, its curves and its checkpoints.
-        objective: What is learnt; a mixture has several, in given shares.
+        objective: What is learnt; a mixture has several, in given shares. Unless given, what the network of init
+            writes by, and from scratch autoregressive.
         init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
             made from the data.
@@ -94,16 +101,21 @@ class Run(Training):
         documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
         template: Chat template of dialogues; the tokenizer's own, or a plain one, unless given.
         skip_bad_lines: Leave out lines that cannot be used, and say how many, instead of stopping at the first.
+        last_answer_only: For fine-tuning, learn only the last answer of each dialogue.
         streaming: Read and tokenise data anew while they are learnt, in the order of the files, for what does not fit
             on the disk twice.
         cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
         shares: For a mixture, objectives with their shares, such as masked-diffusion=0.5; may be repeated.
         order_schedule: For permutation, the orders that are learnt, and how they change.
         predicted: For permutation, the share of the tokens that is predicted; each costs a row.
-        block_length: For block diffusion, tokens of a block.
+        block_length: For block diffusion, tokens of a block; those of the network of init, or 32, unless given.
         mask_token: For diffusion, the token that hides others, as text or id; added to the vocabulary if it has none.
         times: For diffusion, how the noise levels of a step are drawn; stratified and antithetic ones vary less.
-        shifted: For masked diffusion, predict a token at the row before it, as a causal network does.
+        eps: For diffusion, the lowest probability with which a token is masked.
+        random_length_prob: For masked diffusion of whole texts, the share of the steps whose samples are cropped to a
+            random length.
+        shifted: For masked diffusion, predict a token at the row before it, as a causal network does; a network of
+            init that diffuses like this keeps it.
         opening_steps: For masked diffusion from a causal network, steps over which its mask is opened.
         lora_rank: Above 0, train low-rank adapters of this rank and query rows alone; they are merged at the end.
         tensorboard: Write the log for TensorBoard, too.
@@ -114,9 +126,7 @@ class Run(Training):
     steps: int = 1000
     data: Path
     output: Path
-    objective: Literal["autoregressive", "permutation", "masked-diffusion", "block-diffusion", "mixture"] = (
-        "autoregressive"
-    )
+    objective: Literal["autoregressive", "permutation", "masked-diffusion", "block-diffusion", "mixture"] | None = None
     init: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 4096
@@ -128,16 +138,19 @@ class Run(Training):
     documents: Literal["file", "paragraphs", "lines"] = "file"
     template: str | None = None
     skip_bad_lines: bool = False
+    last_answer_only: bool = False
     streaming: bool = False
     cache_dir: Path | None = None
-    shares: list[str] = field(default_factory=list)
+    shares: list[Listed] = field(default_factory=list)
     order_schedule: Literal["random", "left-to-right", "spans", "growing", "random-to-left", "left-to-random"] = (
         "random"
     )
     predicted: float = 1.0
-    block_length: int = 32
+    block_length: int | None = None
     mask_token: str | int = "<|mask|>"
     times: Literal["independent", "stratified", "antithetic"] = "independent"
+    eps: float = 1e-3
+    random_length_prob: float = 0.01
     shifted: bool = False
     opening_steps: int = 0
     lora_rank: int = 0
@@ -147,13 +160,22 @@ class Run(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("vocab_size", "width", "layers", "heads", "length", "block_length"):
+        for name in ("vocab_size", "width", "layers", "heads", "length"):
             self._require(name, getattr(self, name) > 0, "give a number above 0")
+        self._require("block_length", self.block_length is None or self.block_length > 0, "give a number above 0")
+        self._require("eps", 0 < self.eps <= 1, "give a number above 0 and at most 1, such as 0.001")
+        self._require("random_length_prob", 0 <= self.random_length_prob <= 1, "give a share of the steps, from 0 to 1")
         self._require("lora_rank", self.lora_rank >= 0, "give 0 or a number above")
         self._require("lora_rank", not self.lora_rank or self.init is not None, "an adapter needs init, what it adapts")
+        if self.shares and self.objective != "mixture":
+            of = "no objective" if self.objective is None else f"the objective {self.objective!r}"
+            raise UserError(f"shares is {self.shares} for {of}: choose mixture.")
+        if self.objective is None and self.init is None:
+            object.__setattr__(self, "objective", "autoregressive")
         defaults = {item.name: item.default for item in fields(self)}
         for name, objectives in NEEDS.items():
-            if getattr(self, name) != defaults[name] and not objectives & {self.objective, *self.parts}:
+            unknown = self.objective is None  # until the network has been read
+            if getattr(self, name) != defaults[name] and not unknown and not objectives & {self.objective, *self.parts}:
                 raise UserError(
                     f"{name} is {getattr(self, name)!r} for the objective {self.objective!r}, which does not have it: "
                     f"leave it out, or choose {' or '.join(sorted(objectives))}."
@@ -165,8 +187,6 @@ class Run(Training):
                 )
         looks = not self.evaluate_every or self.validation is not None
         self._require("evaluate_every", looks, "give validation data to look at, or leave it out")
-        if self.shares and self.objective != "mixture":
-            raise UserError(f"shares is {self.shares} for the objective {self.objective!r}: choose mixture.")
         if self.objective == "mixture" and len(self.parts) < 2:
             raise UserError(f"shares is {self.shares}: give a mixture two objectives, such as autoregressive=0.5.")
 
@@ -198,6 +218,8 @@ NEEDS: dict[str, set[str]] = {
     "block_length": {"block-diffusion"},
     "mask_token": DIFFUSION,
     "times": DIFFUSION,
+    "eps": DIFFUSION,
+    "random_length_prob": {"masked-diffusion"},
     "shifted": {"masked-diffusion"},
     "opening_steps": {"masked-diffusion"},
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from anyorder.cli._console import PlainConsole
 
 ANSWER = ("⟦", "⟧")
 """What stands around a text that is learnt; it is shown in green as well where the terminal has colours."""
@@ -29,6 +29,7 @@ def command(
     kind: Literal["pretrain", "sft"] = "pretrain",
     unpacked: bool = False,
     documents: Literal["file", "paragraphs", "lines"] = "file",
+    last_answer_only: bool = False,
     mask_token_id: int | None = None,
     vocab_size: int | None = None,
     examples: int = 2,
@@ -36,34 +37,35 @@ def command(
     """Show what training would see of data: counts, lengths, examples, and lines that cannot be used.
 
     Args:
-        source: File of JSON lines, JSON or text, or folder of such files.
+        source: File of JSON, text or a table, or folder of such files.
         tokenizer: Checkpoint, folder or file of the tokenizer; not needed where the data are token ids.
         length: Tokens in a row.
         kind: What is learnt, whole texts (pretrain) or answers (sft).
         unpacked: Give each text a row of its own, instead of laying texts end to end.
         documents: What is one document of a plain text.
+        last_answer_only: Of each dialogue, learn only the last answer (sft).
         mask_token_id: Token that may not be in the data; the tokenizer's mask token unless given.
         vocab_size: Number of tokens there are; the tokenizer's unless given.
         examples: Rows to show.
     """
-    from rich.console import Console
-
     from anyorder.checkpoints import load_tokenizer
+    from anyorder.cli._console import PlainConsole
     from anyorder.data import inspect_data
-    from anyorder.data.records import BadLines
+    from anyorder.data.records import BadLines, not_read
 
     if examples < 0:
         raise UserError(f"examples is {examples}: give 0 or more.")
-    console = Console(highlight=False)
+    console = PlainConsole()
     loaded = None if tokenizer is None else load_tokenizer(tokenizer)
     if loaded is None and vocab_size is None:
         raise UserError("tokenizer is missing: give --tokenizer, or for data of token ids --vocab_size.")
     if mask_token_id is None and loaded is not None:
         mask_token_id = loaded.mask_token_id
-    with Console(stderr=True).status(f"reading {source}") as status:
+    with PlainConsole(stderr=True).status(f"reading {source}") as status:
         found = inspect_data(
             source, loaded, length, examples=examples, kind=kind, packed=not unpacked, documents=documents,
             mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=vocab_size,
+            last_answer_only=last_answer_only,
             progress=lambda records: status.update(f"reading {source}: {records} records"),
         )  # fmt: skip
     report = found.report
@@ -73,10 +75,12 @@ def command(
     for row in found.rows:
         _print_row(console, loaded, row)
     if report.left_out:
-        console.print(f"\n{BadLines(found=report.left_out).summary(20)}", soft_wrap=True, markup=False)
+        console.print(f"\n{BadLines(found=report.left_out).summary(20)}", soft_wrap=True)
+    for line in not_read(report.passed_over, report.unread, 20):
+        console.print(line, soft_wrap=True)
 
 
-def _print_counts(console: Console, report: dict[str, Any], length: int, *, packed: bool) -> None:
+def _print_counts(console: PlainConsole, report: dict[str, Any], length: int, *, packed: bool) -> None:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
@@ -93,7 +97,7 @@ def _print_counts(console: Console, report: dict[str, Any], length: int, *, pack
     console.print(table)
 
 
-def _print_lengths(console: Console, lengths: list[tuple[int, int]]) -> None:
+def _print_lengths(console: PlainConsole, lengths: list[tuple[int, int]]) -> None:
     most, wide = max(count for _, count in lengths), len(f"{lengths[-1][0]:,}")
     console.print("\nrecords by their tokens")
     for tokens, count in lengths:
@@ -101,7 +105,7 @@ def _print_lengths(console: Console, lengths: list[tuple[int, int]]) -> None:
         console.print(f"  up to {tokens:>{wide},}  {bar} {count:,}")
 
 
-def _print_row(console: Console, tokenizer: Any, row: dict[str, Any]) -> None:
+def _print_row(console: PlainConsole, tokenizer: Any, row: dict[str, Any]) -> None:
     from rich.text import Text
 
     learnt = sum(end - begin for begin, end in row["turns"]) if "turns" in row else len(row["input_ids"])

@@ -50,8 +50,7 @@ def command(
         attention: auto, eager, sdpa, flex or flash.
         revision: Branch, tag or commit of a model on the hub.
     """
-    from rich.console import Console
-
+    from anyorder.cli._console import PlainConsole
     from anyorder.cli.fuse._asking import load, question_progress
     from anyorder.evaluation.paraphrasing import paraphrase
     from anyorder.evaluation.question_sets import read_questions
@@ -59,7 +58,7 @@ def command(
 
     check_place(output, folder=False)  # this and the set are looked at before a large network is read
     found = read_questions(dataset, split=split, form=form).sample(max_samples, seed)
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     network, words = load(
         notes, model, tokenizer=tokenizer, dtype=dtype, device=device, attention=attention, revision=revision
     )

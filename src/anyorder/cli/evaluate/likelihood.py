@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anyorder.annotations import Listed
+
 
 def command(
     model: str,
     data: Path,
     *,
-    orders: list[str] = [],  # noqa: B006 (never changed)
+    orders: list[Listed] = [],  # noqa: B006 (never changed)
     length: int = 128,
     gap: int | None = None,
     texts: int = 64,
@@ -48,16 +50,16 @@ def command(
     import json as jsonlib
     import math
 
-    from rich.console import Console
     from rich.progress import Progress
     from rich.table import Table
 
     import anyorder
+    from anyorder.cli._console import PlainConsole
     from anyorder.evaluation.order_search import by_likelihood
     from anyorder.evaluation.texts import cut_texts, gap_marks, orders_by_name
 
     marks = gap_marks(length, gap)
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     with notes.status(f"reading {model}"):
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
@@ -82,5 +84,5 @@ def command(
         spread = f"{order.between_draws:.2f}" if order.between_draws else ""
         nats = f"{-order.per_token:.3f} ± {order.standard_error:.3f}"
         table.add_row(order.name, nats, f"{math.exp(-order.per_token):.2f}", spread)
-    Console(highlight=False).print(table)
+    PlainConsole().print(table)
     notes.print(f"{len(rows)} texts of {length} tokens, {marks.count(False)} of each scored", style="dim")

@@ -6,6 +6,7 @@ import json as jsonlib
 import sys
 from typing import Any
 
+from anyorder.annotations import Listed
 from anyorder.errors import UserError
 
 SUBCOMMANDS = ("run", "score", "compare")
@@ -21,7 +22,7 @@ def command(
     method: str = "attention",
     positions: str = "shared",
     correction: str = "1/N",
-    weights: str | None = None,
+    weights: list[Listed] = [],  # noqa: B006 (never changed)
     keep: int | None = None,
     order: str | None = None,
     tokenizer: str | None = None,
@@ -53,9 +54,9 @@ def command(
         suffix: Text behind all of them, such as " A:"; let it begin with its space.
         separator: Text that each phrasing ends with.
         method: attention, logit-mean, probability-mean, max, lowest-entropy, contrast, attention+logit-mean or vote.
-        positions: Where phrasings are read: shared, running, right or spread.
+        positions: Where phrasings are read: shared, running, right or spread; right did best where it was measured.
         correction: 1/N, none, length, or ape:TEMPERATURE,SCALE.
-        weights: How much each phrasing counts: numbers with commas between, confidence, or likelihood.
+        weights: How much each phrasing counts: a number for each, such as 2,1,1; or confidence, or likelihood.
         keep: Use only this many phrasings of the highest weights.
         order: Way of writing the answer, such as left-to-right, random, groups:4 or diffusion; that of the model
             unless given.
@@ -78,16 +79,15 @@ def command(
     if not phrasings:
         raise UserError("there are 0 phrasings: write at least one behind the model, each in quotes.")
 
-    from rich.console import Console
-
     import anyorder
+    from anyorder.cli._console import PlainConsole
     from anyorder.decoding.fusion_question import Fusion
     from anyorder.dispatch import resolve
     from anyorder.ways import LEFT_TO_RIGHT
 
     Fusion(method=method, positions=positions, correction=correction)  # a wrong name is told before a network is read
 
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     with notes.status(f"reading {model}"):
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
@@ -116,15 +116,13 @@ def command(
     sys.stdout.flush()
     if attended:
         for share, phrasing in zip(out.attention_share or (), phrasings, strict=True):
-            notes.print(f"{share:6.1%}  {phrasing}", style="dim", markup=False, emoji=False, soft_wrap=True)
+            notes.print(f"{share:6.1%}  {phrasing}", style="dim", soft_wrap=True)
     notes.print(out.trace.summary(), style="dim", soft_wrap=True)
 
 
-def _weights(text: str | None) -> str | list[float] | None:
-    """Numbers with commas between as numbers."""
-    if text is None:
-        return None
+def _weights(words: list[str]) -> str | list[float] | None:
+    """Numbers, or the name of what gives them."""
     try:
-        return [float(number) for number in text.split(",")]
+        return [float(number) for number in words] or None
     except ValueError:
-        return text
+        return ",".join(words)

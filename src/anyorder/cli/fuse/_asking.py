@@ -11,31 +11,17 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
+    from anyorder.cli._console import PlainConsole
     from anyorder.model.llama import Llama
 
 
-def whole_numbers(name: str, text: str | None) -> tuple[int, ...] | None:
-    """The numbers of an option such as `0,1,2`.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(f"option {name} is {text!r}: give whole numbers with commas, such as 0,1,2.") from None
-
-
 @contextmanager
-def question_progress(console: Console) -> Iterator[Progress]:
+def question_progress(console: PlainConsole) -> Iterator[Progress]:
     """Bars that count questions; the last state of each as a line where there is no terminal."""
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
@@ -51,7 +37,7 @@ def question_progress(console: Console) -> Iterator[Progress]:
             console.print(f"{task.description} {task.completed:.0f}/{task.total:.0f}", soft_wrap=True)
 
 
-def load(console: Console, model: str, **options: Any) -> tuple[Llama, PreTrainedTokenizerBase]:
+def load(console: PlainConsole, model: str, **options: Any) -> tuple[Llama, PreTrainedTokenizerBase]:
     """A network with its tokenizer, which questions need."""
     import anyorder
 

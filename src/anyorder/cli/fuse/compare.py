@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from anyorder.annotations import Listed
+
 
 def command(
     *,
@@ -12,9 +14,9 @@ def command(
     dataset: str,
     output: Path = Path("comparison"),
     num_paraphrases: int | None = None,
-    indices: str | None = None,
-    counts: str | None = None,
-    methods: list[str] = [],  # noqa: B006 (never changed)
+    indices: list[int] = [],  # noqa: B006 (never changed)
+    counts: list[int] = [],  # noqa: B006 (never changed)
+    methods: list[Listed] = [],  # noqa: B006 (never changed)
     max_samples: int | None = 250,
     shots: int = 5,
     shots_from: str | None = None,
@@ -22,7 +24,7 @@ def command(
     chat: Literal["auto", "always", "never"] = "auto",
     split: str | None = None,
     form: Literal["question", "mask", "opening"] | None = None,
-    relations: list[str] = [],  # noqa: B006 (never changed)
+    relations: list[Listed] = [],  # noqa: B006 (never changed)
     max_new_tokens: int = 10,
     batch_size: int = 16,
     seed: int = 42,
@@ -65,10 +67,10 @@ def command(
     """
     import json
 
-    from rich.console import Console
     from rich.progress import TaskID
 
-    from anyorder.cli.fuse._asking import load, question_progress, whole_numbers
+    from anyorder.cli._console import PlainConsole
+    from anyorder.cli.fuse._asking import load, question_progress
     from anyorder.errors import UserError
     from anyorder.evaluation.comparison import APPROACHES, compare
     from anyorder.evaluation.comparison_plot import draw
@@ -79,11 +81,11 @@ def command(
             raise UserError(f"method is {method!r}: choose one of {', '.join(RUN_METHODS)}.")
     protocol = Protocol(
         dataset=dataset, split=split, form=form, relations=tuple(relations), num_paraphrases=num_paraphrases,
-        indices=whole_numbers("indices", indices), max_samples=max_samples, shots=shots, shots_from=shots_from,
+        indices=tuple(indices) or None, max_samples=max_samples, shots=shots, shots_from=shots_from,
         instruction=instruction, chat=chat, seed=seed, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     drawn = protocol.draw()  # before a large network is read, so that a mistake is told at once
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     network, words = load(
         notes, model, tokenizer=tokenizer, dtype=dtype, device=device, attention=attention, revision=revision
     )
@@ -99,7 +101,7 @@ def command(
         comparison = compare(
             network, words, questions, parts,
             {"model": model, "revision": revision, "dtype": dtype, **protocol.told()}, output,
-            counts=whole_numbers("counts", counts) or (),
+            counts=counts,
             approaches=[approach for approach in APPROACHES if not methods or approach.method in methods],
             max_new_tokens=max_new_tokens, batch_size=batch_size, seed=seed, on_progress=on_progress,
         )  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from anyorder.annotations import Listed
+
 
 def command(
     *,
@@ -17,7 +19,7 @@ def command(
     weights: str | None = None,
     keep: int | None = None,
     num_paraphrases: int | None = None,
-    indices: str | None = None,
+    indices: list[int] = [],  # noqa: B006 (never changed)
     max_samples: int | None = None,
     shots: int = 5,
     shots_from: str | None = None,
@@ -25,7 +27,7 @@ def command(
     chat: Literal["auto", "always", "never"] = "auto",
     split: str | None = None,
     form: Literal["question", "mask", "opening"] | None = None,
-    relations: list[str] = [],  # noqa: B006 (never changed)
+    relations: list[Listed] = [],  # noqa: B006 (never changed)
     max_new_tokens: int = 10,
     batch_size: int = 16,
     seed: int = 42,
@@ -72,20 +74,19 @@ def command(
     """
     from dataclasses import asdict
 
-    from rich.console import Console
-
-    from anyorder.cli.fuse._asking import load, question_progress, whole_numbers
+    from anyorder.cli._console import PlainConsole
+    from anyorder.cli.fuse._asking import load, question_progress
     from anyorder.evaluation.protocol import Approach, Protocol, asker, one_by_one
     from anyorder.evaluation.question_runs import run_questions
 
     approach = Approach(method=method, positions=positions, correction=correction, weights=weights, keep=keep)
     protocol = Protocol(
         dataset=dataset, split=split, form=form, relations=tuple(relations), num_paraphrases=num_paraphrases,
-        indices=whole_numbers("indices", indices), max_samples=max_samples, shots=shots, shots_from=shots_from,
+        indices=tuple(indices) or None, max_samples=max_samples, shots=shots, shots_from=shots_from,
         instruction=instruction, chat=chat, seed=seed, max_new_tokens=max_new_tokens,
     )  # fmt: skip
     drawn = protocol.draw()  # before a large network is read, so that a mistake is told at once
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     network, words = load(
         notes, model, tokenizer=tokenizer, dtype=dtype, device=device, attention=attention, revision=revision
     )

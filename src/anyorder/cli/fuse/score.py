@@ -15,9 +15,9 @@ def command(results: str, *, lemmatize: bool = False, seed: int = 0) -> None:
         seed: Of the resampling behind the intervals, which hold 95 %.
     """
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from anyorder.cli._console import PlainConsole
     from anyorder.evaluation.question_runs import read_results, with_lemmas, write_results
     from anyorder.evaluation.scoring import agreement, any_of, interval, mean_of, score
 
@@ -35,7 +35,7 @@ def command(results: str, *, lemmatize: bool = False, seed: int = 0) -> None:
         found.column("predict_lemma") if lemmatized else (),
     )
     questions, several = len(set(uuids)), len(set(uuids)) < len(uuids)
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(
         f"{file}: {len(uuids)} answers to {questions} questions"
         + (f" of {found.total} that were asked for" if len(uuids) < found.total else ""),
@@ -54,6 +54,6 @@ def command(results: str, *, lemmatize: bool = False, seed: int = 0) -> None:
         same = interval(agreement(found.column("prediction"), uuids), seed=seed)
         console.print(f"two phrasings of a question agree: {same} %")
     if not lemmatized:
-        Console(stderr=True, highlight=False).print(
+        PlainConsole(stderr=True).print(
             f"lemmas as well: anyorder fuse score {file} --lemmatize", style="dim", soft_wrap=True
         )

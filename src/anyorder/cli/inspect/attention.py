@@ -30,10 +30,10 @@ def command(
         device: Such as cpu or cuda; auto takes a GPU where there is one.
         revision: Branch, tag or commit of a model on the hub.
     """
-    from rich.console import Console
     from rich.table import Table
 
     import anyorder
+    from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.attention import HeadStatistics, analyze_attention_patterns
     from anyorder.inspection.replay import token_pieces
@@ -44,7 +44,7 @@ def command(
         raise UserError(f"masks is {masks}: give a number of mask tokens from 0 on.")
     if plot is not None:
         check_place(plot, folder=False)
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     with notes.status(f"reading {model}"):
         network, words = anyorder.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
     of_way = network.config.way(way or network.config.default_way)
@@ -62,7 +62,7 @@ def command(
         table.add_column(name, justify="right")
     for layer in patterns.of_layers():
         table.add_row(str(layer.layer), *(f"{getattr(layer, name):.2f}" for name in shown))
-    Console(highlight=False).print(table)
+    PlainConsole().print(table)
     if plot is not None:
         pieces = token_pieces(words, set(patterns.ids)) if words is not None else {}
         patterns.save_plot(plot, [pieces.get(token_id, str(token_id)) for token_id in patterns.ids])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from anyorder.annotations import Listed
 
 if TYPE_CHECKING:
     from anyorder.inspection.compare import Compared
@@ -13,7 +16,7 @@ def command(
     model: str,
     prompts: list[str] = [],  # noqa: B006 (never changed)
     *,
-    method: list[str] = [],  # noqa: B006 (never changed)
+    method: list[Listed] = [],  # noqa: B006 (never changed)
     max_new_tokens: int = 64,
     seed: int = 0,
     repeats: int = 1,
@@ -47,10 +50,10 @@ def command(
     import dataclasses
     import json as jsonlib
 
-    from rich.console import Console
     from rich.table import Table
 
     import anyorder
+    from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.evaluation.diffusion_likelihood import MonteCarlo
     from anyorder.inspection.compare import compare_sampling_methods, method_named
@@ -60,9 +63,9 @@ def command(
         raise UserError("there is no prompt: give at least one text, in quotes.")
     if json is not None:
         check_place(json, folder=False)
-    methods = {words: method_named(words) for words in method} or None
+    methods = {words: method_named(words) for words in _with_options(method)} or None
     likelihood = MonteCarlo(samples=samples)
-    notes = Console(stderr=True, highlight=False)
+    notes = PlainConsole(stderr=True)
     with notes.status(f"reading {model}") as status:
         network, words = anyorder.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
         compared = compare_sampling_methods(
@@ -79,17 +82,25 @@ def command(
             one.name, str(one.passes), str(one.tokens), f"{one.tokens_per_pass:.2f}", f"{one.tokens_per_second:.1f}",
             f"{one.nats_per_token:.2f}{error}", *(_drift(one) if drift else ()),
         )  # fmt: skip
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(table)
     for one in compared:
-        console.print(f"\n{one.name}", style="bold", markup=False)
+        console.print(f"\n{one.name}", style="bold")
         for prompt, text in zip(prompts, one.texts or (), strict=bool(one.texts)):
-            console.print(prompt, style="dim", end="", markup=False, emoji=False, soft_wrap=True)
-            console.print(text, markup=False, emoji=False, soft_wrap=True)
+            console.print(prompt, style="dim", end="", soft_wrap=True)
+            console.print(text, soft_wrap=True)
     if json is not None:
         with whole_file(json) as partial:
             partial.write_text(jsonlib.dumps([dataclasses.asdict(one) for one in compared], indent=1), encoding="utf-8")
         notes.print(f"wrote {json}", soft_wrap=True)
+
+
+def _with_options(parts: Sequence[str]) -> list[str]:
+    """Each method with its options, which have an equals sign, behind it again."""
+    methods: list[str] = []
+    for part in parts:
+        methods[-1:] = [f"{methods[-1]},{part}"] if methods and "=" in part else [*methods[-1:], part]
+    return methods
 
 
 def _drift(one: Compared) -> tuple[str, str]:

@@ -16,9 +16,8 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
     """
     import time
 
-    from rich.console import Console
-
     from anyorder.cli._canvas import CanvasView
+    from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.replay import Recording
     from anyorder.whole import check_place, whole_file
@@ -34,13 +33,13 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
     if html is not None:
         with whole_file(html) as partial:
             partial.write_text(recording.page(Path(trace).name), encoding="utf-8")
-        Console(stderr=True, highlight=False).print(f"wrote {html}", soft_wrap=True)
+        PlainConsole(stderr=True).print(f"wrote {html}", soft_wrap=True)
         return
     if row not in recording.rows:
         raise UserError(f"row is {row}: give the number of one of the {len(recording.rows)} texts, from 0.")
     if seconds < 0:
         raise UserError(f"seconds is {seconds}: give 0 or more.")
-    console = Console(highlight=False)
+    console = PlainConsole()
     with CanvasView(console, recording.piece) as view:
         for number, places in enumerate(recording.states(row)):
             if number and console.is_terminal:

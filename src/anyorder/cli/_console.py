@@ -1,0 +1,32 @@
+"""The terminal, to which users' text is text: rich takes `[/x]` in a file's name for markup."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+
+class PlainConsole(Console):
+    """A console that reads neither markup nor emoji codes in what it prints."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def status(self, status: Any, **options: Any) -> Status:
+        """A line that is shown while something goes on."""
+        return PlainStatus(_plain(status), console=self, **options)
+
+
+class PlainStatus(Status):
+    """The line, which may change."""
+
+    def update(self, status: Any = None, **options: Any) -> None:
+        """Shows another text."""
+        super().update(_plain(status), **options)
+
+
+def _plain(text: Any) -> Any:
+    return Text(text) if isinstance(text, str) else text

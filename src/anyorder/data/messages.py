@@ -1,0 +1,210 @@
+"""Messages of dialogues, in the forms that OpenAI, transformers, ShareGPT and others give them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from reprlib import repr as short
+from typing import Any
+
+from anyorder.data.fields import BadRecordError, Fields, checked_text, mark, objects, parsed, writable
+from anyorder.data.records import ASSISTANT, ROLES, SYSTEM, TOOL, USER, Message
+
+SPEAKERS = {
+    "system": SYSTEM, "developer": SYSTEM,
+    "user": USER, "human": USER, "prompter": USER,
+    "assistant": ASSISTANT, "gpt": ASSISTANT, "chatgpt": ASSISTANT, "model": ASSISTANT, "bot": ASSISTANT,
+    "chatbot": ASSISTANT, "ai": ASSISTANT, "bing": ASSISTANT, "bard": ASSISTANT,
+    "function_call": ASSISTANT, "tool_call": ASSISTANT,
+    "tool": TOOL, "observation": TOOL, "function": TOOL, "function_response": TOOL, "tool_response": TOOL,
+    "tool_result": TOOL, "ipython": TOOL,
+}  # fmt: skip
+"""Who is meant by `role` or `from`. A call of a function is what the assistant writes, its result what a tool says."""
+
+CALLS = ("function_call", "tool_call")
+"""Speakers whose text is a call."""
+
+SPEAKER, CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Names of what an assistant thinks before it answers."""
+
+MARKS = ("loss", "weight", "train", "training", "loss_mask")
+"""Names of marks that say whether a message is learnt: 1 or true, 0 or false."""
+
+UNCLEAR = {
+    "mask": "can mean that a message is learnt or that it is not",
+    "train_detail": "marks parts of a message",
+    "training_detail": "marks parts of a message",
+}
+"""Other marks, and why they are refused."""
+
+
+def messages_of(value: Any, name: str, unread: list[str]) -> list[Message]:
+    """The messages of a list.
+
+    Args:
+        value: the list; also as JSON within a string.
+        name: what to call it.
+        unread: gets the names of fields with text that were not read.
+
+    Raises:
+        BadRecordError: one cannot be read.
+    """
+    messages: list[Message] = []
+    for number, item in enumerate(objects(value, f"`{name}`")):
+        fields = Fields(item)
+        messages.append(_message(fields, number))
+        unread += (f"{field} of {name}" for field in fields.unread())
+    return messages
+
+
+def tools_of(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
+    """Descriptions of tools: a list, or (in ShareGPT's form) a list written as JSON within a string.
+
+    Raises:
+        BadRecordError: it is something else.
+    """
+    tools = writable(value, f"`{name}`") if value else []
+    tools = [parsed(tool, f"`{name}`") for tool in tools] if isinstance(tools, list) else tools
+    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
+        raise BadRecordError(f"`{name}` is {short(tools)}", "give a list of JSON objects")
+    # Chat templates take OpenAI's form, which wraps what ShareGPT writes bare.
+    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+
+
+def answer(text: str, *, reasoning: str = "", calls: Sequence[Mapping[str, Any]] = (), learn: bool = True) -> Message:
+    """What the assistant says, thinks and calls."""
+    written = json.dumps(list(calls), ensure_ascii=False) if calls else ""
+    content = "\n".join(filter(None, (text, written)))
+    if reasoning:
+        content = f"<think>\n{reasoning}\n</think>\n\n{content}"
+    given: dict[str, Any] | None = None
+    if reasoning or calls:
+        given = {"role": ASSISTANT, "content": text}
+        given |= {"reasoning_content": reasoning} if reasoning else {}
+        given |= {"tool_calls": list(calls)} if calls else {}
+    return Message(role=ASSISTANT, content=content, learn=learn, given=given)
+
+
+def _message(fields: Fields, number: int) -> Message:
+    name = fields.first(SPEAKER) or SPEAKER[0]
+    speaker = fields.get(name)
+    spoken = speaker.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else ""
+    if spoken not in SPEAKERS:
+        known = ", ".join((*ROLES, *(other for other in SPEAKERS if other not in ROLES)))
+        raise BadRecordError(f"`{name}` of message {number} is {short(speaker)}", f"give one of {known}")
+    fields.refuse_media()
+    role = SPEAKERS[spoken]
+    learn = _learn(fields, number, role)
+    content = next((name for name in CONTENT if name in fields), CONTENT[0])
+    place = f"`{content}` of message {number}"
+    text, reasoning, calls = _parts(fields.get(content), place, role)
+    if role != ASSISTANT:
+        return _other(fields, role, text, place)
+    thoughts = [reasoning, *map(fields.optional_text, fields.those(REASONING))]
+    if spoken in CALLS:
+        text, calls = _called(text)
+    calls = [*calls, *_calls(fields, number)]
+    if text is None and not calls:
+        checked_text(None, place)
+    return answer(text or "", reasoning="\n".join(dict.fromkeys(filter(None, thoughts))), calls=calls, learn=learn)
+
+
+def _learn(fields: Fields, number: int, role: str) -> bool:
+    learn = True
+    for name in fields.those(MARKS):
+        if (marked := mark(fields.get(name), f"`{name}` of message {number}")) is None:
+            continue
+        if marked and role != ASSISTANT:
+            raise BadRecordError(
+                f"`{name}` of message {number} says that the {role}'s words are learnt, and only answers are",
+                "take the mark out",
+            )
+        learn = learn and marked
+    if name := fields.first(UNCLEAR):
+        raise BadRecordError(
+            f"`{name}` of message {number} {UNCLEAR[name]}", "mark whole messages by `loss`: true or false"
+        )
+    return learn
+
+
+def _other(fields: Fields, role: str, text: str | None, place: str) -> Message:
+    """A message that is not the assistant's."""
+    content = checked_text(text, place, may_be_empty=True)
+    given = {"role": role, "content": content}
+    if role == TOOL:
+        for name in ("name", "tool_call_id"):
+            if fields.has(name):
+                given[name] = fields.optional_text(name)
+    return Message(role=role, content=content, given=given if len(given) > 2 else None)
+
+
+def _parts(content: Any, place: str, role: str) -> tuple[str | None, str, list[Mapping[str, Any]]]:
+    """Text, reasoning and calls of a message's content, which may be a list of parts; the text is None where it is."""
+    if content is None:
+        return None, "", []
+    if isinstance(content, dict) and "type" not in content and role == TOOL:
+        return json.dumps(writable(content, place), ensure_ascii=False), "", []  # a result, as the tool gave it
+    if not isinstance(content, list) or not content:
+        return checked_text(content, place, may_be_empty=True), "", []
+    texts, thoughts = [], []
+    calls: list[Mapping[str, Any]] = []
+    for part in content:
+        kind = part.get("type", "text") if isinstance(part, dict) else "text"
+        if isinstance(part, str) or (isinstance(part, dict) and kind in ("text", "input_text", "output_text")):
+            texts.append(checked_text(part if isinstance(part, str) else part.get("text"), place, may_be_empty=True))
+        elif isinstance(part, dict) and kind in ("thinking", "reasoning") and role == ASSISTANT:
+            thoughts.append(checked_text(part.get(kind) or part.get("text"), place))
+        elif isinstance(part, dict) and kind == "tool_use" and role == ASSISTANT:
+            calls.append(_call({"name": part.get("name"), "arguments": part.get("input")}, place))
+        else:
+            raise BadRecordError(
+                f"{place} has a part of the type {short(kind)}, and only text is learnt", "take it out"
+            )
+    return "".join(texts), "\n".join(thoughts), calls
+
+
+# ---- calls of tools --------------------------------------------------------------------------------
+
+
+def _calls(fields: Fields, number: int) -> Iterable[Mapping[str, Any]]:
+    """The calls that stand beside the content, in OpenAI's form."""
+    place = f"`tool_calls` of message {number}"
+    if value := fields.get("tool_calls"):
+        calls = writable(value, place)
+        if not isinstance(calls, list):
+            raise BadRecordError(f"{place} is {short(calls)}", "give a list of JSON objects")
+        yield from (_call(call, place) for call in calls)
+    if value := fields.get("function_call"):
+        place = f"`function_call` of message {number}"
+        yield _call(writable(value, place), place)
+
+
+def _call(call: Any, place: str) -> Mapping[str, Any]:
+    """One call, whose arguments are an object: chat templates write them as JSON themselves."""
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise BadRecordError(f"{place} has {short(call)}", 'give calls like {"name": "...", "arguments": {...}}')
+    arguments = function.get("arguments", function.get("parameters"))
+    if isinstance(arguments, str):
+        with suppress(BadRecordError):  # some functions take plain text
+            arguments = writable(arguments or "{}", place)
+    identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+    return {
+        **identity,
+        "type": "function",
+        "function": {
+            "name": checked_text(function["name"], place),
+            "arguments": {} if arguments is None else arguments,
+        },
+    }
+
+
+def _called(text: str | None) -> tuple[str | None, list[Mapping[str, Any]]]:
+    """The call that a speaker's text is, or the text itself where it is none that is known."""
+    try:
+        value = writable(text, "")
+        return None, [_call(call, "") for call in (value if isinstance(value, list) else [value])]
+    except BadRecordError:
+        return text, []
