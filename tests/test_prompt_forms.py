@@ -68,7 +68,7 @@ def test_arrays_and_their_numbers() -> None:
     assert prompt_ids(np.array([3, 4]), None, None) == ([[3, 4]], True)
     numbers: Any = [np.int64(3), np.int32(4)]
     assert prompt_ids(numbers, None, None) == ([[3, 4]], True)
-    rows: Any = [np.array([3]), torch.tensor([4, 5])]
+    rows: list[Any] = [np.array([3]), torch.tensor([4, 5])]
     assert prompt_ids(rows, None, None) == ([[3], [4, 5]], False)
     assert prompt_ids({"input_ids": [3, 4]}, None, None) == ([[3, 4]], True)
     assert prompt_ids({"input_ids": torch.tensor([[3, 4]]), "attention_mask": torch.tensor([[0, 1]])}, None, None) == (
@@ -87,7 +87,7 @@ def test_without_a_template_the_plain_one_is_used(tokenizer: PreTrainedTokenizer
 
 def test_generate_takes_messages_and_writes_what_follows_them(tokenizer: PreTrainedTokenizerBase) -> None:
     last, end = asked(tokenizer, SHORT)[-1], tokenizer.eos_token_id
-    word = tokenizer.convert_tokens_to_ids("a")
+    word: Any = tokenizer.convert_tokens_to_ids("a")
     model = chain(tokenizer, [last, word, end])
     out = anyorder.generate(model, tokenizer, SHORT)
     assert (out.text, out.token_ids, out.stopped) == ("a", [word, end], ["end"])
@@ -100,7 +100,7 @@ def test_generate_takes_messages_and_writes_what_follows_them(tokenizer: PreTrai
     [
         (
             {"role": "user", "content": "a"},
-            r"^the prompt is \{'content': 'a', 'role': 'user'\}: give a list of messages",
+            r"^the prompt is \{'content': 'a', 'role': 'user'\}: give a string, token",
         ),
         ({"input_ids": [1, 2], "attention_mask": [1]}, r"^attention_mask is \[1\]: give a number for each"),
         ([{"role": "user"}, {"content": "a"}], "^prompt 0 is .*: give strings only"),

@@ -29,8 +29,8 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
         return _without_padding(_listed(prompt["input_ids"]), _listed(prompt.get("attention_mask")))
     if isinstance(prompt, Mapping):
         raise UserError(
-            f"the prompt is {_short(dict(prompt))}: give a list of messages, each with role and content, or token ids "
-            "as input_ids."
+            f"the prompt is {_short(dict(prompt))}: give a string, token ids, or a list of messages, each with a role "
+            "and content."
         )
     prompt = _listed(prompt)
     if _are_messages(prompt):

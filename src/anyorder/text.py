@@ -61,7 +61,9 @@ def prompt_ids(
     if isinstance(given, str):
         return [_encode(given, tokenizer, bos_token_id)], True
     if not isinstance(given, Sequence) or not given:
-        raise UserError(f"the prompt is {_short(given)}: give a string, token ids, messages, or a list of such.")
+        raise UserError(
+            f"the prompt is {_short(given)}: give a string, token ids, or a list of strings or of token ids."
+        )
     if all(isinstance(text, str) for text in given):
         return [_encode(str(text), tokenizer, bos_token_id) for text in given], False
     if all(map(_is_id, given)):
