@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from anyorder.decoding.fusion import Question
 from anyorder.errors import UserError
-from anyorder.phrasings import continuing_ids, read_questions
+from anyorder.phrasings import read_questions
+from anyorder.tokens import continuing_tokens
 from tests.writers import BOS, byte_tokenizer, sentencepiece_tokenizer
 
 TOKENIZERS = {"sentencepiece": sentencepiece_tokenizer, "bytes": byte_tokenizer}
@@ -28,14 +29,14 @@ TEXTS = [" there was", "there", "\nOnce", "? a", " a", "!\n", "\n\nLily", " é",
 def test_a_text_that_goes_on_has_no_space_and_no_beginning_of_its_own(
     tokenizer: PreTrainedTokenizerBase, text: str
 ) -> None:
-    ids = continuing_ids(tokenizer, text)
+    ids = continuing_tokens(tokenizer, text)
     assert BOS not in ids
     begun = tokenizer("Lily")["input_ids"]
     assert tokenizer.decode([*begun, *ids], skip_special_tokens=True) == "Lily" + text
 
 
 def test_nothing_goes_on_with_nothing(tokenizer: PreTrainedTokenizerBase) -> None:
-    assert continuing_ids(tokenizer, "") == []
+    assert continuing_tokens(tokenizer, "") == []
 
 
 @pytest.mark.parametrize("prefix", ["", "Once upon", "Once\n"])
@@ -72,7 +73,7 @@ def test_ids_are_taken_as_they_are() -> None:
 def test_ids_and_text_together(tokenizer: PreTrainedTokenizerBase) -> None:
     (question,), _ = read_questions([" a time", [5, 6]], tokenizer, prefix=[BOS, 3], suffix=[4])
     assert question == Question(
-        segments=(tuple(continuing_ids(tokenizer, " a time")), (5, 6)), prefix=(BOS, 3), suffix=(4,)
+        segments=(tuple(continuing_tokens(tokenizer, " a time")), (5, 6)), prefix=(BOS, 3), suffix=(4,)
     )
 
 

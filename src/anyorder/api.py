@@ -179,8 +179,10 @@ def generate(
         model: the network.
         tokenizer: of the network; may be None where the prompts are token ids.
         prompt: a string, a list of strings, token ids (a list or a tensor `[tokens]`), or a list or tensor
-            `[prompts, tokens]` of such. A list may be ragged. Nothing is added to token ids. Except from left to
-            right, `[...]` in a text is a gap to be filled, and -1 among token ids a token to be written.
+            `[prompts, tokens]` of such; messages, each with role and content, or a list of dialogues; what
+            `apply_chat_template` returns, whose padding is dropped. A list may be ragged. Nothing is added to token
+            ids, and to text nothing that it carries already. Except from left to right, `[...]` in a text is a gap to
+            be filled, and -1 among token ids a token to be written.
         order: the way of writing: "left-to-right", "any-order", "random", "groups:4" (and other names of
             `anyorder.order_names`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
             of `anyorder.orders`, `MostConfident`, `Speculative`, a `DiffusionSampler`. The network's default unless

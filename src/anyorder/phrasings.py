@@ -14,6 +14,7 @@ from torch import Tensor
 
 from anyorder.decoding.fusion_question import Question
 from anyorder.errors import UserError
+from anyorder.tokens import continuing_tokens, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,9 +24,6 @@ Part = str | Sequence[int]
 
 Phrasings = Sequence[Part] | Sequence[Sequence[Part]] | Tensor
 """Of one question, or of several."""
-
-ANCHORS = ("\n", "a", ".")
-"""Texts to go on from; of the first that leaves its own tokens alone the rest is what the text is made of."""
 
 
 def read_questions(
@@ -62,18 +60,6 @@ def read_questions(
     return questions, single
 
 
-def continuing_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text that goes on: none that begins a text, and no space that was not there."""
-    if not text:
-        return []
-    anchors = ANCHORS if not text[0].isspace() else (*ANCHORS[1:], ANCHORS[0])
-    for anchor in anchors:
-        before, whole = _plain_ids(tokenizer, anchor), _plain_ids(tokenizer, anchor + text)
-        if whole[: len(before)] == before:
-            return whole[len(before) :]
-    return _plain_ids(tokenizer, text)
-
-
 class _Speller:
     """Makes token ids of the parts of one question.
 
@@ -92,7 +78,7 @@ class _Speller:
         if not isinstance(prefix, str):
             self.prefix = tuple(prefix)
         elif prefix or any(isinstance(phrasing, str) for phrasing in phrasings):
-            self.prefix = tuple(self._require(prefix)(prefix, verbose=False)["input_ids"])
+            self.prefix = tuple(prompt_tokens(self._require(prefix), prefix))
         else:
             self.prefix = ()
 
@@ -101,25 +87,20 @@ class _Speller:
         if isinstance(phrasing, str) and isinstance(separator, str):
             phrasing, separator = phrasing + separator, ""
         if isinstance(phrasing, str) and self.begins:
-            ids = self._require(phrasing)(phrasing, verbose=False)["input_ids"]
+            ids = prompt_tokens(self._require(phrasing), phrasing)
             return (*ids[len(self.prefix) :], *self.going_on(separator))
         return (*self.going_on(phrasing), *self.going_on(separator))
 
     def going_on(self, part: Part) -> Sequence[int]:
         """A part that is not the first."""
         if isinstance(part, str):
-            return continuing_ids(self._require(part), part) if part else ()
+            return continuing_tokens(self._require(part), part) if part else ()
         return part
 
     def _require(self, text: str) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
             raise UserError(f"{_short(text)} is text and tokenizer is None: give the tokenizer, or token ids.")
         return self.tokenizer
-
-
-def _plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    return ids
 
 
 def _asked(phrasings: Phrasings) -> tuple[list[list[Part]], bool]:

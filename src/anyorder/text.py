@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as _short
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.errors import UserError
+from anyorder.prompt_forms import plain_prompt
+from anyorder.tokens import continuing_tokens, prompt_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Prompt = str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | Tensor
+Messages = Sequence[Mapping[str, Any]]
+"""A dialogue, as `apply_chat_template` takes it: each message has a role and a content."""
+
+Prompt = (
+    str
+    | Sequence[str]
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Tensor
+    | npt.NDArray[Any]
+    | Messages
+    | Sequence[Messages]
+    | Mapping[str, Any]
+)
 
 GAP = "[...]"
 """Stands in the text of a prompt where tokens are to be written between others."""
@@ -33,29 +49,30 @@ def prompt_ids(
     """Token ids of each prompt, and whether a single prompt was given, not a list of them.
 
     Args:
-        prompt: a string, a list of strings, token ids, or a list or tensor `[prompts, tokens]` of such.
+        prompt: a string, a list of strings, token ids, or a list or tensor `[prompts, tokens]` of such; also in the
+            forms of `plain_prompt`.
         tokenizer: may be None where the prompts are token ids.
         bos_token_id: the token that stands for an empty text, if there is one.
 
     Raises:
         UserError: the prompt is of another kind, is text without a tokenizer, or is empty.
     """
-    prompt = prompt.tolist() if isinstance(prompt, Tensor) else prompt
-    if isinstance(prompt, str):
-        return [_encode(prompt, tokenizer, bos_token_id)], True
-    if not isinstance(prompt, Sequence) or not prompt:
+    given: Any = plain_prompt(prompt, tokenizer)
+    if isinstance(given, str):
+        return [_encode(given, tokenizer, bos_token_id)], True
+    if not isinstance(given, Sequence) or not given:
         raise UserError(
-            f"the prompt is {_short(prompt)}: give a string, token ids, or a list of strings or of token ids."
+            f"the prompt is {_short(given)}: give a string, token ids, or a list of strings or of token ids."
         )
-    if all(isinstance(text, str) for text in prompt):
-        return [_encode(str(text), tokenizer, bos_token_id) for text in prompt], False
-    if all(map(_is_id, prompt)):
-        return [list(prompt)], True  # type: ignore[arg-type]
-    rows = [row.tolist() if isinstance(row, Tensor) else row for row in prompt]
+    if all(isinstance(text, str) for text in given):
+        return [_encode(str(text), tokenizer, bos_token_id) for text in given], False
+    if all(map(_is_id, given)):
+        return [list(given)], True
+    rows = list(given)
     for number, row in enumerate(rows):
         if not isinstance(row, Sequence) or isinstance(row, str) or not all(map(_is_id, row)):
             raise UserError(f"prompt {number} is {_short(row)}: give strings only, or lists of whole numbers only.")
-    return [list(row) for row in rows], False  # type: ignore[arg-type]
+    return [list(row) for row in rows], False
 
 
 def prompt_canvases(
@@ -79,7 +96,7 @@ def prompt_canvases(
     for name, tokens in (("max_new_tokens", new_tokens), ("gap_tokens", gap_tokens)):
         if tokens is not None and not (_is_id(tokens) and tokens > 0):
             raise UserError(f"{name} is {tokens!r}: give a whole number above 0.")
-    prompt = prompt.tolist() if isinstance(prompt, Tensor) else prompt
+    prompt = plain_prompt(prompt, tokenizer)
     texts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
         texts, (rows, single) = [], prompt_ids(prompt, tokenizer, bos_token_id)
@@ -91,7 +108,8 @@ def prompt_canvases(
             for number, part in enumerate(others, start=1):
                 last = number == len(others)
                 rows[-1] += [BLANK] * (gap_tokens or new_tokens)
-                rows[-1] += _encode_inside(part if last else part.rstrip(" "), tokenizer)
+                assert tokenizer is not None, "the text before was refused"
+                rows[-1] += continuing_tokens(tokenizer, part if last else part.rstrip(" "))
     if gap_tokens is not None and not any(GAP in str(text) for text in texts):
         raise UserError(f"gap_tokens is {gap_tokens}, but no prompt has a gap: write {GAP} where tokens are missing.")
     for row in rows:
@@ -100,24 +118,12 @@ def prompt_canvases(
     return rows, single
 
 
-def _encode_inside(text: str, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """Token ids of text within another: nothing that begins a text goes before it, such as SentencePiece's space."""
-    assert tokenizer is not None, "the text before was refused"
-    for anchor in ("\n", ".", "a") if text else ():
-        before = tokenizer(anchor, add_special_tokens=False, verbose=False)["input_ids"]
-        ids: list[int] = tokenizer(anchor + text, add_special_tokens=False, verbose=False)["input_ids"]
-        if ids[: len(before)] == before:
-            return ids[len(before) :]
-    plain: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] if text else []
-    return plain
-
-
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None) -> list[int]:
     if tokenizer is None:
         raise UserError(f"the prompt is text ({_short(text)}) and tokenizer is None: give the tokenizer, or token ids.")
     if not text.isprintable() and any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"the prompt {_short(text)} has bytes that are not UTF-8: convert it to UTF-8.")
-    ids: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    ids = prompt_tokens(tokenizer, text)
     if not ids and bos_token_id is not None:
         return [bos_token_id]
     if not ids:

@@ -9,6 +9,7 @@ from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import prompt_parts
 from anyorder.evaluation.questions import Question
+from anyorder.tokens import prompt_tokens
 
 SHOT = Question(uuid="s", phrasings=("Who wrote Emma?", "Emma is by whom?"), answers=("Jane Austen", "Austen"))
 
@@ -68,7 +69,7 @@ def test_the_token_that_begins_a_text_stands_once(tokenizer: PreTrainedTokenizer
     begin = tokenizer.bos_token_id
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
     parts = prompt_parts("question", tokenizer=tokenizer)
-    assert tokenizer(parts.prefix)["input_ids"].count(begin) == 1
+    assert prompt_tokens(tokenizer, parts.prefix).count(begin) == 1
 
 
 def test_templates_that_do_not_do(tokenizer: PreTrainedTokenizerFast) -> None:

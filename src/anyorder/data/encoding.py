@@ -14,6 +14,7 @@ import numpy.typing as npt
 from anyorder.data.chat import Answered, Chat
 from anyorder.data.forms import BadRecordError
 from anyorder.data.records import BadLines, Dialogue, Document, Record, TokenIds
+from anyorder.tokens import document_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -138,7 +139,7 @@ class Encoder:
             raise _untokenised()
         if self.kind == "sft":
             raise BadRecordError("has no answer", "give `prompt` and `response`, or `messages`")
-        ids = self._checked([*tokens, self.end_token_id])
+        ids = self._checked(tokens)
         self._count(len(ids), len(ids), len(record.text.encode()))
         return Sample(ids)
 
@@ -175,8 +176,7 @@ class Encoder:
     def _texts(self, texts: list[str]) -> Sequence[list[int]]:
         if self.tokenizer is None or self.kind == "sft" or not texts:
             return [[]] * len(texts)  # refused later, each in its turn
-        ids: list[list[int]] = self.tokenizer(texts, verbose=False)["input_ids"]
-        return ids
+        return document_tokens(self.tokenizer, texts, self.end_token_id)
 
     def _dialogues(self, dialogues: list[Dialogue]) -> Sequence[list[Answered] | BadRecordError]:
         return [_untokenised()] * len(dialogues) if self.chat is None else self.chat.tokens(dialogues)

@@ -90,8 +90,4 @@ def _around(tokenizer: PreTrainedTokenizerBase, prefix: str) -> tuple[str, str]:
     before, found, after = text.partition(here)
     if not found or here in after:
         raise UserError("the chat template of this tokenizer changes the text of a turn: give chat 'never'.")
-    # The tokenizer writes the token that begins a text itself.
-    begins = tokenizer.bos_token
-    if begins and tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]:
-        before = before.removeprefix(str(begins))
     return before, after

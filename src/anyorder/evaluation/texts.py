@@ -10,6 +10,7 @@ from anyorder.dispatch import resolve
 from anyorder.errors import UserError
 from anyorder.order_names import read_order
 from anyorder.orders import MostConfident, Order
+from anyorder.tokens import plain_tokens
 from anyorder.ways import ANY_ORDER, Way
 
 if TYPE_CHECKING:
@@ -47,7 +48,9 @@ def cut_texts(
     size = length - len(begin)
     texts: list[list[int]] = []
     for text in read_texts(data):
-        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = plain_tokens(tokenizer, text)
+        if begin and ids[:1] == begin:  # written out
+            del ids[0]
         starts = range(0, len(ids) - size + 1, max(size, 1))
         texts += [[*begin, *ids[start : start + size]] for start in starts[: most - len(texts)]]
         if len(texts) == most:

@@ -108,7 +108,7 @@ class Run(Training):
         order_schedule: For permutation, the orders that are learnt, and how they change.
         predicted: For permutation, the share of the tokens that is predicted; each costs a row.
         block_length: For block diffusion, tokens of a block; those of the network of init, or 32, unless given.
-        mask_token: For diffusion, the token that hides others; added to the vocabulary if it has none.
+        mask_token: For diffusion, the token that hides others, as text or id; added to the vocabulary if it has none.
         times: For diffusion, how the noise levels of a step are drawn; stratified and antithetic ones vary less.
         eps: For diffusion, the lowest probability with which a token is masked.
         random_length_prob: For masked diffusion of whole texts, the share of the steps whose samples are cropped to a
@@ -146,7 +146,7 @@ class Run(Training):
     )
     predicted: float = 1.0
     block_length: int | None = None
-    mask_token: str = "<|mask|>"
+    mask_token: str | int = "<|mask|>"
     times: Literal["independent", "stratified", "antithetic"] = "independent"
     eps: float = 1e-3
     random_length_prob: float = 0.01

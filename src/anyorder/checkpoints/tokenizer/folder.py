@@ -124,7 +124,7 @@ def ends(backend: Tokenizer, begin: str | None, end: str | None) -> processors.T
     return processors.TemplateProcessing(
         single=around("$A", 0),
         pair=[*around("$A", 0), *around("$B", 1)],
-        special_tokens=[(token, backend.token_to_id(token)) for token in {begin, end} - {None}],
+        special_tokens=[(token, backend.token_to_id(token)) for token in {begin, end} if token is not None],
     )
 
 

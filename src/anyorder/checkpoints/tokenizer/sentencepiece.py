@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
 
-BYTE_LITERAL = "<(?=0x[0-9A-F]{2}>)"
-"""Begins the name of a single byte's piece, which in a text is no such byte."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
@@ -134,29 +131,66 @@ def _build(model: Model, *, legacy: bool) -> Tokenizer:
             )
         )  # fmt: skip
     else:
-        scored = [(piece, score) for piece, score, _ in model.pieces]
+        scored = [(piece, _unigram_score(model, piece, score, kind)) for piece, score, kind in model.pieces]
         backend = Tokenizer(models.Unigram(scored, vocabulary[unknown], byte_fallback=model.byte_fallback))
-    steps = [normalizers.Precompiled(model.charsmap)] if model.charsmap else []
-    if model.strips:  # spaces alone: SentencePiece leaves line breaks
-        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    steps.append(normalizers.Replace(" ", SPACE))
-    cuts = []
+    backend.normalizer = normalizers.Sequence(_normalizers(model, legacy=legacy))
+    cuts: list[pre_tokenizers.PreTokenizer] = []
     if _is_first_only(model, legacy):
-        # This pre-tokenizer adds no space to a text that begins with one, which SentencePiece does.
-        steps.append(normalizers.Replace(Regex(rf"\A{SPACE}"), SPACE * 2))
         cuts.append(pre_tokenizers.Metaspace(replacement=SPACE, prepend_scheme="first", split=False))
-    elif model.dummy_prefix:
-        steps.append(normalizers.Prepend(SPACE))
-    backend.normalizer = normalizers.Sequence(steps)
-    if user_defined:  # whole, and never merged
+        if model.strips:  # of a text of spaces nothing is left
+            cuts.append(pre_tokenizers.Split(Regex(rf"\A{SPACE}\z"), "removed"))
+    if user_defined and model.kind == BPE:  # whole, and never merged
         cuts.append(pre_tokenizers.Split(Regex("|".join(map(re.escape, user_defined))), "isolated"))
-    if model.kind == UNIGRAM and model.of_type(BYTE):
-        cuts.append(pre_tokenizers.Split(Regex(BYTE_LITERAL), "isolated"))
+    if model.kind == UNIGRAM or user_defined:
+        # Written out in a text, the names of these pieces are plain characters.
+        reserved = "|".join(
+            rf"{re.escape(piece[0])}(?={re.escape(piece[1:])})"
+            if model.kind == UNIGRAM
+            else rf"\A{re.escape(piece[0])}(?={re.escape(piece[1:])}\z)"
+            for piece in model.of_type(UNKNOWN, CONTROL, BYTE)
+        )
+        cuts.append(pre_tokenizers.Split(Regex(reserved), "isolated"))
     if cuts:
         backend.pre_tokenizer = pre_tokenizers.Sequence(cuts)
     readers = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
     backend.decoder = decoders.Sequence([*readers, *([decoders.Strip(" ", 1, 0)] if model.dummy_prefix else [])])
     return backend
+
+
+def _unigram_score(model: Model, piece: str, score: float, its_type: int) -> float:
+    """The score of a piece; SentencePiece gives those that users defined one that nearly always wins."""
+    if its_type != USER_DEFINED:
+        return score
+    best = max(score for _, score, its_type in model.pieces if its_type == NORMAL)
+    return len(piece.encode()) * best - 0.1
+
+
+def _normalizers(model: Model, *, legacy: bool) -> list[normalizers.Normalizer]:
+    """SentencePiece's rules for characters and spaces, in its order."""
+    steps: list[normalizers.Normalizer] = []
+    if model.charsmap:
+        charsmap = normalizers.Precompiled(model.charsmap)
+        # Tokenizers would take the two for one character.
+        apart = charsmap.normalize_str("\r") + charsmap.normalize_str("\n")
+        steps += [normalizers.Replace("\r\n", apart), charsmap]
+    first_only = _is_first_only(model, legacy)
+    if first_only:
+        # The pre-tokenizer adds no space to a text that begins with one, which SentencePiece does.
+        steps.append(normalizers.Replace(Regex(rf"\A{SPACE}"), SPACE * 2))
+    if model.strips:  # spaces alone: SentencePiece leaves line breaks
+        steps += [
+            normalizers.Replace(Regex(r" +\z"), ""),
+            normalizers.Replace(Regex(r"\A +"), SPACE if first_only else ""),
+            normalizers.Replace(Regex(" {2,}"), " "),
+        ]
+    elif first_only:
+        steps.append(normalizers.Replace(Regex(r"\A "), SPACE * 2))
+    steps.append(normalizers.Replace(" ", SPACE))
+    if model.strips:  # at the end, a written ▁ counts as a space as well
+        steps.append(normalizers.Replace(Regex(rf"{SPACE}+\z"), ""))
+    if model.dummy_prefix and legacy:
+        steps.append(normalizers.Prepend(SPACE))
+    return steps
 
 
 def _probes(model: Model) -> Iterator[str]:
