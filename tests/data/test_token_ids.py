@@ -22,8 +22,8 @@ from tests.data.test_readers import only, write
     ("record", "ids", "turns"),
     [
         ({"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, (5, 6, 7), ((1, 3),)),
-        ({"input_ids": [5, 6, 0, 0], "attention_mask": [1, 1, 0, 0], "labels": [-100, 6, -100, -100]}, (5, 6), ((1, 2),)),
-        ({"input_ids": [0, 0, 5, 6], "attention_mask": [0, 0, 1, 1], "completion_mask": [0, 0, 0, 1]}, (5, 6), ((1, 2),)),
+        ({"input_ids": [5, 6, 0], "attention_mask": [1, 1, 0], "labels": [-100, 6, -100]}, (5, 6), ((1, 2),)),
+        ({"input_ids": [0, 5, 6], "attention_mask": [0, 1, 1], "completion_mask": [0, 0, 1]}, (5, 6), ((1, 2),)),
         ({"input_ids": [5, 6, 7, 8], "assistant_masks": [False, True, False, True]}, (5, 6, 7, 8), ((1, 2), (3, 4))),
         ({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "loss_mask": [1, 0, 1]}, (5, 6, 7), ((2, 3),)),
         ({"input_ids": [5, 6], "labels": [5, 6], "position_ids": [0, 1], "token_type_ids": [0, 0]}, (5, 6), ((0, 2),)),
