@@ -89,7 +89,8 @@ def test_lock_pins_everything_that_is_installed(project_root: Path) -> None:
     assert all(len(list(line.specifier)) == 1 for lines in lock.values() for line in lines)
     assert all(str(line.specifier).startswith("==") for lines in lock.values() for line in lines)
     assert [str(line) for line in lock["torch"]] == ["torch==2.13.0"]
-    seen, waiting = set(), [("anyorder", "all")]
+    seen: set[tuple[str, str]] = set()
+    waiting = [("anyorder", "all")]
     while waiting:
         name, extra = waiting.pop()
         for requirement in map(Requirement, requires(name) or ()):

@@ -198,7 +198,6 @@ def test_arguments_of_other_networks(tmp_path: Path) -> None:
     for name, value, message in (
         ("use_cache", True, "use_cache is given, but this network writes by masked diffusion and is called without"),
         ("past_key_values", (1,), "leave it out .and use LoRA, IA3 or prompt tuning"),
-        ("output_attentions", True, "output_attentions is True, but attention weights are not kept"),
         (
             "atention_mask",
             ids,

@@ -62,7 +62,9 @@ def test_tokenizer_gives_the_ids_of_its_file(folder: Path, shared_data: Path) ->
 def test_logits_and_answers_are_those_of_transformers(folder: Path, theirs: LlamaForCausalLM) -> None:
     model, tokenizer = anyorder.load(folder, device="cpu")
     assert tokenizer is not None
-    asked: Any = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    asked: Any = tokenizer.apply_chat_template(
+        QUESTION, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     ids = asked["input_ids"]
     expected = theirs(ids).logits
     torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -192,7 +192,8 @@ def _check_index(folder: Path, files: Mapping[str, Path]) -> None:
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Name, shape and dtype of each tensor in a file, whose size is checked by the library."""
     if not is_file(file):  # also of names that no file can have
-        raise UserError(f"weight file {shown(str(file))} is missing: complete the folder.")
+        place = str(file.parent)
+        raise UserError(f"weight file {shown(file.name)} is missing: complete the folder {place!r}.")
     try:
         with safe_open(file, framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)

@@ -122,9 +122,9 @@ def _learn(fields: Fields, number: int, role: str) -> bool:
                 "take the mark out",
             )
         learn = learn and marked
-    if name := fields.first(UNCLEAR):
+    if unclear := fields.first(UNCLEAR):
         raise BadRecordError(
-            f"`{name}` of message {number} {UNCLEAR[name]}", "mark whole messages by `loss`: true or false"
+            f"`{unclear}` of message {number} {UNCLEAR[unclear]}", "mark whole messages by `loss`: true or false"
         )
     return learn
 
