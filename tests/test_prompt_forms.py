@@ -115,5 +115,5 @@ def test_messages_need_a_tokenizer_and_a_template_that_takes_them(tokenizer: Pre
     with pytest.raises(UserError, match=r"the prompt is messages \(.*\) and tokenizer is None: give the tokenizer"):
         plain_prompt(SHORT, None)
     tokenizer.chat_template = "{{ raise_exception('no users') }}"
-    with pytest.raises(UserError, match=r"the chat template refuses the messages \(no users\): change them"):
+    with pytest.raises(UserError, match=r"the chat template does not write these messages \(no users\): change them"):
         plain_prompt(SHORT, tokenizer)

@@ -7,6 +7,7 @@ from numbers import Integral
 from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
+from anyorder.chat_template import chat_template, render
 from anyorder.errors import UserError
 from anyorder.tokens import plain_tokens
 
@@ -74,15 +75,6 @@ def _are_messages(value: Any) -> bool:
 def _rendered(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None:
         raise UserError(f"the prompt is messages ({_short(messages)}) and tokenizer is None: give the tokenizer.")
-    from anyorder.data import chat_template  # here, because it takes a while to import
-
-    try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages], chat_template=chat_template(tokenizer), tokenize=False,
-            add_generation_prompt=True,
-        )  # fmt: skip
-    except Exception as error:  # whatever a template's code raises
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
-        raise UserError(f"the chat template refuses the messages ({reason}): change them.") from error
+    text = render(tokenizer, chat_template(tokenizer), messages, add_generation_prompt=True)
     # Templates write the special tokens that they want.
-    return plain_tokens(tokenizer, str(text))
+    return plain_tokens(tokenizer, text)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from anyorder.chat_template import chat_template, render
 from anyorder.errors import UserError
 from anyorder.evaluation.questions import Form, Question
 
@@ -86,7 +87,7 @@ def _around(tokenizer: PreTrainedTokenizerBase, prefix: str) -> tuple[str, str]:
     """The turn of a user that begins with `prefix`, cut where the phrasings go."""
     here = "<<phrasings>>"
     turn = [{"role": "user", "content": prefix + here}]
-    text = str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+    text = render(tokenizer, chat_template(tokenizer), turn, add_generation_prompt=True)
     before, found, after = text.partition(here)
     if not found or here in after:
         raise UserError("the chat template of this tokenizer changes the text of a turn: give chat 'never'.")
