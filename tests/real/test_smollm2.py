@@ -107,12 +107,12 @@ def losses(output: Path) -> list[float]:
 
 
 def test_a_minute_teaches_it_to_diffuse(
-    folder: Path, project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, shared_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "diffusing"
     words = [
-        "pretrain", "--init", folder, "--data", project_root / "docs", "--output", output, "--objective",
-        "masked-diffusion", "--shifted", "true", "--steps", 40, "--length", 64, "--batch_size", 2, "--learning_rate",
+        "pretrain", "--init", folder, "--data", shared_data / "wikitext-2" / "valid.txt", "--output", output,
+        "--objective", "masked-diffusion", "--shifted", "--steps", 40, "--length", 64, "--batch_size", 2, "--learning_rate",
         1e-4, "--log_every", 10, "--save_every", 0, "--cache_dir", tmp_path / "cache",
     ]  # fmt: skip
     assert main([str(word) for word in words]) == 0, capsys.readouterr().err
@@ -121,7 +121,7 @@ def test_a_minute_teaches_it_to_diffuse(
     model, tokenizer = anyorder.load(output / "network", device="cpu")
     out = anyorder.generate(model, tokenizer, "The network", max_new_tokens=8)
     assert len(out.token_ids) == 8
-    face = AutoModelForCausalLM.from_pretrained(output / "network")
+    face = anyorder.LLaDAForMaskedLM.from_pretrained(output / "network")
     ids = torch.tensor([out.sequences[0]])
     with torch.no_grad():
         torch.testing.assert_close(face(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
