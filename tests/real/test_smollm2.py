@@ -112,8 +112,8 @@ def test_a_minute_teaches_it_to_diffuse(
     output = tmp_path / "diffusing"
     words = [
         "pretrain", "--init", folder, "--data", shared_data / "wikitext-2" / "valid.txt", "--output", output,
-        "--objective", "masked-diffusion", "--shifted", "--steps", 40, "--length", 64, "--batch_size", 2, "--learning_rate",
-        1e-4, "--log_every", 10, "--save_every", 0, "--cache_dir", tmp_path / "cache",
+        "--objective", "masked-diffusion", "--shifted", "--steps", 40, "--length", 64, "--batch_size", 2,
+        "--learning_rate", 1e-4, "--log_every", 10, "--save_every", 0, "--cache_dir", tmp_path / "cache",
     ]  # fmt: skip
     assert main([str(word) for word in words]) == 0, capsys.readouterr().err
     first, *_, last = losses(output)
