@@ -21,13 +21,13 @@ from any_order_train import LENGTH, rows_of
 
 import anyorder
 from anyorder import GroupPlan
+from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.speculation import Speculative
-from anyorder.evaluation.likelihood import LogProb, left_to_right_log_prob, log_prob
 from anyorder.evaluation.order_search import by_likelihood, by_success, orders_taken
+from anyorder.likelihood.exact import LogProb, left_to_right_log_prob, log_prob
 from anyorder.model.llama import Llama
-from anyorder.order_names import AnyOrder
-from anyorder.orders import LeftToRight, MostConfident, Order, Random, RightToLeft
+from anyorder.orders.kinds import LeftToRight, MostConfident, Order, Random, RightToLeft
+from anyorder.orders.names import AnyOrder
 
 TEXTS, GAP, NEW = 256, 8, 48
 RESULTS = Path(__file__).parent / "results" / "any-order-260K.json"

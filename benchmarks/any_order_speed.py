@@ -18,14 +18,14 @@ from pathlib import Path
 import torch
 
 from anyorder.checkpoints.adapt import adapt
-from anyorder.decoding.any_order import any_order_steps
+from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.canvas import continuation
-from anyorder.decoding.left_to_right import left_to_right_steps
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
-from anyorder.orders import LeftToRight, MostConfident, Random
+from anyorder.orders.kinds import LeftToRight, MostConfident, Random
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 
 SIZES = (1, 2, 4, 8, 16, 32)

@@ -22,12 +22,12 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.checkpoints.adapt import adapt
-from anyorder.draws import generator
 from anyorder.model.llama import Llama
 from anyorder.objectives import Autoregressive, Batch, Objective, summed_loss
 from anyorder.objectives.permutation import Permutation
 from anyorder.objectives.schedules import Schedule
-from anyorder.orders import LeftToRight, Order, Random, RightToLeft, Spans
+from anyorder.orders.kinds import LeftToRight, Order, Random, RightToLeft, Spans
+from anyorder.utils.rng import generator
 from anyorder.ways import ANY_ORDER
 
 LENGTH, BATCH, LEARNING_RATE, HELD_BACK = 96, 16, 3e-3, 0.05

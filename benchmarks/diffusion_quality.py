@@ -24,10 +24,10 @@ import torch
 
 import anyorder
 from anyorder import DiffusionSampler
-from anyorder.decoding.cache_drift import Drift
 from anyorder.decoding.canvas import continuation
-from anyorder.decoding.commit import Commit, EntropyBound, Threshold
-from anyorder.decoding.diffusion import diffusion_steps
+from anyorder.decoding.diffusion.commit import Commit, EntropyBound, Threshold
+from anyorder.decoding.diffusion.decoder import diffusion_steps
+from anyorder.inspection.cache_drift import Drift
 from anyorder.model.llama import Llama
 from anyorder.objectives.lesson import Batch, summed_loss
 from anyorder.objectives.masked_diffusion import MaskedDiffusion

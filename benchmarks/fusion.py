@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import torch
 
-from anyorder.decoding.fusion import Fusion, Question, write_fused
-from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.fusion.decoder import Fusion, Question, write_fused
+from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.inspection.speed import SIZES, machine
 from anyorder.model.llama import Llama
 

@@ -20,7 +20,7 @@ import torch
 
 from anyorder.checkpoints import share_heads
 from anyorder.checkpoints.weights import resolve_device, resolve_dtype
-from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.inspection.head_sharing import cache_bytes, parameter_count, versions
 from anyorder.inspection.speed import CLOCKS
 from anyorder.model.config import ModelConfig

@@ -17,9 +17,9 @@ from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.cli import command_names, command_of
 from anyorder.cli._order_options import chosen_order
 from anyorder.cli._parser import options
-from anyorder.decoding.diffusion_presets import PRESETS
-from anyorder.decoding.fusion import CORRECTIONS, METHODS, POSITIONS
-from anyorder.order_names import NAMES
+from anyorder.decoding.diffusion.presets import PRESETS
+from anyorder.decoding.fusion.decoder import CORRECTIONS, METHODS, POSITIONS
+from anyorder.orders.names import NAMES
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
 

@@ -6,14 +6,14 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anyorder.api import convert, generate, load, save, stream
-    from anyorder.decoding.diffusion import DiffusionSampler
-    from anyorder.decoding.fusion_layout import concatenate_paraphrases_with_positions, create_segment_isolation_mask
-    from anyorder.evaluation.likelihood import log_prob
-    from anyorder.fusing import fuse, stream_fused
+    from anyorder.api.fuse import fuse, stream_fused
+    from anyorder.api.generate import convert, generate, load, save, stream
+    from anyorder.decoding.diffusion.decoder import DiffusionSampler
+    from anyorder.decoding.fusion.layout import concatenate_paraphrases_with_positions, create_segment_isolation_mask
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
+    from anyorder.likelihood.exact import log_prob
     from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
-    from anyorder.plans import GroupPlan
+    from anyorder.orders.plan import GroupPlan
 
 __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
@@ -26,26 +26,26 @@ __version__ = "0.1.0"
 _MODULES = {
     "AnyOrderConfig": "huggingface",
     "AnyOrderForCausalLM": "huggingface",
-    "DiffusionSampler": "decoding.diffusion",
-    "GroupPlan": "plans",
+    "DiffusionSampler": "decoding.diffusion.decoder",
+    "GroupPlan": "orders.plan",
     "LLaDAForMaskedLM": "huggingface",
     "LlamaTwoStreamForCausalLM": "huggingface",
-    "concatenate_paraphrases_with_positions": "decoding.fusion_layout",
+    "concatenate_paraphrases_with_positions": "decoding.fusion.layout",
     "create_chunked_attention_mask": "masks",
-    "create_segment_isolation_mask": "decoding.fusion_layout",
-    "fuse": "fusing",
+    "create_segment_isolation_mask": "decoding.fusion.layout",
+    "fuse": "api.fuse",
     "generate_grouping_masks": "masks",
-    "log_prob": "evaluation.likelihood",
-    "stream_fused": "fusing",
+    "log_prob": "likelihood.exact",
+    "stream_fused": "api.fuse",
 }
-"""Where the public names live; in `api` unless told here."""
+"""Where the public names live; in `api.generate` unless named here."""
 
 
 def __getattr__(name: str) -> object:
     # On first use, because PyTorch and transformers take seconds to import, and `anyorder --help` needs neither.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"anyorder.{_MODULES.get(name, 'api')}"), name)
+    return getattr(importlib.import_module(f"anyorder.{_MODULES.get(name, 'api.generate')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from anyorder.annotations import checked
 from anyorder.errors import UserError
+from anyorder.utils.annotations import checked
 from anyorder.visibility import causal, chunks, groups
 
 MOST_GROUPS = 2**20

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from anyorder.annotations import AtMost, check_fields, shown
 from anyorder.errors import UserError
+from anyorder.utils.annotations import AtMost, check_fields, shown
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import anyorder
-import anyorder.api
+import anyorder.api.generate
 from anyorder.cli import main
 from anyorder.model.llama import Llama
 from tests.cli.test_main import mistake
@@ -96,13 +96,13 @@ def test_a_single_text_is_streamed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, folder: Path, flag: list[str]
 ) -> None:
     streamed: list[str] = []
-    stream = anyorder.api.stream
+    stream = anyorder.api.generate.stream
 
-    def spy(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> anyorder.api.Stream:
+    def spy(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> anyorder.api.generate.Stream:
         streamed.append(prompt)
         return stream(model, tokenizer, prompt, **options)
 
-    monkeypatch.setattr(anyorder.api, "stream", spy)
+    monkeypatch.setattr(anyorder.api.generate, "stream", spy)
     words = [str(folder), "Once [b]upon", "--max_new_tokens", "12", "--temperature", "1.1", "--min-p", "0.01"]
     [text] = expected(folder, ["Once [b]upon"], max_new_tokens=12, temperature=1.1, min_p=0.01)
     assert written(capsys, *words) == text + "\n"
@@ -129,7 +129,7 @@ def test_what_cannot_be_streamed_is_written_at_once_on_a_terminal(
     monkeypatch.chdir(tmp_path)
     Path("two").write_text("Once\nLily\n")
     words = [str(folder), *([] if "two" in options else ["Once"]), "--max_new_tokens", "2", *options]
-    monkeypatch.setattr(anyorder.api, "stream", None)
+    monkeypatch.setattr(anyorder.api.generate, "stream", None)
     with monkeypatch.context() as terminal:
         terminal.setattr(sys.stdout, "isatty", lambda: True)
         assert "Once" in written(capsys, *words)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from anyorder import fusing
+import anyorder.api.fuse
 from anyorder.errors import UserError
 from anyorder.evaluation.comparison import APPROACHES, BEST, MEAN, Comparison, compare
 from anyorder.evaluation.comparison_plot import draw
@@ -43,7 +43,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
             texts.append(" Red cars\n" if any(map(knows, segments)) else f" {segments[0][3:]}")
         return SimpleNamespace(text=texts, passes=1)
 
-    monkeypatch.setattr(fusing, "fuse", fuse)
+    monkeypatch.setattr(anyorder.api.fuse, "fuse", fuse)
     return asked
 
 

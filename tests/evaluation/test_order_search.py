@@ -12,15 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyorder import GroupPlan
-from anyorder.decoding.any_order import any_order_steps
+from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Trace, Written, collect
 from anyorder.errors import UserError
-from anyorder.evaluation.likelihood import log_prob
 from anyorder.evaluation.order_search import by_likelihood, by_success, orders_taken
-from anyorder.orders import LeftToRight, MostConfident, Order, Random, RightToLeft
-from tests.decoding.test_any_order import writer
+from anyorder.likelihood.exact import log_prob
+from anyorder.orders.kinds import LeftToRight, MostConfident, Order, Random, RightToLeft
+from tests.decoding.any_order.test_decoder import writer
 from tests.model.networks import random_ids
 
 

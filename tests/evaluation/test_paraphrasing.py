@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 import anyorder
-import anyorder.api
-from anyorder.api import Output
+import anyorder.api.generate
+from anyorder.api.generate import Output
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.evaluation import paraphrasing
@@ -43,7 +43,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], str]
             texts = [function(text, seed).split(stop)[0] for text in prompts]
             return Output(text=texts, token_ids=[], sequences=[], stopped=[], trace=None)
 
-        monkeypatch.setattr(anyorder.api, "generate", generate)
+        monkeypatch.setattr(anyorder.api.generate, "generate", generate)
         return calls
 
     return put

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from anyorder.checkpoints.tokenizer.encoding import prompt_tokens
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import prompt_parts
 from anyorder.evaluation.questions import Question
-from anyorder.tokens import prompt_tokens
 
 SHOT = Question(uuid="s", phrasings=("Who wrote Emma?", "Emma is by whom?"), answers=("Jane Austen", "Austen"))
 

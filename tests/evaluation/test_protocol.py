@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from anyorder import fusing
-from anyorder.decoding.fusion_question import METHODS
+import anyorder.api.fuse
+from anyorder.decoding.fusion.question import METHODS
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import prompt_parts
 from anyorder.evaluation.protocol import RUN_METHODS, Approach, Protocol, asker, one_by_one
@@ -96,7 +96,7 @@ def test_what_reaches_the_engine(method: str, monkeypatch: pytest.MonkeyPatch) -
         told.update(options, model=model, tokenizer=tokenizer, phrasings=phrasings)
         return SimpleNamespace(text=[" x"] * len(phrasings), passes=7)
 
-    monkeypatch.setattr(fusing, "fuse", fuse)
+    monkeypatch.setattr(anyorder.api.fuse, "fuse", fuse)
     parts = prompt_parts("question")
     segments = [["Q: a?\n", "Q: b?\n"], ["Q: c?\n"]]
     joined = method in ("single", "concatenation")

@@ -22,7 +22,7 @@ from anyorder.evaluation.question_runs import (
     write_results,
 )
 from anyorder.evaluation.questions import Question
-from anyorder.whole import claimed
+from anyorder.utils.files import claimed
 
 QUESTIONS = [
     Question(uuid=f"u{number}", phrasings=(f"what is {number}?", f"{number} is?"), answers=(str(number), "it"))

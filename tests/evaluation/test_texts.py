@@ -8,7 +8,7 @@ import pytest
 
 from anyorder.errors import UserError
 from anyorder.evaluation.texts import cut_texts, gap_marks, orders_by_name
-from anyorder.orders import LeftToRight, Random, RightToLeft
+from anyorder.orders.kinds import LeftToRight, Random, RightToLeft
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.model.networks import network
 from tests.writers import BOS, byte_tokenizer

@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.decoding.fusion import APE, Fusion, Question, write_fused
-from anyorder.decoding.fusion_question import fused_layouts
+from anyorder.decoding.fusion.decoder import APE, Fusion, Question, write_fused
+from anyorder.decoding.fusion.question import fused_layouts
 from anyorder.errors import UserError
 from anyorder.inspection.attention_share import attention_shares, segment_shares
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
-from tests.decoding.test_fusion import net, questions
+from tests.decoding.fusion.test_decoder import net, questions
 from tests.model.oracle import narrowed, oracle_logits
 
 

@@ -8,13 +8,13 @@ import torch
 import anyorder
 from anyorder import DiffusionSampler, GroupPlan
 from anyorder.checkpoints.adapt import adapt
-from anyorder.decoding.cache_drift import Drift
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.diffusion import diffusion_steps
+from anyorder.decoding.diffusion.decoder import diffusion_steps
 from anyorder.errors import UserError
-from anyorder.evaluation.diffusion_likelihood import Enumeration, MonteCarlo, diffusion_log_prob
-from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
+from anyorder.inspection.cache_drift import Drift
 from anyorder.inspection.compare import compare_sampling_methods, method_named, usual_methods
+from anyorder.likelihood.diffusion import Enumeration, MonteCarlo, diffusion_log_prob
+from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
 from anyorder.model.llama import Llama
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.model.networks import VOCABULARY, network

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from anyorder.checkpoints import load_model
-from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.errors import UserError
 from anyorder.inspection import speed
 from anyorder.model.config import ModelConfig

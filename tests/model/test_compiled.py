@@ -14,8 +14,8 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
-from anyorder.decoding import greedy, left_to_right
-from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.left_to_right import bursts, decoder
+from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model import compiled, step
@@ -23,7 +23,7 @@ from anyorder.model.compiled import CannotCompile, Compiled
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
-from tests.decoding.test_left_to_right import same
+from tests.decoding.left_to_right.test_decoder import same
 
 KINDS = {
     "plain": (),
@@ -150,7 +150,7 @@ def test_writing_goes_on_uncompiled(
 
         return call
 
-    for module in (left_to_right, greedy):
+    for module in (decoder, bursts):
         monkeypatch.setattr(module, "compiled", perhaps)
     with caplog.at_level(logging.WARNING, logger="anyorder"):
         same(write_left_to_right(model, [[1, 2], [3]], max_new_tokens=40, compile=True), expected)

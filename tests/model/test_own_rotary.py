@@ -16,13 +16,13 @@ from anyorder import AnyOrderConfig
 from anyorder.checkpoints import load_model, save_model
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
 from anyorder.cli._describe import layers
-from anyorder.decoding.fusion_store import SegmentStore
+from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary, LinearRotary, Rotary, YarnRotary
 from anyorder.model.step import one_token
-from anyorder.plans import GroupPlan
+from anyorder.orders.plan import GroupPlan
 from anyorder.visibility import causal
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.model.networks import FAST, SLOW, network, random_ids

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from anyorder import GroupPlan
-from anyorder.evaluation.likelihood import log_prob
+from anyorder.likelihood.exact import log_prob
 from anyorder.objectives import Batch, summed_loss
 from anyorder.objectives.permutation import Permutation
 from anyorder.ways import ANY_ORDER

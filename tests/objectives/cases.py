@@ -20,7 +20,7 @@ from anyorder.objectives import (
     growing,
 )
 from anyorder.objectives.schedules import Always
-from anyorder.orders import LeftToRight, Spans
+from anyorder.orders.kinds import LeftToRight, Spans
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.model.networks import VOCABULARY, network
 

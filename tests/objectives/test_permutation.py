@@ -11,7 +11,7 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.objectives import Always, Annealing, Autoregressive, Batch, Permutation, Stages, growing, summed_loss
-from anyorder.orders import LeftToRight, Random, RightToLeft, Spans
+from anyorder.orders.kinds import LeftToRight, Random, RightToLeft, Spans
 from anyorder.visibility import not_after
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.objectives.cases import learner, ragged

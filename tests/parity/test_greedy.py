@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama

@@ -24,7 +24,7 @@ from anyorder.training import runs
 from anyorder.training.engine import checkpoints
 from anyorder.training.interruption import Interrupted
 from anyorder.training.settings import Run
-from anyorder.whole import BeingWrittenError, claimed
+from anyorder.utils.files import BeingWrittenError, claimed
 from tests.training.test_engine import curve, trained, weights
 
 TEXT = "".join(f"The {first} {second} sat by the {third}.\n" for first in ("old", "grey", "small", "quick")

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.annotations import checked, shown
 from anyorder.checkpoints import huggingface, llama2c, meta, weights
 from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
@@ -18,7 +17,8 @@ from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_t
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.whole import check_place, whole_file, whole_folder
+from anyorder.utils.annotations import checked, shown
+from anyorder.utils.files import check_place, whole_file, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyorder.annotations import shown
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.utils.annotations import shown
 
 Json = dict[str, Any]
 Layers = tuple[LayerKind, ...]

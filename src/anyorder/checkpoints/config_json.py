@@ -12,7 +12,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from anyorder.annotations import shown
 from anyorder.checkpoints.architectures import (
     ARCHITECTURES,
     FIELD_TYPES,
@@ -40,6 +39,7 @@ from anyorder.errors import UserError
 from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
 from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention, attention_class
+from anyorder.utils.annotations import shown
 from anyorder.ways import Way
 
 logger = logging.getLogger(__name__)

@@ -15,8 +15,8 @@ from anyorder.checkpoints.contents import contents_of
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.rope import Rotary
+from anyorder.utils.files import whole_file
 from anyorder.ways import LEFT_TO_RIGHT
-from anyorder.whole import whole_file
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama

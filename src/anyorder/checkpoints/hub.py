@@ -6,9 +6,9 @@ import os
 import re
 from pathlib import Path
 
-from anyorder.annotations import shown
 from anyorder.checkpoints.places import is_folder
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 

@@ -17,7 +17,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyorder.annotations import shown
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, ends_to_json, form_to_json
 from anyorder.checkpoints.contents import EMBEDDING, contents_of
 from anyorder.checkpoints.json_files import read_json, write_json
@@ -28,6 +27,7 @@ from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.utils.annotations import shown
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"

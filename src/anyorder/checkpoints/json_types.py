@@ -8,9 +8,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from anyorder.annotations import shown
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 
 
 def check_types(fields: Mapping[str, Any], kinds: Mapping[str, Any], what: str = "field") -> None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from anyorder.annotations import shown
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 from anyorder.ways import Way, blocks, diffusion
 
 Json = dict[str, Any]

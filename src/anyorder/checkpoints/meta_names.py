@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from anyorder.annotations import shown
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 
 ROWS, COLUMNS = 0, 1
 """Which dimension of a matrix the shards divide."""

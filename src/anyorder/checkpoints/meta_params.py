@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from anyorder.annotations import AtMost, check_fields, shown
 from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.json_types import check_types
 from anyorder.checkpoints.tokenizer import LLAMA3_SPECIAL, is_tiktoken
 from anyorder.errors import UserError
 from anyorder.model.config import MOST_LAYERS, LayerKind, Real, Whole
 from anyorder.model.rope import Llama3Rotary, Rotary
+from anyorder.utils.annotations import AtMost, check_fields, shown
 
 Json = dict[str, Any]
 

@@ -9,7 +9,6 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from anyorder.annotations import shown
 from anyorder.checkpoints.architectures import Json
 from anyorder.checkpoints.json_types import check_types
 from anyorder.checkpoints.weights import listed
@@ -23,6 +22,7 @@ from anyorder.model.rope import (
     YarnRotary,
     registered_name,
 )
+from anyorder.utils.annotations import shown
 
 NATIVE_ROTARY: dict[str, type[Rotary]] = {
     "default": Rotary, "linear": LinearRotary, "dynamic": DynamicRotary, "llama3": Llama3Rotary, "yarn": YarnRotary,

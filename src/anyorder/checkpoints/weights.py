@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from anyorder.annotations import shown
 from anyorder.attention import resolve_backend
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.utils.annotations import shown
 
 DTYPES: dict[str, torch.dtype] = {
     "float64": torch.float64,

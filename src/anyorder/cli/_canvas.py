@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from anyorder.api import Output, generate
+from anyorder.api.dispatch import prompts_for, resolve
+from anyorder.api.generate import Output, generate
 from anyorder.cli._console import PlainConsole
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step
-from anyorder.dispatch import prompts_for, resolve
 from anyorder.inspection.replay import Place, token_pieces
 
 if TYPE_CHECKING:

@@ -38,7 +38,7 @@ def chosen_order(
     if not given:
         return order
 
-    from anyorder.order_names import read_order  # here, because it takes PyTorch, and the help does not
+    from anyorder.orders.names import read_order  # here, because it takes PyTorch, and the help does not
 
     name = None if order is None else read_order(order)
     if name is not None and name.kind not in ("diffusion", "blocks"):
@@ -49,7 +49,7 @@ def chosen_order(
         remedy = "leave out one of them, or give semi_ar_padding"
         raise UserError(f"block_length is {block_length} beside sampling_method fixed_length, one block: {remedy}.")
 
-    from anyorder.decoding.diffusion import DiffusionSampler
+    from anyorder.decoding.diffusion.decoder import DiffusionSampler
 
     by_blocks = name is not None and name.kind == "blocks"
     semi = sampling_method in ("semi_ar_origin", "semi_ar_padding")
@@ -80,8 +80,8 @@ def with_drafts(order: Any, draft: int | None) -> Any:
         return order
     if order is not None and not isinstance(order, str):
         raise UserError(f"draft is {draft} beside options of diffusion: leave out one of them.")
-    from anyorder.decoding.speculation import Speculative
-    from anyorder.order_names import order_named
+    from anyorder.decoding.any_order.speculation import Speculative
+    from anyorder.orders.names import order_named
 
     fixed: Any = order_named(order or "any-order")
     return Speculative(order=fixed, draft=draft)

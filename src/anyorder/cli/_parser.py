@@ -16,10 +16,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
-from anyorder.annotations import fitted, shown
 from anyorder.cli._config_file import read_config_file
 from anyorder.cli._other_names import other_name
 from anyorder.errors import UserError
+from anyorder.utils.annotations import fitted, shown
 
 
 def parse(

@@ -38,7 +38,7 @@ def command(
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection import speed
-    from anyorder.whole import check_place, whole_file
+    from anyorder.utils.files import check_place, whole_file
 
     for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
         if value < 1:

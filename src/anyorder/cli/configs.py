@@ -16,7 +16,7 @@ def command(folder: str, *, data: Path = Path("data.jsonl"), init: str | None = 
     """
     from anyorder.cli._console import PlainConsole
     from anyorder.cli._sample_configs import sample_configurations
-    from anyorder.whole import whole_folder
+    from anyorder.utils.files import whole_folder
 
     console = PlainConsole()
     with whole_folder(Path(folder)) as partial:

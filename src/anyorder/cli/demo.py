@@ -40,7 +40,7 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
         seed: Decides the first weights, the order of the texts and what is drawn.
     """
     from anyorder.cli._console import PlainConsole
-    from anyorder.whole import check_place
+    from anyorder.utils.files import check_place
 
     # Before PyTorch is imported: threads that wait by spinning made tiny steps ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -120,7 +120,7 @@ def command(
     if trace is not None:
         if interactive:
             raise UserError("trace is given with interactive, but one file holds one run: leave out one of them.")
-        from anyorder.whole import check_place  # here, because it takes PyTorch, and the help does not
+        from anyorder.utils.files import check_place  # here, because it takes PyTorch, and the help does not
 
         check_place(trace, folder=False)
     stream = stream or (sys.stdout.isatty() and not show and not any(instead.values()))
@@ -138,10 +138,10 @@ def command(
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 
     import anyorder
+    from anyorder.api.dispatch import resolve
+    from anyorder.api.text import GAP, filled
     from anyorder.cli._canvas import show_writing
     from anyorder.cli._console import PlainConsole
-    from anyorder.dispatch import resolve
-    from anyorder.text import GAP, filled
     from anyorder.ways import LEFT_TO_RIGHT
 
     notes = PlainConsole(stderr=True)
@@ -214,7 +214,7 @@ def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
 
 def _write_trace(file: Path, out: Any, tokenizer: Any) -> None:
     from anyorder.inspection.replay import Recording
-    from anyorder.whole import whole_file
+    from anyorder.utils.files import whole_file
 
     with whole_file(file) as partial:
         partial.write_text(Recording.of(out.trace, out.sequences, tokenizer).to_json(), encoding="utf-8")

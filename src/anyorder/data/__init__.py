@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from anyorder.chat_template import chat_template
+from anyorder.checkpoints.chat_template.render import chat_template
 from anyorder.data.collate import collate
 from anyorder.data.readers import read_records, read_texts
 from anyorder.data.records import BadLines

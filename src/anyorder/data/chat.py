@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyorder.chat_template import ChatTemplateError, Rendering, chat_template, render_all
+from anyorder.checkpoints.chat_template.render import ChatTemplateError, Rendering, chat_template, render_all
 from anyorder.data.answers import Answer, written_answer
 from anyorder.data.forms import BadRecordError
 from anyorder.data.records import ASSISTANT, SYSTEM, Dialogue, Message

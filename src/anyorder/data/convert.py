@@ -10,7 +10,7 @@ from typing import Any
 from anyorder.data.readers import read_records
 from anyorder.data.records import BadLines, Dialogue, Message
 from anyorder.errors import UserError
-from anyorder.whole import whole_file
+from anyorder.utils.files import whole_file
 
 
 @dataclass(frozen=True, kw_only=True)

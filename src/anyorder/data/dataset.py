@@ -19,14 +19,14 @@ import datasets
 import pyarrow as pa
 from filelock import FileLock
 
-from anyorder.annotations import checked
 from anyorder.data.encoding import Kind, Tally
 from anyorder.data.files import find
 from anyorder.data.readers import Documents
 from anyorder.data.recipe import Recipe
 from anyorder.data.records import BadLines
 from anyorder.errors import UserError
-from anyorder.whole import damage, seal, whole_folder
+from anyorder.utils.annotations import checked
+from anyorder.utils.files import damage, seal, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

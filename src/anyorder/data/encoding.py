@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from anyorder.checkpoints.tokenizer.encoding import document_tokens
 from anyorder.data.chat import Answered, Chat
 from anyorder.data.forms import BadRecordError
 from anyorder.data.records import BadLines, Dialogue, Document, Record, TokenIds
-from anyorder.tokens import document_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

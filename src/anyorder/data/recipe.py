@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 
-from anyorder.chat_template import chat_template, given_template
+from anyorder.checkpoints.chat_template.render import chat_template, given_template
 from anyorder.data import rows
 from anyorder.data.chat import Chat
 from anyorder.data.encoding import Encoder, Kind, Sample, Tally

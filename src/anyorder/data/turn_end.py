@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from os.path import commonprefix
 from typing import TYPE_CHECKING
 
-from anyorder.chat_template import Rendering, render_all
+from anyorder.checkpoints.chat_template.render import Rendering, render_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,9 +21,9 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from anyorder.annotations import check_fields
-from anyorder.draws import generator
 from anyorder.errors import UserError
+from anyorder.utils.annotations import check_fields
+from anyorder.utils.rng import generator
 
 History = Sequence[Sequence[int]]
 """The token ids of each row so far, prompt and all."""

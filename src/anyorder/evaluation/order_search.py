@@ -13,16 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.any_order import any_order_steps
+from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Trace, collect
 from anyorder.errors import UserError
-from anyorder.evaluation.diffusion_likelihood import MonteCarlo, diffusion_log_prob
-from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
-from anyorder.order_names import AnyOrder
-from anyorder.orders import Order
-from anyorder.plans import GroupPlan
+from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
+from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
+from anyorder.orders.kinds import Order
+from anyorder.orders.names import AnyOrder
+from anyorder.orders.plan import GroupPlan
 from anyorder.ways import Way
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.errors import UserError
 from anyorder.evaluation.questions import MASK, Form, Question, QuestionSet, to_json
-from anyorder.whole import check_place, claimed, whole_file
+from anyorder.utils.files import check_place, claimed, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -161,9 +161,9 @@ def paraphrase(
     partial = output.with_name(output.name + ".partial")
 
     def write(prompts: list[str], draws: int) -> list[str]:
-        from anyorder import api
+        from anyorder.api.generate import generate
 
-        out = api.generate(
+        out = generate(
             model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop="\n",
             seed=draws, batch_size=batch_size,
         )  # fmt: skip

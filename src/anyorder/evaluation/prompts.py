@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from anyorder.chat_template import chat_template, render
+from anyorder.checkpoints.chat_template.render import chat_template, render
 from anyorder.errors import UserError
 from anyorder.evaluation.questions import Form, Question
 

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from anyorder.annotations import check_fields
 from anyorder.decoding.checks import check_max_new_tokens
-from anyorder.decoding.fusion_question import METHODS, Fusion
-from anyorder.decoding.fusion_scores import SCORES
+from anyorder.decoding.fusion.question import METHODS, Fusion
+from anyorder.decoding.fusion.scores import SCORES
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import STOP, PromptParts, prompt_parts
 from anyorder.evaluation.question_runs import Ask
 from anyorder.evaluation.question_sets import read_questions
 from anyorder.evaluation.questions import Form, Question
+from anyorder.utils.annotations import check_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -179,10 +179,10 @@ def asker(
     """What answers questions in one way: greedily, up to the end of a line."""
 
     def ask(segments: list[list[str]]) -> tuple[list[str], int]:
-        from anyorder import fusing
+        from anyorder.api.fuse import fuse
 
         phrasings = segments if approach.fuses else [["".join(of_question)] for of_question in segments]
-        out = fusing.fuse(
+        out = fuse(
             model, tokenizer, phrasings, prefix=parts.prefix, suffix=parts.suffix, positions=approach.positions,
             correction=approach.correction, method=approach.engine, weights=approach.weights, keep=approach.keep,
             max_new_tokens=max_new_tokens, stop=STOP,

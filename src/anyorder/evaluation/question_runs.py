@@ -16,7 +16,7 @@ from anyorder.errors import UserError
 from anyorder.evaluation.prompts import PromptParts
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import INSTALL, lemmas
-from anyorder.whole import check_place, claimed, whole_file
+from anyorder.utils.files import check_place, claimed, whole_file
 
 if TYPE_CHECKING:
     import pyarrow

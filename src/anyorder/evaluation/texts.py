@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.dispatch import resolve
+from anyorder.api.dispatch import resolve
+from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.errors import UserError
-from anyorder.order_names import read_order
-from anyorder.orders import MostConfident, Order
-from anyorder.tokens import plain_tokens
+from anyorder.orders.kinds import MostConfident, Order
+from anyorder.orders.names import read_order
 from anyorder.ways import ANY_ORDER, Way
 
 if TYPE_CHECKING:

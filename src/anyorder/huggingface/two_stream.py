@@ -21,7 +21,7 @@ from anyorder.huggingface.config import AnyOrderConfig
 from anyorder.huggingface.face import NotCausalFace, inputs_of, watch_attention
 from anyorder.model import call
 from anyorder.model.llama import Llama
-from anyorder.plans import GroupPlan
+from anyorder.orders.plan import GroupPlan
 from anyorder.visibility import groups
 from anyorder.ways import ANY_ORDER
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anyorder.errors import UserError
 from anyorder.model.call import content_visibility
-from anyorder.whole import whole_file
+from anyorder.utils.files import whole_file
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama

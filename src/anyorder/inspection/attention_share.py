@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from anyorder.attention import attend
-from anyorder.decoding.fusion_layout import SEGMENT
-from anyorder.decoding.fusion_question import Fusion, Question, fused_layouts
-from anyorder.decoding.fusion_reading import prepare_pieces
-from anyorder.decoding.fusion_weights import corrected
+from anyorder.decoding.fusion.layout import SEGMENT
+from anyorder.decoding.fusion.prefill import prepare_pieces
+from anyorder.decoding.fusion.question import Fusion, Question, fused_layouts
+from anyorder.decoding.fusion.weighting import corrected
 from anyorder.errors import UserError
 from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View

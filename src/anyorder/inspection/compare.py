@@ -10,17 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyorder.api import Output, generate
-from anyorder.decoding.diffusion import DiffusionSampler
-from anyorder.decoding.diffusion_presets import PRESETS
-from anyorder.dispatch import Order, resolve
+from anyorder.api.dispatch import Order, resolve
+from anyorder.api.generate import Output, generate
+from anyorder.api.text import Prompt
+from anyorder.decoding.diffusion.decoder import DiffusionSampler
+from anyorder.decoding.diffusion.presets import PRESETS
 from anyorder.errors import UserError
-from anyorder.evaluation.diffusion_likelihood import Bound, Method, MonteCarlo, diffusion_log_prob
-from anyorder.evaluation.likelihood import left_to_right_log_prob, log_prob
 from anyorder.inspection.drift import cache_drift
-from anyorder.order_names import read_order
-from anyorder.plans import GroupPlan
-from anyorder.text import Prompt
+from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_log_prob
+from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
+from anyorder.orders.names import read_order
+from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.cache_drift import Drift
-from anyorder.decoding.diffusion import DiffusionSampler, diffusion_steps
-from anyorder.dispatch import Order, prompts_for, resolve
-from anyorder.text import Prompt
+from anyorder.api.dispatch import Order, prompts_for, resolve
+from anyorder.api.text import Prompt
+from anyorder.decoding.diffusion.decoder import DiffusionSampler, diffusion_steps
+from anyorder.inspection.cache_drift import Drift
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

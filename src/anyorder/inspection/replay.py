@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyorder.api.text import UNREADABLE
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import MOST, Trace, Written
 from anyorder.errors import UserError
-from anyorder.text import UNREADABLE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from anyorder.checkpoints import gguf
-from anyorder.decoding.left_to_right import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.errors import UserError
 from anyorder.model.compiled import compiler_at_hand
 from anyorder.model.config import ModelConfig

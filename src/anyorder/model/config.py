@@ -7,9 +7,9 @@ import functools
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from anyorder.annotations import AtMost, check_fields, shown
 from anyorder.errors import UserError
 from anyorder.model.rope import Rotary
+from anyorder.utils.annotations import AtMost, check_fields, shown
 from anyorder.visibility import Visibility, chunks, sliding_window
 from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, find_way
 

@@ -16,8 +16,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from anyorder.annotations import AtMost, check_fields
 from anyorder.errors import UserError
+from anyorder.utils.annotations import AtMost, check_fields
 
 Real = Annotated[float, AtMost(1e15)]
 """Published bases go up to 1e11."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from anyorder.annotations import shown
 from anyorder.attention import attend
 from anyorder.errors import UserError
 from anyorder.model.cache import LayerCache
@@ -16,6 +15,7 @@ from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm, WeightlessRMSNorm
 from anyorder.model.rope import rotate
 from anyorder.model.view import View
+from anyorder.utils.annotations import shown
 
 
 class SelfAttention(nn.Module):

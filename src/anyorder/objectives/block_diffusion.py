@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from anyorder.annotations import check_fields
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective, begins
 from anyorder.objectives.masked_diffusion import refuse_masks
 from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
+from anyorder.utils.annotations import check_fields
 from anyorder.visibility import block_diffusion, documents
 from anyorder.ways import Way, blocks
 

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from anyorder.annotations import check_fields
-from anyorder.draws import generator
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective
 from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
+from anyorder.utils.annotations import check_fields
+from anyorder.utils.rng import generator
 from anyorder.visibility import Visibility, annealed, bidirectional, documents
 from anyorder.ways import Way, diffusion
 

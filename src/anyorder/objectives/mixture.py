@@ -8,10 +8,10 @@ from typing import Literal
 
 import torch
 
-from anyorder.annotations import check_fields
-from anyorder.draws import generator
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.utils.annotations import check_fields
+from anyorder.utils.rng import generator
 from anyorder.ways import Way
 
 

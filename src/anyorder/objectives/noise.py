@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyorder.annotations import check_fields
-from anyorder.draws import generator
 from anyorder.errors import UserError
+from anyorder.utils.annotations import check_fields
+from anyorder.utils.rng import generator
 
 
 class Times(ABC):

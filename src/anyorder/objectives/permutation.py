@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import torch
 
-from anyorder.annotations import check_fields
-from anyorder.draws import generator
 from anyorder.errors import UserError
 from anyorder.objectives.lesson import Batch, Lesson, Objective
 from anyorder.objectives.schedules import Always, Schedule
-from anyorder.plans import GroupPlan
+from anyorder.orders.plan import GroupPlan
+from anyorder.utils.annotations import check_fields
+from anyorder.utils.rng import generator
 from anyorder.visibility import documents, groups
 from anyorder.ways import ANY_ORDER, Way
 

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from anyorder.annotations import check_fields
 from anyorder.errors import UserError
-from anyorder.orders import LeftToRight, Order, Random
+from anyorder.orders.kinds import LeftToRight, Order, Random
+from anyorder.utils.annotations import check_fields
 
 
 class Schedule(ABC):

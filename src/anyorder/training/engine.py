@@ -27,7 +27,7 @@ from anyorder.objectives import Lesson, summed_loss
 from anyorder.training.interruption import Interruption
 from anyorder.training.progress import Progress
 from anyorder.training.samples import LessonMaker, Samples, StreamedSamples
-from anyorder.whole import SEAL, DiskError, damage, disk_error, seal
+from anyorder.utils.files import SEAL, DiskError, damage, disk_error, seal
 
 CHECKPOINT = "checkpoint-"
 WEIGHTS = "model.safetensors"

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-from anyorder.annotations import checked
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
 from anyorder.training.curves import Log
@@ -23,7 +22,8 @@ from anyorder.training.engine import PARTIAL, LessonTrainer, check_checkpoint, c
 from anyorder.training.interruption import Interrupted, Interruption
 from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import Training
-from anyorder.whole import DiskError, claimed
+from anyorder.utils.annotations import checked
+from anyorder.utils.files import DiskError, claimed
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama

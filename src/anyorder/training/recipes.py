@@ -30,7 +30,7 @@ from anyorder.objectives import (
 )
 from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
-from anyorder.orders import LeftToRight, Random, Spans
+from anyorder.orders.kinds import LeftToRight, Random, Spans
 from anyorder.training.settings import BLOCK_LENGTH, DIFFUSION, Run
 from anyorder.ways import TRAINED_BY
 

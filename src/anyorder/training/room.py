@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from anyorder.model.llama import Llama
     from anyorder.training.settings import Run
-    from anyorder.whole import DiskError
+    from anyorder.utils.files import DiskError
 
 CHECKPOINTS, NETWORK = "checkpoints", "network"
 """Folders within the output folder."""

@@ -15,7 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from anyorder import checkpoints
-from anyorder.chat_template import chat_template, given_template
+from anyorder.checkpoints.chat_template.render import chat_template, given_template
 from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
@@ -33,7 +33,7 @@ from anyorder.training.loop import check_machine, fit, is_first_process
 from anyorder.training.recipes import lost_ways, network_of, prepared, with_own_way
 from anyorder.training.room import CHECKPOINTS, NETWORK, check_room, rescue
 from anyorder.training.settings import Run
-from anyorder.whole import DiskError, check_place, claimed, whole_file
+from anyorder.utils.files import DiskError, check_place, claimed, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

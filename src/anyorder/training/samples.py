@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from anyorder import draws
 from anyorder.data.collate import collate
 from anyorder.errors import UserError
 from anyorder.objectives import Batch, Lesson, Objective
 from anyorder.objectives.lesson import begins
+from anyorder.utils import rng
 
 Row = Mapping[str, Any]
 """A row of prepared data: `input_ids`, and `document` or `prompt_length` and `turns`."""
@@ -70,7 +70,7 @@ class Samples(Dataset):
         epoch, index = divmod(number, len(self.rows))
         if self.shuffle:
             if self._order[0] != epoch:
-                source = draws.generator("epoch", self.seed, epoch)
+                source = rng.generator("epoch", self.seed, epoch)
                 self._order = (epoch, torch.randperm(len(self.rows), generator=source))
             index = int(self._order[1][index])
         return {**self.rows[index], "sample": number}

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
-from anyorder.annotations import Listed, check_fields
 from anyorder.errors import UserError
+from anyorder.utils.annotations import Listed, check_fields
 
 
 @dataclass(frozen=True, kw_only=True)

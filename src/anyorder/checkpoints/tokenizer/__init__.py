@@ -18,7 +18,7 @@ from anyorder.checkpoints.tokenizer.sentencepiece import sentencepiece_backend
 from anyorder.checkpoints.tokenizer.settings import CONFIG, Settings, read_settings
 from anyorder.checkpoints.tokenizer.tiktoken import LLAMA3_SPECIAL, is_tiktoken, read_ranks, tiktoken_backend
 from anyorder.errors import UserError
-from anyorder.whole import whole_file, whole_folder
+from anyorder.utils.files import whole_file, whole_folder
 
 if TYPE_CHECKING:  # importing transformers' tokenizers takes a second, which networks alone need not wait for
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast

@@ -54,7 +54,7 @@ def command(
     from anyorder.cli.fuse._asking import load, question_progress
     from anyorder.evaluation.paraphrasing import paraphrase
     from anyorder.evaluation.question_sets import read_questions
-    from anyorder.whole import check_place
+    from anyorder.utils.files import check_place
 
     check_place(output, folder=False)  # this and the set are looked at before a large network is read
     found = read_questions(dataset, split=split, form=form).sample(max_samples, seed)

@@ -18,7 +18,7 @@ def command(source: str, target: str, *, vocab_size: int = 8000, mask: bool = Fa
     from anyorder.cli._console import PlainConsole
     from anyorder.data import read_texts, train_tokenizer
     from anyorder.data.tokenizer import MASK
-    from anyorder.whole import check_place
+    from anyorder.utils.files import check_place
 
     notes = PlainConsole(stderr=True)
     check_place(Path(target), folder=True)  # before minutes are spent

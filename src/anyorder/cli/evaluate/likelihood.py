@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anyorder.annotations import Listed
+from anyorder.utils.annotations import Listed
 
 
 def command(

@@ -6,8 +6,8 @@ import json as jsonlib
 import sys
 from typing import Any
 
-from anyorder.annotations import Listed
 from anyorder.errors import UserError
+from anyorder.utils.annotations import Listed
 
 SUBCOMMANDS = ("run", "score", "compare")
 
@@ -80,9 +80,9 @@ def command(
         raise UserError("there are 0 phrasings: write at least one behind the model, each in quotes.")
 
     import anyorder
+    from anyorder.api.dispatch import resolve
     from anyorder.cli._console import PlainConsole
-    from anyorder.decoding.fusion_question import Fusion
-    from anyorder.dispatch import resolve
+    from anyorder.decoding.fusion.question import Fusion
     from anyorder.ways import LEFT_TO_RIGHT
 
     Fusion(method=method, positions=positions, correction=correction)  # a wrong name is told before a network is read

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from anyorder.annotations import Listed
+from anyorder.utils.annotations import Listed
 
 
 def command(

@@ -33,12 +33,12 @@ def command(
     from rich.table import Table
 
     import anyorder
+    from anyorder.api.text import prompt_ids
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.attention import HeadStatistics, analyze_attention_patterns
     from anyorder.inspection.replay import token_pieces
-    from anyorder.text import prompt_ids
-    from anyorder.whole import check_place
+    from anyorder.utils.files import check_place
 
     if masks < 0:
         raise UserError(f"masks is {masks}: give a number of mask tokens from 0 on.")

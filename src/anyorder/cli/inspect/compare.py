@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.annotations import Listed
+from anyorder.utils.annotations import Listed
 
 if TYPE_CHECKING:
     from anyorder.inspection.compare import Compared
@@ -55,9 +55,9 @@ def command(
     import anyorder
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
-    from anyorder.evaluation.diffusion_likelihood import MonteCarlo
     from anyorder.inspection.compare import compare_sampling_methods, method_named
-    from anyorder.whole import check_place, whole_file
+    from anyorder.likelihood.diffusion import MonteCarlo
+    from anyorder.utils.files import check_place, whole_file
 
     if not prompts:
         raise UserError("there is no prompt: give at least one text, in quotes.")

@@ -21,7 +21,7 @@ def command(trace: Path, *, html: Path | None = None, row: int = 0, seconds: flo
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.replay import Recording
-    from anyorder.whole import check_place, whole_file
+    from anyorder.utils.files import check_place, whole_file
 
     if html is not None:
         check_place(html, folder=False)

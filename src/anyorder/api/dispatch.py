@@ -1,0 +1,159 @@
+"""From an order, by name or as an object, to the decoder that writes in it: one case for each way of writing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from anyorder.api.text import Continuation, Gaps, Prompt, prompt_canvases, prompt_ids
+from anyorder.decoding.any_order.decoder import any_order_steps
+from anyorder.decoding.any_order.speculation import Speculative, speculative_steps
+from anyorder.decoding.canvas import BLANK, check_canvases
+from anyorder.decoding.checks import check_prompts
+from anyorder.decoding.diffusion.decoder import DiffusionSampler, diffusion_steps
+from anyorder.decoding.diffusion.presets import sampler_of_order
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
+from anyorder.decoding.sampling import Sampling
+from anyorder.decoding.trace import Step, Stop
+from anyorder.errors import UserError
+from anyorder.orders.names import AnyOrder, order_named, read_order
+from anyorder.orders.plan import GroupPlan
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, refuse_unless_causal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.decoding.fusion.canvases import FusedCanvases
+    from anyorder.model.config import ModelConfig
+    from anyorder.model.llama import Llama
+
+Order = str | AnyOrder | Speculative | DiffusionSampler
+"""What `generate` takes as an order."""
+
+Decoder = Callable[[Sequence[Sequence[int]], Sequence[int], Stop | None], Iterator[Step]]
+"""Given prompts (from left to right) or canvases, their numbers and a condition to stop, the steps that write them."""
+
+
+def resolve(order: Order | None, config: ModelConfig) -> tuple[Way, Order]:
+    """The way of the network that an order asks for, and the order itself.
+
+    Args:
+        order: a name or an object; the network's default unless given.
+        config: of the network.
+
+    Returns:
+        Of the way "any-order", the order is an object. A name of another way stays one, since it has no more to say,
+        or its sampler depends on how tokens are drawn.
+
+    Raises:
+        UserError: there is no such order, or the network was not trained for its way.
+    """
+    if isinstance(order, DiffusionSampler):
+        return _diffusing(order, config), order
+    if order is not None and not isinstance(order, str):
+        if not isinstance(order, AnyOrder | Speculative):
+            read_order(order)  # says what an order is
+        return config.way(ANY_ORDER.name), order
+    words = config.default_way if order is None else order
+    name = read_order(words)
+    if name.way == LEFT_TO_RIGHT.name:
+        refuse_unless_causal(config.ways, config.default_way)
+    way = config.way(name.way)
+    return way, order_named(words) if way.name == ANY_ORDER.name else words
+
+
+def _diffusing(sampler: DiffusionSampler, config: ModelConfig) -> Way:
+    """The way that a sampler names; otherwise the network's default, if that diffuses, or the one that does."""
+    if sampler.way is not None:
+        return config.way(sampler.way)
+    has = {way.name for way in config.ways} & {"diffusion", "blocks"}
+    return config.way(next((name for name in (config.default_way, "diffusion", "blocks") if name in has), "diffusion"))
+
+
+def decoder_of(
+    way: Way, order: Order, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
+    compile: bool | Literal["auto"], num_beams: int = 1, num_samples: int = 1, fused: FusedCanvases | None = None,
+) -> Decoder:  # fmt: skip
+    """What writes in this order.
+
+    Args:
+        way, order: from `resolve`.
+        num_samples: texts of each prompt, which share its plan.
+        fused: where phrasings of questions stand in canvases.
+        model, sampling, max_new_tokens, use_cache, compile, num_beams: as in `anyorder.generate`.
+
+    Raises:
+        UserError: options that only writing from left to right has, or that an order does not know.
+    """
+    if way.name == LEFT_TO_RIGHT.name:
+        return lambda prompts, rows, stop: left_to_right_steps(
+            model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
+            compile=compile, rows=rows,
+        )  # fmt: skip
+    if num_beams != 1:
+        raise UserError(f"num_beams is {num_beams!r}, but beams are written from left to right: leave it out.")
+    if compile is True:
+        raise UserError("compile is True, but only writing from left to right is compiled: leave it out.")
+    if way.name != ANY_ORDER.name:
+        assert isinstance(order, str | DiffusionSampler), "an order of another way was known above"
+        sampler = sampler_of_order(order, sampling, use_cache=use_cache)
+        return lambda canvases, rows, stop: diffusion_steps(
+            model, canvases, sampler, way=way, rows=rows, seed=sampling.seed, stop=stop, fused=fused
+        )
+
+    def of(planned: Any, rows: Sequence[int]) -> Any:
+        return planned.select([row // num_samples for row in rows]) if isinstance(planned, GroupPlan) else planned
+
+    options: dict[str, Any] = {"sampling": sampling, "use_cache": use_cache}
+    if isinstance(order, Speculative):
+        if fused is not None:
+            raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
+        return lambda canvases, rows, stop: speculative_steps(
+            model, canvases, Speculative(order=of(order.order, rows), draft=order.draft), rows=rows, stop=stop,
+            **options,
+        )  # fmt: skip
+    return lambda canvases, rows, stop: any_order_steps(
+        model, canvases, of(order, rows), rows=rows, stop=stop, fused=fused, **options
+    )
+
+
+def prompts_for(
+    way: Way, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig, max_new_tokens: int,
+    gap_tokens: int | None = None,
+) -> tuple[list[list[int]], bool]:  # fmt: skip
+    """What a decoder is given: prompts from left to right, otherwise canvases; and whether it is a single one.
+
+    Decoders check their batch themselves. All prompts are checked here as well, so that a mistake in the last batch is
+    told before the first is written.
+
+    Raises:
+        UserError: see `prompt_ids`, `prompt_canvases`, `check_prompts` and `check_canvases`.
+    """
+    if way.name != LEFT_TO_RIGHT.name:
+        canvases, single = prompt_canvases(
+            prompt, tokenizer, config.bos_token_id, new_tokens=max_new_tokens, gap_tokens=gap_tokens,
+            longest=config.context_length,
+        )  # fmt: skip
+        check_canvases(config, canvases, range(len(canvases)))
+        return canvases, single
+    if gap_tokens is not None:
+        raise UserError(f"gap_tokens is {gap_tokens}, but from left to right no gap is filled: give order='any-order'.")
+    prompts, single = prompt_ids(prompt, tokenizer, config.bos_token_id)
+    check_prompts(config, prompts, range(len(prompts)))
+    return prompts, single
+
+
+def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]) -> Continuation | Gaps:
+    """What becomes the text of the tokens that are written for a prompt or a canvas.
+
+    Raises:
+        UserError: there is something to stop at in a gap, which is filled to its end.
+    """
+    if BLANK not in prompt:
+        return Continuation(tokenizer, prompt, stops)
+    first = prompt.index(BLANK)
+    if any(token_id != BLANK for token_id in prompt[first:]):
+        if stops:
+            raise UserError(f"stop is {list(stops)}, but a gap is always filled to its end: leave out stop.")
+        return Gaps(tokenizer, prompt)
+    return Continuation(tokenizer, prompt[:first], stops)

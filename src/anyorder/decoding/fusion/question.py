@@ -1,0 +1,161 @@
+"""What is asked, and how it shall be answered.
+
+Questions are token ids here. Everything that can be wrong with them is found before the network reads anything.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from anyorder.decoding.checks import check_max_new_tokens, check_token_ids
+from anyorder.decoding.fusion.ensembles import POOLS, WEIGHED
+from anyorder.decoding.fusion.layout import POSITIONS, FusionLayout, concatenate_paraphrases_with_positions
+from anyorder.decoding.fusion.weighting import Correction, read_correction
+from anyorder.errors import UserError
+from anyorder.utils.annotations import check_fields
+
+if TYPE_CHECKING:
+    from anyorder.model.config import ModelConfig
+
+UNWEIGHED = tuple(method for method in POOLS if method not in WEIGHED)
+"""Methods in which no phrasing can count more than another."""
+
+HYBRID = "attention+logit-mean"
+
+METHODS = ("attention", *POOLS, HYBRID, "vote")
+"""Ways to make one answer of several phrasings."""
+
+SAME_METHODS = {"log-probability-mean": "logit-mean"}
+"""Other names, for what comes to the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Token ids of one question.
+
+    Attributes:
+        segments: its phrasings, each with its separator.
+        prefix, suffix: tokens before and behind them.
+        weights: how much each phrasing counts, above 0; all the same unless given. Only their ratios matter.
+    """
+
+    segments: tuple[tuple[int, ...], ...]
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    weights: tuple[float, ...] | None = None
+
+    @property
+    def shares(self) -> list[float]:
+        """The weights, adding up to 1."""
+        if self.weights is None:
+            return [1 / len(self.segments)] * len(self.segments)
+        return [weight / sum(self.weights) for weight in self.weights]
+
+    def only(self, indices: Sequence[int]) -> Question:
+        """The question in these phrasings alone."""
+        weights = None if self.weights is None else tuple(self.weights[index] for index in indices)
+        return replace(self, segments=tuple(self.segments[index] for index in indices), weights=weights)
+
+    def alone(self) -> list[Question]:
+        """Each phrasing as a question of its own."""
+        return [replace(self, segments=(segment,), weights=None) for segment in self.segments]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fusion:
+    """How several phrasings become one answer.
+
+    Attributes:
+        method: one of `METHODS`.
+        positions: one of `POSITIONS`; "attention" alone looks at it, as at the correction.
+        correction: one of `CORRECTIONS`, or an `APE`.
+
+    Raises:
+        UserError: one of them is unknown.
+    """
+
+    method: str = "attention"
+    positions: str = "shared"
+    correction: Correction = "1/N"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        object.__setattr__(self, "method", SAME_METHODS.get(self.method, self.method))
+        for name, known in (("method", METHODS), ("positions", POSITIONS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}.")
+        object.__setattr__(self, "correction", read_correction(self.correction))
+
+
+def fused_layouts(questions: Sequence[Question], positions: str) -> list[FusionLayout]:
+    """Where the tokens of each question stand."""
+    return [
+        concatenate_paraphrases_with_positions(question.segments, question.prefix, question.suffix, positions)
+        for question in questions
+    ]
+
+
+def check_questions(
+    config: ModelConfig, questions: Sequence[Question], fusion: Fusion, max_new_tokens: int, rows: Sequence[int]
+) -> list[int]:
+    """Refuses questions that the network cannot read, and tells how many tokens each answer may have.
+
+    Raises:
+        UserError: see `write_fused`.
+    """
+    if not questions:
+        raise UserError("there are 0 questions: give at least one.")
+    check_max_new_tokens(max_new_tokens)
+    if len(rows) != len(questions) or len(set(rows)) != len(rows):
+        raise UserError(f"rows is {list(rows)} for {len(questions)} questions: give each a number of its own.")
+    return [
+        min(
+            max_new_tokens, _room(config, question, fusion, f"question {row}" if len(questions) > 1 else "the question")
+        )
+        for row, question in zip(rows, questions, strict=True)
+    ]
+
+
+def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) -> int:
+    """How many tokens can be written behind a question."""
+    if not question.segments:
+        raise UserError(f"{name} has 0 phrasings: give at least one.")
+    weights = question.weights
+    if weights is not None:
+        if len(weights) != len(question.segments) or not all(0 < weight < float("inf") for weight in weights):
+            raise UserError(
+                f"weights of {name} are {list(weights)}: give a number above 0 for each of its "
+                f"{len(question.segments)} phrasings."
+            )
+        if fusion.method in UNWEIGHED and len(set(weights)) > 1:
+            raise UserError(
+                f"weights are given with the method {fusion.method!r}, which asks who is surest: leave them out, or "
+                f"choose one of attention, {', '.join(WEIGHED)}, {HYBRID}, vote."
+            )
+    if fusion.method == "contrast" and not (question.prefix or question.suffix):
+        raise UserError(
+            f"method 'contrast' also asks without any phrasing, and {name} has nothing else: give a prefix or a suffix."
+        )
+    check_token_ids(config, itertools.chain(question.prefix, *question.segments, question.suffix), name)
+    positions = fusion.positions if fusion.method in ("attention", HYBRID) else "shared"
+    (layout,) = fused_layouts([question], positions)
+    cacheable = config.cacheable
+    longest = config.context_length if cacheable is None else min(config.context_length, cacheable)
+    room = longest - layout.next_place
+    if room < 1:
+        lengths = [len(segment) for segment in question.segments]
+        segments = ("all phrasings", sum(lengths)) if positions == "running" else ("the longest phrasing", max(lengths))
+        parts = [("the prefix", len(question.prefix)), segments, ("the suffix", len(question.suffix))]
+        part = max(parts, key=lambda part: part[1])[0]
+        told = ", ".join(f"{part_name} {length}" for part_name, length in parts)
+        remedy = f"shorten {part} by {1 - room}"
+        if positions == "running" and layout.next_place - sum(lengths) + max(lengths) < longest:
+            remedy += ", or take the positions 'shared'"
+        raise UserError(
+            f"{name} reaches over {layout.next_place} positions ({told}) and the network over {longest}, one of which "
+            f"is for the answer: {remedy}."
+        )
+    return room

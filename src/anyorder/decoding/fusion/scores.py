@@ -1,0 +1,89 @@
+"""How good the network finds each phrasing, to weigh phrasings or to keep the best of them.
+
+Shape suffixes: R tokens of a phrasing, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from anyorder.decoding.fusion.prefill import read_joined
+from anyorder.decoding.fusion.question import Question, fused_layouts
+from anyorder.decoding.fusion.reader import AttentionReader
+from anyorder.errors import UserError
+
+if TYPE_CHECKING:
+    from anyorder.model.llama import Llama
+
+
+@torch.no_grad()
+def confidence(model: Llama, questions: Sequence[Question]) -> list[list[float]]:
+    """How probable the most probable first token of the answer is, where the phrasing is asked alone."""
+    alone = [single for question in questions for single in question.alone()]
+    reader = AttentionReader(model, fused_layouts(alone, "shared"), [[1.0]] * len(alone), "none", 0)
+    highest = iter(reader.first().softmax(-1).amax(-1).tolist())
+    return [[next(highest) for _ in question.segments] for question in questions]
+
+
+@torch.no_grad()
+def likelihood(model: Llama, questions: Sequence[Question]) -> list[list[float]]:
+    """How probable the tokens of the phrasing are behind the prefix: their geometric mean.
+
+    Without a prefix the first token is not counted.
+    """
+    joined = read_joined(model, fused_layouts(questions, "shared"), 0)
+    found = []
+    for question, before_1E, segments in zip(questions, joined.before, joined.segments, strict=True):
+        of_question = []
+        for ids, rows_RE in zip(question.segments, segments, strict=True):
+            logits_RV = model.logits(torch.cat((before_1E, rows_RE[:-1])))
+            log_probs_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)).log_softmax(-1)
+            counted = torch.tensor(ids[len(ids) - len(log_probs_RV) :], dtype=torch.long, device=model.device)
+            log_probs_R = log_probs_RV.gather(-1, counted.unsqueeze(1))
+            uniform = -math.log(model.config.vocab_size)
+            of_question.append(math.exp(float(log_probs_R.mean()) if len(counted) else uniform))
+        found.append(of_question)
+    return found
+
+
+SCORES: dict[str, Callable[[Llama, Sequence[Question]], list[list[float]]]] = {
+    "confidence": confidence,
+    "likelihood": likelihood,
+}
+"""By name."""
+
+
+def weigh(model: Llama, questions: Sequence[Question], by: str) -> list[Question]:
+    """The questions with such weights.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if by not in SCORES:
+        raise UserError(f"weights is {by!r}: give numbers, or one of {', '.join(SCORES)}.")
+    smallest = torch.finfo(torch.float32).tiny  # a weight of 0 would have no logarithm
+    return [
+        replace(question, weights=tuple(max(score, smallest) for score in scores))
+        for question, scores in zip(questions, SCORES[by](model, questions), strict=True)
+    ]
+
+
+def best(question: Question, keep: int) -> list[int]:
+    """Which so many phrasings have the highest weights, in their order; of equals the first ones.
+
+    Of a question that has no more it is all.
+
+    Raises:
+        UserError: the number is below 1, or phrasings have no weights.
+    """
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise UserError(f"keep is {keep!r}: give a whole number above 0, or None for all phrasings.")
+    if question.weights is None:
+        raise UserError(f"keep is {keep} without weights: give weights='confidence', 'likelihood', or numbers.")
+    weights = question.weights
+    return sorted(sorted(range(len(weights)), key=lambda index: -weights[index])[:keep])

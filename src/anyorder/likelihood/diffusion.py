@@ -1,0 +1,393 @@
+"""How probable a network that writes by masked diffusion finds a text: a bound, estimated or enumerated.
+
+Such a network has no probability of a text that could be computed, but a lower bound of its logarithm: with n tokens
+to be scored, mask m of them, m drawn from 1 to n and the m tokens drawn among the n; the sum of the log-probabilities
+of the masked tokens, times n / m, is the bound on average. The same number is the mean, over all orders of the n
+tokens, of the log-probability of writing them one by one in that order.
+
+For networks that write block by block, each block has such a bound given the blocks before it, and the bound of the
+text is their sum; blocks of one token give the log-probability itself.
+
+Shape suffixes: B copies of a batch, R rows, E hidden size, N masked tokens of the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from anyorder.decoding.diffusion.guidance import guided
+from anyorder.decoding.sampling import Sampling
+from anyorder.errors import UserError
+from anyorder.utils.annotations import check_fields
+from anyorder.utils.ragged import pad_right
+from anyorder.visibility import bidirectional, block_diffusion
+
+if TYPE_CHECKING:
+    from anyorder.model.llama import Llama
+    from anyorder.ways import Way
+
+Draws = Literal["independent", "stratified", "antithetic", "published"]
+
+Weights = list[float]
+"""For each scored token of a copy: 0 where it is shown, and where it is masked the factor of its log-probability."""
+
+# ------------------------------------------------------------------------------------------- what is masked
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonteCarlo:
+    """The bound from random masks, with its standard error.
+
+    Attributes:
+        samples: masked copies of each text that are read.
+        draws: how the number of masked tokens is drawn, of n.
+            "independent": from 1 to n each time;
+            "stratified": spread evenly over 1 to n within each group;
+            "antithetic": in pairs, m and n + 1 - m, the masks taken from the two ends of one random order;
+            "published": as LLaDA's evaluation, whose rounding prefers even numbers, so that its mean is not quite the
+            bound; the other three are right on average.
+        group: copies that are drawn together; the groups are independent of each other, and the standard error is
+            that of their mean. Antithetic groups are pairs and independent ones single copies, whatever is given.
+        seed: with the number of the text, decides the draws.
+
+    Raises:
+        UserError: the samples are no whole number of groups, or fewer than two, which tell no error.
+    """
+
+    samples: int = 128
+    draws: Draws = "stratified"
+    group: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        known = {"independent": 1, "stratified": self.group, "antithetic": 2, "published": self.group}
+        if self.draws not in known:
+            raise UserError(f"draws is {self.draws!r}: give one of {', '.join(map(repr, known))}.")
+        object.__setattr__(self, "group", known[self.draws])
+        if self.group < 1 or self.samples < 2 * self.group or self.samples % self.group:
+            size = f"groups of {self.group}" if self.group != 1 else "single copies"
+            raise UserError(
+                f"samples is {self.samples} in {size}: give a multiple of {max(self.group, 1)} of at least "
+                f"{2 * max(self.group, 1)}, since the differences between groups tell the error."
+            )
+
+    def replace(self, **changes: Any) -> MonteCarlo:
+        """A copy with some fields changed, checked again."""
+        return dataclasses.replace(self, **changes)
+
+    def groups(self, sizes: Sequence[int], generator: torch.Generator) -> Iterator[list[Weights]]:
+        """Groups of masked copies: the weighted log-probabilities of a group add up to an estimate.
+
+        Args:
+            sizes: scored tokens of each block; a block is masked on its own.
+            generator: where the draws come from.
+        """
+        for _ in range(self.samples // self.group):
+            blocks = [self._block(size, generator) for size in sizes]
+            yield [[weight for copies in blocks for weight in copies[index]] for index in range(self.group)]
+
+    def _block(self, n: int, generator: torch.Generator) -> list[Weights]:
+        counts = self._counts(n, generator)
+        masked = []
+        order: list[int] = []
+        for index, count in enumerate(counts):
+            if self.draws == "antithetic" and index % 2:
+                order = order[::-1]
+            else:
+                order = torch.randperm(n, generator=generator).tolist()
+            chosen = set(order[:count])
+            masked.append([n / count / self.group if token in chosen else 0.0 for token in range(n)])
+        return masked
+
+    def _counts(self, n: int, generator: torch.Generator) -> list[int]:
+        def uniform() -> float:
+            return torch.rand((), dtype=torch.float64, generator=generator).item()
+
+        if self.draws == "antithetic":
+            count = 1 + int(uniform() * n)
+            return [count, n + 1 - count]
+        if self.draws == "published":
+            first = 1 + int(uniform() * n)
+            last = first + (self.group - 1) * n / self.group
+            spread = torch.linspace(first, last, self.group).round().long()  # halves to even numbers
+            return ((spread - 1) % n + 1).tolist()
+        start = uniform()
+        return [1 + int((start + index) / self.group * n) for index in range(self.group)]
+
+
+PUBLISHED = MonteCarlo(draws="published")
+"""What LLaDA's evaluation does: 128 copies in groups of 16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enumeration:
+    """The bound itself: every set of masked tokens, 2^n - 1 of them for n tokens in a block.
+
+    Attributes:
+        limit: tokens in a block at most.
+    """
+
+    limit: int = 12
+
+    def groups(self, sizes: Sequence[int], generator: torch.Generator) -> Iterator[list[Weights]]:
+        """One group, with every set; see `MonteCarlo.groups`.
+
+        Raises:
+            UserError: a block has too many tokens.
+        """
+        if max(sizes) > self.limit:
+            raise UserError(
+                f"{max(sizes)} tokens are scored together, which are {2 ** max(sizes) - 1} sets of masks: give at most "
+                f"{self.limit}, raise the limit of Enumeration, or use MonteCarlo."
+            )
+        blocks = [[_subset(n, number) for number in range(1, 2**n)] for n in sizes]
+        longest = max(map(len, blocks))
+        shown = [[[0.0] * n] * (longest - len(copies)) for n, copies in zip(sizes, blocks, strict=True)]
+        padded = [copies + rest for copies, rest in zip(blocks, shown, strict=True)]
+        yield [[weight for copies in padded for weight in copies[index]] for index in range(longest)]
+
+
+def _subset(n: int, number: int) -> Weights:
+    # The chance of this set, 1 / n for its size m and then 1 / binomial(n, m), times n / m.
+    chosen = [bool(number >> token & 1) for token in range(n)]
+    count = sum(chosen)
+    return [1 / (count * math.comb(n, count)) if token else 0.0 for token in chosen]
+
+
+Method = MonteCarlo | Enumeration
+
+
+# ------------------------------------------------------------------------------------------- the bound
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A lower bound of a log-probability.
+
+    Attributes:
+        log_prob: the bound, or its estimate, in nats.
+        standard_error: of the estimate, in nats; 0 where nothing was drawn.
+        tokens: that were scored.
+        copies: of the text that were read.
+        exact: nothing was drawn.
+    """
+
+    log_prob: float
+    standard_error: float
+    tokens: int
+    copies: int
+    exact: bool
+
+    @property
+    def perplexity(self) -> float:
+        """An upper bound of it."""
+        return math.exp(-self.log_prob / self.tokens)
+
+
+def diffusion_log_prob(
+    model: Llama,
+    sequences: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[int]],
+    *,
+    way: Way | None = None,
+    method: Method = MonteCarlo(),
+    guidance: float = 0.0,
+    cache: str = "none",
+    rows: Sequence[int] | None = None,
+    batch_size: int = 16,
+    on_copies: Callable[[int], None] | None = None,
+) -> list[Bound]:
+    """The bound of the tokens at some positions of each text, given its other tokens.
+
+    Args:
+        model: the network.
+        sequences: token ids of each text, of any lengths.
+        scored: positions of the tokens whose probability is asked for, in rising order.
+        way: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
+            the network's default if that is one of these, or else its masked diffusion, unless given.
+        method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
+        guidance: `s` of classifier-free guidance: logits are `u + (s + 1) (c - u)`, u with every token masked that is
+            not scored. What they give is no bound any more.
+        cache: "none", or what a sampler calls its cache: those that are approximate are refused.
+        rows: number of each text, which decides its draws; 0, 1, 2, ... unless given.
+        batch_size: copies to read at a time; changes speed and memory alone.
+        on_copies: told how many copies were read, after each batch.
+
+    Raises:
+        UserError: texts, positions and way do not fit each other, or the cache is approximate.
+    """
+    way = _default_way(model) if way is None else way
+    _check(model, sequences, scored, way, guidance, cache)
+    generators = Sampling(seed=getattr(method, "seed", 0)).generators(range(len(sequences)) if rows is None else rows)
+    jobs: list[_Copy] = []
+    groups: list[list[slice]] = []
+    for ids, positions, generator in zip(sequences, scored, generators, strict=True):
+        length = way.block_length or len(ids)
+        sizes = list(Counter(position // length for position in positions).values())
+        one_each = max(sizes) == 1
+        chosen: Method = Enumeration() if one_each else method
+        spans = []
+        for group in chosen.groups(sizes, generator):
+            spans.append(slice(len(jobs), len(jobs) + len(group)))
+            jobs += [_Copy(ids, positions, weights) for weights in group]
+        groups.append(spans)
+    values: list[float] = []
+    for start in range(0, len(jobs), batch_size):
+        batch = jobs[start : start + batch_size]
+        values += _read(model, way, batch, guidance)
+        if on_copies is not None:
+            on_copies(len(batch))
+    return [_bound(values, spans, len(positions)) for spans, positions in zip(groups, scored, strict=True)]
+
+
+def answer_log_prob(
+    model: Llama, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], **options: object
+) -> list[Bound]:
+    """The bound of each answer given its prompt; `options` are those of `diffusion_log_prob`.
+
+    Raises:
+        UserError: see there.
+    """
+    if len(prompts) != len(answers):
+        raise UserError(f"there are {len(prompts)} prompts and {len(answers)} answers: give one answer for each.")
+    sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
+    scored = [range(len(prompt), len(ids)) for prompt, ids in zip(prompts, sequences, strict=True)]
+    return diffusion_log_prob(model, sequences, scored, **options)  # type: ignore[arg-type]
+
+
+def _bound(values: Sequence[float], spans: Sequence[slice], tokens: int) -> Bound:
+    estimates = torch.tensor([math.fsum(values[span]) for span in spans], dtype=torch.float64)
+    exact = len(spans) == 1
+    error = 0.0 if exact else (estimates.std() / math.sqrt(len(spans))).item()
+    copies = sum(span.stop - span.start for span in spans)
+    return Bound(
+        log_prob=estimates.mean().item(), standard_error=error, tokens=tokens, copies=copies, exact=exact
+    )  # fmt: skip
+
+
+def _default_way(model: Llama) -> Way:
+    default = model.config.way(model.config.default_way)
+    return model.config.way("diffusion") if default.mask_token_id is None else default
+
+
+def _check(
+    model: Llama, sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], way: Way, guidance: float,
+    cache: str,
+) -> None:  # fmt: skip
+    if way.mask_token_id is None:
+        raise UserError(
+            f"the way is {way.name!r}, which has no mask token: give one of diffusion, or ask for the log-probability "
+            "itself (anyorder.log_prob)."
+        )
+    if cache != "none":
+        raise UserError(
+            f"cache is {cache!r}, which keeps keys that other tokens have outdated, but a likelihood must be that of "
+            "the network: give 'none'."
+        )
+    if guidance and way.block_length is not None:
+        raise UserError(f"guidance is {guidance} with blocks of {way.block_length}: leave it out.")
+    if len(sequences) != len(scored):
+        raise UserError(f"there are {len(sequences)} texts and positions for {len(scored)}: give positions for each.")
+    vocabulary = model.config.vocab_size
+    for row, (ids, positions) in enumerate(zip(sequences, scored, strict=True)):
+        rising = all(before < after for before, after in itertools.pairwise(positions))
+        if not len(positions) or not rising or positions[0] < 0 or positions[-1] >= len(ids):
+            remedy = f"give rising positions from 0 to {len(ids) - 1}, at least one"
+            raise UserError(f"the scored positions of text {row} are {list(positions)!r}: {remedy}.")
+        if not all(0 <= token_id < vocabulary for token_id in ids):
+            raise UserError(f"text {row} has token ids outside 0 to {vocabulary - 1}: use this network's tokenizer.")
+        if any(ids[position] == way.mask_token_id for position in positions):
+            raise UserError(f"text {row} has the mask token {way.mask_token_id} among those scored: write it first.")
+
+
+# ------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """A text of which some scored tokens are masked."""
+
+    ids: Sequence[int]
+    positions: Sequence[int]
+    weights: Weights
+
+    @property
+    def masked(self) -> dict[int, float]:
+        """Masked positions with the weight of each."""
+        return {at: weight for at, weight in zip(self.positions, self.weights, strict=True) if weight}
+
+    def noised(self, mask: int, *, without_given: bool = False) -> list[int]:
+        """The text with its masks; `without_given`: with every token masked that is not scored."""
+        hidden = set(self.masked) | (set(range(len(self.ids))) - set(self.positions) if without_given else set())
+        return [mask if at in hidden else token_id for at, token_id in enumerate(self.ids)]
+
+
+@torch.no_grad()
+def _read(model: Llama, way: Way, batch: Sequence[_Copy], guidance: float) -> list[float]:
+    """The weighted sum of the log-probabilities of each copy's masked tokens."""
+    assert way.mask_token_id is not None
+    copies = [
+        (index, at, copy.ids[at], weight) for index, copy in enumerate(batch) for at, weight in copy.masked.items()
+    ]
+    owner_N, at_N, target_N = (torch.tensor(column) for column in list(zip(*copies, strict=True))[:3])
+    weight_N = torch.tensor([weight for *_, weight in copies], dtype=torch.float64)
+    if way.block_length is None:
+        logits_NV = _logits(model, way, [copy.noised(way.mask_token_id) for copy in batch], owner_N, at_N)
+        if guidance:
+            blind = [copy.noised(way.mask_token_id, without_given=True) for copy in batch]
+            blind_NV = _logits(model, way, blind, owner_N, at_N)
+            logits_NV = guided(logits_NV, blind_NV, guidance)
+    else:
+        logits_NV = _block_logits(model, way, way.block_length, batch, owner_N, at_N)
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    log_prob_N = wide_NV.log_softmax(-1).gather(1, target_N.to(wide_NV.device)[:, None])[:, 0]
+    sums = torch.zeros(len(batch), dtype=torch.float64)
+    return sums.index_add(0, owner_N, weight_N * log_prob_N.to("cpu", torch.float64)).tolist()
+
+
+def _logits(model: Llama, way: Way, rows: Sequence[list[int]], owner_N: Tensor, at_N: Tensor) -> Tensor:
+    """Scores of the tokens at these positions, `[N, vocabulary]`, of texts that see themselves whole."""
+    ids_BR, position_BR, valid_BR = pad_right(rows, [0] * len(rows), model.device)
+    views = model.prepare(bidirectional(), {"position": position_BR}, valid=valid_BR)
+    hidden_BRE = model.hidden(ids_BR, views)
+    return model.logits(hidden_BRE[owner_N, way.row(at_N)])
+
+
+def _block_logits(
+    model: Llama, way: Way, block_length: int, batch: Sequence[_Copy], owner_N: Tensor, at_N: Tensor
+) -> Tensor:
+    """The same where each block is denoised after clean ones: `[noised ; clean]`, noised only in scored blocks."""
+    assert way.mask_token_id is not None
+    rows, positions, noised, place = [], [], [], []
+    for copy in batch:
+        blocks = {at // block_length for at in copy.positions}
+        shown = [at for at in range(len(copy.ids)) if at // block_length in blocks]
+        hidden_ids = copy.noised(way.mask_token_id)
+        rows.append([*(hidden_ids[at] for at in shown), *copy.ids])
+        positions.append([*shown, *range(len(copy.ids))])
+        noised.append([1] * len(shown) + [0] * len(copy.ids))
+        place.append({at: index for index, at in enumerate(shown)})
+    device = model.device
+    ids_BR, _, valid_BR = pad_right(rows, [0] * len(rows), device)
+    position_BR, noised_BR = (pad_right(columns, [0] * len(rows), device)[0] for columns in (positions, noised))
+    labels = {"position": position_BR, "block": position_BR // block_length, "noised": noised_BR}
+    hidden_BRE = model.hidden(ids_BR, model.prepare(block_diffusion(), labels, valid=valid_BR))
+
+    def row(owner: int, at: int) -> int:
+        looks = way.row(at)
+        # The row before the first of a block is the clean one that ends the block before.
+        same_block = looks // block_length == at // block_length
+        return place[owner][looks] if same_block else len(place[owner]) + looks
+
+    row_N = torch.tensor([row(owner, at) for owner, at in zip(owner_N.tolist(), at_N.tolist(), strict=True)])
+    return model.logits(hidden_BRE[owner_N, row_N])

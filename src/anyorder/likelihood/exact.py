@@ -1,0 +1,237 @@
+"""How probable a network that writes in any order finds texts: exact log-probabilities, in one pass.
+
+With a plan, a text has one probability: the product, group by group, of the probabilities of its tokens given the
+groups before. Tokens of a group do not know of each other, so a plan of larger groups has another probability than one
+that writes them one by one, each exact for itself.
+
+Shape suffixes: B texts, L length, K query rows, R = L + K rows, E hidden size, N predicted tokens of all texts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from anyorder.decoding.checks import check_token_ids
+from anyorder.errors import UserError
+from anyorder.model.llama import Llama
+from anyorder.orders.kinds import LeftToRight, Order
+from anyorder.orders.plan import GroupPlan
+from anyorder.utils.annotations import checked
+from anyorder.visibility import causal, groups
+from anyorder.ways import refuse_unless_causal
+
+Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
+"""Token ids `[batch, length]`, or those of a text, or of each text."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LogProb:
+    """Natural logarithms of probabilities.
+
+    Attributes:
+        token_BL: of each token that is predicted, given what its plan writes before it; 0 for all others.
+        predicted_BL: which tokens are.
+    """
+
+    token_BL: Tensor
+    predicted_BL: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """Of all that is predicted of each text, `[batch]`."""
+        return self.token_BL.sum(1)
+
+    @property
+    def per_token(self) -> Tensor:
+        """The same in the mean over its tokens."""
+        return self.total / self.predicted_BL.sum(1)
+
+    @property
+    def perplexity(self) -> float:
+        """Of all predicted tokens of all texts."""
+        return math.exp(-float(self.token_BL.sum() / self.predicted_BL.sum()))
+
+
+@torch.no_grad()
+@checked()
+def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
+    """The exact log-probability of texts under a plan, in nats, per token and in sum.
+
+    Args:
+        model: a network that writes in any order.
+        ids: token ids `[batch, length]`, those of one text, or a list for each text, of any lengths; padded as the
+            plan is.
+        plan: for these texts; what it has as given is not scored.
+
+    Raises:
+        UserError: the network has no query rows, or ids and plan do not fit each other or the network.
+    """
+    model.config.way("any-order")
+    ids_BL = _padded(model, ids, plan.valid_BL).to(model.device)
+    plan = plan.to(model.device)
+    rows = plan.rows()
+    views = model.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
+    position_BK = rows.labels["position"][:, rows.n_keys :]
+    hidden_BKE = model.two_streams(ids_BL.gather(1, rows.content_BL), position_BK, views)[:, rows.n_keys :]
+    valid_BK = rows.valid_BR[:, rows.n_keys :]
+    target_N = ids_BL.gather(1, rows.query_BK)[valid_BK]
+    sample_N = valid_BK.nonzero()[:, 0]
+    return _placed(
+        _of_targets(model, hidden_BKE[valid_BK], target_N), sample_N, rows.query_BK[valid_BK], plan.predicted
+    )
+
+
+@torch.no_grad()
+def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
+    """The same from left to right by the network's logits for the next token, without query rows.
+
+    Args:
+        model: a network that writes from left to right.
+        ids: as in `log_prob`.
+        plan: says which tokens are scored, each given all tokens before it, whatever its ranks are.
+
+    Raises:
+        UserError: the network does not write from left to right, a first token is to be predicted, or ids and plan do
+            not fit each other or the network.
+    """
+    refuse_unless_causal(model.config.ways, model.config.default_way)
+    ids_BL = _padded(model, ids, plan.valid_BL).to(model.device)
+    plan = plan.to(model.device)
+    if bool((plan.predicted & (plan.position == 0)).any()):
+        raise UserError(
+            "the first token is to be predicted, but from left to right nothing stands before it: put the token that "
+            "begins a text before it, and mark that as given."
+        )
+    hidden_BLE = model.hidden(ids_BL, model.prepare(causal(), {"position": plan.position}, valid=plan.valid_BL))
+    sample_N, at_N = plan.predicted.nonzero(as_tuple=True)
+    # The row of the token before; padding may stand between.
+    row_BL = torch.where(plan.valid_BL, torch.arange(ids_BL.shape[1], device=ids_BL.device), -1).cummax(1).values
+    nats_N = _of_targets(model, hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]], ids_BL[sample_N, at_N])
+    return _placed(nats_N, sample_N, at_N, plan.predicted)
+
+
+def gap_log_prob(
+    model: Llama,
+    texts: Sequence[Sequence[int]],
+    gaps: Sequence[Sequence[int]],
+    *,
+    order: Order = LeftToRight(),  # noqa: B008 (frozen)
+    sides: Literal["both", "left"] = "both",
+    seed: int = 0,
+) -> LogProb:
+    """The exact log-probability of gaps, given what stands around them.
+
+    Args:
+        model: a network that writes in any order.
+        texts: token ids of each text, whole.
+        gaps: positions of the tokens in the gaps of each text.
+        order: in which they are written.
+        sides: "left" leaves out all that stands behind the first gap and is not in one, as if it were not known.
+        seed: decides random orders, with the number of the text.
+
+    Raises:
+        UserError: positions that are no gap of their text, or see `log_prob`.
+    """
+    if sides not in ("both", "left"):
+        raise UserError(f"sides is {sides!r}: give 'both' or 'left'.")
+    if len(texts) != len(gaps):
+        raise UserError(f"there are {len(texts)} texts and gaps for {len(gaps)}: give the positions of each.")
+    given, predicted = [], []
+    for number, (text, gap) in enumerate(zip(texts, gaps, strict=True)):
+        if not gap or len(set(gap)) < len(gap) or not all(0 <= at < len(text) for at in gap):
+            remedy = f"give different positions from 0 to {len(text) - 1}, at least one"
+            raise UserError(f"the gap of text {number} is {list(gap)}: {remedy}.")
+        end = min(gap) if sides == "left" else len(text)
+        given.append([at not in gap and at < end for at in range(len(text))])
+        predicted.append([at in gap for at in range(len(text))])
+    plan = GroupPlan.from_masks(given, predicted, order, seed)
+    # What is left out counts as padding, and positions do not count that: later ones would move.
+    if sides == "left" and any(max(gap) - min(gap) >= len(gap) for gap in gaps):
+        raise UserError("sides is 'left' with several gaps in a text: give one gap, or both sides.")
+    width = plan.valid_BL.shape[1]
+    return log_prob(model, [[*text, *[0] * (width - len(text))] for text in texts], plan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverOrders:
+    """Log-probabilities of one text under several plans.
+
+    Attributes:
+        log_probs: in nats, one for each plan.
+        mean: of them.
+        deviation: their standard deviation (of the sample; 0 for one plan): how much the order matters.
+        standard_error: of the mean.
+    """
+
+    log_probs: tuple[float, ...]
+    mean: float
+    deviation: float
+    standard_error: float
+
+
+def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], orders: int) -> list[OverOrders]:
+    """The mean over several plans, with its spread, for each text.
+
+    Args:
+        model, ids: as in `log_prob`.
+        plan_of: the plan of each number, such as `lambda seed: GroupPlan.random([20], seed=seed)`.
+        orders: number of plans.
+
+    Raises:
+        UserError: `orders` is not above 0, or see `log_prob`.
+    """
+    if orders < 1:
+        raise UserError(f"orders is {orders!r}: give a whole number above 0.")
+    of_each_OB = torch.stack([log_prob(model, ids, plan_of(number)).total.double() for number in range(orders)])
+    spread = []
+    for of_text_O in of_each_OB.T.cpu():
+        deviation = float(of_text_O.std()) if orders > 1 else 0.0
+        spread.append(
+            OverOrders(
+                log_probs=tuple(of_text_O.tolist()),
+                mean=float(of_text_O.mean()),
+                deviation=deviation,
+                standard_error=deviation / math.sqrt(orders),
+            )
+        )
+    return spread
+
+
+def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
+    """Ids in the plan's places, 0 where there is padding."""
+    rows = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    rows = rows if rows and isinstance(rows[0], Sequence) else [rows]
+    batch, length = valid_BL.shape
+    if len(rows) != batch:
+        raise UserError(f"the plan is for {batch} texts, but there are {len(rows)}: plan each of them.")
+    counts = valid_BL.sum(1).tolist()
+    for number, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        if len(row) not in (count, length):
+            raise UserError(
+                f"text {number} has {len(row)} tokens, but its plan is for {count}: make a plan of its length."
+            )
+    padded_BL = torch.zeros((batch, length), dtype=torch.int64)
+    for number, row in enumerate(rows):
+        where = valid_BL[number].cpu() if len(row) < length else slice(None)
+        padded_BL[number, where] = torch.tensor(row, dtype=torch.int64)
+    for number, (padded_L, valid_L) in enumerate(zip(padded_BL, valid_BL.cpu(), strict=True)):
+        check_token_ids(model.config, padded_L[valid_L].tolist(), f"text {number}")
+    return padded_BL.masked_fill(~valid_BL.cpu(), 0)
+
+
+def _of_targets(model: Llama, hidden_NE: Tensor, target_N: Tensor) -> Tensor:
+    logits_NV = model.logits(hidden_NE)
+    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
+    return wide_NV.log_softmax(-1).gather(1, target_N.unsqueeze(1))[:, 0]
+
+
+def _placed(nats_N: Tensor, sample_N: Tensor, at_N: Tensor, predicted_BL: Tensor) -> LogProb:
+    token_BL = nats_N.new_zeros(predicted_BL.shape)
+    token_BL[sample_N, at_N] = nats_N
+    return LogProb(token_BL=token_BL, predicted_BL=predicted_BL)
