@@ -59,7 +59,7 @@ def test_gaps_are_filled_where_they_stand(in_any_order: Path, capsys: pytest.Cap
     assert printed == f"Once{one} a{other} time\n"
     assert main([*words, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["text"], record["filled"]) == (out.text, printed.removesuffix("\n"))
+    assert (record["text"], record["full_text"]) == (out.text, printed.removesuffix("\n"))
 
 
 def test_a_gap_on_a_terminal_is_not_streamed(
@@ -73,9 +73,21 @@ def test_a_gap_on_a_terminal_is_not_streamed(
     assert printed.endswith(" time\n")
 
 
-def test_from_left_to_right_a_gap_is_text(in_any_order: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", str(in_any_order), "Once [...] time", "--order", "left-to-right"]) == 0
-    assert capsys.readouterr().out.startswith("Once [...] time")
+def test_a_gap_is_never_text(in_any_order: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an order the way that fills gaps is taken; where none does, a sentence tells what would."""
+    words = ["Once [...] time", "--max_new_tokens", "3"]
+    assert main(["generate", str(in_any_order), *words]) == 0
+    filled = capsys.readouterr().out
+    assert filled.endswith(" time\n")
+    assert main(["generate", str(in_any_order), *words, "--order", "any-order"]) == 0
+    assert capsys.readouterr().out == filled
+    assert mistake(capsys, "generate", str(in_any_order), *words, "--order", "left-to-right") == (
+        "order is 'left-to-right', which fills no gap, and prompt 0 has one ([...], or -1 among token ids): leave out "
+        "the order, or give 'any-order'."
+    )
+    assert "alone, which fills none: load a network that writes in any order or by" in mistake(
+        capsys, "generate", str(folder), *words
+    )
 
 
 @pytest.mark.parametrize(

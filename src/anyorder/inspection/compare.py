@@ -41,8 +41,8 @@ class Compared:
         passes: forward passes for all prompts.
         tokens: written before the first end token of each text.
         seconds: for all prompts, the median of the runs.
-        log_prob: of all that was written up to the first end tokens, given the prompts, in nats; for masked diffusion
-            a lower bound of it.
+        log_prob: of all that was written up to the first end tokens, given the prompts, in nats.
+        bound: whether `log_prob` is a lower bound, as that of masked diffusion is; otherwise it is exact.
         standard_error: of `log_prob`.
         scored: tokens that `log_prob` is about.
         drift: of an approximate cache: how far its distributions are from those of passes over everything
@@ -57,6 +57,7 @@ class Compared:
     tokens: int
     seconds: float
     log_prob: float
+    bound: bool
     standard_error: float
     scored: int
     drift: float | None = None
@@ -191,6 +192,7 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
         tokens=output.trace.tokens,
         seconds=statistics.median(run.trace.seconds for run in outputs),
         log_prob=total,
+        bound=_default(model).mask_token_id is not None,
         standard_error=error,
         scored=scored,
     )
@@ -198,8 +200,7 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
 
 def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, float, int]:
     """Of all that was written up to the first end token of each text: log-probability, its error, and tokens."""
-    ways = {way.name: way for way in model.config.ways}
-    default = ways[model.config.default_way]
+    default = _default(model)
     texts, scored = [], []
     for row, ids in enumerate(output.sequences):
         places = sorted({event.position for event in output.trace.events if event.row == row})
@@ -215,6 +216,11 @@ def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, 
     bounds = _bounds(model, default, texts, scored, likelihood)
     error = math.sqrt(sum(bound.standard_error**2 for bound in bounds))
     return sum(bound.log_prob for bound in bounds), error, sum(bound.tokens for bound in bounds)
+
+
+def _default(model: Llama) -> Way:
+    """The way by which texts are scored."""
+    return model.config.way(model.config.default_way)
 
 
 def _bounds(

@@ -153,8 +153,8 @@ ORDERS = (
         (
             (diffusion(MASK),),
             {"top_k": 5},
-            "top_k is 5 at temperature 0, where the most probable token is taken: give a temperature above 0, or leave "
-            "out top_k.",
+            "top_k is 5 at temperature 0, where the most probable token is taken: give a temperature above 0, or "
+            "leave out top_k.",
         ),
         (
             (diffusion(MASK),),

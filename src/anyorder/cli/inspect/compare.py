@@ -80,10 +80,12 @@ def command(
         error = f" ± {one.standard_error / one.scored:.2f}" if one.standard_error and one.scored else ""
         table.add_row(
             one.name, str(one.passes), str(one.tokens), f"{one.tokens_per_pass:.2f}", f"{one.tokens_per_second:.1f}",
-            f"{one.nats_per_token:.2f}{error}", *(_drift(one) if drift else ()),
+            f"{'≤ ' if one.bound else ''}{one.nats_per_token:.2f}{error}", *(_drift(one) if drift else ()),
         )  # fmt: skip
     console = PlainConsole()
     console.print(table)
+    if any(one.bound for one in compared):
+        notes.print("≤: a bound, estimated by masking at random; the network's own value is not known", style="dim")
     for one in compared:
         console.print(f"\n{one.name}", style="bold")
         for prompt, text in zip(prompts, one.texts or (), strict=bool(one.texts)):
