@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from anyorder.api.dispatch import Order, resolve
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
-from anyorder.api.text import Prompt
+from anyorder.api.text import Prompt, prompts_with_gaps
+from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.decoder import DiffusionSampler
 from anyorder.decoding.diffusion.presets import PRESETS
 from anyorder.errors import UserError
@@ -22,6 +23,7 @@ from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_l
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
 from anyorder.orders.names import read_order
 from anyorder.orders.plan import GroupPlan
+from anyorder.ways import LEFT_TO_RIGHT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -155,7 +157,11 @@ def compare_sampling_methods(
     Raises:
         UserError: there is no method or no run, or one cannot write this.
     """
-    methods = usual_methods(model, max_new_tokens) if methods is None else methods
+    if methods is None:
+        rows, _ = prompts_with_gaps(prompt, tokenizer, model.config.bos_token_id, new_tokens=max_new_tokens)
+        gaps = any(BLANK in row for row in rows)
+        usual = usual_methods(model, max_new_tokens)
+        methods = {name: order for name, order in usual.items() if not (gaps and name == LEFT_TO_RIGHT.name)}
     if not methods:
         raise UserError("methods is empty: give at least one, such as 'llada'.")
     if repeats < 1:
