@@ -18,7 +18,7 @@ from anyorder.inspection.attention import analyze_attention_patterns
 from anyorder.inspection.compare import method_named
 from anyorder.inspection.drift import cache_drift
 from anyorder.inspection.replay import Place, Recording
-from anyorder.ways import diffusion
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.cli.test_main import mistake
 
 
@@ -106,7 +106,10 @@ def test_compare_tells_the_drift_where_it_is_asked_for(
     anyorder.save(adapt(model, [diffusion(279)]), tokenizer, tmp_path / "diffuser")
     words = ["inspect", "compare", str(tmp_path / "diffuser"), "Once upon", "--max_new_tokens=4", "--samples=32"]
     assert main([*words, "--drift", "--method", "llada", "--method", "fast-dllm,block_length=4"]) == 0
-    head, plain, cached, *_ = (line.split() for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr()
+    head, plain, cached, *_ = (line.split() for line in printed.out.splitlines())
+    assert plain[5] == cached[5] == "≤"
+    assert "≤: a bound, estimated" in printed.err
     assert head[-3:] == ["nats/token", "drift", "changed"]
     drift = cache_drift(*anyorder.load(tmp_path / "diffuser"), "Once upon", method_named("fast-dllm,block_length=4"), 4)
     assert drift is not None
@@ -127,8 +130,24 @@ def test_compare_prints_a_table_and_the_texts(
     assert printed.splitlines()[0].split() == ["method", "passes", "tokens", "tokens/pass", "tokens/s", "nats/token"]
     assert printed.splitlines()[1].split()[:3] == ["left-to-right", str(out.passes), str(out.trace.tokens)]
     assert f"Once upon{out.text[0]}\nOnce{out.text[1]}\n" in printed
+    assert "≤" not in printed
     [record] = json.loads(file.read_text())
     assert record["texts"] == out.text
+    assert record["bound"] is False
     assert "there is no prompt: give at least one text" in mistake(capsys, "inspect", "compare", str(folder))
     wrong = ["inspect", "compare", str(folder), "Once", "--method", "llada"]
     assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *wrong)
+
+
+def test_compare_fills_gaps_by_the_methods_that_do(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = anyorder.load(folder)
+    both = adapt(model, [LEFT_TO_RIGHT, ANY_ORDER])
+    anyorder.save(both, tokenizer, tmp_path / "both")
+    assert main(["inspect", "compare", str(tmp_path / "both"), "Once [...] a", "--max_new_tokens", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "left-to-right" not in printed
+    assert "[...]" not in printed
+    out = anyorder.generate(*anyorder.load(tmp_path / "both"), "Once [...] a", order="confidence", max_new_tokens=3)
+    assert f"\nconfidence\n{out.full_text}\n" in printed

@@ -39,6 +39,7 @@ class Compared:
     Attributes:
         name: of the way of sampling.
         texts: what was written for each prompt; None without a tokenizer.
+        full_texts: the same with the prompt, its gaps filled.
         token_ids: that were written for each prompt.
         passes: forward passes for all prompts.
         tokens: written before the first end token of each text.
@@ -54,6 +55,7 @@ class Compared:
 
     name: str
     texts: tuple[str, ...] | None
+    full_texts: tuple[str, ...] | None
     token_ids: tuple[tuple[int, ...], ...]
     passes: int
     tokens: int
@@ -188,11 +190,15 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
     output = outputs[0]
     single = not output.token_ids or isinstance(output.token_ids[0], int)
     written = [output.token_ids] if single else output.token_ids
-    texts = None if output.text is None else [output.text] if single else output.text
+    texts, full_texts = (
+        None if column is None else tuple([str(column)] if single else map(str, column))
+        for column in (output.text, output.full_text)
+    )
     total, error, scored = _log_prob(model, output, likelihood)
     return Compared(
         name=name,
-        texts=None if texts is None else tuple(map(str, texts)),
+        texts=texts,
+        full_texts=full_texts,
         token_ids=tuple(map(tuple, written)),
         passes=output.passes,
         tokens=output.trace.tokens,

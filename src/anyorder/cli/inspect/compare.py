@@ -53,6 +53,7 @@ def command(
     from rich.table import Table
 
     import anyorder
+    from anyorder.api.text import GAP
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.compare import compare_sampling_methods, method_named
@@ -88,7 +89,10 @@ def command(
         notes.print("≤: a bound, estimated by masking at random; the network's own value is not known", style="dim")
     for one in compared:
         console.print(f"\n{one.name}", style="bold")
-        for prompt, text in zip(prompts, one.texts or (), strict=bool(one.texts)):
+        for prompt, text, full_text in zip(prompts, one.texts or (), one.full_texts or (), strict=bool(one.texts)):
+            if GAP in prompt:
+                console.print(full_text, soft_wrap=True)
+                continue
             console.print(prompt, style="dim", end="", soft_wrap=True)
             console.print(text, soft_wrap=True)
     if json is not None:
