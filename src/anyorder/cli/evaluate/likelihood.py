@@ -79,7 +79,7 @@ def command(
     table = Table(box=None, pad_edge=False)
     table.add_column("order")
     for name in ("nats/token", "perplexity", "between draws"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for order in found:
         spread = f"{order.between_draws:.2f}" if order.between_draws else ""
         most = "≤ " if order.bound else ""

@@ -76,7 +76,7 @@ def command(
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
     for name in ("passes", "tokens", "tokens/pass", "tokens/s", "nats/token", *(("drift", "changed") if drift else ())):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in compared:
         error = f" ± {one.standard_error / one.scored:.2f}" if one.standard_error and one.scored else ""
         table.add_row(
