@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 import anyorder
 import anyorder.api.dispatch
 import anyorder.api.generate
+from anyorder.api.output import Output, Stream
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step
 from anyorder.errors import UserError
@@ -296,7 +297,7 @@ def test_samples_nest_as_prompts_do(writer: Llama, tokenizer: PreTrainedTokenize
 # ---- streams ---------------------------------------------------------------------------------------
 
 
-def same_output(stream: anyorder.api.generate.Stream, out: anyorder.api.generate.Output) -> None:
+def same_output(stream: Stream, out: Output) -> None:
     """A stream's output equals that of `generate`, but for the time."""
     given = stream.output
     assert given.text == out.text

@@ -13,6 +13,7 @@ import pytest
 
 import anyorder
 import anyorder.api.generate
+from anyorder.api.output import Stream
 from anyorder.cli import main
 from anyorder.model.llama import Llama
 from tests.cli.test_main import mistake
@@ -98,7 +99,7 @@ def test_a_single_text_is_streamed(
     streamed: list[str] = []
     stream = anyorder.api.generate.stream
 
-    def spy(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> anyorder.api.generate.Stream:
+    def spy(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> Stream:
         streamed.append(prompt)
         return stream(model, tokenizer, prompt, **options)
 

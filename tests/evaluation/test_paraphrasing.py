@@ -11,7 +11,7 @@ import pytest
 
 import anyorder
 import anyorder.api.generate
-from anyorder.api.generate import Output
+from anyorder.api.output import Output
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.evaluation import paraphrasing

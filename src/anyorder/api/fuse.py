@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyorder.api.dispatch import Order, decoder_of, resolve
-from anyorder.api.generate import Output, Stream, _output, _pieces
+from anyorder.api.output import Output, Stream, output_of, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
 from anyorder.decoding.fusion.canvases import FusedCanvases
@@ -177,7 +177,7 @@ def fuse(
     size = batch_size or total
     starts = range(0, total, size)
     generation = Generation.join([write(range(start, min(start + size, total))) for start in starts])
-    output = _output(generation, asked.texts(), single=asked.single)
+    output = output_of(generation, asked.texts(), single=asked.single)
     told = None if not attention_share else shares[0] if asked.single else shares
     return FusedOutput(**vars(output), attention_share=told)
 
@@ -246,7 +246,7 @@ def stream_fused(
             way, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile="auto",
             fused=fused,
         )(begins, range(1), stopped)  # fmt: skip
-    return Stream(_pieces(steps, Recorder(begins, range(1), model.config.eos_token_ids), text))
+    return Stream(pieces(steps, Recorder(begins, range(1), model.config.eos_token_ids), text))
 
 
 class _Asked:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from anyorder.api.dispatch import prompts_for, resolve
-from anyorder.api.generate import Output, generate
+from anyorder.api.generate import generate
+from anyorder.api.output import Output
 from anyorder.api.text import Prompt
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Trace

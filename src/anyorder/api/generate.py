@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,10 +10,11 @@ import torch
 
 from anyorder import checkpoints
 from anyorder.api.dispatch import Order, decoder_of, prompts_for, resolve, text_of
+from anyorder.api.output import Output, Stream, output_of, pieces
 from anyorder.api.text import GAP, Continuation, Gaps, Prompt, stop_strings
 from anyorder.decoding.diffusion.decoder import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
+from anyorder.decoding.trace import Generation, Recorder, Step
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
@@ -23,70 +22,6 @@ from anyorder.utils.annotations import checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-@dataclass(frozen=True)
-class Output:
-    """What `generate` wrote.
-
-    Attributes:
-        text: the continuation, such that prompt + text reads on; a string for a single prompt, a list of strings for a
-            batch, None without a tokenizer. It ends before the end token, before a stop string, and before bytes at
-            the end that are no whole character. With `num_samples`, a list of strings stands for each string. Of a
-            prompt with a gap it is the text of the gap; of several gaps, the text of each, with `[...]` between them.
-        token_ids: all that was written, end token and stop string included: a list of ids for a single prompt, a
-            list of such lists for a batch. With `num_samples`, a list of such lists stands for each of them.
-        sequences: prompt and all that was written, one list of ids per text, without padding. Samples of one prompt
-            follow each other. The rows of the trace are counted like this, too.
-        stopped: why each text ended: "end" (end token), "stop" (stop string) or "length".
-        trace: what was written where, at which step and how surely; time and passes.
-    """
-
-    text: str | list[Any] | None
-    token_ids: list[Any]
-    sequences: list[list[int]]
-    stopped: list[StopReason]
-    trace: Trace
-
-    @property
-    def passes(self) -> int:
-        """Forward passes of the network."""
-        return self.trace.passes
-
-
-class Stream(Iterator[str]):
-    """The pieces of a text while it is written; what is never asked for is never computed.
-
-    Joined, the pieces are the text that `generate` gives. A piece is one or more whole characters, and no part of a
-    stop string.
-    """
-
-    def __init__(self, pieces: Generator[str, None, Output]) -> None:
-        self._pieces = pieces
-        self._output: Output | None = None
-
-    def __next__(self) -> str:
-        """The next piece, as soon as it is written."""
-        try:
-            return next(self._pieces)
-        except StopIteration as end:
-            self._output = end.value or self._output
-            raise
-
-    def close(self) -> None:
-        """Stops writing, as happens to a stream that nobody holds any more."""
-        self._pieces.close()
-
-    @property
-    def output(self) -> Output:
-        """What `generate` would have returned.
-
-        Raises:
-            UserError: the text is not complete.
-        """
-        if self._output is None:
-            raise UserError("the output of this stream is not complete: read its pieces to the end first.")
-        return self._output
 
 
 @checked()
@@ -265,7 +200,7 @@ def generate(
     size = batch_size or len(prompts)
     starts = range(0, len(prompts), size)
     generation = Generation.join([write(range(start, min(start + size, len(prompts)))) for start in starts])
-    return _output(generation, texts, single=single, num_samples=num_samples)
+    return output_of(generation, texts, single=single, num_samples=num_samples)
 
 
 @checked("prompt", "order", "stop")
@@ -318,37 +253,7 @@ def stream(
     if isinstance(text, Gaps):
         raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")
     steps = write(prompts, range(1), lambda row, written: text.read(written))
-    return Stream(_pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
-
-
-def _pieces(steps: Iterator[Step], recorder: Recorder, text: Continuation) -> Generator[str, None, Output]:
-    for step in recorder.watch(steps):
-        if piece := text.piece(last=bool(step.stopped)):
-            yield piece
-    return _output(recorder.generation(), [text], single=True)
-
-
-def _output(
-    generation: Generation, texts: Sequence[Continuation | Gaps] | None, *, single: bool, num_samples: int | None = None
-) -> Output:
-    """The generation with its texts, in the form of the prompt."""
-
-    def formed(rows: list[Any]) -> Any:
-        if num_samples is not None:
-            rows = [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
-        return rows[0] if single else rows
-
-    ends = generation.trace.end_token_ids
-    for text, written in zip(texts or (), generation.written, strict=texts is not None):
-        whole = isinstance(text, Gaps)
-        text.read(written if whole else list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
-    return Output(
-        text=None if texts is None else formed([text.text for text in texts]),
-        token_ids=formed(generation.written),
-        sequences=generation.sequences,
-        stopped=generation.stopped,
-        trace=generation.trace,
-    )
+    return Stream(pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
 
 def _refuse_contradictions(

@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.text import Text
 
 from anyorder.api.dispatch import prompts_for, resolve
-from anyorder.api.generate import Output, generate
+from anyorder.api.generate import generate
+from anyorder.api.output import Output
 from anyorder.cli._console import PlainConsole
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anyorder.api.dispatch import Order, resolve
-from anyorder.api.generate import Output, generate
+from anyorder.api.generate import generate
+from anyorder.api.output import Output
 from anyorder.api.text import Prompt
 from anyorder.decoding.diffusion.decoder import DiffusionSampler
 from anyorder.decoding.diffusion.presets import PRESETS
