@@ -10,9 +10,9 @@ Shape suffixes: B texts, L length, K query rows, R = L + K rows, E hidden size, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ from anyorder.utils.annotations import checked
 from anyorder.visibility import causal, groups
 from anyorder.ways import refuse_unless_causal
 
-Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
-"""Token ids `[batch, length]`, or those of a text, or of each text."""
+Ids = Tensor | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
+"""Token ids `[batch, length]`, or those of a text, or of each text; or the `input_ids` of what a tokenizer returns."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -205,7 +205,8 @@ def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], ord
 
 def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     """Ids in the plan's places, 0 where there is padding."""
-    rows = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    given = ids["input_ids"] if isinstance(ids, Mapping) else ids
+    rows = given.tolist() if isinstance(given, Tensor) else list(given)
     rows = rows if rows and isinstance(rows[0], Sequence) else [rows]
     batch, length = valid_BL.shape
     if len(rows) != batch:

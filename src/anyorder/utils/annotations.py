@@ -234,6 +234,25 @@ SIMPLE: dict[Any, Kind] = {
     None: Kind("None", _none),
     types.NoneType: Kind("None", _none),
 }
+"""What an annotation admits; classes that admit more than their own objects enter themselves."""
+
+
+class TokenizerLike:
+    """Stands for the tokenizers of transformers, which is not imported for a check."""
+
+
+def _tokenizer(value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)):
+        raise UnfitError(f"the tokenizer itself: model, tokenizer = anyorder.load({shown(str(value))})")
+    if not callable(value) or not hasattr(value, "decode"):
+        raise UnfitError
+    return value
+
+
+SIMPLE[TokenizerLike] = Kind("a tokenizer, such as anyorder.load gives behind the network", _tokenizer, "tokenizers")
+
+BY_NAME = {"PreTrainedTokenizerBase": TokenizerLike}
+"""What names stand for that modules import for type checkers alone."""
 
 
 # ---- from annotations to kinds ----------------------------------------------------------------------
@@ -258,10 +277,10 @@ def _kinds(annotations: Mapping[str, Any], module: Mapping[str, Any]) -> dict[st
 
 
 class _Names(dict[str, Any]):
-    """A module's names, where one that is imported for type checkers alone stands for anything."""
+    """A module's names, where one that is imported for type checkers alone stands for anything, or see `BY_NAME`."""
 
     def __missing__(self, name: str) -> Any:
-        return getattr(builtins, name, Any)
+        return getattr(builtins, name, BY_NAME.get(name, Any))
 
 
 def _evaluated(annotation: Any, module: Mapping[str, Any]) -> Any:
