@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyorder.api.dispatch import Order, decoder_of, resolve
-from anyorder.api.output import Output, Stream, output_of, pieces
+from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
 from anyorder.decoding.fusion.canvases import FusedCanvases
@@ -122,6 +122,8 @@ def fuse(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
+    if way.name == LEFT_TO_RIGHT.name:
+        sampling.check_filters()
     for name, value in (("num_beams", num_beams), ("batch_size", 1 if batch_size is None else batch_size)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise UserError(f"{name} is {value!r}: give a whole number above 0.")
@@ -177,7 +179,7 @@ def fuse(
     size = batch_size or total
     starts = range(0, total, size)
     generation = Generation.join([write(range(start, min(start + size, total))) for start in starts])
-    output = output_of(generation, asked.texts(), single=asked.single)
+    output = Finished.of(generation, asked.texts()).output(single=asked.single)
     told = None if not attention_share else shares[0] if asked.single else shares
     return FusedOutput(**vars(output), attention_share=told)
 
@@ -220,6 +222,8 @@ def stream_fused(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
+    if way.name == LEFT_TO_RIGHT.name:
+        sampling.check_filters()
     if tokenizer is None:
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
     if not asked.single:

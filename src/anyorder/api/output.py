@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from anyorder.api.text import Continuation, Gaps
+from anyorder.api.text import GAP, GAPS, Continuation, Gaps, filled, spell
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
 from anyorder.errors import UserError
 
@@ -21,6 +21,8 @@ class Output:
             batch, None without a tokenizer. It ends before the end token, before a stop string, and before bytes at
             the end that are no whole character. With `num_samples`, a list of strings stands for each string. Of a
             prompt with a gap it is the text of the gap; of several gaps, the text of each, with `[...]` between them.
+        full_text: the whole text, prompt and all, in the form of `text`: the prompt as it was given, its gaps filled
+            and followed by what continues it. Of token ids it is their text without special tokens.
         token_ids: all that was written, end token and stop string included: a list of ids for a single prompt, a
             list of such lists for a batch. With `num_samples`, a list of such lists stands for each of them.
         sequences: prompt and all that was written, one list of ids per text, without padding. Samples of one prompt
@@ -30,6 +32,7 @@ class Output:
     """
 
     text: str | list[Any] | None
+    full_text: str | list[Any] | None
     token_ids: list[Any]
     sequences: list[list[int]]
     stopped: list[StopReason]
@@ -76,39 +79,104 @@ class Stream(Iterator[str]):
         return self._output
 
 
-def pieces(steps: Iterator[Step], recorder: Recorder, text: Continuation) -> Generator[str, None, Output]:
+@dataclass(frozen=True)
+class Finished:
+    """A batch that is written, one entry per text.
+
+    Attributes:
+        generation: token ids and trace.
+        texts: see `Output.text`; None without a tokenizer.
+        full_texts: see `Output.full_text`; likewise.
+    """
+
+    generation: Generation
+    texts: list[str] | None
+    full_texts: list[str] | None
+
+    @classmethod
+    def of(
+        cls,
+        generation: Generation,
+        texts: Sequence[Continuation | Gaps] | None,
+        prompts: Sequence[str | None] | None = None,
+    ) -> Finished:
+        """Read the texts of a generation.
+
+        Args:
+            generation: one entry per text.
+            texts: of each text, not read to the end yet; None without a tokenizer.
+            prompts: as given, None for token ids; all are token ids unless given.
+        """
+        if texts is None:
+            return cls(generation, None, None)
+        ends = generation.trace.end_token_ids
+        for text, written in zip(texts, generation.written, strict=True):
+            whole = isinstance(text, Gaps)
+            text.read(written if whole else list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
+        rows = zip(texts, prompts or [None] * len(texts), generation.sequences, generation.written, strict=True)
+        full_texts = [_full_text(*row) for row in rows]
+        return cls(generation, [text.text for text in texts], full_texts)
+
+    @classmethod
+    def join(cls, batches: Sequence[Finished]) -> Finished:
+        """The batches as one."""
+
+        def of(name: str) -> list[str] | None:
+            columns = [getattr(batch, name) for batch in batches]
+            return None if None in columns else [text for column in columns for text in column]
+
+        return cls(Generation.join([batch.generation for batch in batches]), of("texts"), of("full_texts"))
+
+    def select(self, entries: Sequence[int]) -> Finished:
+        """Entries by their index, in this order; the trace stays that of all."""
+        texts, full_texts = (
+            None if column is None else [column[entry] for entry in entries] for column in (self.texts, self.full_texts)
+        )
+        return Finished(self.generation.select(entries), texts, full_texts)
+
+    def output(self, *, single: bool, num_samples: int | None = None) -> Output:
+        """The output in the form of the prompt.
+
+        Args:
+            single: whether a single prompt was given, not a list.
+            num_samples: texts per prompt, where a list of them stands for each prompt.
+        """
+
+        def formed(rows: list[Any]) -> Any:
+            if num_samples is not None:
+                rows = [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
+            return rows[0] if single else rows
+
+        return Output(
+            text=None if self.texts is None else formed(self.texts),
+            full_text=None if self.full_texts is None else formed(self.full_texts),
+            token_ids=formed(self.generation.written),
+            sequences=self.generation.sequences,
+            stopped=self.generation.stopped,
+            trace=self.generation.trace,
+        )
+
+
+def _full_text(
+    text: Continuation | Gaps, prompt: str | None, sequence: Sequence[int], written: Sequence[int]
+) -> str:  # fmt: skip
+    """A prompt with what was written: as it was given, or where it is token ids, as they read."""
+    if prompt is not None and GAP not in prompt:
+        return prompt + text.text
+    parts = text.parts if isinstance(text, Gaps) else [text.text]
+    # Some tokenizers drop what stands between two gaps, which are one then.
+    if prompt is not None and len(parts) == len(GAPS.findall(prompt)):
+        return filled(prompt, parts)
+    if isinstance(text, Gaps):
+        return text.whole
+    return spell(text.tokenizer, sequence[: len(sequence) - len(written)]) + text.text
+
+
+def pieces(
+    steps: Iterator[Step], recorder: Recorder, text: Continuation, prompt: str | None = None
+) -> Generator[str, None, Output]:
     """Yield the text of a single prompt as its steps are taken, and return its output."""
     for step in recorder.watch(steps):
         if piece := text.piece(last=bool(step.stopped)):
             yield piece
-    return output_of(recorder.generation(), [text], single=True)
-
-
-def output_of(
-    generation: Generation, texts: Sequence[Continuation | Gaps] | None, *, single: bool, num_samples: int | None = None
-) -> Output:
-    """Read the texts of a generation, and give it the form of the prompt.
-
-    Args:
-        generation: one entry per text.
-        texts: of each text, nothing read yet; None without a tokenizer.
-        single: whether a single prompt was given, not a list.
-        num_samples: texts per prompt, where a list of them stands for each prompt.
-    """
-
-    def formed(rows: list[Any]) -> Any:
-        if num_samples is not None:
-            rows = [rows[start : start + num_samples] for start in range(0, len(rows), num_samples)]
-        return rows[0] if single else rows
-
-    ends = generation.trace.end_token_ids
-    for text, written in zip(texts or (), generation.written, strict=texts is not None):
-        whole = isinstance(text, Gaps)
-        text.read(written if whole else list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
-    return Output(
-        text=None if texts is None else formed([text.text for text in texts]),
-        token_ids=formed(generation.written),
-        sequences=generation.sequences,
-        stopped=generation.stopped,
-        trace=generation.trace,
-    )
+    return Finished.of(recorder.generation(), [text], [prompt]).output(single=True)

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from anyorder.api.dispatch import prompts_for, resolve
+from anyorder.api.dispatch import prompts_for
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
 from anyorder.cli._console import PlainConsole
@@ -88,10 +88,9 @@ def show_writing(model: Llama, tokenizer: Any, prompt: str, options: Mapping[str
     Raises:
         UserError: see there.
     """
-    way, _ = resolve(options["order"], model.config)
-    [canvas], _ = prompts_for(
-        way, prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
-    )
+    [canvas] = prompts_for(
+        options["order"], prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
+    ).rows
     places = {at: Place(token_id) for at, token_id in enumerate(canvas)}
     pieces: dict[int, str] = {}
 

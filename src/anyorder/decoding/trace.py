@@ -7,6 +7,7 @@ one token or many, in any order, and a later event at a position is an edit of i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -203,6 +204,15 @@ class Generation:
             written=[row for generation in generations for row in generation.written],
             stopped=[reason for generation in generations for reason in generation.stopped],
             trace=Trace.join([generation.trace for generation in generations]),
+        )
+
+    def select(self, entries: Sequence[int]) -> Generation:
+        """Entries by their index, in this order; the trace stays that of all."""
+        return dataclasses.replace(
+            self,
+            sequences=[self.sequences[entry] for entry in entries],
+            written=[self.written[entry] for entry in entries],
+            stopped=[self.stopped[entry] for entry in entries],
         )
 
 

@@ -35,7 +35,7 @@ def cache_drift(
     way, order = resolve(order, model.config)
     if not isinstance(order, DiffusionSampler):
         return None  # orders by name have no cache, or the exact one of blocks
-    canvases, _ = prompts_for(way, prompt, tokenizer, model.config, max_new_tokens)
+    canvases = prompts_for(order, prompt, tokenizer, model.config, max_new_tokens).rows
     drifts: list[Drift] = []
     rows = range(len(canvases))
     for _ in diffusion_steps(model, canvases, order, way=way, rows=rows, seed=seed, on_drift=drifts.append):

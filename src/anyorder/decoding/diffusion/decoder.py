@@ -92,7 +92,9 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")
-        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # refuses what cannot be
+        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        if not self.tempered_confidence:  # which filters change at temperature 0 as well
+            sampling.check_filters()
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)
             self._require(
