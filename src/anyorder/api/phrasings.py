@@ -6,12 +6,14 @@ swapped, and a prefix is the same tokens before all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from anyorder.api.prompt_forms import plain_prompt
+from anyorder.api.text import Messages
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
 from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError

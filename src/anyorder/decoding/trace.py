@@ -85,6 +85,9 @@ class Trace:
         drafts = f", {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
         return f"{numbers} ({self.tokens_per_second:.1f} tokens/s){drafts}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary()})"
+
     @classmethod
     def join(cls, traces: Sequence[Trace]) -> Trace:
         """The trace of batches that were written one after the other."""

@@ -23,6 +23,7 @@ from anyorder.model.llama import Llama
 from anyorder.orders.kinds import LeftToRight, Order
 from anyorder.orders.plan import GroupPlan
 from anyorder.utils.annotations import checked
+from anyorder.utils.reprs import counted
 from anyorder.visibility import causal, groups
 from anyorder.ways import refuse_unless_causal
 
@@ -41,6 +42,13 @@ class LogProb:
 
     token_BL: Tensor
     predicted_BL: Tensor
+
+    def __repr__(self) -> str:
+        totals = ", ".join(f"{total:.2f}" for total in self.total[:3].tolist())
+        more = ", ..." if len(self.token_BL) > 3 else ""
+        tokens = counted(int(self.predicted_BL.sum()), "token")
+        texts = counted(len(self.token_BL), "text")
+        return f"{type(self).__name__} of {texts}: {tokens}, total [{totals}{more}] nats, perplexity {self.perplexity:.4g}"
 
     @property
     def total(self) -> Tensor:
@@ -205,6 +213,8 @@ def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], ord
 
 def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     """Ids in the plan's places, 0 where there is padding."""
+    if isinstance(ids, Mapping) and "input_ids" not in ids:
+        raise UserError(f"ids has {sorted(ids)} and no input_ids: give token ids, or what a tokenizer returns.")
     given = ids["input_ids"] if isinstance(ids, Mapping) else ids
     rows = given.tolist() if isinstance(given, Tensor) else list(given)
     rows = rows if rows and isinstance(rows[0], Sequence) else [rows]

@@ -27,7 +27,7 @@ from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
 from anyorder.model.view import View
-from anyorder.utils.annotations import SIMPLE, Kind, UnfitError, shown
+from anyorder.utils.annotations import NETWORK_FIRST, SIMPLE, Kind, UnfitError, is_tokenizer, shown
 from anyorder.visibility import Labels, Visibility
 
 Views = dict[LayerKind | Literal["last"], View]
@@ -315,6 +315,8 @@ def _as_network(value: Any) -> Any:
         return value
     if isinstance(value, str | os.PathLike):
         raise UnfitError(f"the network, not its place: model, tokenizer = anyorder.load({shown(str(value))})")
+    if is_tokenizer(value):
+        raise UnfitError(NETWORK_FIRST)
     if isinstance(value, tuple | list):
         raise UnfitError("its first item: model, tokenizer = anyorder.load(path)")
     if hasattr(value, "get_base_model") and hasattr(value, "active_peft_config"):

@@ -116,6 +116,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # of integers with thousands of digits, and of whatever a foreign class does
         return f"{_a(type(value).__name__)} that cannot be shown"
+    text = text if "\n" not in text else " ".join(text.split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
@@ -241,15 +242,22 @@ class TokenizerLike:
     """Stands for the tokenizers of transformers, which is not imported for a check."""
 
 
+def is_tokenizer(value: Any) -> bool:
+    """Whether an object can be called and decodes, as tokenizers and processors of transformers do."""
+    return callable(value) and hasattr(value, "decode")
+
+
 def _tokenizer(value: Any) -> Any:
-    if isinstance(value, (str, os.PathLike)):
-        raise UnfitError(f"the tokenizer itself: model, tokenizer = anyorder.load({shown(str(value))})")
-    if not callable(value) or not hasattr(value, "decode"):
+    if hasattr(value, "parameters"):
+        raise UnfitError(NETWORK_FIRST)
+    if not is_tokenizer(value):
         raise UnfitError
     return value
 
 
-SIMPLE[TokenizerLike] = Kind("a tokenizer, such as anyorder.load gives behind the network", _tokenizer, "tokenizers")
+NETWORK_FIRST = "the network first and then the tokenizer, as model, tokenizer = anyorder.load(path) does"
+
+SIMPLE[TokenizerLike] = Kind("a tokenizer: model, tokenizer = anyorder.load(path)", _tokenizer, "tokenizers")
 
 BY_NAME = {"PreTrainedTokenizerBase": TokenizerLike}
 """What names stand for that modules import for type checkers alone."""
