@@ -196,3 +196,20 @@ def test_generation_as_by_calls_without_a_cache(name: str) -> None:
 
 def _longer(mask: Tensor) -> Tensor:
     return torch.cat((mask, torch.ones_like(mask[:, :1])), 1)
+
+
+@pytest.mark.parametrize("face", FACES)
+def test_the_modules_of_a_llama_are_adapted_unless_others_are_named(face: type[Face]) -> None:
+    adapted = peft.get_peft_model(face.of(adapt(network(), [FACES[face]])), peft.LoraConfig())
+    wrapped = {name.split(".")[-1] for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    assert wrapped == {"q_proj", "v_proj"}
+    ids = torch.tensor([[5, 6]])
+    assert adapted(input_ids=ids).logits.shape[:2] == (1, 2)
+
+
+def test_other_methods_have_their_defaults_too() -> None:
+    face = AnyOrderForCausalLM.of(network())
+    adapted = peft.get_peft_model(face, peft.IA3Config())
+    assert {name.split(".")[-1] for name, module in adapted.named_modules() if hasattr(module, "ia3_l")} == {
+        "k_proj", "v_proj", "down_proj"
+    }  # fmt: skip

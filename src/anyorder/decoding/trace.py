@@ -101,10 +101,10 @@ class Trace:
         )
 
     def to_json(self) -> str:
-        """JSON text; `from_json` reads it back to an equal trace."""
+        """JSON text; `from_json` reads it back to an equal trace. A probability of 0 has no logarithm: null."""
         record = {
             "fields": Written._fields,
-            "events": self.events,
+            "events": [(*event[:-1], None if event.log_prob == -math.inf else event.log_prob) for event in self.events],
             "passes": self.passes,
             "seconds": self.seconds,
             "end_token_ids": self.end_token_ids,
@@ -147,7 +147,10 @@ def _event(values: object) -> Written:
     if not isinstance(values, list):
         raise ValueError(f"{values!r:.50} is no event")
     step, row, position, token_id, log_prob = values
-    return Written(_count(step), _count(row), _count(position), _count(token_id), _number(log_prob))
+    never = log_prob is None
+    return Written(
+        _count(step), _count(row), _count(position), _count(token_id), -math.inf if never else _number(log_prob)
+    )
 
 
 def _count(value: object) -> int:
