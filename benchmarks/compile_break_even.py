@@ -96,7 +96,8 @@ def main() -> None:
         config = NETWORKS[size]
         model_bytes = sum(weight.nbytes for weight in Llama(config).to(getattr(torch, options.dtype)).parameters())
         row = {
-            "network": size, "dtype": options.dtype, "texts": options.texts, "layers": config.num_hidden_layers, "mebibytes": model_bytes / 2**20,
+            "network": size, "dtype": options.dtype, "texts": options.texts, "layers": config.num_hidden_layers,
+            "mebibytes": model_bytes / 2**20,
             "eager_ms": 1000 * eager["step"], "compiled_ms": 1000 * again["step"],
             "compile_s": anew["first"], "from_disk_s": again["first"],
             "break_even": anew["first"] / saved if saved > 0 else None,

@@ -43,23 +43,35 @@ def test_what_is_no_network(tiny_config: ModelConfig, tmp_path: Path, name: str,
         "a path": ("a/model", "the network, not its place: model, tokenizer = anyorder.load('a/model')"),
         "a Path": (Path("a"), "the network, not its place: model, tokenizer = anyorder.load('a')"),
         "a pair": ((network, words), "its first item: model, tokenizer = anyorder.load(path)"),
-        "a tokenizer": (words, "the network first and then the tokenizer, as model, tokenizer = anyorder.load(path) does"),
+        "a tokenizer": (
+            words,
+            "the network first and then the tokenizer, as model, tokenizer = anyorder.load(path) does",
+        ),
         "nothing": (None, "the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives"),
-        "a module": (torch.nn.Linear(2, 2), "the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives"),
+        "a module": (
+            torch.nn.Linear(2, 2),
+            "the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives",
+        ),
     }[given]
     with pytest.raises(UserError) as caught:
         call(name, value, network if given == "a tokenizer" else words, tmp_path)
     message = str(caught.value)
-    assert message.startswith("model is ") and message.endswith(f": give {remedy}.") and "\n" not in message
+    assert message.startswith("model is ")
+    assert message.endswith(f": give {remedy}.")
+    assert "\n" not in message
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "log_prob"])
 def test_what_is_no_tokenizer(tiny_config: ModelConfig, tmp_path: Path, name: str) -> None:
     network = Llama(tiny_config)
-    with pytest.raises(UserError, match=r"^tokenizer is 'a/path': give a tokenizer: model, tokenizer = anyorder.load\(pa"):
+    with pytest.raises(
+        UserError, match=r"^tokenizer is 'a/path': give a tokenizer: model, tokenizer = anyorder.load\(pa"
+    ):
         call(name, network, "a/path", tmp_path)
-    with pytest.raises(UserError, match=r"^tokenizer is Llama.* Llama: give the network first and then the tokenizer, as"):
+    with pytest.raises(
+        UserError, match=r"^tokenizer is Llama.* Llama: give the network first and then the tokenizer, as"
+    ):
         call(name, network, network, tmp_path)
 
 
@@ -72,7 +84,7 @@ def test_methods_of_transformers_are_named_where_they_are(tiny_config: ModelConf
     }.items():
         assert not hasattr(network, name)
         with pytest.raises(
-            AttributeError, match=f"^this network has no '{name}', .*: use {instead}, or anyorder.AnyOrderForCausalLM"
+            AttributeError, match=rf"^this network has no '{name}', .*: use {instead}, or anyorder.AnyOrderForCausalLM"
         ):
             getattr(network, name)
     with pytest.raises(AttributeError, match="^'Llama' object has no attribute 'generat'"):
@@ -107,7 +119,9 @@ def test_a_network_with_adapters_writes_as_when_they_are_merged(tiny_config: Mod
 def test_adapters_that_add_rows_are_refused(tiny_config: ModelConfig) -> None:
     face = AnyOrderForCausalLM.of(Llama(tiny_config))
     adapted = peft.get_peft_model(face, peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    with pytest.raises(UserError, match=r"^model is .*: give adapters within the network, such as LoRA: those of PROMPT_TUN"):
+    with pytest.raises(
+        UserError, match=r"^model is .*: give adapters within the network, such as LoRA: those of PROMPT_TUN"
+    ):
         anyorder.generate(adapted, None, [5, 6], max_new_tokens=2)
 
 

@@ -100,7 +100,10 @@ def test_queries_and_keys_are_turned_in_pairs_side_by_side(tiny_config: ModelCon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rotary": DynamicRotary(theta=1e4, factor=2.0, original_max_position_embeddings=32)}, "rotary is DynamicRotary"),
+        (
+            {"rotary": DynamicRotary(theta=1e4, factor=2.0, original_max_position_embeddings=32)},
+            "rotary is DynamicRotary",
+        ),
         ({"eos_token_ids": (1, 2, 3, 4)}, "texts end at 4 different tokens, and a file has room for 3"),
         ({"layers": (LayerKind(), LayerKind(window=4))}, "layers have windows, chunks or no rotary embedding"),
         ({"qk_norm": "learned"}, "qk_norm is 'learned'"),
@@ -208,7 +211,8 @@ def test_transformers_reads_stories(shared_data: Path, tmp_path: Path) -> None:
     assert found == {"bos": 1, "eos": 2, "eot": 1, "unknown": 0}
     assert fields["tokenizer.ggml.add_bos_token"] is True
     types = fields["tokenizer.ggml.token_type"]
-    assert types[:4] == [2, 3, 3, 6] and set(types[3:259]) == {6} and set(types[259:]) == {1}
+    assert types[:3] == [2, 3, 3]
+    assert (set(types[3:259]), set(types[259:])) == ({6}, {1})
 
 
 @pytest.mark.parametrize(
@@ -217,7 +221,10 @@ def test_transformers_reads_stories(shared_data: Path, tmp_path: Path) -> None:
         ({}, "gpt-2"),
         ({"pre_tokenizer": {"type": "Whitespace"}}, None),
         ({"normalizer": {"type": "NFC"}}, None),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}}, None),
+        (
+            {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}},
+            None,
+        ),
     ],
 )
 def test_how_texts_are_cut_is_named_or_refused(change: dict[str, Any], pre: str | None) -> None:
@@ -227,7 +234,9 @@ def test_how_texts_are_cut_is_named_or_refused(change: dict[str, Any], pre: str 
     if pre is not None:
         assert vocabulary_of(tokenizer, 320).pre == pre
         return
-    with pytest.raises(UserError, match=r"^the tokenizer \(BPE\) cuts texts in none of the ways that are written into GG"):
+    with pytest.raises(
+        UserError, match=r"^the tokenizer \(BPE\) cuts texts in none of the ways that are written into GG"
+    ):
         vocabulary_of(tokenizer, 320)
 
 
@@ -239,12 +248,11 @@ def test_llama_3s_pattern(shared_data: Path) -> None:
     words = load_tokenizer(shared_data / "llama3_tokenizer/tokenizer.model")
     found = vocabulary_of(words, 128_256)
     assert (found.pre, found.model, found.add_bos, found.add_eos) == ("llama-bpe", "gpt2", True, False)
-    assert found.tokens[128_000] == "<|begin_of_text|>" and found.types[127_999:128_001] == [1, 3]
+    assert found.tokens[128_000] == "<|begin_of_text|>"
+    assert found.types[127_999:128_001] == [1, 3]
 
 
-def test_without_a_tokenizer_it_says_so(
-    shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_tokenizer_it_says_so(shared_data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     anyorder.convert(shared_data / "stories260K/stories260K.bin", tmp_path / "a.gguf")
     assert "no tokenizer is beside the checkpoint or named, so" in caplog.text
     assert read(tmp_path / "a.gguf")[0]["tokenizer.ggml.model"] == "no_vocab"
@@ -253,8 +261,16 @@ def test_without_a_tokenizer_it_says_so(
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("a.gguf", {"dtype": "float64"}, "dtype is 'float64', but a GGUF file holds 'float32', 'bfloat16', 'float16': "),
-        ("a.bin", {"dtype": "bfloat16"}, "dtype is 'bfloat16', but a llama2.c file holds 'float32': give that, or write"),
+        (
+            "a.gguf",
+            {"dtype": "float64"},
+            "dtype is 'float64', but a GGUF file holds 'float32', 'bfloat16', 'float16': ",
+        ),
+        (
+            "a.bin",
+            {"dtype": "bfloat16"},
+            "dtype is 'bfloat16', but a llama2.c file holds 'float32': give that, or write",
+        ),
         ("a.bin", {"dtype": torch.float16}, "dtype is 'float16', but a llama2.c file holds 'float32': give that, or "),
         ("a.safetensors", {}, "target is '.*a.safetensors': give a folder, or a file whose name ends in .bin or .gguf"),
         ("a.gguf", {"form": "llada"}, "form is given for '.*a.gguf', a GGUF file: leave it out"),

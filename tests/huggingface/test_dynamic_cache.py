@@ -92,9 +92,7 @@ def test_keys_of_another_network_go_on() -> None:
     output = ours(more, attention_mask=whole, past_key_values=past)
     assert_close(output.logits, ours(torch.cat((ids, more), 1), attention_mask=whole).logits[:, 7:])
     then = ours(more[:, :1], past_key_values=output.past_key_values)  # it remembers the padding
-    assert_close(
-        then.logits, ours(torch.cat((ids, more, more[:, :1]), 1), attention_mask=longer(whole)).logits[:, -1:]
-    )
+    assert_close(then.logits, ours(torch.cat((ids, more, more[:, :1]), 1), attention_mask=longer(whole)).logits[:, -1:])
 
 
 def test_caches_that_do_not_fit() -> None:

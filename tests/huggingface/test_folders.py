@@ -154,6 +154,8 @@ def test_far_more_layers_than_tensors_are_refused_before_a_network_is_built(face
     file = tmp_path / "a" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 4000}))
     began = time.process_time()
-    with pytest.raises(UserError, match="has 21 tensors, but its configuration 4000 layers: mend the configuration, or"):
+    with pytest.raises(
+        UserError, match="has 21 tensors, but its configuration 4000 layers: mend the configuration, or"
+    ):
         face.from_pretrained(tmp_path / "a")
     assert time.process_time() - began < 2

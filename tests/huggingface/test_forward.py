@@ -316,7 +316,10 @@ def test_a_face_is_a_network(pair: Twins) -> None:
             r"attention_mask has the shape \[2, 1, 3, 3\]: give \[batch, tokens so far\], \[2, 3\]",
         ),
         (
-            {"input_ids": torch.zeros(1, 3, dtype=torch.long), "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())},
+            {
+                "input_ids": torch.zeros(1, 3, dtype=torch.long),
+                "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+            },
             "cache is a EncoderDecoderCache: leave it out, or give what an earlier pass returned",
         ),
     ],

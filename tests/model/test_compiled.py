@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,6 @@ from anyorder.decoding.left_to_right import bursts, decoder
 from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
-from anyorder.inspection.speed import SIZES
 from anyorder.model import compiled, step
 from anyorder.model.compiled import CannotCompile, Compiled
 from anyorder.model.config import LayerKind, ModelConfig
@@ -72,17 +72,15 @@ def test_it_is_compiled_unasked_only_where_that_pays(tiny_config: ModelConfig) -
     assert not compiled.pays_to_compile(step.one_token, model, 1, 10**9)
 
 
-@pytest.mark.parametrize("size", ["260K", "125M"])
-def test_the_estimates_are_near_what_was_measured(size: str, project_root: Path) -> None:
-    """Within a factor of two, as machines differ."""
-    (row,) = [
-        row
-        for row in json.loads((project_root / "benchmarks/results/compile-break-even.json").read_text())["rows"]
-        if row["network"] == size and row["dtype"] == "float32" and row["texts"] == 1
-    ]
-    model = blank(SIZES[size])
-    assert row["break_even"] / 2 < compiled.break_even(model, 1) < 2 * row["break_even"]
-    assert row["compile_s"] / 2 < compiled.compile_seconds(model) < 2 * row["compile_s"]
+def test_the_estimates_are_near_what_was_measured(project_root: Path) -> None:
+    """Within a factor of two, since machines differ."""
+    rows = json.loads((project_root / "benchmarks/results/compile-break-even.json").read_text())["rows"]
+    single = [row for row in rows if row["texts"] == 1 and row["dtype"] == "float32"]
+    assert len(single) >= 2
+    networks = runpy.run_path(str(project_root / "benchmarks/compile_break_even.py"))["NETWORKS"]
+    for row in single:
+        model = blank(networks[row["network"]]).to_empty(device="cpu")
+        assert row["break_even"] / 2 < compiled.break_even(model, 1) < 2 * row["break_even"], row
 
 
 @needs_compiler
@@ -133,7 +131,7 @@ def test_it_says_so_once(
     monkeypatch.setattr(once, "compiled", fails(0, failed()))
     for texts in (1, 1, 2, 3):
         once(None, torch.zeros(texts))
-    seconds = f"{compiled.COMPILE_SECONDS + 2 * compiled.COMPILE_SECONDS_A_LAYER:.0f}"
+    seconds = f"{2 * (compiled.COMPILE_SECONDS + 2 * compiled.COMPILE_SECONDS_A_LAYER):.0f}"
     assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
         f"compiling, once, about {seconds} s, less if it is on disk already"
     ] * 2  # for one text, and for several

@@ -214,7 +214,9 @@ def convert(
         _refuse_of_folders(target, max_shard_size=max_shard_size, form=form)
     if form is not None:
         named_form(form)
-    checkpoint, words = _read_both(source, tokenizer, revision, token, wanted=target.suffix != ".bin" or tokenizer is not None)
+    checkpoint, words = _read_both(
+        source, tokenizer, revision, token, wanted=target.suffix != ".bin" or tokenizer is not None
+    )
     if kv_heads is not None:
         shared_config(checkpoint.config, kv_heads)
     if pooling not in POOLINGS:

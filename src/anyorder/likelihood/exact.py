@@ -48,7 +48,9 @@ class LogProb:
         more = ", ..." if len(self.token_BL) > 3 else ""
         tokens = counted(int(self.predicted_BL.sum()), "token")
         texts = counted(len(self.token_BL), "text")
-        return f"{type(self).__name__} of {texts}: {tokens}, total [{totals}{more}] nats, perplexity {self.perplexity:.4g}"
+        return (
+            f"{type(self).__name__} of {texts}: {tokens}, total [{totals}{more}] nats, perplexity {self.perplexity:.4g}"
+        )
 
     @property
     def total(self) -> Tensor:

@@ -25,13 +25,13 @@ from anyorder.model.llama import Llama
 
 logger = logging.getLogger(__name__)
 
-COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 30.0, 2.5
-"""Of processor time, where nothing is on disk yet."""
+COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 24.0, 0.8
+"""For the step, on an idle machine, where nothing is on disk yet. With the loop of small networks around it, twice."""
 
-SAVED_MS_A_LAYER, SAVED_MS_A_MEBIBYTE = 0.15, 0.027
+SAVED_MS_A_LAYER, SAVED_MS_A_MEBIBYTE = 0.24, 0.02
 """Milliseconds that a compiled step is faster, by layer; and by weights, for the products of a single row.
 
-Both pairs are fitted to what benchmarks/compile_break_even.py measures on a CPU; see docs/speed.md.
+Both pairs are fitted to what benchmarks/compile_break_even.py measured on a CPU; see docs/speed.md.
 """
 
 SMALL = 32 * 2**20
@@ -188,7 +188,8 @@ def is_compiled(function: Callable[..., Tensor], model: Llama, texts: int) -> bo
 
 def compile_seconds(model: Llama) -> float:
     """Estimate the time that compiling a step takes where nothing is on disk yet."""
-    return COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * model.config.num_hidden_layers
+    of_step = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * model.config.num_hidden_layers
+    return 2 * of_step if is_small(model) else of_step
 
 
 def break_even(model: Llama, texts: int) -> int:

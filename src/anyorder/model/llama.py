@@ -93,7 +93,7 @@ class Llama(nn.Module):
                 raise
         raise AttributeError(
             f"this network has no {name!r}, which is of transformers' models: use anyorder.{OF_FACES[name]}, or "
-            "anyorder.AnyOrderForCausalLM (its from_pretrained reads a checkpoint, and its of(model) takes this network)."
+            "anyorder.AnyOrderForCausalLM (from_pretrained reads a checkpoint, and of(model) takes this network)."
         )
 
     def reset_parameters(self) -> None:
@@ -329,7 +329,9 @@ def _as_network(value: Any) -> Any:
     return value
 
 
-SIMPLE[Llama] = Kind("the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives", _as_network, "networks")
+SIMPLE[Llama] = Kind(
+    "the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives", _as_network, "networks"
+)
 
 
 def _text_lengths(position_BR: Tensor, valid: Tensor | None) -> Tensor:

@@ -104,7 +104,9 @@ class GroupPlan:
         groups = counted(most, "group") if fewest == most else f"{fewest:,} to {most:,} groups"
         given, written = int(self.given_BL.sum()), int(self.predicted.sum())
         texts = counted(len(ranks), "text")
-        return f"{type(self).__name__} of {texts}: {counted(given, 'token')} given, {written:,} to be written, in {groups}"
+        return (
+            f"{type(self).__name__} of {texts}: {counted(given, 'token')} given, {written:,} to be written, in {groups}"
+        )
 
     # ---- constructors -----------------------------------------------------------------------------
 
