@@ -296,13 +296,9 @@ def test_trainers_alignment_loses_no_end_token(tmp_path: Path) -> None:
 
 def test_one_end_token_is_replaced_by_another_and_several_by_a_list() -> None:
     config = AnyOrderConfig(backbone=network(eos_token_ids=(1,)).config)
-    config.eos_token_id = 2
-    assert config.eos_token_ids == (2,)
-    config.eos_token_id = [1, 2]
-    assert config.eos_token_ids == (1, 2)
-    config.eos_token_id = 2
-    assert config.eos_token_ids == (2, 1)
-    config.eos_token_id = 3
-    assert config.eos_token_ids == (3,)
-    config.eos_token_id = None
-    assert config.eos_token_ids == ()
+    settings: list[Any] = [2, [1, 2], 2, 3, None]
+    found = []
+    for eos in settings:
+        config.eos_token_id = eos
+        found.append(config.eos_token_ids)
+    assert found == [(2,), (1, 2), (2, 1), (3,), ()]

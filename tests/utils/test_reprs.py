@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 import anyorder
@@ -15,7 +17,7 @@ TRACE = Trace(events=tuple(Written(step, 0, 5 + step, 9, -0.1) for step in range
 COST = "400 tokens in 400 forward passes and 2.00 s (200.0 tokens/s)"
 
 
-def output(text: object, stopped: list[str], kind: type[Output] = Output) -> Output:
+def output(text: Any, stopped: list[Any], kind: type[Output] = Output) -> Output:
     ids = list(range(400))
     several = len(stopped) > 1
     return kind(
@@ -38,7 +40,7 @@ def test_outputs_print_in_three_lines() -> None:
 
 
 def test_streams_say_how_far_they_are() -> None:
-    def pieces() -> object:
+    def pieces() -> Any:
         yield from ("a", "b")
         return output("ab", ["end"])
 
