@@ -184,7 +184,10 @@ def test_values_are_shown_whatever_they_are() -> None:
         (lambda: BlockDiffusion(mask_token_id=5, block_length=[4]), "block_length is [4], a list: give a whole number"),
         (lambda: anyorder.load(3), "path is 3: give a path."),
         (lambda: anyorder.load("x", dtype=16), "dtype is 16: give a string or an object of the class dtype."),
-        (lambda: anyorder.generate("x", None, "x"), "model is 'x': give an object of the class Llama."),
+        (
+            lambda: anyorder.generate("x", None, "x"),
+            "model is 'x': give the network, not its place: model, tokenizer = anyorder.load('x').",
+        ),
         (lambda: anyorder.save(network(), None, ["x"]), "path is ['x'], a list: give a path."),
         (
             lambda: anyorder.generate(network(), None, "x", temperature=[1]),

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from anyorder.decoding.fusion.weighting import Correction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FusedOutput(Output):
     """What `fuse` wrote.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import reprlib
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from anyorder.api.text import GAP, GAPS, Continuation, Gaps, filled, spell
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
 from anyorder.errors import UserError
+from anyorder.utils.reprs import counted, shortened
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,22 @@ class Output:
         """Forward passes of the network."""
         return self.trace.passes
 
+    def __repr__(self) -> str:
+        first: Any = self.token_ids if self.text is None else self.text
+        while isinstance(first, list) and first and not isinstance(first[0], int):
+            first = first[0]
+        others = len(self.sequences) - 1
+        reasons = ", ".join(f"{self.stopped.count(why):,} by {why}" for why in dict.fromkeys(self.stopped))
+        return "\n".join(
+            [
+                f"{type(self).__name__} of {counted(len(self.sequences), 'text')}: {self.trace.summary()}",
+                f"  {'token_ids' if self.text is None else 'text'}: "
+                f"{shortened(first) if isinstance(first, str) else reprlib.repr(first)}"
+                + (f" and {others:,} more" if others else ""),
+                f"  stopped: {reasons if others else self.stopped[0]}",
+            ]
+        )
+
 
 class Stream(Iterator[str]):
     """The pieces of a text while it is written; what is never asked for is never computed.
@@ -54,11 +72,18 @@ class Stream(Iterator[str]):
     def __init__(self, pieces: Generator[str, None, Output]) -> None:
         self._pieces = pieces
         self._output: Output | None = None
+        self._given = 0
+
+    def __repr__(self) -> str:
+        so_far = "not complete" if self._output is None else self._output.trace.summary()
+        return f"{type(self).__name__} of {counted(self._given, 'piece')} so far, {so_far}"
 
     def __next__(self) -> str:
         """The next piece, as soon as it is written."""
         try:
-            return next(self._pieces)
+            piece = next(self._pieces)
+            self._given += 1
+            return piece
         except StopIteration as end:
             self._output = end.value or self._output
             raise

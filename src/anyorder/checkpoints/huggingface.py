@@ -23,7 +23,7 @@ from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
-from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
+from anyorder.checkpoints.weights import DTYPES, Checkpoint, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -98,6 +98,18 @@ def read(folder: Path) -> Checkpoint:
             return stored.clone()
 
     return Checkpoint(path=folder, config=config, shapes=shapes, dtypes=dtypes, read=read_tensor)
+
+
+def check_layers_of(folder: Path) -> None:
+    """Refuse a folder whose configuration has many more layers than its safetensors; what is no such folder passes.
+
+    Raises:
+        UserError: see above, or a file is damaged.
+    """
+    has_weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    if has_weights and (folder / CONFIG).is_file():
+        tensors = sum(1 for file in _weight_files(folder) for _ in _header(file))
+        check_layers(folder, read_config(folder)[0], tensors)
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:

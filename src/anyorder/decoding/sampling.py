@@ -23,6 +23,7 @@ from transformers import (
 
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
+from anyorder.utils.reprs import changed_fields
 from anyorder.utils.rng import generator
 
 History = Sequence[Sequence[int]]
@@ -68,6 +69,9 @@ class Sampling:
         penal = _is_number(self.repetition_penalty) and self.repetition_penalty > 0
         self._require("repetition_penalty", penal, "give a number above 0, such as 1.1, or 1 for no penalty")
         self._require("seed", _is_whole(self.seed), "give a whole number")
+
+    def __repr__(self) -> str:
+        return changed_fields(self)
 
     def check_filters(self) -> None:
         """Refuse filters at temperature 0, where nothing is drawn; `top_p` 1, which keeps every token, may be given.

@@ -33,6 +33,7 @@ from anyorder.training.loop import check_machine, fit, is_first_process
 from anyorder.training.recipes import lost_ways, network_of, prepared, with_own_way
 from anyorder.training.room import CHECKPOINTS, NETWORK, check_room, rescue
 from anyorder.training.settings import Run
+from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, check_place, claimed, whole_file
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ MAY_CHANGE = ("resume", "output", "data", "validation", "cache_dir", "keep", "wo
 """Settings that may differ where a training is resumed: they do not decide what is learnt, or the data show it."""
 
 
+@checked()
 def run(
     settings: Run,
     *,

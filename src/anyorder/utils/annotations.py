@@ -116,6 +116,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # of integers with thousands of digits, and of whatever a foreign class does
         return f"{_a(type(value).__name__)} that cannot be shown"
+    text = text if "\n" not in text else " ".join(text.split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
@@ -234,6 +235,32 @@ SIMPLE: dict[Any, Kind] = {
     None: Kind("None", _none),
     types.NoneType: Kind("None", _none),
 }
+"""What an annotation admits; classes that admit more than their own objects enter themselves."""
+
+
+class TokenizerLike:
+    """Stands for the tokenizers of transformers, which is not imported for a check."""
+
+
+def is_tokenizer(value: Any) -> bool:
+    """Whether an object can be called and decodes, as tokenizers and processors of transformers do."""
+    return callable(value) and hasattr(value, "decode")
+
+
+def _tokenizer(value: Any) -> Any:
+    if hasattr(value, "parameters"):
+        raise UnfitError(NETWORK_FIRST)
+    if not is_tokenizer(value):
+        raise UnfitError
+    return value
+
+
+NETWORK_FIRST = "the network first and then the tokenizer, as model, tokenizer = anyorder.load(path) does"
+
+SIMPLE[TokenizerLike] = Kind("a tokenizer: model, tokenizer = anyorder.load(path)", _tokenizer, "tokenizers")
+
+BY_NAME = {"PreTrainedTokenizerBase": TokenizerLike}
+"""What names stand for that modules import for type checkers alone."""
 
 
 # ---- from annotations to kinds ----------------------------------------------------------------------
@@ -258,10 +285,10 @@ def _kinds(annotations: Mapping[str, Any], module: Mapping[str, Any]) -> dict[st
 
 
 class _Names(dict[str, Any]):
-    """A module's names, where one that is imported for type checkers alone stands for anything."""
+    """A module's names, where one that is imported for type checkers alone stands for anything, or see `BY_NAME`."""
 
     def __missing__(self, name: str) -> Any:
-        return getattr(builtins, name, Any)
+        return getattr(builtins, name, BY_NAME.get(name, Any))
 
 
 def _evaluated(annotation: Any, module: Mapping[str, Any]) -> Any:

@@ -27,6 +27,7 @@ from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.errors import UserError
 from anyorder.inspection.cache_drift import Drift, WatchedReader
 from anyorder.utils.annotations import check_fields
+from anyorder.utils.reprs import changed_fields
 
 if TYPE_CHECKING:
     from anyorder.decoding.fusion.canvases import FusedCanvases
@@ -89,6 +90,9 @@ class DiffusionSampler:
     cache: CacheName = "none"
     refresh: int | None = None
     may_choose_mask: bool = False
+
+    def __repr__(self) -> str:
+        return changed_fields(self)
 
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")

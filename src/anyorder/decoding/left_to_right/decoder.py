@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anyorder.decoding.checks import check_max_new_tokens, check_prompts, checked_log_prob
-from anyorder.decoding.left_to_right.bursts import AT_MOST, GreedyCalls
+from anyorder.decoding.left_to_right.bursts import AT_MOST, GreedyCalls, greedy_tokens
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Written, collect
 from anyorder.errors import UserError
@@ -87,7 +87,9 @@ def left_to_right_steps(
     if compile not in (True, False, "auto"):
         raise UserError(f"compile is {compile!r}: give True, False or 'auto'.")
     if compile == "auto":
-        compile = use_cache and pays_to_compile(model, max_new_tokens)
+        function = greedy_tokens if _in_bursts(model, sampling, stop) else one_token
+        steps = min(max_new_tokens, model.config.context_length - min(map(len, prompts)))
+        compile = use_cache and pays_to_compile(function, model, len(prompts), steps)
     if compile and not use_cache:
         raise UserError(
             "compile is True and use_cache is False: leave one of them out; the compiled step reads a cache."
@@ -111,7 +113,8 @@ def _steps(
     sequences = [list(prompt) for prompt in prompts]
     limits = [min(len(prompt) + max_new_tokens, model.config.context_length) for prompt in prompts]
     reader = _Reader(model, max(limits), use_cache, one_token)
-    chooser = _Chooser(reader, sampling, sampling.generators(rows), limits, alone=stop is None)
+    in_bursts = one_token is not None and _in_bursts(model, sampling, stop)
+    chooser = _Chooser(reader, sampling, sampling.generators(rows), limits, in_bursts)
     writing = list(range(len(prompts)))  # indices of the rows that are not complete
 
     step = 0
@@ -134,26 +137,27 @@ def _steps(
             yield Step(tuple(written), stopped)
 
 
+def _in_bursts(model: Llama, sampling: Sampling, stop: Stop | None) -> bool:
+    """Whether compiled code writes several tokens a call: no stop condition is asked, so that none can be too many."""
+    return stop is None and sampling.most_probable and is_small(model)
+
+
 Chosen = Mapping[int, tuple[int, float]]
 """Token and log-probability that one step adds to each row that is written, by the row's index."""
 
 
 class _Chooser:
-    """What comes next in each row: one token, or several where they cost one call only.
-
-    `alone` says that nobody is asked whether a row is complete, so that several tokens cannot be too many.
-    """
+    """What comes next in each row: one token, or several where they cost one call only."""
 
     def __init__(
         self, reader: _Reader, sampling: Sampling, generators: Sequence[torch.Generator], limits: Sequence[int],
-        *, alone: bool,
+        in_bursts: bool,
     ) -> None:  # fmt: skip
         self.reader = reader
         self.sampling = sampling
         self.generators = generators
         self.limits = limits
-        pays = alone and sampling.most_probable and reader.one_token is not None and is_small(reader.model)
-        self.greedy = GreedyCalls(reader.model) if pays else None
+        self.greedy = GreedyCalls(reader.model) if in_bursts else None
 
     def following(self, sequences: Sequence[Sequence[int]], writing: Sequence[int]) -> Sequence[Chosen]:
         """The next steps, at least one and not beyond the end of all rows."""
