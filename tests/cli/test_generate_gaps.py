@@ -12,7 +12,7 @@ import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.decoding.any_order.speculation import Speculative
-from anyorder.orders.names import order_named
+from anyorder.orders.by_name import order_named
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.cli.test_main import mistake
 

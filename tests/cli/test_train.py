@@ -12,7 +12,8 @@ import yaml
 
 import anyorder
 from anyorder.cli import main
-from anyorder.training.settings import NEEDS, OBJECTIVES, Run
+from anyorder.orders.names import OBJECTIVES
+from anyorder.training.settings import NEEDS, Run
 from tests.cli.test_main import mistake
 
 SMALL = [

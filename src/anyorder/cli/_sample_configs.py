@@ -10,7 +10,8 @@ from typing import Any
 import yaml
 
 from anyorder.cli._parser import explanations
-from anyorder.training.settings import FROM_SCRATCH, NEEDS, OBJECTIVES, Run
+from anyorder.orders.names import MIXTURE, OBJECTIVES
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, Run
 
 PARTS = {
     "what is trained, on what": (
@@ -39,12 +40,12 @@ def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
     """The name of each file and its text."""
     files = {}
     for command in ("pretrain", "sft"):
-        for objective in (*OBJECTIVES, "mixture"):
+        for objective in (*OBJECTIVES, MIXTURE):
             given: dict[str, Any] = {
                 "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective, "init": init,
                 "save_every": 100, **(TUNED if command == "sft" else {}),
             }  # fmt: skip
-            if objective == "mixture":
+            if objective == MIXTURE:
                 given["shares"] = ["autoregressive=0.5", "permutation=0.5"]
             files[f"{command}-{objective}.yaml"] = _text(command, objective, given)
     return files
@@ -59,7 +60,7 @@ def _text(command: str, objective: str, given: dict[str, Any]) -> str:
         lines += ["", f"# ---- {title} ----"]
         for name in names:
             of_others = name in NEEDS and not NEEDS[name] & learnt
-            if of_others or (name == "shares" and objective != "mixture"):
+            if of_others or (name == "shares" and objective != MIXTURE):
                 continue
             value = given.get(name, defaults[name])
             written = yaml.safe_dump({name: str(value) if isinstance(value, Path) else value}).rstrip()

@@ -27,6 +27,7 @@ from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.errors import UserError
 from anyorder.inspection.cache_drift import Drift, WatchedReader
 from anyorder.utils.annotations import check_fields
+from anyorder.ways import way_named
 
 if TYPE_CHECKING:
     from anyorder.decoding.fusion.canvases import FusedCanvases
@@ -92,6 +93,7 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")
+        object.__setattr__(self, "way", self.way and (way_named(self.way) or self.way))
         Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # refuses what cannot be
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)
