@@ -1,6 +1,8 @@
 """Functions of a network, compiled: when that pays, with which options, and what happens when it fails.
 
 TorchInductor keeps compiled code on disk, so that later processes only trace the function.
+
+The compiler is imported when it is first used, because that takes as long as PyTorch itself.
 """
 
 from __future__ import annotations
@@ -17,9 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._inductor.utils import fresh_cache
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -73,6 +72,9 @@ class Compiled:
         single = len(first_B) == 1
         if single in self.known:
             return self.compiled(model, first_B, *others)
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
         started = time.perf_counter()
         remove_torn_libraries(Path(cache_dir()))
         try:
@@ -85,6 +87,10 @@ class Compiled:
 
     def _anew_if_broken(self, *arguments: Any) -> Tensor:
         """The first call, in a new folder if the files of the old one fail, as those of a killed compilation do."""
+        from torch._dynamo.exc import BackendCompilerFailed
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+        from torch._inductor.utils import fresh_cache
+
         try:
             return self.compiled(*arguments)
         except (BackendCompilerFailed, OSError, ImportError) as error:  # from the compiler, its linker, or loading
