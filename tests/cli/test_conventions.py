@@ -14,8 +14,8 @@ from rich.table import Table
 from anyorder import cli
 from anyorder.cli import _parser, command_names, command_of
 from anyorder.cli._console import PlainConsole
-from anyorder.cli._other_names import other_name, other_names
 from anyorder.errors import UserError
+from anyorder.utils.other_names import other_name, other_names
 from tests.cli.test_main import mistake
 
 
@@ -52,7 +52,7 @@ def words_for(name: str) -> list[str]:
 
 
 def parsed(name: str, words: list[str], option: str) -> list[Any]:
-    values = _parser.parse(name, command_of(name), words)
+    values = _parser.parse(name, command_of(name), words).arguments
     found: list[Any] = values[option] if option in values else getattr(values["settings"], option)
     return found
 
@@ -72,7 +72,7 @@ def test_list_options_are_repeated_or_have_commas(name: str, option: str, hint: 
         config.write_text(text)
         assert parsed(name, [*rest, "--config", str(config)], option) == repeated
     if hint is int or get_origin(hint) is Literal:
-        with pytest.raises(UserError, match=rf"^option {option} has 'nothing': give "):
+        with pytest.raises(UserError, match=rf"^--{option} has 'nothing': give "):
             parsed(name, [*rest, f"--{option}", f"{first},nothing"], option)
 
 
