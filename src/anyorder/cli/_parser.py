@@ -61,7 +61,7 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str], below: 
     target = command if settings is None else settings[1]
     if any(word in ("-h", "--help") for word in itertools.takewhile(lambda word: word != "--", words)):
         print(_help(name, target, command.__doc__ or "", below))
-        sys.exit()
+        sys.exit(0)
     parser = _parser(name, target)
     try:
         with _config_first(words) as ordered:
