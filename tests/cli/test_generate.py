@@ -215,7 +215,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "min_p is 2.0: give a probab" in mistake(capsys, "generate", path, "p", "--min-p", "2")
     assert "num_samples is 3 at temperature 0" in mistake(capsys, "generate", path, "p", "--num-samples", "3")
     beams = mistake(capsys, "generate", path, "p", "--num-beams", "3", "--temperature", "1")
-    assert beams == "temperature is 1.0 beside num_beams 3, but beam search draws nothing: leave out one."
+    assert beams == "--temperature is 1.0 beside --num_beams 3, but beam search draws nothing: leave out one."
     compiled = mistake(capsys, "generate", path, "p", "--compile", "yes")
     assert compiled == "option compile is 'yes': give one of 'auto', 'always', 'never'."
     assert "revision is 'v1', but" in mistake(capsys, "generate", path, "p", "--revision", "v1")

@@ -81,7 +81,7 @@ def test_from_left_to_right_a_gap_is_text(in_any_order: Path, capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--order random --gap_tokens two", "option gap_tokens has 'two': give whole numbers, with commas between."),
+        ("--order random --gap_tokens two", "--gap_tokens has 'two': give whole numbers, with commas between."),
         ("--order random --gap_tokens 4", "gap_tokens is 4, but no prompt has a gap: write [...] where tokens are"),
         ("--draft 1", "draft is 1: give a number of groups above 1, or leave speculation out."),
         ("--order confidence --draft 3", "the order of a draft is MostConfident, known only as it is written"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-GROUPS: dict[str, tuple[str, ...]] = {
+from collections.abc import Sequence
+
+GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
         "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "prefix",
@@ -27,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Of commands with many options; `pretrain` and `sft` have those of their settings."""
 
-TRAINING: dict[str, tuple[str, ...]] = {
+TRAINING: dict[str, Sequence[str]] = {
     "what is trained, on what": (
         "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
         "documents", "template", "skip_bad_lines", "last_answer_only", "streaming", "cache_dir",

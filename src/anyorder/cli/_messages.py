@@ -91,7 +91,7 @@ def _wanted(kinds: str, value: str) -> str:
     wanted += [told.get(kind, kind) for kind in names if kind != "NoneType"]
     close = get_close_matches(value.strip("'\""), choices, n=1, cutoff=0.6)
     sentence = " or ".join(dict.fromkeys(wanted)) or "another value"
-    return f"{close[0]}, or another {sentence}" if close else sentence
+    return f"{close[0]}, or another of {', '.join(choices)}" if close else sentence
 
 
 def _unknown(word: str, parameters: dict[str, inspect.Parameter], see: str) -> str:

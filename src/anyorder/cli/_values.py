@@ -11,9 +11,11 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from anyorder.cli._groups import OVERWRITE
 from anyorder.errors import UserError
 from anyorder.orders.names import read_order
 from anyorder.utils.annotations import shown
+from anyorder.utils.files import check_place
 from anyorder.ways import NAMES, way_named
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "int8")
@@ -43,7 +45,17 @@ MEANT = {
 }  # fmt: skip
 """What people also write for a value."""
 
+GROWING = ("pretrain", "sft", "fuse run", "fuse compare", "data paraphrase")
+"""Commands that may go on with an output that is there."""
+
+FOLDERS = ("convert", "configs", "data tokenizer")
+"""Commands that write folders, unless the name is one of a file: `FILES`."""
+
+FILES = (".bin", ".gguf")
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+DATA = ("data", "validation", "data convert source", "data inspect source", "data tokenizer source")
 
 Check = Callable[[str, Any], None]
 
@@ -61,10 +73,15 @@ def check_values(command: str, values: Mapping[str, Any]) -> None:
     if command == "configs":  # which writes what another command will take
         return
     settings = values.get("settings")  # which check themselves, but read no checkpoint
-    for name, value in values.items() if settings is None else [("init", settings.init)]:
+    if settings is not None:
+        values = {name: getattr(settings, name) for name in ("init", "data", "validation")}
+    for name, value in values.items():
         check = CHECKS.get(f"{command} {name}") or CHECKS.get(name)
         if check is not None and value is not None:
             check(name, value)
+        if value is not None and OVERWRITE.get(command) == name and command not in GROWING:
+            is_folder = command in FOLDERS and Path(value).suffix not in FILES
+            check_place(Path(value), folder=is_folder)
 
 
 def _number(lowest: float, remedy: str, *, above: bool = False, highest: float = float("inf")) -> Check:
@@ -109,6 +126,15 @@ def _correction(name: str, value: Any) -> None:
         raise UserError(f"{name} is {shown(value)}: choose one of 1/N, none, length or ape:TEMPERATURE,SCALE.")
 
 
+def _is_there(name: str, value: Any) -> None:
+    try:
+        there = Path(value).exists()
+    except (OSError, ValueError):  # a name that no file can have, which the library explains
+        return
+    if not there:
+        raise UserError(f"data {shown(str(value))} is no file or folder here: check the path.")
+
+
 def _is_checkpoint(name: str, value: Any) -> None:
     try:
         there = Path(value).expanduser().exists()
@@ -138,6 +164,7 @@ CHECKS: dict[str, Check] = {
     "model": _is_checkpoint,
     "init": _is_checkpoint,
     "convert source": _is_checkpoint,
+    **dict.fromkeys(DATA, _is_there),
     "evaluate likelihood length": _number(2, "a whole number of tokens above 1"),
     "dtype": _one_of(DTYPES),
     "device": _one_of(DEVICES, numbered=True),
