@@ -134,7 +134,8 @@ def test_what_cannot_be_streamed_is_written_at_once_on_a_terminal(
         terminal.setattr(sys.stdout, "isatty", lambda: True)
         assert "Once" in written(capsys, *words)
     name = {"--prompts_file": "2 prompts"}.get(options[0], options[0][2:].replace("-", "_").replace("=", " "))
-    message = f"stream is given with {name}, but only a single text is streamed: leave out one of them."
+    called = name if name[0].isdigit() else f"--{name}"
+    message = f"--stream is given with {called}, but only a single text is streamed: leave out one of them."
     assert mistake(capsys, "generate", *words, "--stream") == message
 
 

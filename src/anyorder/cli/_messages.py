@@ -82,16 +82,16 @@ def _called(name: str, parameters: dict[str, inspect.Parameter]) -> str:
 
 
 def _wanted(kinds: str, value: str) -> str:
-    choices = [
-        choice.strip(" '") for literal in re.findall(r"Literal\[(.*?)\]", kinds) for choice in literal.split(",")
-    ]
+    literals = re.findall(r"Literal\[(.*?)\]", kinds)
+    choices = list(dict.fromkeys(choice.strip(" '") for literal in literals for choice in literal.split(",")))
     names = re.findall(r"<class '(?:\w+\.)*(\w+)'>", kinds.partition("Errors:")[0])
     told = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
     wanted = [f"one of {', '.join(choices)}"] if choices else []
     wanted += [told.get(kind, kind) for kind in names if kind != "NoneType"]
     close = get_close_matches(value.strip("'\""), choices, n=1, cutoff=0.6)
-    sentence = " or ".join(dict.fromkeys(wanted)) or "another value"
-    return f"{close[0]}, or another of {', '.join(choices)}" if close else sentence
+    if close:
+        return f"{close[0]}, or another of {', '.join(choices)}"
+    return " or ".join(dict.fromkeys(wanted)) or "another value"
 
 
 def _unknown(word: str, parameters: dict[str, inspect.Parameter], see: str) -> str:
