@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -73,3 +74,10 @@ def test_help_wins_over_what_is_wrong_beside_it(capsys: pytest.CaptureFixture[st
 def test_words_behind_two_dashes_are_no_options(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "missing-model", "--", "--help"]) == 2
     assert "'missing-model' is no folder or file here" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["help"], ["help", "generate"], ["help", "data", "convert"], ["help", "fuse"]])
+def test_help_may_stand_in_front(capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    with suppress(SystemExit):
+        assert main(words) == 0
+    assert capsys.readouterr().out.startswith(f"usage: {' '.join(['anyorder', *words[1:]])}")

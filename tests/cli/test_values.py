@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.backend_bases import FigureCanvasBase
 
 from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.checkpoints import hub
@@ -56,6 +57,12 @@ WRONG = {
     "sft --data {here} --output out --init nosuch": "checkpoint 'nosuch' is no folder or file here: check the path.",
     "sft --data {here} --output out --precision bf16": "--precision is 'bf16': give bfloat16, or another of float32, ",
     "sft --data {here} --output out --width 8 --init {here}": "--width is 8 beside --init, which decides it: leave ",
+    "pretrain --data {here} --output out --heads 3 --width 32": "--width is 32: give a multiple of ",
+    "pretrain --data {here} --output out --shifted": "--shifted is given for the objective 'autoregressive', which ",
+    "fuse run": "arguments --model and --dataset are missing: see `anyorder fuse run --help`.",
+    "generate {here} -n 5": "option -n is unknown: options are written with two dashes and their whole name, see `any",
+    "inspect attention {here} p --plot a.xyz": "--plot is 'a.xyz', of an unknown kind: end its name in .png or .svg.",
+    "--verison": "option --verison is unknown: give a command, --help or --version.",
     "train --data x": "command 'train' is unknown: did you mean pretrain? If not, use one of generate, ",
 }
 """Command lines, and the beginning or a part of what they answer."""
@@ -101,6 +108,10 @@ def test_names_are_those_of_the_library() -> None:
     assert hub.HUB_ID.pattern == _values.HUB_ID.pattern
     everything = {*_values.DTYPES, *_values.DEVICES, *_values.REMASKING}
     assert set(_values.MEANT.values()) <= everything
+
+
+def test_pictures_are_those_of_matplotlib() -> None:
+    assert {f".{kind}" for kind in FigureCanvasBase.filetypes} >= set(_values.PICTURES)
 
 
 OPTIONS = {"order", "top_k", "max_new_tokens", "compile", "stream", "init", "stop", "resume", "batch_size"}

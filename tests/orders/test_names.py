@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,3 +163,9 @@ def test_a_sampler_takes_the_names_of_ways() -> None:
 def test_names_need_no_torch() -> None:
     code = "import sys, anyorder.orders.names, anyorder.training.settings\nassert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_guide_lists_every_name() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "coming-from.md"
+    rows = re.findall(r"^  \| `([\w-]+)` \| (.*) \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {way: tuple(re.findall(r"`([\w-]+)`", others)) for way, others in rows} == WAY_NAMES

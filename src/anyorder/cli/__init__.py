@@ -72,8 +72,12 @@ def _run(words: list[str]) -> None:
             print(_overview("anyorder", COMMANDS))
         case ["--version", *_]:
             print(f"anyorder {version('anyorder')}")
+        case ["help", *rest]:
+            _run([*rest, "--help"])
         case [name, *rest] if name in COMMANDS:
             _run_command(name, rest)
+        case [name, *_] if name.startswith("-"):
+            raise UserError(f"option {name} is unknown: give a command, --help or --version.")
         case [name, *_]:
             raise UserError(_unknown(f"command {name!r}", name, COMMANDS))
 

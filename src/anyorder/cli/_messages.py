@@ -38,6 +38,8 @@ def as_options(message: str, options: Collection[str], flags: Collection[str] = 
         message = re.sub(rf"\b(beside|leave out|given with|has no) {word}(?=[ ,.:])", rf"\1 --{name}", message)
     for (name, theirs), ours in SPELT.items():
         message = message.replace(f"--{name} is {theirs}", f"--{name} is {ours}")
+    for name in flags:
+        message = message.replace(f"--{name} is True", f"--{name} is given")
     message = message.replace(" of the sampler is ", " is ")
     return re.sub(r",? or None\b[^:.;,]*", ", or leave it out", message)
 
@@ -60,7 +62,9 @@ def explain(name: str, parameters: dict[str, inspect.Parameter], message: str) -
     see = f"see `anyorder {name} --help`"
     text = " ".join(message.split())
     if match := re.search(r"arguments are required: (.*)", text):
-        return f"argument {_called(match[1], parameters)} is missing: {see}."
+        lacking = [_called(argument, parameters) for argument in match[1].split(", ")]
+        several = f"arguments {' and '.join(lacking)} are" if len(lacking) > 1 else f"argument {lacking[0]} is"
+        return f"{several} missing: {see}."
     if match := re.search(r"unrecognized arguments: (\S+)|Option '(\w+)' is not accepted", text):
         return _unknown(match[1] or f"--{match[2]}", parameters, see)
     if match := re.search(r"argument (\S+): expected one argument", text):
@@ -78,7 +82,7 @@ def _called(name: str, parameters: dict[str, inspect.Parameter]) -> str:
     """A word by its name, an option as it is typed."""
     plain = name.removeprefix("--")
     is_word = plain in parameters and parameters[plain].kind is not inspect.Parameter.KEYWORD_ONLY
-    return plain if is_word or " " in name or "," in name else f"--{plain}"
+    return plain if is_word else f"--{plain}"
 
 
 def _wanted(kinds: str, value: str) -> str:
@@ -98,6 +102,8 @@ def _unknown(word: str, parameters: dict[str, inspect.Parameter], see: str) -> s
     option = word.partition("=")[0].removeprefix("--")
     if option in parameters and parameters[option].kind is not inspect.Parameter.KEYWORD_ONLY:
         return f"option {word} is unknown: write its value alone, as a word."
+    if re.match(r"-[A-Za-z]", word):
+        return f"option {word} is unknown: options are written with two dashes and their whole name, {see}."
     if not word.startswith("-") or option in parameters:
         return f"word {word!r} is one too many: put a text of several words in quotes, or {see}."
     if ours := other_name(option, parameters):

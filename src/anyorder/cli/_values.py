@@ -53,6 +53,11 @@ FOLDERS = ("convert", "configs", "data tokenizer")
 
 FILES = (".bin", ".gguf")
 
+PICTURES = (
+    ".eps", ".jpeg", ".jpg", ".pdf", ".pgf", ".png", ".ps", ".raw", ".rgba", ".svg", ".svgz", ".tif", ".tiff", ".webp",
+)  # fmt: skip
+"""What matplotlib writes."""
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 DATA = ("data", "validation", "data convert source", "data inspect source", "data tokenizer source")
@@ -126,6 +131,11 @@ def _correction(name: str, value: Any) -> None:
         raise UserError(f"{name} is {shown(value)}: choose one of 1/N, none, length or ape:TEMPERATURE,SCALE.")
 
 
+def _picture(name: str, value: Any) -> None:
+    if value.suffix.lower() not in PICTURES:
+        raise UserError(f"{name} is {str(value)!r}, of an unknown kind: end its name in .png or .svg.")
+
+
 def _is_there(name: str, value: Any) -> None:
     try:
         there = Path(value).exists()
@@ -175,6 +185,7 @@ CHECKS: dict[str, Check] = {
     "orders": _order,
     "inspect compare method": _method,
     "way": _way,
+    "plot": _picture,
     "fuse method": _one_of(FUSIONS),
     "fuse run method": _one_of(RUN_METHODS),
     "fuse compare methods": _one_of(RUN_METHODS),

@@ -161,6 +161,8 @@ class Run(Training):
         self._name_objectives()
         for name in ("vocab_size", "width", "layers", "heads", "length"):
             self._require(name, getattr(self, name) > 0, "give a number above 0")
+        fits = self.init is not None or self.width % self.heads == 0
+        self._require("width", fits, f"give a multiple of heads, which is {self.heads}")
         self._require("block_length", self.block_length is None or self.block_length > 0, "give a number above 0")
         self._require("eps", 0 < self.eps <= 1, "give a number above 0 and at most 1, such as 0.001")
         self._require("random_length_prob", 0 <= self.random_length_prob <= 1, "give a share of the steps, from 0 to 1")
