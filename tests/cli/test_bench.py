@@ -15,7 +15,7 @@ from anyorder.model.config import ModelConfig
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", "sing"], "option tasks has 'sing': give one of decode, prefill, train."),
+        (["--tasks", "sing"], "--tasks has 'sing': give one of decode, prefill, train."),
         (["--sizes", "7B"], "--sizes has '7B': give one of 260K, 125M."),
         (["--repeats", "0"], "repeats is 0: give a whole number above 0."),
         (["--dtypes", "int3"], "--dtypes has 'int3': give one of float32, bfloat16."),

@@ -100,4 +100,6 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "vocab_size is 100: give at least 257" in mistake(
         capsys, "data", "tokenizer", source, str(tmp_path / "t"), "--vocab_size", "100"
     )
-    assert "command 'data konvert' is unknown: use one of inspect, convert" in mistake(capsys, "data", "konvert")
+    assert "command 'data konvert' is unknown: did you mean convert? If not, use one of inspect, convert" in mistake(
+        capsys, "data", "konvert"
+    )

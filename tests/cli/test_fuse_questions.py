@@ -122,7 +122,7 @@ def test_a_comparison(capsys, folder: Path, dataset: Path, tmp_path: Path) -> No
 def test_mistakes(capsys, folder: Path, dataset: Path, tmp_path: Path) -> None:
     words = ["fuse", "run", "--model", str(folder), "--dataset", str(dataset), "--output", str(tmp_path / "r.feather")]
     assert mistake(capsys, *words, "--indices", "0,x") == (
-        "option indices has 'x': give whole numbers, with commas between."
+        "--indices has 'x': give whole numbers, with commas between."
     )
     assert "has 10 phrasings (the most is 3): ask for fewer" in mistake(capsys, *words, "--indices", "9")
     assert "no question of" in mistake(capsys, *words)  # five phrasings unless given

@@ -218,7 +218,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     beams = mistake(capsys, "generate", path, "p", "--num-beams", "3", "--temperature", "1")
     assert beams == "--temperature is 1.0 beside --num_beams 3, but beam search draws nothing: leave out one."
     compiled = mistake(capsys, "generate", path, "p", "--compile", "yes")
-    assert compiled == "option compile is 'yes': give one of 'auto', 'always', 'never'."
+    assert compiled == "--compile is 'yes': give one of auto, always, never."
     assert "revision is 'v1', but" in mistake(capsys, "generate", path, "p", "--revision", "v1")
     assert "trained on 64" in mistake(capsys, "generate", path, "one two three " * 100)
     assert "device 'gpu' is not available" in mistake(capsys, "generate", path, "p", "--device", "gpu")

@@ -189,7 +189,7 @@ def test_a_trace_file_replays(diffusing: Path, tmp_path: Path, capsys: pytest.Ca
 def test_mistakes_of_showing_are_told(diffusing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", str(diffusing), "Once"]
     assert "--stream is given with --show, and both are for" in mistake(capsys, *words, "--stream", "--show")
-    assert "show is given with num_samples 2, but only" in mistake(capsys, *words, "--show", "--num_samples", "2")
+    assert "show is given with --num_samples 2, but only" in mistake(capsys, *words, "--show", "--num_samples", "2")
     file = tmp_path / "there.json"
     file.write_text("{}")
     assert "there.json" in mistake(capsys, *words, "--trace", str(file))
