@@ -127,7 +127,9 @@ def test_mistakes(capsys, folder: Path, dataset: Path, tmp_path: Path) -> None:
     assert "has 10 phrasings (the most is 3): ask for fewer" in mistake(capsys, *words, "--indices", "9")
     assert "no question of" in mistake(capsys, *words)  # five phrasings unless given
     two = [*words, *LITTLE, "--num-paraphrases", "2"]
-    assert mistake(capsys, *two, "--method", "mean").startswith("method is 'mean': choose one of single, concatenation")
+    assert mistake(capsys, *two, "--method", "mean").startswith(
+        "--method is 'mean': choose one of single, concatenation"
+    )
     assert mistake(capsys, *two, "--positions", "left").startswith("positions is 'left': choose one of shared")
     assert mistake(capsys, *two, "--correction", "2/N").startswith("correction is '2/N': choose one of 1/N")
     assert "cannot be read" in mistake(capsys, *two, "--dataset", str(tmp_path / "nothing"))

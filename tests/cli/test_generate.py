@@ -221,5 +221,5 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert compiled == "--compile is 'yes': give one of auto, always, never."
     assert "revision is 'v1', but" in mistake(capsys, "generate", path, "p", "--revision", "v1")
     assert "trained on 64" in mistake(capsys, "generate", path, "one two three " * 100)
-    assert "device 'gpu' is not available" in mistake(capsys, "generate", path, "p", "--device", "gpu")
+    assert "--device is 'gpu': did you mean cuda?" in mistake(capsys, "generate", path, "p", "--device", "gpu")
     assert "attention is 'fast'" in mistake(capsys, "generate", path, "p", "--attention", "fast")

@@ -194,7 +194,7 @@ def test_mistakes_of_showing_are_told(diffusing: Path, tmp_path: Path, capsys: p
     file.write_text("{}")
     assert "there.json" in mistake(capsys, *words, "--trace", str(file))
     interactive = ["generate", str(diffusing), "--interactive", "--trace", str(tmp_path / "new.json")]
-    assert "trace is given with interactive, but one file holds one run" in mistake(capsys, *interactive)
+    assert "--trace is given with --interactive, but one file holds one run" in mistake(capsys, *interactive)
     model, tokenizer = anyorder.load(diffusing)
     with pytest.raises(UserError, match=r"watch is given beside num_beams 2, .*: leave out one\."):
         anyorder.generate(model, tokenizer, "Once", order="left-to-right", num_beams=2, watch=print)

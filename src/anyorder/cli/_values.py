@@ -80,7 +80,8 @@ def check_values(command: str, values: Mapping[str, Any]) -> None:
     settings = values.get("settings")  # which check themselves, but read no checkpoint
     if settings is not None:
         values = {name: getattr(settings, name) for name in ("init", "data", "validation")}
-    for name, value in values.items():
+    # Options come before the files that they are about.
+    for name, value in sorted(values.items(), key=lambda item: item[0] in ("model", "init", "source", "data")):
         check = CHECKS.get(f"{command} {name}") or CHECKS.get(name)
         if check is not None and value is not None:
             check(name, value)
