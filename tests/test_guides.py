@@ -105,7 +105,7 @@ def test_every_block_of_any_order_prints_what_stands_below_it(
 
 def test_any_order_names_every_order(project_root: Path) -> None:
     page = (project_root / "docs" / "any-order.md").read_text(encoding="utf-8")
-    for name, (_, field) in NAMES.items():
+    for name, field in NAMES.items():
         assert re.search(rf"`\"{name}(:\d)?\"`", page), name
         assert field is None or re.search(rf"`\"{name}:\d\"`", page), name
 

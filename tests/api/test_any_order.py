@@ -20,8 +20,8 @@ from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random, RightToLeft
-from anyorder.orders.names import AnyOrder
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.writers import BOS, END, byte_tokenizer
 

@@ -92,10 +92,14 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     Path(source).write_text("Lily.")
     assert "tokenizer is missing: give --tokenizer, or for data" in mistake(capsys, "data", "inspect", source)
     words = ["--tokenizer", str(folder)]
-    assert "examples is -1: give 0 or more." in mistake(capsys, "data", "inspect", source, *words, "--examples", "-1")
+    assert "--examples is -1: give 0 or a number above." in mistake(
+        capsys, "data", "inspect", source, *words, "--examples", "-1"
+    )
     assert "is no file or folder here: check the path." in mistake(capsys, "data", "inspect", source + "x", *words)
     assert "is not empty: give a new folder" in mistake(capsys, "data", "tokenizer", source, str(folder))
     assert "vocab_size is 100: give at least 257" in mistake(
         capsys, "data", "tokenizer", source, str(tmp_path / "t"), "--vocab_size", "100"
     )
-    assert "command 'data konvert' is unknown: use one of inspect, convert" in mistake(capsys, "data", "konvert")
+    assert "command 'data konvert' is unknown: did you mean convert? If not, use one of inspect, convert" in mistake(
+        capsys, "data", "konvert"
+    )

@@ -57,7 +57,7 @@ def test_orders_are_compared(versatile: Path, capsys: pytest.CaptureFixture[str]
 def test_mistakes(versatile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("evaluate", "likelihood", str(versatile / "tiny"), str(versatile / "data.txt"))
     assert "gap is 127 in texts of 128 tokens" in mistake(capsys, *words, "--gap", "127")
-    assert "order is 'sideways'" in mistake(capsys, *words, "--orders", "sideways", "--length", "8")
+    assert "--orders is 'sideways'" in mistake(capsys, *words, "--orders", "sideways", "--length", "8")
 
 
 def test_exact_likelihoods_are_not_marked(versatile: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.decoding.any_order.speculation import Speculative
-from anyorder.orders.names import order_named
+from anyorder.orders.by_name import order_named
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.cli.test_main import mistake
 
@@ -93,7 +93,7 @@ def test_a_gap_is_never_text(in_any_order: Path, folder: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--order random --gap_tokens two", "option gap_tokens has 'two': give whole numbers, with commas between."),
+        ("--order random --gap_tokens two", "--gap_tokens has 'two': give whole numbers, with commas between."),
         ("--order random --gap_tokens 4", "gap_tokens is 4, but no prompt has a gap: write [...] where tokens are"),
         ("--draft 1", "draft is 1: give a number of groups above 1, or leave speculation out."),
         ("--order confidence --draft 3", "the order of a draft is MostConfident, known only as it is written"),

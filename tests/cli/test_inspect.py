@@ -55,7 +55,7 @@ def test_mistakes_are_told_with_the_remedy(
         return capsys.readouterr().err
 
     assert "row is 3: give the number of one of the 1 texts, from 0." in refused(str(trace_file), "--row", "3")
-    assert "seconds is -1.0: give 0 or more." in refused(str(trace_file), "--seconds", "-1")
+    assert "--seconds is -1.0: give 0 or a number above." in refused(str(trace_file), "--seconds", "-1")
     assert "missing.json cannot be used: No such file" in refused(str(tmp_path / "missing.json"))
     (tmp_path / "other.json").write_text("[]")
     assert "other.json' holds no trace: give a file that `anyorder generate --trace` wrote." in refused(
@@ -94,7 +94,7 @@ def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys
     assert plot.read_bytes().startswith(b"\x89PNG")
     words = ["inspect", "attention", str(folder), "Once"]
     assert "masks is 2, but the way 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
-    assert "masks is -1: give a number" in mistake(capsys, *words, "--masks", "-1")
+    assert "--masks is -1: give 0 or a number" in mistake(capsys, *words, "--masks", "-1")
     assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--way", "diffusion")
     assert "the way of writing 'foo' is unknown: give one of" in mistake(capsys, *words, "--way", "foo")
 

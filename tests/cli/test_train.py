@@ -12,7 +12,8 @@ import yaml
 
 import anyorder
 from anyorder.cli import main
-from anyorder.training.settings import NEEDS, OBJECTIVES, Run
+from anyorder.orders.names import OBJECTIVES
+from anyorder.training.settings import NEEDS, Run
 from tests.cli.test_main import mistake
 
 SMALL = [
@@ -165,18 +166,18 @@ def test_sample_configurations_run_as_they_are(
     ("options", "message"),
     [
         (["--steps=0"], "steps is 0: give a number above 0."),
-        (["--objective=autoregresive"], "option objective is 'autoregresive': give one of"),
+        (["--objective=autoregresive"], "--objective is 'autoregresive': did you mean autoregressive?"),
         (["--learning-rat=1"], "option --learning_rat=1 is unknown: did you mean --learning_rate?"),
         (
             ["--block_length=8"],
             "block_length is 8 for the objective 'autoregressive', which does not have it: leave it",
         ),
         (["--objective=mixture"], "shares is []: give a mixture two objectives, such as autoregressive=0.5."),
-        (["--objective=mixture", "--shares=a=1"], "shares has 'a=1': give objective=number"),
+        (["--objective=mixture", "--shares=a=1"], "--shares is 'a': give one of autoregressive"),
         (["--shares=permutation=1"], "shares is ['permutation=1'] for no objective: choose mixture."),
-        (["--init=x", "--width=8"], "width is 8 beside init, which decides it: leave out one of them."),
+        (["--init=x", "--width=8"], "--width is 8 beside --init, which decides it: leave out one of them."),
         (["--lora_rank=2"], "lora_rank is 2: an adapter needs init, what it adapts."),
-        (["--resume"], "where no training began: leave out resume."),
+        (["--resume"], "where no training began: leave out --resume."),
         (["--evaluate_every=2"], "evaluate_every is 2: give validation data to look at, or leave it out."),
         (["--init=nowhere"], "nowhere"),
     ],
@@ -204,5 +205,5 @@ def test_data_and_places_that_cannot_be_used(tmp_path: Path, text: Path, capsys:
     capsys.readouterr()
     again = ["pretrain", "--data", str(text), "--output", str(tmp_path / "run"), *rest, "--save_every=2", "--resume"]
     message = mistake(capsys, *again, "--learning_rate=0.5")
-    assert message.startswith("learning_rate is 0.5, but the training in ")
+    assert message.startswith("--learning_rate is 0.5, but the training in ")
     assert message.endswith("began with 0.001: give that, or a new output.")

@@ -17,7 +17,8 @@ from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
-from anyorder.orders.names import AnyOrder, order_named, read_order
+from anyorder.orders.by_name import AnyOrder, order_named
+from anyorder.orders.names import read_order
 from anyorder.orders.plan import GroupPlan
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, refuse_unless_causal
 

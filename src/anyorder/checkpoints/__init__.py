@@ -59,6 +59,8 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str
         return meta.read(path) if in_metas_form else huggingface.read(path)
     if not is_file(path):  # also where no file can have this name
         raise UserError(f"checkpoint {shown(str(path))} is no folder or file here: check the path.")
+    if path.suffix in (".json", ".txt", ".md", ".yaml", ".yml", ".py"):
+        raise UserError(f"checkpoint {str(path)!r} is no file of weights: give the folder that it is in.")
     if path.suffix in BESIDE:
         raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
     return llama2c.read(path)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from anyorder.cli._console import PlainConsole
+from anyorder.errors import UserError
 from anyorder.training.settings import Run
+from anyorder.utils.files import growing_folder, is_overwriting
 
 
 def train(settings: Run, *, tuning: bool) -> None:
@@ -20,7 +25,7 @@ def train(settings: Run, *, tuning: bool) -> None:
     console = PlainConsole(stderr=True)
     tokens = settings.batch_size * settings.accumulation * settings.length
     try:
-        with TrainingProgress(console, tokens_per_step=tokens) as progress:
+        with _overwritten(settings), TrainingProgress(console, tokens_per_step=tokens) as progress:
             log = run(settings, tuning=tuning, callbacks=[progress], tell=lambda line: console.print(line, style="dim"))
     except KeyboardInterrupt:
         if checkpoints(settings.output / CHECKPOINTS):
@@ -30,3 +35,22 @@ def train(settings: Run, *, tuning: bool) -> None:
     console.print(", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in final.items()))
     console.print(f"network: {settings.output / NETWORK}, curves: {settings.output / CURVES}", soft_wrap=True)
     sys.stdout.flush()
+
+
+@contextmanager
+def _overwritten(settings: Run) -> Iterator[None]:
+    """With `--force`, an earlier training in the folder of output stays until this one has a checkpoint."""
+    from anyorder.training.engine import checkpoints
+    from anyorder.training.runs import CHECKPOINTS
+
+    if not is_overwriting() or os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    if settings.resume:
+        raise UserError("force is given with resume, which goes on from what is there: leave out one of them.")
+    for name in ("init", "data", "validation", "tokenizer"):
+        place = getattr(settings, name)
+        if place is not None and Path(place).resolve().is_relative_to(settings.output.resolve()):
+            raise UserError(f"{name} is {str(place)!r} in the folder that --force overwrites: give another output.")
+    with growing_folder(settings.output, lambda output: bool(checkpoints(output / CHECKPOINTS))):
+        yield

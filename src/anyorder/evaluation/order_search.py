@@ -21,8 +21,8 @@ from anyorder.decoding.trace import Trace, collect
 from anyorder.errors import UserError
 from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import Order
-from anyorder.orders.names import AnyOrder
 from anyorder.orders.plan import GroupPlan
 from anyorder.ways import Way
 

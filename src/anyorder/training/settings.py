@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from anyorder.errors import UserError
+from anyorder.orders.names import MIXTURE, OBJECTIVES, objective_named
 from anyorder.utils.annotations import Listed, check_fields
 
 
@@ -74,9 +75,6 @@ class Training:
 BLOCK_LENGTH = 32
 """Tokens of a block of a network that has no blocks yet."""
 
-OBJECTIVES = ("autoregressive", "permutation", "masked-diffusion", "block-diffusion")
-"""What can be learnt, also as parts of a mixture."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Training):
@@ -85,8 +83,9 @@ class Run(Training):
     Attributes:
         data: File or folder of JSON, text or tables.
         output: New folder for the trained network, its curves and its checkpoints.
-        objective: What is learnt; a mixture has several, in given shares. Unless given, what the network of init
-            writes by, and from scratch autoregressive.
+        objective: What is learnt: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of
+            several in given shares; also the name of the way of writing that it teaches, such as diffusion or
+            blocks:32. Unless given, what the network of init writes by, and from scratch autoregressive.
         init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
             made from the data.
@@ -125,7 +124,7 @@ class Run(Training):
     steps: int = 1000
     data: Path
     output: Path
-    objective: Literal["autoregressive", "permutation", "masked-diffusion", "block-diffusion", "mixture"] | None = None
+    objective: str | None = None
     init: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 4096
@@ -159,14 +158,17 @@ class Run(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._name_objectives()
         for name in ("vocab_size", "width", "layers", "heads", "length"):
             self._require(name, getattr(self, name) > 0, "give a number above 0")
+        fits = self.init is not None or self.width % self.heads == 0
+        self._require("width", fits, f"give a multiple of heads, which is {self.heads}")
         self._require("block_length", self.block_length is None or self.block_length > 0, "give a number above 0")
         self._require("eps", 0 < self.eps <= 1, "give a number above 0 and at most 1, such as 0.001")
         self._require("random_length_prob", 0 <= self.random_length_prob <= 1, "give a share of the steps, from 0 to 1")
         self._require("lora_rank", self.lora_rank >= 0, "give 0 or a number above")
         self._require("lora_rank", not self.lora_rank or self.init is not None, "an adapter needs init, what it adapts")
-        if self.shares and self.objective != "mixture":
+        if self.shares and self.objective != MIXTURE:
             of = "no objective" if self.objective is None else f"the objective {self.objective!r}"
             raise UserError(f"shares is {self.shares} for {of}: choose mixture.")
         if self.objective is None and self.init is None:
@@ -186,24 +188,36 @@ class Run(Training):
                 )
         looks = not self.evaluate_every or self.validation is not None
         self._require("evaluate_every", looks, "give validation data to look at, or leave it out")
-        if self.objective == "mixture" and len(self.parts) < 2:
+        if self.objective == MIXTURE and len(self.parts) < 2:
             raise UserError(f"shares is {self.shares}: give a mixture two objectives, such as autoregressive=0.5.")
+
+    def _name_objectives(self) -> None:
+        """Put the objectives' own names for others that they have; a number in one is the length of blocks."""
+        shares, lengths = [], set()
+        for text in self.shares:
+            words, equals, share = text.partition("=")
+            if not _is_share(share):
+                raise UserError(f"shares has {text!r}: give objective=number, such as {OBJECTIVES[0]}=0.5.")
+            name, length = objective_named(words, "shares")
+            if name == MIXTURE:
+                raise UserError(f"shares has {text!r}, a mixture within a mixture: name what it is made of.")
+            shares.append(f"{name}{equals}{share}")
+            lengths.add(length)
+        if self.objective is not None:
+            name, length = objective_named(self.objective)
+            object.__setattr__(self, "objective", name)
+            lengths.add(length)
+        object.__setattr__(self, "shares", shares)
+        for length in lengths - {None, self.block_length}:
+            if self.block_length is not None:
+                raise UserError(f"block_length is {self.block_length} beside blocks:{length}: leave out one of them.")
+            object.__setattr__(self, "block_length", length)
 
     @property
     def parts(self) -> dict[str, float]:
-        """Of a mixture, each objective and its share.
-
-        Raises:
-            UserError: a share is no number, or of an objective that is unknown.
-        """
-        parts = {}
-        for text in self.shares:
-            name, _, share = text.partition("=")
-            if name not in OBJECTIVES or not _is_share(share):
-                known = ", ".join(OBJECTIVES)
-                raise UserError(f"shares has {text!r}: give objective=number, the objective being one of {known}.")
-            parts[name] = float(share)
-        return parts
+        """Of a mixture, each objective and its share."""
+        named = (text.partition("=") for text in self.shares)
+        return {name: float(share) for name, _, share in named}
 
 
 FROM_SCRATCH = ("vocab_size", "width", "layers", "heads")

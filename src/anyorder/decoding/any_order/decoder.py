@@ -21,8 +21,8 @@ from anyorder.decoding.checks import checked_log_prob
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.errors import UserError
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import LeftToRight, MostConfident
-from anyorder.orders.names import AnyOrder
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:

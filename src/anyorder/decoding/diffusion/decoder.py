@@ -28,6 +28,7 @@ from anyorder.errors import UserError
 from anyorder.inspection.cache_drift import Drift, WatchedReader
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.reprs import changed_fields
+from anyorder.ways import way_named
 
 if TYPE_CHECKING:
     from anyorder.decoding.fusion.canvases import FusedCanvases
@@ -96,6 +97,7 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")
+        object.__setattr__(self, "way", self.way and (way_named(self.way) or self.way))
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         if not self.tempered_confidence:  # which filters change at temperature 0 as well
             sampling.check_filters()
