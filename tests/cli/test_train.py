@@ -13,7 +13,6 @@ import yaml
 import anyorder
 from anyorder.cli import main
 from anyorder.training.settings import NEEDS, OBJECTIVES, Run
-from tests.cli.test_main import mistake
 
 SMALL = [
     "--steps=4", "--batch_size=2", "--length=32", "--width=32", "--layers=1", "--heads=2", "--vocab_size=300",
@@ -40,6 +39,16 @@ def questions(tmp_path: Path, shared_data: Path) -> Path:
     return file
 
 
+def mistake(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The message of a training that must fail: the last line, behind the one that says what runs if it had begun."""
+    assert main(words) == 2
+    *before, last = capsys.readouterr().err.splitlines()
+    assert len(before) <= 1
+    assert all(line.startswith(f"anyorder {words[0]}: network ") for line in before)
+    assert last.startswith("error: ")
+    return last.removeprefix("error: ")
+
+
 def train(*words: object) -> None:
     assert main([str(word) for word in words]) == 0
 
@@ -58,7 +67,7 @@ def test_every_objective_from_whole_texts_to_a_network(
     said = capsys.readouterr().err
     assert f"objective {objective}" in said
     assert "bits_per_byte" in said
-    model, tokenizer = anyorder.load(folder / "network", device="cpu")
+    model, tokenizer = anyorder.load(folder, device="cpu")
     ways = {
         "autoregressive": ["left-to-right"], "permutation": ["any-order"], "masked-diffusion": ["diffusion"],
         "block-diffusion": ["blocks"], "mixture": ["left-to-right", "diffusion"],
@@ -78,7 +87,7 @@ def test_every_objective_from_whole_texts_to_a_network(
 def test_answers_are_learnt_from_a_checkpoint(tmp_path: Path, text: Path, questions: Path, objective: str) -> None:
     cache = ("--cache_dir", tmp_path / "cache")
     train("pretrain", "--data", text, "--output", tmp_path / "first", *SMALL, "--length=128", *cache)
-    network = tmp_path / "first" / "network"
+    network = tmp_path / "first"
     options = ["--steps=2", "--batch_size=2", "--length=128", "--log_every=1", *cache]
     train(
         "sft", "--data", questions, "--init", network, "--output", tmp_path / "out", "--objective", objective, *options
@@ -92,10 +101,10 @@ def test_a_resumed_command_ends_like_one_that_was_not_interrupted(tmp_path: Path
     for name in ("whole", "cut"):
         train("pretrain", "--data", text, "--output", tmp_path / name, *options)
     cut, whole = tmp_path / "cut", tmp_path / "whole"
-    for last in ("network", "checkpoints/checkpoint-4"):
-        shutil.rmtree(cut / last)
+    (cut / "model.safetensors").unlink()
+    shutil.rmtree(cut / "checkpoints" / "checkpoint-4")
     train("pretrain", "--data", text, "--output", cut, *options, "--resume")
-    for file in ("network/model.safetensors", "log.json"):
+    for file in ("model.safetensors", "log.json"):
         expected, found = (whole / file).read_bytes(), (cut / file).read_bytes()
         assert found == expected or file == "log.json"
     curves = [
@@ -108,14 +117,14 @@ def test_a_resumed_command_ends_like_one_that_was_not_interrupted(tmp_path: Path
 def test_adapters_are_merged_into_the_network(tmp_path: Path, text: Path) -> None:
     cache = ("--cache_dir", tmp_path / "cache")
     train("pretrain", "--data", text, "--output", tmp_path / "first", *SMALL, *cache)
-    network = tmp_path / "first" / "network"
+    network = tmp_path / "first"
     options = ["--steps=3", "--batch_size=2", "--length=32", "--lora_rank=2", "--log_every=1", "--save_every=1"]
     train(
         "pretrain", "--data", text, "--init", network, "--output", tmp_path / "out", *options, *cache,
         "--objective=permutation",
     )  # fmt: skip
     before, _ = anyorder.load(network, device="cpu")
-    after, _ = anyorder.load(tmp_path / "out" / "network", device="cpu")
+    after, _ = anyorder.load(tmp_path / "out", device="cpu")
     assert after.query_rows is not None
     names = {name for name, weight in before.named_parameters() if not weight.equal(after.get_parameter(name))}
     assert names
@@ -126,8 +135,8 @@ def test_streamed_data_and_the_template_that_was_taught(tmp_path: Path, text: Pa
     first, out = tmp_path / "first", tmp_path / "out"
     train("pretrain", "--data", text, "--output", first, *SMALL, "--length=128", "--streaming")
     options = ["--steps=1", "--batch_size=2", "--length=128", "--cache_dir", tmp_path / "cache"]
-    train("sft", "--data", questions, "--init", first / "network", "--output", out, *options)
-    _, tokenizer = anyorder.load(out / "network", device="cpu")
+    train("sft", "--data", questions, "--init", first, "--output", out, *options)
+    _, tokenizer = anyorder.load(out, device="cpu")
     assert tokenizer is not None
     asked = tokenizer.apply_chat_template([{"role": "user", "content": "why?"}], tokenize=False)
     assert "why?" in asked
@@ -155,7 +164,7 @@ def test_sample_configurations_run_as_they_are(
         assert max(map(len, page.splitlines())) <= 110
         assert page.count("#") > len(fields)
     train("pretrain", "--config", "samples/pretrain-permutation.yaml", *SMALL, "--save_every=2")
-    assert (tmp_path / "trained-pretrain-permutation" / "network" / "config.json").is_file()
+    assert (tmp_path / "trained-pretrain-permutation" / "config.json").is_file()
 
 
 # ------------------------------------------------------------------------------------------------ mistakes
