@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 import anyorder
 from anyorder.cli import main
+from anyorder.cli._progress import TrainingProgress
 from anyorder.training.settings import NEEDS, OBJECTIVES, Run
 
 SMALL = [
@@ -215,3 +220,43 @@ def test_data_and_places_that_cannot_be_used(tmp_path: Path, text: Path, capsys:
     message = mistake(capsys, *again, "--learning_rate=0.5")
     assert message.startswith("learning_rate is 0.5, but the training in ")
     assert message.endswith("began with 0.001: give that, or a new output.")
+
+
+# ------------------------------------------------------------------------------------------------ log files
+
+
+def test_a_log_file_says_at_once_what_runs(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / ("a_folder_with_a_name_that_is_longer_than_a_line_of_a_terminal_" * 3)
+    words = ["--data", text, "--validation", text, "--output", out, *SMALL, "--steps=20", "--log_every=1"]
+    train("pretrain", *words, "--cache_dir", tmp_path / "cache")
+    first, second, *lines = capsys.readouterr().err.splitlines()
+    named = f"network from scratch, data {text}, objective autoregressive, output {out}"
+    assert re.fullmatch(rf"anyorder pretrain: {re.escape(named)}, 20 steps, on \w+", first)
+    pattern = r"0\.0 million weights, \d+ rows of data, objective autoregressive, 20 steps of 2 samples of at most 32 "
+    assert re.fullmatch(pattern + r"tokens, learning rate 0\.001", second)
+    steps = [line for line in lines if line.startswith("step ") and "loss" in line]
+    assert re.fullmatch(r"step 1/20  loss \d\.\d\d", steps[0])
+    assert all(re.fullmatch(r"step \d+/20  loss .*, \d+ tokens/s, 0:\d\d:\d\d left", line) for line in steps[1:])
+    assert [int(line.split("/")[0].removeprefix("step ")) for line in steps] == [1, *range(2, 21, 2)]
+    [look] = [line for line in lines if "validation" in line]
+    assert re.fullmatch(r"step 20/20  validation: autoregressive \d\.\d\d", look)
+    assert lines[-1] == f"network: {out}, curves: {out / 'loss.png'}"
+
+
+def test_progress_comes_at_least_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a training whose tenth takes hours."""
+    now = [0.0]
+    monkeypatch.setattr("anyorder.cli._progress.time.perf_counter", lambda: now[0])
+    page = io.StringIO()
+    progress = TrainingProgress(Console(file=page, width=80), tokens_per_step=10)
+    state = TrainerState(max_steps=100_000)
+    arguments: Any = TrainingArguments(logging_steps=10)
+    for step in range(1, 201):
+        now[0] += 1
+        state.global_step = step
+        progress.on_step_end(arguments, state, TrainerControl())
+        if step % 10 == 0:
+            progress.on_log(arguments, state, TrainerControl(), logs={"loss": 2.0})
+    lines = page.getvalue().splitlines()
+    assert [line.split("/")[0] for line in lines] == ["step 10", "step 70", "step 130", "step 190"]
+    assert lines[1] == "step 70/100000  loss 2.00, 10 tokens/s, 1 day, 3:45:30 left"

@@ -77,7 +77,7 @@ def test_steps_and_epochs_exclude_each_other() -> None:
         run(epochs=0)
     with pytest.raises(UserError, match=r"^epochs is 1: streamed data are not counted .* so give steps instead\.$"):
         run(epochs=1, streaming=True)
-    with pytest.raises(UserError, match=r"^warmup is 5\.0: give less than all 3 steps\.$"):
+    with pytest.raises(UserError, match=r"^warmup is 5: give less than all 3 steps\.$"):
         run(epochs=3, warmup=5, batch_size=4).in_steps(4, 1)
 
 
