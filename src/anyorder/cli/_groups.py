@@ -32,14 +32,14 @@ GROUPS: dict[str, Sequence[str]] = {
 TRAINING: dict[str, Sequence[str]] = {
     "what is trained, on what": (
         "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
-        "documents", "template", "skip_bad_lines", "last_answer_only", "streaming", "cache_dir",
+        "rope_scaling", "documents", "template", "skip_bad_lines", "last_answer_only", "streaming", "cache_dir",
     ),
     "what is learnt": (
         "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",
         "random_length_prob", "shifted", "opening_steps",
     ),
     "how": (
-        "steps", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
+        "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
     "what is told and kept": (

@@ -12,12 +12,12 @@ import yaml
 from anyorder.cli._groups import TRAINING
 from anyorder.cli._parser import explanations
 from anyorder.orders.names import MIXTURE, OBJECTIVES
-from anyorder.training.settings import FROM_SCRATCH, NEEDS, Run
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
 
 ELSEWHERE = ("last_answer_only", "resume")
 """What belongs on the command line, and is in no file."""
 
-TUNED: dict[str, Any] = {"learning_rate": 1e-4, "steps": 500}
+TUNED: dict[str, Any] = {"steps": 500}
 """What differs in fine-tuning."""
 
 
@@ -27,7 +27,9 @@ def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
     for command in ("pretrain", "sft"):
         for objective in (*OBJECTIVES, MIXTURE):
             given: dict[str, Any] = {
-                "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective, "init": init,
+                "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective,
+                # Unless given, what is pre-trained by the other file of the pair is tuned.
+                "init": init or (f"trained-pretrain-{objective}" if command == "sft" else None), "steps": STEPS,
                 "save_every": 100, **(TUNED if command == "sft" else {}),
             }  # fmt: skip
             if objective == MIXTURE:
@@ -49,8 +51,8 @@ def _text(command: str, objective: str, given: dict[str, Any]) -> str:
                 continue
             value = given.get(name, defaults[name])
             written = yaml.safe_dump({name: str(value) if isinstance(value, Path) else value}).rstrip()
-            # A field that init decides may stand beside it as a comment alone.
-            beside = given["init"] is not None and name in FROM_SCRATCH
+            # A field that another decides may stand beside it as a comment alone.
+            beside = name == "epochs" or (name in FROM_SCRATCH if given["init"] else name == "rope_scaling")
             lines += ["", *textwrap.wrap(explained[name], 98, initial_indent="# ", subsequent_indent="# ")]
             lines += [f"# {written}" if beside else written]
     return "\n".join(lines) + "\n"

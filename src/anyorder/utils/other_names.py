@@ -27,9 +27,10 @@ _NAMES = {
     ),
     "tokenizer": "tokenizer_name tokenizer_path tokenizer_name_or_path tokenizer_config",
     "steps": (
-        "max_steps num_steps train_steps max_iters num_train_epochs num_epochs epochs diffusion_steps "
-        "num_inference_steps denoising_steps sampling_steps"
+        "max_steps num_steps train_steps max_iters diffusion_steps num_inference_steps denoising_steps sampling_steps"
     ),
+    "epochs": "num_train_epochs num_epochs n_epochs max_epochs",
+    "rope_scaling": "rope_scaling_type rope_type rope_scaling_factor",
     "batch_size": (
         "per_device_train_batch_size per_device_eval_batch_size micro_batch_size train_batch_size "
         "eval_batch_size batchsize max_num_seqs bsz train_micro_batch_size_per_gpu per_gpu_train_batch_size"
