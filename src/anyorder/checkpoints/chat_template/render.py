@@ -60,11 +60,13 @@ class Rendering:
         messages: in the form of transformers' `apply_chat_template`.
         tools: descriptions of functions, in JSON's types.
         add_generation_prompt: whether to write the beginning of the assistant's next message.
+        with_null: whether fields that are None are given to the template, most of which write them as "None".
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Any] | None = None
     add_generation_prompt: bool = False
+    with_null: bool = False
 
 
 # ---- templates -------------------------------------------------------------------------------------
@@ -196,8 +198,10 @@ def _plain(token: Any) -> Any:
 
 
 def _as_json(rendering: Rendering) -> list[Any]:
-    # Many templates write a missing field right and None as "None".
-    messages = [{key: value for key, value in message.items() if value is not None} for message in rendering.messages]
+    messages = [
+        {key: value for key, value in message.items() if value is not None or rendering.with_null}
+        for message in rendering.messages
+    ]
     tools = None if not rendering.tools else [_description(tool) for tool in rendering.tools]
     return [messages, tools, rendering.add_generation_prompt]
 
