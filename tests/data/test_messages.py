@@ -89,16 +89,22 @@ def test_the_name_of_a_tool_stays_with_its_result(tmp_path: Path) -> None:
         (("Developer", "user", "assistant"), "system user assistant"),
     ],
 )
-@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value"), ("from", "content")])
+@pytest.mark.parametrize(
+    "keys", [("role", "content"), ("from", "value"), ("from", "content"), ("Role", "Content"), ("speaker", "text")]
+)
 @pytest.mark.parametrize("field", ["messages", "conversations", "conversation", None])
 def test_names_of_speakers(
     tmp_path: Path, names: tuple[str, ...], roles: str, keys: tuple[str, str], field: str | None
 ) -> None:
     messages = [dict(zip(keys, (name, f"{number}"), strict=True)) for number, name in enumerate(names)]
-    if field is None and keys == ("from", "content"):
-        pytest.skip("a bare list is recognised by the usual keys")
     found = said(only(tmp_path, messages if field is None else {field: messages}))
     assert found == [(role, f"{number}") for number, role in enumerate(roles.split())]
+
+
+def test_texts_with_their_authors_are_no_dialogue(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"from": "Ann", "text": "a"}, {"from": "Bob", "text": "b"}]))
+    records = list(read_records(tmp_path / "a.json"))
+    assert [record.form for record in records] == ["text", "text"]
 
 
 @pytest.mark.parametrize("name", ["loss", "weight", "train", "training", "loss_mask"])

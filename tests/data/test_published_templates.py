@@ -200,7 +200,7 @@ def test_a_template_that_takes_content_in_parts_alone() -> None:
         f"<|start|>user: a<|end|>\n<|start|>assistant: {text}<|end|>\n" for text in "bc"
     )
     assert TOKENIZER.decode(row.ids) == whole.rstrip()
-    assert [TOKENIZER.decode(row.ids[begin:end]).strip() for begin, end in row.turns] == ["b<|end|>", "c<|end|>"]
+    assert [str(TOKENIZER.decode(row.ids[begin:end])).strip() for begin, end in row.turns] == ["b<|end|>", "c<|end|>"]
 
 
 def test_a_template_that_takes_arguments_as_json() -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reprlib import repr as short
 
 from anyorder.data.fields import BadRecordError, Fields, carries_text, checked_text
-from anyorder.data.messages import messages_of, tools_of
+from anyorder.data.messages import CONTENT, SPEAKER, messages_of, speaks, tools_of
 from anyorder.data.records import (
     ASSISTANT,
     SYSTEM,
@@ -93,11 +93,14 @@ def record_of(values: object, place: Place, unread: Counter[str] | None = None) 
 
 def is_message(value: object) -> bool:
     """Whether a JSON value is a message, as which it is no record of its own."""
-    return isinstance(value, dict) and (
-        {"role", "content"} <= value.keys()
-        or {"role", "tool_calls"} <= value.keys()
-        or {"from", "value"} <= value.keys()
-    )
+    if not isinstance(value, dict):
+        return False
+    if any(names <= value.keys() for names in ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})):
+        return True
+    # By other names, records of texts have a speaker and a text as well.
+    fields = Fields(value)
+    speaker = fields.first(SPEAKER)
+    return speaker is not None and speaks(fields.get(speaker)) is not None and fields.first(CONTENT) is not None
 
 
 def _unknown(values: dict[str, object]) -> BadRecordError:

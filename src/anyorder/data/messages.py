@@ -87,11 +87,17 @@ def answer(text: str, *, reasoning: str = "", calls: Sequence[Mapping[str, Any]]
     return Message(role=ASSISTANT, content=content, learn=learn, given=given)
 
 
+def speaks(speaker: object) -> str | None:
+    """Which of `SPEAKERS` is meant; None for nobody."""
+    name = speaker.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else ""
+    return name if name in SPEAKERS else None
+
+
 def _message(fields: Fields, number: int) -> Message:
     name = fields.first(SPEAKER) or SPEAKER[0]
     speaker = fields.get(name)
-    spoken = speaker.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else ""
-    if spoken not in SPEAKERS:
+    spoken = speaks(speaker)
+    if spoken is None:
         known = ", ".join((*ROLES, *(other for other in SPEAKERS if other not in ROLES)))
         raise BadRecordError(f"`{name}` of message {number} is {short(speaker)}", f"give one of {known}")
     fields.refuse_media()

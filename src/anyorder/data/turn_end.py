@@ -127,7 +127,8 @@ class _Trial:
                 Rendering([asked, said, following], tools, False),
             ]
             texts = render_all(tokenizer, template, renderings)
-            trial = cls(*(text if isinstance(text, str) else "" for text in texts), in_parts)
+            prompt, silent, whole, longer = (text if isinstance(text, str) else "" for text in texts)
+            trial = cls(prompt, silent, whole, longer, in_parts)
             if trial.found:
                 return trial
         return dataclasses.replace(trial, in_parts=False)
@@ -172,7 +173,7 @@ class _Trial:
         if end := _until(shared, known) or _until(shared, tokens, last=not always_asks):
             return end
         if always_asks and self.prompt.endswith(self.tail):
-            return ""
+            return shared.rstrip()
         # The last answer ends otherwise than those before it, or only once a question follows.
         end = _until(self.tail, tokens) or (_until(_without_header(self.longer, between), tokens) if self.found else "")
         return end or (shared if always_asks and shared.strip() else self.tail).rstrip()
