@@ -250,3 +250,49 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
 )
 def test_messages_as_tables_hold_them(tmp_path: Path, messages: object) -> None:
     assert said(only(tmp_path, {"messages": messages})) == [("user", "a"), ("assistant", "b")]
+
+
+@pytest.mark.parametrize("pair", [("input", "output"), ("human", "assistant"), ("question", "answer")])
+def test_items_that_are_a_question_and_its_answer(tmp_path: Path, pair: tuple[str, str]) -> None:
+    """Capybara's, XTuner's and Firefly's form."""
+    turns = [{"system": "s", pair[0]: "a", pair[1]: "b"}, {pair[0]: "c", pair[1]: "d"}]
+    expected = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    assert said(only(tmp_path, {"conversation": turns})) == expected
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "systemInstruction": {"parts": [{"text": "s"}]},
+            "contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}],
+        },
+        {
+            "system": [{"text": "s"}],
+            "messages": [
+                {"role": "user", "content": [{"text": "a"}]},
+                {"role": "assistant", "content": [{"text": "b"}]},
+            ],
+        },
+        {"system": [{"type": "text", "text": "s"}], "messages": [user("a"), assistant("b")]},
+    ],
+)
+def test_system_prompts_and_messages_in_parts(tmp_path: Path, record: dict[str, Any]) -> None:
+    """Gemini's, Bedrock's and Anthropic's form."""
+    assert said(only(tmp_path, record)) == [("system", "s"), ("user", "a"), ("assistant", "b")]
+
+
+@pytest.mark.parametrize("content", ["sunny", [{"type": "text", "text": "sunny"}]])
+@pytest.mark.parametrize("behind", [[], [{"type": "text", "text": "And?"}]])
+def test_results_of_tools_within_messages(tmp_path: Path, content: object, behind: list[Any]) -> None:
+    use = {"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "Paris"}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": content}
+    contents = ["a", [use], [result, *behind], "b"]
+    turns = [{"role": "assistant" if at % 2 else "user", "content": item} for at, item in enumerate(contents)]
+    bad_lines = BadLines()
+    [dialogue] = read_records(write(tmp_path / "a.jsonl", {"messages": turns}), bad_lines)
+    asked = [("user", "And?")] if behind else []
+    assert said(dialogue)[2:] == [("tool", "sunny"), *asked, ("assistant", "b")]
+    assert isinstance(dialogue, Dialogue)
+    assert dialogue.messages[2].given == {"role": "tool", "content": "sunny", "tool_call_id": "1"}
+    assert not bad_lines.unread
