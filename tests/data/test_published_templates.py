@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from anyorder.data import prepare
 from anyorder.data.chat import Answered, Chat
 from anyorder.data.forms import BadRecordError, record_of
 from anyorder.data.records import Dialogue, Place
@@ -191,6 +193,18 @@ EITHER = SEVERAL.replace(  # as Mistral's and Llama 3.1's
 
 def test_a_template_for_tools_alone() -> None:
     assert learnt(TOOLS_ONLY, user(), said("b"), tools=True, eos="<|end|>") == ["b<|done|><|end|>"]
+
+
+def test_dialogues_with_tools_by_the_template_of_that_name(tmp_path: Path) -> None:
+    """As Hermes and Command R+ have them, and transformers takes them."""
+    words = tokenizer("<|end|>")
+    words.chat_template = {"default": SEVERAL, "tool_use": TOOLS_ONLY}  # type: ignore[assignment]
+    records = [{"messages": [user(), said("b")]}, {"messages": [user(), said("c")], "tools": [TOOL]}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    rows = prepare(tmp_path / "a.jsonl", words, 64, kind="sft", cache_dir=tmp_path)
+    for row, record in zip(rows, records, strict=True):
+        whole = words.apply_chat_template(record["messages"], tools=record.get("tools"), tokenize=False)
+        assert words.decode(row["input_ids"]) == whole
 
 
 def test_a_template_that_takes_content_in_parts_alone() -> None:

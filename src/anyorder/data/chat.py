@@ -57,10 +57,18 @@ class Chat:
         tokenizer: turns text into tokens.
         template: in Jinja, as transformers' chat templates.
         end_token_id: closes an answer behind which the template writes no end; the tokenizer's end token unless given.
+        for_tools: another template, for dialogues with tools.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, end_token_id: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        end_token_id: int | None = None,
+        for_tools: str | None = None,
+    ) -> None:
         self.template = template
+        self._for_tools = Chat(tokenizer, for_tools, end_token_id) if for_tools else None
         self._tokenizer = tokenizer
         self._end_token_id = tokenizer.eos_token_id if end_token_id is None else end_token_id
         self._turn_end = TurnEnd.of(tokenizer, template, self._end_token_id)
@@ -74,6 +82,13 @@ class Chat:
 
     def tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
         """Each dialogue as rows of tokens, one if the template only appends, or why that cannot be."""
+        if self._for_tools is None:
+            return self._tokens(dialogues)
+        plain = iter(self._tokens([dialogue for dialogue in dialogues if not dialogue.tools]))
+        with_tools = iter(self._for_tools.tokens([dialogue for dialogue in dialogues if dialogue.tools]))
+        return [next(with_tools if dialogue.tools else plain) for dialogue in dialogues]
+
+    def _tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
         answers = self._answers(dialogues)
         texts = [text for each in answers if isinstance(each, list) for answer in each for text in answer.texts]
         encoded = dict(zip(texts, self._encode(texts), strict=True))

@@ -92,6 +92,12 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, end_token_id: int | None =
     return _PLAIN.replace("BEGIN", _written(tokenizer, bos if begins else None)).replace("END", end)
 
 
+def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Give the template that transformers takes where there are tools, if the tokenizer has several by name."""
+    own = getattr(tokenizer, "chat_template", None)
+    return str(own["tool_use"]) if isinstance(own, Mapping) and "tool_use" in own else None
+
+
 def _written(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> str:
     """What writes a token in a template."""
     return "" if token_id is None else "{{ " + json.dumps(tokenizer.convert_ids_to_tokens(token_id)) + " }}"
