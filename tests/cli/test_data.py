@@ -65,6 +65,18 @@ def test_inspect_token_ids(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "has the mask token, 7." in capsys.readouterr().out
 
 
+def test_inspect_with_a_template(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "Who", "answer": "Lily"}\n')
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    words = ["--tokenizer", str(folder), "--kind", "sft", "--length", "64"]
+    template = str(tmp_path / "chat.jinja")
+    assert main(["data", "inspect", str(tmp_path / "a.jsonl"), *words, "--template", template]) == 0
+    assert "[Who]⟦[Lily]" in capsys.readouterr().out
+    assert "no template in Jinja" in mistake(
+        capsys, "data", "inspect", str(tmp_path / "a.jsonl"), *words, "--template", "chatml"
+    )
+
+
 def test_convert(capsys: pytest.CaptureFixture[str], dialogues: Path, tmp_path: Path) -> None:
     target = str(tmp_path / "messages.jsonl")
     assert "line 2: is no dialogue but text" in mistake(capsys, "data", "convert", str(dialogues), target)

@@ -156,7 +156,8 @@ def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -
         template = chat_template(tokenizer, end_token_id)
     else:
         template = given_template(tokenizer, settings.template)
-    tokenizer.chat_template = template
+    if settings.template is not None or not tokenizer.chat_template:  # several by name stay
+        tokenizer.chat_template = template
     end = Chat(tokenizer, template, end_token_id).end_token_id
     if end is not None and end != end_token_id:
         model.config = model.config.replace(eos_token_ids=(end, *(each for each in ends if each != end)))
