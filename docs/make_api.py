@@ -97,7 +97,8 @@ def signature(name: str, item: Any) -> str:
 
 def parameter(given: Parameter) -> str:
     """Such as "seed: int = 0"."""
-    stars = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}.get(given.kind, "")
+    kinds: dict[Any, str] = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}
+    stars = kinds.get(given.kind, "")
     kind = "" if given.annotation is Parameter.empty else f": {annotation(given.annotation)}"
     default = "" if given.default is Parameter.empty else f" = {given.default!r}"
     return f"{stars}{given.name}{kind}{default}"
