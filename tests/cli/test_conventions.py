@@ -105,7 +105,7 @@ def test_every_name_from_elsewhere_leads_to_an_option_that_some_command_has() ->
         ("pretrain", "--data_path", "--data"), ("pretrain", "--output_dir", "--output"),
         ("sft", "--model_name_or_path", "--init"), ("sft", "--max_steps", "--steps"),
         ("sft", "--lr", "--learning_rate"),
-        ("sft", "--num_train_epochs", "--steps"), ("sft", "--per_device_train_batch_size", "--batch_size"),
+        ("sft", "--num_train_epochs", "--epochs"), ("sft", "--per_device_train_batch_size", "--batch_size"),
         ("sft", "--gradient_accumulation_steps", "--accumulation"), ("sft", "--train_file", "--data"),
         ("sft", "--dataset", "--data"), ("sft", "--model", "--init"), ("sft", "--max_seq_length", "--length"),
         ("sft", "--max_length", "--length"), ("sft", "--bf16", "--precision bfloat16"),

@@ -19,12 +19,9 @@ from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from tests.pages import blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]
-
-BLOCK = re.compile(
-    r"```(?P<language>python|console)\n(?P<code>.*?)```\n(?:\n```text\n(?P<printed>.*?)```\n)?", re.DOTALL
-)
 
 
 def page(name: str) -> str:
@@ -43,20 +40,19 @@ def beside_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     )  # fmt: skip
     anyorder.save(Llama(config), tokenizer, "demo")
     model, mask_token_id = with_mask_token(Llama(config), tokenizer, "<|mask|>")
-    anyorder.save(adapt(model, (LEFT_TO_RIGHT, ANY_ORDER, diffusion(mask_token_id))), tokenizer, "trained/network")
+    anyorder.save(adapt(model, (LEFT_TO_RIGHT, ANY_ORDER, diffusion(mask_token_id))), tokenizer, "trained")
 
 
 def run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Python blocks print what stands below them; commands succeed."""
+    """Python blocks print what stands below them; commands succeed, but for trainings."""
     names: dict[str, object] = {}
     script = Path("block.py")
-    for block in BLOCK.finditer(page(name)):
-        if block["language"] == "python":
-            script.write_text(block["code"], encoding="utf-8")
+    for block in blocks_of(page(name)):
+        if block.language == "python":
+            script.write_text(block.code, encoding="utf-8")
             names = runpy.run_path(str(script), init_globals=names)
-            assert capsys.readouterr().out == (block["printed"] or ""), block["code"]
-            continue
-        for line in block["code"].splitlines():
+            assert capsys.readouterr().out == (block.printed or ""), block.code
+        for line in block.code.splitlines() if block.language == "console" else ():
             program, *words = shlex.split(line.removeprefix("$ "))
             assert program == "anyorder", line
             assert main(words) == 0, line
@@ -67,13 +63,6 @@ def run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("name", ["tutorial.md", "hardware.md", "models.md"])
 def test_blocks_run(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     run(name, capsys)
-
-
-def test_blocks_of_objectives_run(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run("objectives.md", capsys)
 
 
 FOREIGN = (

@@ -177,7 +177,7 @@ def test_values_are_shown_whatever_they_are() -> None:
         (lambda: DiffusionSampler(steps=[4]), "steps of the sampler is [4], a list: give a whole number or None."),
         (lambda: DiffusionSampler(commit=Threshold), "a class: give an object of the class Commit."),
         (lambda: DiffusionSampler.preset("llada", threshold="0.9"), "above is '0.9': give a number."),
-        (lambda: Training(steps="3"), "steps is '3': give a whole number."),
+        (lambda: Training(steps="3"), "steps is '3': give a whole number or None."),
         (lambda: Run(data=3, output="x"), "data is 3: give a path."),
         (lambda: Run(data="x", output="x", shares="a=1"), "shares is 'a=1': give a list of strings."),
         (lambda: MaskedDiffusion(mask_token_id="5"), "mask_token_id is '5': give a whole number."),

@@ -49,7 +49,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         UserError: there is none, or it describes a network that is not supported.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint.")
+        raise UserError(_no_config(folder))
     fields = read_json(folder / CONFIG)
     if (folder / GENERATION_CONFIG).is_file():
         # Where both say what ends a text, transformers' `generate` follows this file.
@@ -60,6 +60,16 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         return config_from_json(fields), form_of(fields)
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
+
+
+def _no_config(folder: Path) -> str:
+    """What is wrong with a folder that has no configuration, and what to give instead."""
+    if not any(folder.glob("checkpoints/checkpoint-*")):
+        return f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint."
+    begun = f"folder {str(folder)!r} holds a training that has not ended: go on with resume"
+    whole = [config.parent for config in folder.glob(f"checkpoints/checkpoint-*/{CONFIG}")]
+    latest = max(whole, key=lambda place: place.stat().st_mtime, default=None)
+    return f"{begun}." if latest is None else f"{begun}, or give {str(latest)!r}."
 
 
 # ------------------------------------------------------------------------------------------------ weights

@@ -12,7 +12,9 @@ _NAMES = {
     "init": "model_name_or_path model model_name model_path base_model pretrained_model_name_or_path checkpoint ckpt",
     "model": "model_name_or_path model_name model_path base_model pretrained_model_name_or_path checkpoint ckpt init",
     "tokenizer": "tokenizer_name tokenizer_path tokenizer_name_or_path tokenizer_config",
-    "steps": "max_steps num_steps train_steps max_iters num_train_epochs num_epochs epochs diffusion_steps",
+    "steps": "max_steps num_steps train_steps max_iters diffusion_steps",
+    "epochs": "num_train_epochs num_epochs n_epochs max_epochs",
+    "rope_scaling": "rope_scaling_type rope_type rope_scaling_factor",
     "batch_size": "per_device_train_batch_size per_device_eval_batch_size micro_batch_size train_batch_size "
     "eval_batch_size batchsize",
     "accumulation": "gradient_accumulation_steps grad_accum grad_accumulation_steps accumulate_grad_batches",

@@ -10,19 +10,19 @@ from typing import Any
 import yaml
 
 from anyorder.cli._parser import explanations
-from anyorder.training.settings import FROM_SCRATCH, NEEDS, OBJECTIVES, Run
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, OBJECTIVES, STEPS, Run
 
 PARTS = {
     "what is trained, on what": (
         "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
-        "documents", "template", "skip_bad_lines", "streaming", "cache_dir",
+        "rope_scaling", "documents", "template", "skip_bad_lines", "streaming", "cache_dir",
     ),
     "what is learnt": (
         "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",
         "random_length_prob", "shifted", "opening_steps",
     ),
     "how": (
-        "steps", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
+        "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
     "what is told and kept": (
@@ -31,7 +31,7 @@ PARTS = {
 }  # fmt: skip
 """All settings but `resume`, which belongs on the command line, in the order of the files."""
 
-TUNED: dict[str, Any] = {"learning_rate": 1e-4, "steps": 500}
+TUNED: dict[str, Any] = {"steps": 500}
 """What differs in fine-tuning."""
 
 
@@ -41,7 +41,9 @@ def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
     for command in ("pretrain", "sft"):
         for objective in (*OBJECTIVES, "mixture"):
             given: dict[str, Any] = {
-                "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective, "init": init,
+                "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective,
+                # Unless given, what is pre-trained by the other file of the pair is tuned.
+                "init": init or (f"trained-pretrain-{objective}" if command == "sft" else None), "steps": STEPS,
                 "save_every": 100, **(TUNED if command == "sft" else {}),
             }  # fmt: skip
             if objective == "mixture":
@@ -63,8 +65,8 @@ def _text(command: str, objective: str, given: dict[str, Any]) -> str:
                 continue
             value = given.get(name, defaults[name])
             written = yaml.safe_dump({name: str(value) if isinstance(value, Path) else value}).rstrip()
-            # A field that init decides may stand beside it as a comment alone.
-            beside = given["init"] is not None and name in FROM_SCRATCH
+            # A field that another decides may stand beside it as a comment alone.
+            beside = name == "epochs" or (name in FROM_SCRATCH if given["init"] else name == "rope_scaling")
             lines += ["", *textwrap.wrap(explained[name], 98, initial_indent="# ", subsequent_indent="# ")]
             lines += [f"# {written}" if beside else written]
     return "\n".join(lines) + "\n"
