@@ -99,5 +99,7 @@ def test_gradients_of_a_real_step_are_as_large_as_the_weights(tiny_config: Model
 
 
 def test_an_unknown_dtype_is_refused(tiny_config: ModelConfig) -> None:
-    with pytest.raises(UserError, match=r"dtype is 'int4': give 'auto' or one of 'float64', "):
+    with pytest.raises(UserError, match=r"^dtype is 'int4': give one of 'float64', .*, 'int8'\.$"):
         weight_bytes(tiny_config, "int4")
+    with pytest.raises(UserError, match=r"^beside is 'int8': give one of 'float64', .*'float16'\.$"):
+        weight_bytes(tiny_config, "int8", beside="int8")

@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from anyorder.checkpoints import weights
+from anyorder.errors import UserError
 from anyorder.inspection.head_sharing import cache_bytes
 from anyorder.model.config import ModelConfig
 from anyorder.model.linear import Linear
+from anyorder.utils.annotations import shown
 
 __all__ = ["cache_bytes", "lora_bytes", "training_bytes", "weight_bytes"]
 
@@ -34,14 +36,21 @@ def weight_bytes(config: ModelConfig, dtype: str = "bfloat16", *, beside: str = 
     """
     sizes = _sizes(config)
     if dtype != "int8":
-        return sizes.parameters * weights.resolve_dtype(dtype).itemsize
-    size = weights.resolve_dtype(beside).itemsize
+        return sizes.parameters * _item_size("dtype", dtype, "int8")
+    size = _item_size("beside", beside)
     rounded = sum(outputs * inputs for outputs, inputs in sizes.projections.values())
     scales = sum(outputs for outputs, _ in sizes.projections.values())
     kept = sizes.parameters - rounded
     if config.tie_word_embeddings:  # the head becomes a matrix of its own, since the embedding is not rounded
         kept += math.prod(sizes.projections[HEAD])
     return rounded + (kept + scales) * size
+
+
+def _item_size(name: str, dtype: str, *others: str) -> int:
+    """Bytes of a weight."""
+    if dtype not in weights.DTYPES:
+        raise UserError(f"{name} is {shown(dtype)}: give one of {weights.listed([*weights.DTYPES, *others])}.")
+    return weights.DTYPES[dtype].itemsize
 
 
 def training_bytes(config: ModelConfig) -> int:
