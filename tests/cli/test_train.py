@@ -151,7 +151,7 @@ def test_streamed_data_and_the_template_that_was_taught(tmp_path: Path, text: Pa
 
 
 def test_sample_configurations_run_as_they_are(
-    tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, text: Path, questions: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     train("configs", "samples", "--data", text)
@@ -170,6 +170,9 @@ def test_sample_configurations_run_as_they_are(
         assert page.count("#") > len(fields)
     train("pretrain", "--config", "samples/pretrain-permutation.yaml", *SMALL, "--save_every=2")
     assert (tmp_path / "trained-pretrain-permutation" / "config.json").is_file()
+    options = ["--data", questions, "--steps=1", "--length=128", "--rope_scaling=yarn"]
+    train("sft", "--config", "samples/sft-permutation.yaml", *options)
+    assert (tmp_path / "trained-sft-permutation" / "config.json").is_file()
 
 
 # ------------------------------------------------------------------------------------------------ mistakes

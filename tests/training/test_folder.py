@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -27,6 +28,10 @@ def as_in_earlier_versions(out: Path) -> None:
     beside = {"settings.json", "log.json", "loss.png", "checkpoints", "network"}
     for file in [path for path in out.iterdir() if path.name not in beside]:
         file.rename(out / "network" / file.name)
+    options = json.loads((out / "settings.json").read_text())
+    (out / "settings.json").write_text(
+        json.dumps({name: options[name] for name in options if name not in ("epochs", "rope_scaling")})
+    )
 
 
 def test_transformers_reads_the_output_folder(out: Path) -> None:
