@@ -140,5 +140,5 @@ def test_mistakes(capsys, folder: Path, dataset: Path, tmp_path: Path) -> None:
     pandas.DataFrame({"uuid": ["a"]}).to_feather(missing)
     assert "has no column 'paraphrases', " in mistake(capsys, "fuse", "score", str(missing))
     assert "is not there" in mistake(capsys, "fuse", "score", str(tmp_path / "nothing"))
-    assert mistake(capsys, "fuse", "compare", *words[2:], "--methods", "mean").startswith("method is 'mean'")
+    assert mistake(capsys, "fuse", "compare", *words[2:], "--methods", "mean").startswith("--methods is 'mean'")
     assert not (tmp_path / "r.feather").exists()
