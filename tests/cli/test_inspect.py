@@ -96,7 +96,7 @@ def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys
     assert "masks is 2, but the way 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
     assert "--masks is -1: give 0 or a number" in mistake(capsys, *words, "--masks", "-1")
     assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--way", "diffusion")
-    assert "the way of writing 'foo' is unknown: give one of" in mistake(capsys, *words, "--way", "foo")
+    assert "--way is 'foo': give one of" in mistake(capsys, *words, "--way", "foo")
 
 
 def test_compare_tells_the_drift_where_it_is_asked_for(

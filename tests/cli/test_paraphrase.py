@@ -64,5 +64,5 @@ def test_mistakes(capsys, network: Path, web_questions: Path, tmp_path: Path) ->
     )
     assert "--output" not in mistake(capsys, *words, "--max-samples", "0")
     assert "split is 'dev'" in mistake(capsys, *words, "--split", "dev")
-    assert mistake(capsys, *words[:4]).startswith("argument output is missing")
+    assert mistake(capsys, *words[:4]).startswith("argument --output is missing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["main"]
