@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import anyorder
 import anyorder.api.generate
 from anyorder.api.output import Stream
-from anyorder.cli import main
+from anyorder.cli import _results, main
 from anyorder.model.llama import Llama
 from tests.cli.test_main import mistake
 
@@ -224,3 +225,13 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "trained on 64" in mistake(capsys, "generate", path, "one two three " * 100)
     assert "--device is 'gpu': did you mean cuda?" in mistake(capsys, "generate", path, "p", "--device", "gpu")
     assert "attention is 'fast'" in mistake(capsys, "generate", path, "p", "--attention", "fast")
+
+
+def test_json_lines_have_no_infinity(capsys: pytest.CaptureFixture[str], folder: Path, monkeypatch) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    summary = _results._row_summary
+    monkeypatch.setattr(_results, "_row_summary", lambda *row: {**summary(*row), "log_prob": -math.inf})
+    line = written(capsys, str(folder), "Once", "--max_new_tokens", "2", "--json")
+    assert json.loads(line, parse_constant=refuse)["trace"]["log_prob"] is None

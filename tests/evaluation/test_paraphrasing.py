@@ -11,6 +11,7 @@ import pytest
 
 import anyorder
 import anyorder.api.generate
+import anyorder.api.text
 from anyorder.api.output import Output
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
@@ -44,6 +45,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], str]
             return Output(text=texts, full_text=None, token_ids=[], sequences=[], stopped=[], trace=None)
 
         monkeypatch.setattr(anyorder.api.generate, "generate", generate)
+        monkeypatch.setattr(anyorder.api.text, "prompt_ids", lambda prompts, *others: (prompts, False))
         return calls
 
     return put
@@ -172,6 +174,14 @@ def test_draws_do_not_depend_on_the_batch(tmp_path: Path, tiny_config: ModelConf
     assert len({question.phrasings[1] for question in one}) == 3
     assert {question.phrasings[1:] for question in one}.isdisjoint(question.phrasings[1:] for question in other)
     assert [question.uuid for question in one] == ["u0", "u1", "u2"]
+
+
+def test_a_gap_sign_in_a_question_is_text(tmp_path: Path, tiny_config: ModelConfig) -> None:
+    tokenizer = train_tokenizer([prompt("what is [...]?", "question", column) for column in range(5)] * 2, 600)
+    model = Llama(tiny_config.replace(vocab_size=len(tokenizer), max_position_embeddings=512))
+    found = some(1, "What is [...] in Python?")
+    [written] = paraphrase(model, tokenizer, found, tmp_path / "out.jsonl", count=2, max_new_tokens=5)
+    assert len(written.phrasings) == 3
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
         "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "prefix",
-        "suffix", "separator", "kind", "documents", "length", "unpacked", "last_answer_only", "vocab_size",
-        "mask_token_id", "gap", "texts", "draws",
+        "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
+        "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),
     "what is written": (
         "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
@@ -24,7 +24,8 @@ GROUPS: dict[str, Sequence[str]] = {
     ),
     "speed and memory": ("dtype", "device", "attention", "batch_size", "compile", "draft"),
     "what is printed and kept": (
-        "stream", "show", "json", "trace", "output", "html", "plot", "examples", "repeats", "samples", "drift",
+        "stream", "show", "delay", "json", "trace", "output", "html", "plot", "examples", "repeats", "samples", "drift",
+        "force",
     ),
 }  # fmt: skip
 """Of commands with many options; `pretrain` and `sft` have those of their settings."""
@@ -43,7 +44,7 @@ TRAINING: dict[str, Sequence[str]] = {
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
     "what is told and kept": (
-        "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume",
+        "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",
     ),
 }  # fmt: skip
 

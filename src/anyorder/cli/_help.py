@@ -81,7 +81,7 @@ def help_text(
         program: as it is called, such as "anyorder generate".
         about: what it does.
         entries: its words and options.
-        groups: names of options by heading; others come under a heading of their own.
+        groups: names of options by heading; what is under none is not shown.
         below: names of commands below this one.
     """
     width = min(WIDEST, shutil.get_terminal_size().columns) - 1

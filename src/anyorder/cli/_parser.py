@@ -8,7 +8,7 @@ import inspect
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -139,6 +139,11 @@ def _known(name: str, target: Callable[..., None] | type) -> dict[str, inspect.P
     return known
 
 
+def groups_of(target: Callable[..., None] | type) -> Mapping[str, Sequence[str]]:
+    """The headings that a command with many options has; its help shows what is under one of them alone."""
+    return TRAINING if isinstance(target, type) else GROUPS
+
+
 def _help(name: str, target: Callable[..., None] | type, about: str, below: Sequence[str]) -> str:
     help_of, hints = explanations(target), get_type_hints(target)
     entries = [
@@ -148,22 +153,17 @@ def _help(name: str, target: Callable[..., None] | type, about: str, below: Sequ
         )
         for parameter in inspect.signature(target).parameters.values()
     ]  # fmt: skip
-    groups = dict(TRAINING if isinstance(target, type) else GROUPS)
-    named = {option for names in groups.values() for option in names}
-    others = [entry.name for entry in entries if not entry.is_word and entry.name not in named]
-    options = [entry for entry in entries if not entry.is_word]
-    if len(options) <= FEW:
-        groups, others = {"options": [entry.name for entry in options]}, []
+    options = [entry.name for entry in entries if not entry.is_word]
+    groups = {"options": [*options, "force"]} if len(options) <= FEW else groups_of(target)
     if name in OVERWRITE:
         place = OVERWRITE[name]
         word = next(entry for entry in entries if entry.name == place)
         text = FORCE.format(place.upper() if word.is_word else f"--{place}")
         entries.append(Entry("force", False, bool, False, text))
-    groups["further options"] = [*others, *(["force"] if name in OVERWRITE else [])]
     entries += [
         Entry(option, False, Path if option == "config" else bool, None, text) for option, text in SETTINGS.items()
     ]
-    groups["settings"] = list(SETTINGS)
+    groups = {**groups, "settings": list(SETTINGS)}
     return help_text(f"anyorder {name}", parse_docstring(about).description or "", entries, groups, below)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,6 +15,7 @@ from anyorder.cli._prompts import Asked, has_gap
 from anyorder.decoding.trace import Step, Trace
 from anyorder.inspection.replay import Recording
 from anyorder.utils.files import whole_file
+from anyorder.utils.json_text import json_text
 from anyorder.utils.progress import TextProgress
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Results:
         """Print a batch, one entry per text, and all of it at once."""
         for record in self._records(out):
             if self._json:
-                print(jsonlib.dumps(record, ensure_ascii=False))
+                print(json_text(record))
             elif record["text"] is None:
                 print_writing("", " ".join(map(str, record["token_ids"])), first=self.count == 0)
             elif has_gap(record["prompt"]):

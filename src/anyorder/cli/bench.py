@@ -30,7 +30,6 @@ def command(
         output: New file for the timings, as JSON.
     """
     import dataclasses
-    import json
 
     from rich.table import Table
 
@@ -39,6 +38,7 @@ def command(
     from anyorder.errors import UserError
     from anyorder.inspection import speed
     from anyorder.utils.files import check_place, whole_file
+    from anyorder.utils.json_text import json_text
 
     for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
         if value < 1:
@@ -85,4 +85,5 @@ def command(
     console.print(table)
     if output is not None:
         with whole_file(output) as partial:
-            partial.write_text(json.dumps(record | {"timings": [dataclasses.asdict(t) for t in timings]}, indent=1))
+            text = json_text(record | {"timings": [dataclasses.asdict(t) for t in timings]}, indent=1)
+            partial.write_text(text, encoding="utf-8")

@@ -162,9 +162,11 @@ def paraphrase(
 
     def write(prompts: list[str], draws: int) -> list[str]:
         from anyorder.api.generate import generate
+        from anyorder.api.text import prompt_ids
 
+        ids, _ = prompt_ids(prompts, tokenizer, None)  # in a text, "[...]" would be a gap
         out = generate(
-            model, tokenizer, prompts, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop="\n",
+            model, tokenizer, ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop="\n",
             seed=draws, batch_size=batch_size,
         )  # fmt: skip
         assert isinstance(out.text, list)

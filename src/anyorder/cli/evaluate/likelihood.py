@@ -47,7 +47,6 @@ def command(
         json: Print one JSON object a line instead of a table.
     """
     import dataclasses
-    import json as jsonlib
     import math
 
     from rich.progress import Progress
@@ -57,6 +56,7 @@ def command(
     from anyorder.cli._console import PlainConsole
     from anyorder.evaluation.order_search import by_likelihood
     from anyorder.evaluation.texts import cut_texts, gap_marks, orders_by_name
+    from anyorder.utils.json_text import json_text
 
     marks = gap_marks(length, gap)
     notes = PlainConsole(stderr=True)
@@ -74,7 +74,7 @@ def command(
         )  # fmt: skip
     if json:
         for order in found:
-            print(jsonlib.dumps(dataclasses.asdict(order)))
+            print(json_text(dataclasses.asdict(order)))
         return
     table = Table(box=None, pad_edge=False)
     table.add_column("order")

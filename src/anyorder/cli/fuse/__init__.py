@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
 from typing import Any
 
@@ -83,6 +82,7 @@ def command(
     from anyorder.api.dispatch import resolve
     from anyorder.cli._console import PlainConsole
     from anyorder.decoding.fusion.question import Fusion
+    from anyorder.utils.json_text import json_text
     from anyorder.ways import LEFT_TO_RIGHT
 
     Fusion(method=method, positions=positions, correction=correction)  # a wrong name is told before a network is read
@@ -110,7 +110,7 @@ def command(
             "phrasings": phrasings, "text": out.text, "token_ids": out.token_ids, "stopped": out.stopped[0],
             "attention_share": out.attention_share,
         }  # fmt: skip
-        print(jsonlib.dumps(record, ensure_ascii=False))
+        print(json_text(record))
     else:
         print(out.text)
     sys.stdout.flush()

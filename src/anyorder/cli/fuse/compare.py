@@ -65,8 +65,6 @@ def command(
         attention: auto, eager, sdpa, flex or flash.
         revision: Branch, tag or commit of a model on the hub.
     """
-    import json
-
     from rich.progress import TaskID
 
     from anyorder.cli._console import PlainConsole
@@ -75,6 +73,7 @@ def command(
     from anyorder.evaluation.comparison import APPROACHES, compare
     from anyorder.evaluation.comparison_plot import draw
     from anyorder.evaluation.protocol import RUN_METHODS, Protocol
+    from anyorder.utils.json_text import json_text
 
     for method in methods:
         if method not in RUN_METHODS:
@@ -107,7 +106,7 @@ def command(
         )  # fmt: skip
     table = comparison.markdown()
     (output / "table.md").write_text(table + "\n", encoding="utf-8")
-    (output / "comparison.json").write_text(json.dumps(comparison.to_json(), indent=1) + "\n", encoding="utf-8")
+    (output / "comparison.json").write_text(json_text(comparison.to_json(), indent=1) + "\n", encoding="utf-8")
     draw(comparison, output / "comparison.png")
     print(f"{comparison.questions} questions\n\n{table}")
     notes.print(f"in {output}: table.md, comparison.json, comparison.png", style="dim", soft_wrap=True)

@@ -48,7 +48,6 @@ def command(
         json: New file for all of it.
     """
     import dataclasses
-    import json as jsonlib
 
     from rich.table import Table
 
@@ -59,6 +58,7 @@ def command(
     from anyorder.inspection.compare import compare_sampling_methods, method_named
     from anyorder.likelihood.diffusion import MonteCarlo
     from anyorder.utils.files import check_place, whole_file
+    from anyorder.utils.json_text import json_text
 
     if not prompts:
         raise UserError("there is no prompt: give at least one text, in quotes.")
@@ -97,7 +97,7 @@ def command(
             console.print(text, soft_wrap=True)
     if json is not None:
         with whole_file(json) as partial:
-            partial.write_text(jsonlib.dumps([dataclasses.asdict(one) for one in compared], indent=1), encoding="utf-8")
+            partial.write_text(json_text([dataclasses.asdict(one) for one in compared], indent=1), encoding="utf-8")
         notes.print(f"wrote {json}", soft_wrap=True)
 
 
