@@ -115,3 +115,11 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "command 'data konvert' is unknown: did you mean convert? If not, use one of inspect, convert" in mistake(
         capsys, "data", "konvert"
     )
+
+
+@pytest.mark.parametrize("command", ["data tokenizer {} out", "evaluate likelihood {model} {} --length 32"])
+def test_commands_advise_no_option_that_they_lack(capsys, folder: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "empty.txt").touch()
+    words = command.format(tmp_path / "empty.txt", model=folder).split()
+    message = mistake(capsys, *words)
+    assert message.endswith("empty.txt', line 1: the file is empty: write something into it."), message

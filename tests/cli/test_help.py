@@ -81,3 +81,11 @@ def test_help_may_stand_in_front(capsys: pytest.CaptureFixture[str], words: list
     with suppress(SystemExit):
         assert main(words) == 0
     assert capsys.readouterr().out.startswith(f"usage: {' '.join(['anyorder', *words[1:]])}")
+
+
+@pytest.mark.parametrize("columns", [1, 40, 51])
+def test_narrow_terminals_have_words_in_their_lines(capsys, monkeypatch, columns: int) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = help_of(capsys, "data tokenizer")
+    assert "\n      Number of tokens" in text
+    assert all(len(line) < max(columns, 30) for line in text.splitlines())

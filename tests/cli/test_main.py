@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -176,3 +177,17 @@ def test_commands_below_another(
         mistake(capsys, "zoo", "free") == "command 'zoo free' is unknown: did you mean feed? If not, use one of feed."
     )
     assert main(["zoo", "feed"]) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_empty(folder: Path, closed: str) -> None:
+    words = [sys.executable, "-m", "anyorder", "generate", str(folder), "Once", "--max_new_tokens", "2"]
+    done = subprocess.run(["bash", "-c", f"{shlex.join(words)} {closed}"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Once") is (" >&-" not in f" {closed}")
+    assert "Traceback" not in done.stderr
+
+
+def test_no_prompt_comes_from_a_closed_stream(capsys, monkeypatch, folder: Path) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert "the prompt is ''" in mistake(capsys, "generate", str(folder))

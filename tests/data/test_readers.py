@@ -212,7 +212,7 @@ def test_files_of_a_folder_in_order_of_name(tmp_path: Path) -> None:
 def test_a_line_that_cannot_be_used(tmp_path: Path, line: object, problem: str, remedy: str) -> None:
     path = write(tmp_path / "a.jsonl", {"text": "good"}, line)
     with pytest.raises(UserError) as error:
-        list(read_records(path))
+        list(read_records(path, BadLines()))
     message = str(error.value)
     assert message.startswith(f"{str(path)!r}, line 2: ")
     assert problem in message

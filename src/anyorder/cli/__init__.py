@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, 2 after a mistake of the user, 130 after Ctrl-C, 143 after SIGTERM in a training, 1 where the
         reader of the output has gone.
     """
+    _open_streams()
     try:
         _run(list(sys.argv[1:] if arguments is None else arguments))
     except KeyboardInterrupt as interrupt:
@@ -64,6 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {one_sentence(error)}", file=sys.stderr)
         return USER_MISTAKE
     return 0
+
+
+def _open_streams() -> None:
+    """A stream that is closed, as `<&-` in a shell leaves it, is None in Python: read and write nothing there."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
 
 
 def _run(words: list[str]) -> None:

@@ -13,8 +13,14 @@ from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 WIDEST = 100
 """Columns of a line at most, however wide the terminal is."""
 
+NARROWEST = 30
+"""Columns of a line, however narrow the terminal is."""
+
 COLUMN = 26
 """Where explanations begin."""
+
+INDENT = 6
+"""Where they begin, below their option, if lines have no room for `COLUMN` and as much again."""
 
 UNBROKEN = "\N{NO-BREAK SPACE}"
 """A space at which no line is broken."""
@@ -84,7 +90,7 @@ def help_text(
         groups: names of options by heading; what is under none is not shown.
         below: names of commands below this one.
     """
-    width = min(WIDEST, shutil.get_terminal_size().columns) - 1
+    width = max(NARROWEST, min(WIDEST, shutil.get_terminal_size().columns)) - 1
     words = [entry for entry in entries if entry.is_word]
     usage = " ".join(["usage:", program, *map(_usage, words), *_needed(entries), "[options]"])
     blocks = ["\n".join(textwrap.wrap(usage, width, subsequent_indent=" " * 8))]
@@ -115,9 +121,10 @@ def _needed(entries: Sequence[Entry]) -> list[str]:
 
 def _lines(entry: Entry, width: int) -> list[str]:
     heading = f"  {entry.heading}"
-    first = f"{heading:{COLUMN}}" if len(heading) < COLUMN - 1 else ""
+    column = COLUMN if width >= 2 * COLUMN else INDENT
+    first = f"{heading:{column}}" if len(heading) < column - 1 else ""
     lines = textwrap.wrap(
-        entry.explanation, width, initial_indent=first or " " * COLUMN, subsequent_indent=" " * COLUMN,
+        entry.explanation, width, initial_indent=first or " " * column, subsequent_indent=" " * column,
         break_on_hyphens=False,
     )  # fmt: skip
     lines = [line.replace(UNBROKEN, " ") for line in lines]

@@ -40,7 +40,7 @@ def read_records(
     """
     if documents not in get_args(Documents):
         raise UserError(f"documents is {documents!r}: give one of {', '.join(get_args(Documents))}.")
-    bad_lines = BadLines() if bad_lines is None else bad_lines
+    bad_lines = BadLines(may_skip=False) if bad_lines is None else bad_lines
     found = find(source)
     bad_lines.passed_over += found.passed_over
     before = len(bad_lines.found)
@@ -63,7 +63,7 @@ def read_texts(
     Raises:
         UserError: there are no data, or a line cannot be used or holds token ids.
     """
-    bad_lines = BadLines() if bad_lines is None else bad_lines
+    bad_lines = BadLines(may_skip=False) if bad_lines is None else bad_lines
     for record in read_records(source, bad_lines, documents=documents):
         match record:
             case Document():

@@ -99,12 +99,14 @@ class BadLines:
 
     Attributes:
         skip: whether they are left out instead of ending the reading.
+        may_skip: whether the caller has a setting for that, which the message of the first one then names.
         found: one sentence for each that was left out.
         passed_over: files of a folder that were not read, each with the reason.
         unread: fields with text that no form reads, each with the number of records that have it.
     """
 
     skip: bool = False
+    may_skip: bool = True
     found: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
     unread: Counter[str] = field(default_factory=Counter)
@@ -117,9 +119,8 @@ class BadLines:
         """
         problem = problem.encode("utf-8", "backslashreplace").decode()  # halves of characters cannot be printed
         if not self.skip:
-            raise UserError(
-                f"{place}: {problem}: {remedy}, or leave such lines out (skip_bad_lines), which counts and lists them."
-            )
+            skipping = ", or leave such lines out (skip_bad_lines), which counts and lists them"
+            raise UserError(f"{place}: {problem}: {remedy}{skipping if self.may_skip else ''}.")
         self.found.append(f"{place}: {problem}.")
 
     def summary(self, most: int = 5) -> str:
