@@ -62,7 +62,7 @@ def test_tuning_needs_a_network_to_tune(tmp_path: Path) -> None:
     script = f"import sys; from anyorder.cli import main; print(main({words!r}), 'torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert ran.stdout == "2 False\n"
-    assert ran.stderr == f"error: {message}\n"
+    assert ran.stderr == f"error: --{message}\n"
 
 
 # ------------------------------------------------------------------------------------------------ steps and epochs
