@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -83,34 +83,41 @@ def decode(
         UserError: the logits are not numbers.
     """
     writing, passes = list(texts), reader.passes
-    for step in itertools.count(first_step):
+    for number in itertools.count(first_step):
         queries = {text: text.queries() for text in reader.next_batch(writing)}
-        logits_NV = reader.logits(queries)
-        written: list[Written] = []
-        stopped: dict[int, StopReason] = {}
-        for text, choices in by_text(choose(logits_NV, queries), queries):
-            written += [choice.written(step, text.sample_id) for choice in text.commit(choices)]
-            if why := text.why_complete(stop):
-                stopped[text.sample_id] = why
-        yield Step(tuple(written), stopped, reader.passes - passes)
+        choices = choose(reader.logits(queries), queries)
+        step = write_step(number, by_text(choices, queries), stop, reader.passes - passes)
+        yield step
         passes = reader.passes
-        writing = [text for text in writing if text.sample_id not in stopped]
+        writing = [text for text in writing if text.sample_id not in step.stopped]
         if not writing:
             return
 
 
-def by_text(choices: Choices, queries: Queries[TextT]) -> Iterator[tuple[TextT, list[Choice]]]:
-    """Yield each text with its choices.
+def write_step(
+    number: int, choices: Iterable[tuple[TextT, Sequence[Choice]]], stop: Stop | None, passes: int = 1
+) -> Step:
+    """Commit the choices of each text, and find out which texts are complete.
 
     Raises:
         UserError: a log-probability is not a number.
     """
-    columns = zip(*(column.tolist() for column in choices), strict=True)
-    for text, positions in queries.items():
-        of_text = [Choice(position, *next(columns)) for position in positions]
+    written: list[Written] = []
+    stopped: dict[int, StopReason] = {}
+    for text, of_text in choices:
         if any(math.isnan(choice.log_prob) for choice in of_text):
             raise not_numbers(f" for row {text.sample_id}")
-        yield text, of_text
+        written += [choice.written(number, text.sample_id) for choice in text.commit(of_text)]
+        if why := text.why_complete(stop):
+            stopped[text.sample_id] = why
+    return Step(tuple(written), stopped, passes)
+
+
+def by_text(choices: Choices, queries: Queries[TextT]) -> Iterator[tuple[TextT, list[Choice]]]:
+    """Yield each text with its choices."""
+    columns = zip(*(column.tolist() for column in choices), strict=True)
+    for text, positions in queries.items():
+        yield text, [Choice(position, *next(columns)) for position in positions]
 
 
 def by_sampling(sampling: Sampling) -> Choose[TextT]:
