@@ -82,7 +82,7 @@ class TwoStreamReader(Reader[AnyOrderText]):
             labels, visibility = labels | sight.labels, visibility & apart()
             others = {"bias": sight.bias, "tempered": sight.tempered, "rotary_positions": sight.rotary_positions}
         views = model.prepare(visibility, labels, n_keys=n_keys, valid=valid_BR, cache=self.cache, **others)
-        hidden_BRE = model.two_streams(ids_BR[:, :n_keys], position_BR[:, n_keys:], views, self.cache)
+        hidden_BRE = model.two_streams(ids_BR[:, :n_keys], labels["position"][:, n_keys:], views, self.cache)
         return model.logits(hidden_BRE[:, n_keys:][valid_BR[:, n_keys:]])
 
     def forget(self, first_rank: Sequence[int]) -> None:
