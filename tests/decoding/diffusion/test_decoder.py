@@ -487,7 +487,10 @@ def test_canvases_that_cannot_be_filled_are_refused_at_once(
             {"confidence": "low"},
             "confidence of the sampler is 'low': give one of probability, random, margin, entropy or a function.",
         ),
-        ({"cache": "all"}, "cache of the sampler is 'all': give one of none, prefix, dual."),
+        (
+            {"cache": "all"},
+            "cache of the sampler is 'all': give one of none, prefix, dual or an object of the class CachePolicy.",
+        ),
         ({"edit": 1.5}, "edit of the sampler is 1.5: give a probability above 0, or None."),
         ({"cfg_scale": -0.5}, "cfg_scale of the sampler is -0.5: give 0 for no guidance, or more."),
         ({"min_new_tokens": -1}, "min_new_tokens of the sampler is -1: give a number of tokens from 0 on."),

@@ -121,7 +121,8 @@ class TokenChooser:
             return Choices(token_ids, log_probs, self.confidence(Candidates(judged_NV, token_ids, rows, positions)))
         judged_NV = judged_NV.index_fill(1, ends, -torch.inf)
         confidence = self.confidence(Candidates(judged_NV, token_ids, rows, positions))
-        return Choices(token_ids, log_probs, confidence.masked_fill(torch.isin(token_ids, ends), -torch.inf))
+        confidence[torch.isin(token_ids, ends)] = -torch.inf
+        return Choices(token_ids, log_probs, confidence)
 
     def _tokens(self, logits_NV: Tensor, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Return token ids and log-probabilities, each `[N]`."""

@@ -90,7 +90,11 @@ class CanvasRow(Text):
         reads = self.cache.reads(self)
         readable = reads if isinstance(reads, range) else frozenset(reads)
         first = 0 if 0 in readable else self.block.start
-        return [at for at in range(first, self.block.stop) if self._is_open(at) and self.logits_at(at) in readable]
+        is_open = (at for at in range(first, self.block.stop) if self._is_open(at))
+        queries = [at for at in is_open if self.logits_at(at) in readable]
+        if not queries:
+            raise UserError(f"{type(self.cache).__name__} reads none of the masked positions: let reads return them.")
+        return queries
 
     def _is_open(self, position: int) -> bool:
         if self.tokens[position] == BLANK:
