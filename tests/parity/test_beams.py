@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import anyorder
-from anyorder.decoding.left_to_right.beams import write_by_beam_search
+from anyorder.decoding.beams import write_by_beam_search
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary

@@ -11,9 +11,10 @@ from anyorder.api.dispatch import Order, decoder_of, resolve
 from anyorder.api.generate import Output, Stream, _output, _pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
+from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.fusion.decoder import MEMBER, fusion_steps, write_fused
-from anyorder.decoding.fusion.question import UNWEIGHED, Fusion, Question, check_questions, fused_layouts
+from anyorder.decoding.fusion.question import UNWEIGHED, Fusion, Question, check_questions
 from anyorder.decoding.fusion.scores import best, weigh
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.decoding.sampling import Sampling
@@ -143,8 +144,6 @@ def fuse(
         questions, kept = asked.weighed(rows, fusion)
         generation = answer(questions, rows)
         if attention_share:
-            from anyorder.inspection.attention_share import segment_shares
-
             of_kept = segment_shares(model, questions, fusion, generation.written)
             for row, indices, of_question in zip(rows, kept, of_kept, strict=True):
                 share_of = dict(zip(indices, of_question, strict=True))
@@ -159,19 +158,10 @@ def fuse(
                 compile="auto", fused=fused,
             )(fused.canvases, rows, asked.condition(questions, rows))  # fmt: skip
             return collect(steps, fused.canvases, rows, model.config.eos_token_ids)
-        if num_beams == 1:
-            return write_fused(
-                model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling,
-                stop=asked.condition(questions, rows), use_cache=use_cache, store=kept_parts, rows=rows,
-                same_answer=asked.same_answer,
-            )  # fmt: skip
-        # Here, because it needs transformers' models, which take a second to import.
-        from anyorder.decoding.fusion.beams import write_fused_by_beam_search
-
-        return write_fused_by_beam_search(
-            model, questions, fusion=fusion, beams=num_beams, max_new_tokens=max_new_tokens,
-            repetition_penalty=repetition_penalty, stop=asked.condition(questions, rows, beams=True),
-            use_cache=use_cache, store=kept_parts, rows=rows,
+        return write_fused(
+            model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling, beams=num_beams,
+            stop=asked.condition(questions, rows, beams=num_beams > 1), use_cache=use_cache, store=kept_parts,
+            rows=rows, same_answer=asked.same_answer,
         )  # fmt: skip
 
     size = batch_size or total
@@ -220,6 +210,8 @@ def stream_fused(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
+    if fusion.method == "vote":
+        raise UserError("method is 'vote', but only whole answers can be counted: use fuse, or another method.")
     if tokenizer is None:
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
     if not asked.single:
@@ -227,7 +219,7 @@ def stream_fused(
     limits = check_questions(model.config, asked.questions, fusion, max_new_tokens, range(1))
     asked.refuse_unless_causal(way, method, store)
     questions, _ = asked.weighed(range(1), fusion)
-    (layout,) = fused_layouts(questions, fusion.positions)
+    layout = questions[0].layout(fusion.positions)
     text = Continuation(tokenizer, layout.token_ids, asked.stops)
     begins: Sequence[Sequence[int]] = [layout.token_ids]
 
@@ -287,9 +279,7 @@ class _Asked:
 
     def canvases(self, questions: Sequence[Question], fusion: Fusion, room: Sequence[int]) -> FusedCanvases:
         """The questions with so many places to be written behind each."""
-        shared = [question.shares for question in questions]
-        layouts = fused_layouts(questions, fusion.positions)
-        return FusedCanvases(layouts, room, shared, fusion.correction, self.model.device)
+        return FusedCanvases(questions, fusion, room, self.model.device)
 
     def weighed(self, rows: range, fusion: Fusion) -> tuple[list[Question], list[list[int]]]:
         """These questions with their weights and the phrasings that are kept, and which those are."""
