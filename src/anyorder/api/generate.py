@@ -13,6 +13,7 @@ import torch
 from anyorder import checkpoints
 from anyorder.api.dispatch import Order, decoder_of, prompts_for, resolve, text_of
 from anyorder.api.text import GAP, Continuation, Gaps, Prompt, stop_strings
+from anyorder.decoding.beams import write_by_beam_search
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
@@ -254,9 +255,6 @@ def generate(
                 if watch is not None:
                     watch(step)
             return recorder.generation()
-        # Here, because it needs transformers' models, which take a second to import.
-        from anyorder.decoding.left_to_right.beams import write_by_beam_search
-
         return write_by_beam_search(
             model, batch, beams=num_beams, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty,
             stop=condition, use_cache=use_cache, rows=rows,

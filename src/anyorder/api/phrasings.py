@@ -29,11 +29,10 @@ Phrasings = Sequence[Part] | Sequence[Sequence[Part]] | Tensor
 def read_questions(
     phrasings: Phrasings,
     tokenizer: PreTrainedTokenizerBase | None,
-    *,
     prefix: Part | Sequence[Part] = "",
     suffix: Part | Sequence[Part] = "",
     separator: Part = "",
-    weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
+    weights: str | Sequence[float] | Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[Question], bool]:
     """The questions, and whether a single one was given, not a list of them; arguments as in `anyorder.fuse`.
 
@@ -148,7 +147,7 @@ def _one_each(given: Part | Sequence[Part] | Tensor, name: str, count: int) -> l
 
 
 def _weights_each(given: Any, count: int) -> list[tuple[float, ...] | None]:
-    if given is None:
+    if given is None or isinstance(given, str):  # a score, which gives the weights later
         return [None] * count
     value = given.tolist() if isinstance(given, Tensor) else list(given)
     if not any(isinstance(entry, Sequence) for entry in value):

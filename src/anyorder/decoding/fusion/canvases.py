@@ -1,9 +1,9 @@
-"""Canvases in which phrasings stand side by side, for ways of writing that fill canvases.
+"""Fused questions as canvases, for decoding in any order and by masked diffusion.
 
-Whatever a network sees in its way of writing, it sees here too, but no phrasing sees another one. All other rows see
-all phrasings, corrected as in fusion from left to right, so that N copies of a phrasing are the single one exactly.
+A mode's own visibility holds here too, except that no phrasing sees another one. All other rows see all phrasings, with
+the correction of fusion from left to right, so that N copies of a phrasing are the single one exactly.
 
-Shape suffixes: B canvases, L places of the longest, R places that are read.
+Shape suffixes: B canvases, L positions of the longest, R positions that are read.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from torch import Tensor
 
 from anyorder.attention import BiasTerm, Tempered
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.fusion.layout import SEGMENT, FusionLayout
-from anyorder.decoding.fusion.weighting import Correction, corrected
+from anyorder.decoding.fusion.layout import SEGMENT, Piece, lay_out
+from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.weighting import corrected
 from anyorder.visibility import Visibility, key_is, query_is, same
 
 
@@ -27,10 +28,10 @@ def apart() -> Visibility:
 
 
 class Sight(NamedTuple):
-    """How places of canvases are read, besides what the way of writing says.
+    """Arguments of `Llama.prepare` for rows of canvases, besides those of the mode.
 
     Attributes:
-        labels: "position", "part" and "segment", each `[batch, places]`.
+        labels: "position", "part" and "segment", each `[batch, rows]`.
         bias, tempered, rotary_positions: as `Llama.prepare` takes them.
     """
 
@@ -41,46 +42,36 @@ class Sight(NamedTuple):
 
 
 class FusedCanvases:
-    """Where the tokens of fused questions and of their answers stand.
+    """Canvases of fused questions and their answers.
 
     Args:
-        layouts: of the questions.
-        answers: tokens to be written to each.
-        weights, correction: as `corrected` takes them.
+        questions: one for each canvas.
+        fusion: the positions and the correction.
+        answers: number of tokens to write to each.
         device: of the network.
+
+    Attributes:
+        canvases: token ids, `BLANK` where a token is to be written.
+        lengths: positions that each canvas takes, fewer than it has tokens where segments share some.
     """
 
     def __init__(
-        self,
-        layouts: Sequence[FusionLayout],
-        answers: Sequence[int],
-        weights: Sequence[Sequence[float]],
-        correction: Correction,
-        device: torch.device,
-    ) -> None:
-        self.canvases = [[*layout.token_ids, *[BLANK] * new] for layout, new in zip(layouts, answers, strict=True)]
-        self.lengths = [layout.next_place + new for layout, new in zip(layouts, answers, strict=True)]
-        self._bias, self._tempered = corrected(layouts, weights, correction)
-        shape = (len(layouts), max(map(len, self.canvases)))
-        self._place_BL = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._label_BL = {name: torch.zeros(shape, dtype=torch.long, device=device) for name in LABELS}
-        for b, (layout, new) in enumerate(zip(layouts, answers, strict=True)):
-            self._place_BL[b, : layout.length + new] = layout.rotary_positions(new, device)[0]
-            labels = layout.labels(new, device)
-            for name in LABELS:
-                self._label_BL[name][b, : layout.length + new] = labels[name][0]
-        self._whole = bool((self._place_BL == self._label_BL["position"]).all())
+        self, questions: Sequence[Question], fusion: Fusion, answers: Sequence[int], device: torch.device
+    ) -> None:  # fmt: skip
+        layouts = [question.layout(fusion.positions) for question in questions]
+        pieces = [Piece.whole(layout, [BLANK] * new) for layout, new in zip(layouts, answers, strict=True)]
+        self.canvases = [[*layout.token_ids, *answer] for layout, _, _, answer in pieces]
+        self.lengths = [layout.next_place + len(answer) for layout, _, _, answer in pieces]
+        self._rows = lay_out(pieces, device)
+        self._place_BL = self._rows.rotary_positions
+        self._bias, self._tempered = corrected(questions, fusion.correction)
 
     def sight(self, rows: Sequence[int], at_BR: Tensor) -> Sight:
-        """How these places are read, of the canvases with these indices."""
+        """The arguments for rows at these positions of the canvases with these indices."""
         row_B = torch.tensor(rows, device=at_BR.device)
         return Sight(
-            labels={name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._label_BL.items()},
-            bias=[BiasTerm(term.relation, term.value_per_sample(at_BR.device)[row_B]) for term in self._bias],
+            labels={name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()},
+            bias=[term.select(row_B) for term in self._bias],
             tempered=self._tempered,
-            rotary_positions=None if self._whole else self._place_BL[row_B].gather(1, at_BR),
+            rotary_positions=None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR),
         )
-
-
-LABELS = ("position", "part", "segment")
-"""What rows carry."""

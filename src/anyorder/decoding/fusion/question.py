@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from anyorder.decoding.checks import check_max_new_tokens, check_token_ids
@@ -46,22 +46,31 @@ class Question:
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     weights: tuple[float, ...] | None = None
+    _layouts: dict[str, FusionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def layout(self, positions: str) -> FusionLayout:
+        """The layout under these positions, one of `POSITIONS`, made once."""
+        if positions not in self._layouts:
+            self._layouts[positions] = concatenate_paraphrases_with_positions(
+                self.segments, self.prefix, self.suffix, positions
+            )
+        return self._layouts[positions]
 
     @property
     def shares(self) -> list[float]:
         """The weights, adding up to 1."""
-        if self.weights is None:
-            return [1 / len(self.segments)] * len(self.segments)
-        return [weight / sum(self.weights) for weight in self.weights]
+        weights = (1.0,) * len(self.segments) if self.weights is None else self.weights
+        return [weight / sum(weights) for weight in weights]
 
     def only(self, indices: Sequence[int]) -> Question:
         """The question in these phrasings alone."""
         weights = None if self.weights is None else tuple(self.weights[index] for index in indices)
         return replace(self, segments=tuple(self.segments[index] for index in indices), weights=weights)
 
-    def alone(self) -> list[Question]:
-        """Each phrasing as a question of its own."""
-        return [replace(self, segments=(segment,), weights=None) for segment in self.segments]
+    def members(self, *, unconditional: bool = False) -> list[Question]:
+        """Each phrasing as a question of its own; at the end, if wanted, the question without any."""
+        segments = [(segment,) for segment in self.segments]
+        return [replace(self, segments=own, weights=None) for own in (*segments, *[()] * unconditional)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +97,6 @@ class Fusion:
             if getattr(self, name) not in known:
                 raise UserError(f"{name} is {getattr(self, name)!r}: choose one of {', '.join(known)}.")
         object.__setattr__(self, "correction", read_correction(self.correction))
-
-
-def fused_layouts(questions: Sequence[Question], positions: str) -> list[FusionLayout]:
-    """Where the tokens of each question stand."""
-    return [
-        concatenate_paraphrases_with_positions(question.segments, question.prefix, question.suffix, positions)
-        for question in questions
-    ]
 
 
 def check_questions(
@@ -141,7 +142,7 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
         )
     check_token_ids(config, itertools.chain(question.prefix, *question.segments, question.suffix), name)
     positions = fusion.positions if fusion.method in ("attention", HYBRID) else "shared"
-    (layout,) = fused_layouts([question], positions)
+    layout = question.layout(positions)
     cacheable = config.cacheable
     longest = config.context_length if cacheable is None else min(config.context_length, cacheable)
     room = longest - layout.next_place

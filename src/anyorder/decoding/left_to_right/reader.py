@@ -6,6 +6,7 @@ Shapes: B texts, R tokens fed in a pass, D hidden size, V tokens of the vocabula
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,22 @@ from anyorder.utils.ragged import pad_right
 from anyorder.visibility import causal
 
 if TYPE_CHECKING:
+    from anyorder.attention import BiasTerm, Tempered
     from anyorder.model.cache import Cache
     from anyorder.model.llama import Llama
 
 logger = logging.getLogger(__name__)
 
 
-class CausalReader(Reader[CausalText]):
+class BeamReader(Reader[CausalText]):
+    """A reader whose texts can exchange what was read of them."""
+
+    @abstractmethod
+    def reorder(self, parents: Sequence[int]) -> None:
+        """Let each text of the batch go on from the keys of the text with this index, which has the same prompt."""
+
+
+class CausalReader(BeamReader):
     """Reads each token once: the cache holds all of each text but its last token, for as long as it is written.
 
     Args:
@@ -34,6 +44,11 @@ class CausalReader(Reader[CausalText]):
         texts: the batch.
         use_cache: False computes all rows again in each pass: the slow, obvious twin.
         one_token: the compiled one-token step; None for an uncompiled one.
+
+    Attributes:
+        cache: what was read; None before the first pass, and where texts are too long for one.
+        capacity: tokens of the longest text.
+        labels, bias, tempered: of each new token, labels `[B, 1]` besides the position, and corrections of scores.
     """
 
     passes = 0
@@ -47,6 +62,9 @@ class CausalReader(Reader[CausalText]):
         self.one_token = one_token
         self.cache: Cache | None = None
         self.capacity = max(text.limit for text in texts)
+        self.labels: dict[str, Tensor] = {}
+        self.bias: Sequence[BiasTerm] = ()
+        self.tempered: Tempered | None = None
 
     @property
     def cacheable(self) -> int:
@@ -60,17 +78,27 @@ class CausalReader(Reader[CausalText]):
         if max(len(text.tokens) for text in self.texts) > self.cacheable:
             self.use_cache, self.cache = False, None
         if not self.use_cache:
-            return self._read([text.tokens for text in queries], None)
+            return self._reread(list(queries))
         if self.cache is None:
             return self._prefill()
         fresh = [text.tokens[-1:] if text in queries else [] for text in self.texts]
         ids_BR, position_BR, valid_BR = pad_right(
-            fresh, [len(text.tokens) - 1 for text in self.texts], self.model.device
+            fresh, [self._position(text) for text in self.texts], self.model.device
         )
         logits_BV = self._one_token(ids_BR, position_BR, valid_BR, keys=max(len(text.tokens) for text in queries))
         if len(queries) == len(self.texts):
             return logits_BV
         return logits_BV[[b for b, text in enumerate(self.texts) if text in queries]]
+
+    def reorder(self, parents: Sequence[int]) -> None:
+        """Reorder what the cache holds behind the prompts."""
+        if self.cache is not None:
+            start = min(text.first for text in self.texts)
+            self.cache.reorder(torch.tensor(parents, device=self.model.device), start)
+
+    def _position(self, text: CausalText) -> int:
+        """Return the position of the last token."""
+        return len(text.tokens) - 1
 
     def _one_token(self, ids_B1: Tensor, position_B1: Tensor, valid_B1: Tensor, keys: int) -> Tensor:
         assert self.cache is not None
@@ -81,7 +109,10 @@ class CausalReader(Reader[CausalText]):
             except CannotCompile as error:
                 self.one_token = None
                 logger.warning("writing goes on uncompiled: the one-token step cannot be compiled (%s)", error)
-        views = self.model.prepare(causal(), {"position": position_B1}, valid=valid_B1, cache=self.cache)
+        views = self.model.prepare(
+            causal(), {"position": position_B1, **self.labels}, valid=valid_B1, cache=self.cache, bias=self.bias,
+            tempered=self.tempered,
+        )  # fmt: skip
         return self.model.logits(self.model.hidden(ids_B1, views, self.cache)[:, 0])
 
     def _prefill(self) -> Tensor:
@@ -95,6 +126,10 @@ class CausalReader(Reader[CausalText]):
         copies = torch.tensor([different.index(prompt) for prompt in prompts], device=self.model.device)
         self.cache = self.cache.gather(copies)
         return logits_BV[copies]
+
+    def _reread(self, texts: Sequence[CausalText]) -> Tensor:
+        """Read whole texts without a cache; return the logits of the token after each, `[N, V]`."""
+        return self._read([text.tokens for text in texts], None)
 
     def _read(self, sequences: Sequence[Sequence[int]], cache: Cache | None) -> Tensor:
         """Read whole sequences in one pass; return the logits of the token after each, `[B, V]`."""
