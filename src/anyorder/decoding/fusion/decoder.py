@@ -15,73 +15,24 @@ import torch
 
 from anyorder.decoding.beams import BeamSearch, beam_steps
 from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader
-from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.question import HYBRID, METHODS, Fusion, Question, check_questions
+from anyorder.decoding.fusion.question import HYBRID, Fusion, Question, check_questions
 from anyorder.decoding.fusion.reader import FusedReader
 from anyorder.decoding.fusion.store import SegmentStore
-from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
 from anyorder.decoding.left_to_right.reader import BeamReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Written, collect
+from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
-
-__all__ = [
-    "APE", "CORRECTIONS", "METHODS", "POSITIONS", "Fusion", "Question", "fusion_reader", "fusion_steps", "write_fused",
-]  # fmt: skip
 
 MEMBER = 2**32
 """Phrasing i of question q, answered alone, draws as prompt number q + i * MEMBER; the first one as the question."""
 
 ALONE = Fusion(correction="none")
 """How a single phrasing is read."""
-
-
-def write_fused(
-    model: Llama,
-    questions: Sequence[Question],
-    *,
-    fusion: Fusion = Fusion(),  # noqa: B008 (frozen)
-    max_new_tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
-    stop: Stop | None = None,
-    beams: int = 1,
-    use_cache: bool = True,
-    store: SegmentStore | None = None,
-    rows: Sequence[int] | None = None,
-    same_answer: Callable[[Sequence[int]], Hashable] = tuple,
-) -> Generation:
-    """Answer every question until an end token, the stop condition or a limit of length.
-
-    In the result, a question's sequence is its prefix, all its phrasings, its suffix, and what was written.
-
-    Args:
-        model: the network; its configuration names the end tokens and the trained length.
-        questions: of any numbers and lengths of phrasings.
-        fusion: the method, and its options.
-        max_new_tokens: tokens to write per answer at most; no answer goes beyond the trained length either.
-        sampling: how a token is chosen.
-        stop: called after each token that is no end token, with the number of the question; the token itself stays.
-        beams: above 1, beam search with so many, which draws nothing; `stop` is then called for each beam.
-        use_cache: False reads everything again for each token.
-        store: keeps the keys of prefixes and phrasings, and recalls them.
-        rows: number of each question, which decides its random draws; 0, 1, 2, ... unless given.
-        same_answer: for "vote": the key of an answer; answers of equal keys are one answer.
-
-    Raises:
-        UserError: a question that the network cannot read or answer, in a sentence that names the remedy.
-    """
-    rows = range(len(questions)) if rows is None else rows
-    steps = fusion_steps(
-        model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, beams=beams,
-        rows=rows, use_cache=use_cache, store=store, same_answer=same_answer,
-    )  # fmt: skip
-    prompts = [question.layout(fusion.positions).token_ids for question in questions]
-    return collect(steps, prompts, rows, model.config.eos_token_ids)
 
 
 def fusion_steps(
@@ -91,16 +42,33 @@ def fusion_steps(
     fusion: Fusion,
     max_new_tokens: int,
     sampling: Sampling,
-    stop: Stop | None,
+    stop: Stop | None = None,
     rows: Sequence[int],
     beams: int = 1,
     use_cache: bool = True,
     store: SegmentStore | None = None,
     same_answer: Callable[[Sequence[int]], Hashable] = tuple,
 ) -> Iterator[Step]:
-    """The steps of `write_fused`, each as soon as it is taken; mistakes are raised at once.
+    """Answer every question until an end token, the stop condition or a limit of length.
 
-    Beams and votes have a single step.
+    Mistakes are raised at once; each step is yielded as soon as it is taken. Beams and votes have a single step. The
+    prompt of an answer is the layout of its question.
+
+    Args:
+        model: the network; its configuration names the end tokens and the trained length.
+        questions: of any numbers and lengths of phrasings.
+        fusion: the method, and its options.
+        max_new_tokens: tokens to write per answer at most; no answer goes beyond the trained length either.
+        sampling: how a token is chosen.
+        stop: called after each token that is no end token, with the number of the question; the token itself stays.
+        rows: number of each question, which decides its random draws.
+        beams: above 1, beam search with so many, which draws nothing; `stop` is then called for each beam.
+        use_cache: False reads everything again for each token.
+        store: keeps the keys of prefixes and phrasings, and recalls them.
+        same_answer: for "vote": the key of an answer; answers of equal keys are one answer.
+
+    Raises:
+        UserError: a question that the network cannot read or answer, in a sentence that names the remedy.
     """
     limits = check_questions(model.config, questions, fusion, max_new_tokens, rows)
     if fusion.method == "vote" and beams > 1:
@@ -185,13 +153,14 @@ def elect(
 
     Args:
         steps: write the answers to `members_of` the questions.
-        questions, rows, same_answer: as in `write_fused`.
+        questions, rows, same_answer: as in `fusion_steps`.
     """
-    taken = list(steps)
     events: dict[int, list[Written]] = defaultdict(list)
     stopped: dict[int, StopReason] = {}
-    for step in taken:
+    passes = 0
+    for step in steps:
         stopped |= step.stopped
+        passes += step.passes
         for event in step.written:
             events[event.row].append(event)
     found: list[Written] = []
@@ -208,4 +177,4 @@ def elect(
         start = question.layout(ALONE.positions).length
         found += [event._replace(row=row, position=start + event.step) for event in events[best]]
         reasons[row] = stopped[best]
-    yield Step(tuple(sorted(found)), reasons, sum(step.passes for step in taken))
+    yield Step(tuple(sorted(found)), reasons, passes)

@@ -105,7 +105,7 @@ def check_questions(
     """Refuses questions that the network cannot read, and tells how many tokens each answer may have.
 
     Raises:
-        UserError: see `write_fused`.
+        UserError: see `fusion_steps`.
     """
     if not questions:
         raise UserError("there are 0 questions: give at least one.")
