@@ -14,7 +14,7 @@ from anyorder import checkpoints
 from anyorder.api.dispatch import Order, decoder_of, prompts_for, resolve, text_of
 from anyorder.api.text import GAP, Continuation, Gaps, Prompt, stop_strings
 from anyorder.decoding.beams import write_by_beam_search
-from anyorder.decoding.diffusion.decoder import DiffusionSampler
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, StopReason, Trace
 from anyorder.errors import UserError

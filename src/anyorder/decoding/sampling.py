@@ -23,6 +23,7 @@ from transformers import (
 
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
+from anyorder.utils.ragged import pad
 from anyorder.utils.rng import generator
 
 History = Sequence[Sequence[int]]
@@ -108,9 +109,8 @@ class Sampling:
         if history is None:
             raise UserError(f"repetition_penalty is {self.repetition_penalty} without ids before: give history.")
         # Whether a row has a token counts, not how often; a token beside the vocabulary pads.
-        size, width = scores_BV.shape[-1], max(map(len, history), default=0)
-        padded = [[*ids, *[size] * (width - len(ids))] for ids in history]
-        ids_BL = torch.tensor(padded, dtype=torch.int64, device=scores_BV.device).view(len(padded), width)
+        size = scores_BV.shape[-1]
+        ids_BL, _ = pad(history, scores_BV.device, filling=size)
         penalize = RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))
         return penalize(ids_BL, F.pad(scores_BV, (0, 1)))[:, :size]  # type: ignore[arg-type]
 

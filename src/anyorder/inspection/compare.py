@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from anyorder.api.dispatch import Order, resolve
 from anyorder.api.generate import Output, generate
 from anyorder.api.text import Prompt
-from anyorder.decoding.diffusion.decoder import DiffusionSampler
-from anyorder.decoding.diffusion.presets import PRESETS
+from anyorder.decoding.diffusion.sampler import PRESETS, DiffusionSampler
 from anyorder.errors import UserError
 from anyorder.inspection.drift import cache_drift
 from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_log_prob

@@ -11,21 +11,18 @@ import torch
 from torch import Tensor
 
 
-def pad(
-    rows: Sequence[Sequence[int]], device: torch.device, *, filling: int = 0, width: int | None = None
-) -> tuple[Tensor, Tensor]:
+def pad(rows: Sequence[Sequence[int]], device: torch.device, *, filling: int = 0) -> tuple[Tensor, Tensor]:
     """Pad ragged rows on the right.
 
     Args:
         rows: whole numbers.
         device: of the result.
         filling: value of padding.
-        width: columns; those of the longest row unless given.
 
     Returns:
         The numbers, int64 `[B, R]`, and which of them are no padding, boolean `[B, R]`.
     """
-    width = max(map(len, rows), default=0) if width is None else width
+    width = max(map(len, rows), default=0)
     padded = [[*row, *[filling] * (width - len(row))] for row in rows]
     valid = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
     shape = (len(rows), width)
