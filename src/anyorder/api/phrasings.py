@@ -40,12 +40,12 @@ def read_questions(
     Raises:
         UserError: a part is of another kind or empty, or there is text without a tokenizer.
     """
-    asked, single = _asked(listed(phrasings))
-    prefixes = _one_each(listed(prefix), "prefix", len(asked))
-    suffixes = _one_each(listed(suffix), "suffix", len(asked))
-    shares = _weights_each(listed(weights), len(asked))
+    of_questions, single = _by_question(listed(phrasings))
+    prefixes = _one_each(listed(prefix), "prefix", len(of_questions))
+    suffixes = _one_each(listed(suffix), "suffix", len(of_questions))
+    shares = _weights_each(listed(weights), len(of_questions))
     questions = []
-    for number, of_question in enumerate(asked):
+    for number, of_question in enumerate(of_questions):
         name = "" if single else f" of question {number}"
         spell = _Speller(tokenizer, prefixes[number], of_question)
         if not of_question:
@@ -104,7 +104,7 @@ class _Speller:
         return self.tokenizer
 
 
-def _asked(given: Any) -> tuple[list[list[Part]], bool]:
+def _by_question(given: Any) -> tuple[list[list[Part]], bool]:
     """The phrasings of each question, and whether there is a single question."""
     if isinstance(given, str):
         raise UserError(f"phrasings is the text {_short(given)}: give a list of texts, one for each phrasing.")

@@ -7,14 +7,13 @@ the loop is that of all decoding.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from anyorder.decoding.beams import BeamSearch, beam_steps
-from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader
+from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader, elect, members_of
 from anyorder.decoding.fusion.question import HYBRID, Fusion, Question, check_questions
 from anyorder.decoding.fusion.reader import FusedReader
 from anyorder.decoding.fusion.store import SegmentStore
@@ -22,14 +21,11 @@ from anyorder.decoding.left_to_right.reader import BeamReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Step, Stop, StopReason, Written
+from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
-
-MEMBER = 2**32
-"""Phrasing i of question q, answered alone, draws as prompt number q + i * MEMBER; the first one as the question."""
 
 ALONE = Fusion(correction="none")
 """How a single phrasing is read."""
@@ -104,17 +100,16 @@ def fusion_reader(
     """The reader of these answers, one for each question, by this method."""
 
     def ensemble(method: str) -> BeamReader:
-        members = {
-            text: [
-                (member, answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng))
-                for member in question.members(unconditional=method == "contrast")
-            ]
-            for text, question in zip(texts, questions, strict=True)
+        members = [question.members(unconditional=method == "contrast") for question in questions]
+        answers = {
+            text: [answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng) for member in of_text]
+            for text, of_text in zip(texts, members, strict=True)
         }
-        asked, answers = zip(*itertools.chain(*members.values()), strict=True)
-        reader = FusedReader(model, answers, asked, ALONE, use_cache=use_cache, store=store)
-        of_text = {text: [answer for _, answer in pairs] for text, pairs in members.items()}
-        return PooledReader(reader, of_text, [question.shares for question in questions], POOLS[method])
+        flat = itertools.chain.from_iterable
+        reader = FusedReader(
+            model, list(flat(answers.values())), list(flat(members)), ALONE, use_cache=use_cache, store=store
+        )
+        return PooledReader(reader, answers, [question.shares for question in questions], POOLS[method])
 
     if fusion.method in POOLS:
         return ensemble(fusion.method)
@@ -128,53 +123,3 @@ def answer_to(
     """The text of so many tokens at most behind the layout of a question."""
     prompt = question.layout(fusion.positions).token_ids
     return CausalText(row, prompt, rng, ends, len(prompt) + new_tokens)
-
-
-# ---- votes ---------------------------------------------------------------------------------------------------------
-
-
-def members_of(questions: Sequence[Question], rows: Sequence[int]) -> tuple[list[Question], list[int]]:
-    """Each phrasing as a question of its own, and their numbers."""
-    members = [
-        (member, row + index * MEMBER)
-        for row, question in zip(rows, questions, strict=True)
-        for index, member in enumerate(question.members())
-    ]
-    return [member for member, _ in members], [number for _, number in members]
-
-
-def elect(
-    steps: Iterator[Step],
-    questions: Sequence[Question],
-    rows: Sequence[int],
-    same_answer: Callable[[Sequence[int]], Hashable],
-) -> Iterator[Step]:
-    """The answer of each question that has the most weight; of several such, the likeliest. One step.
-
-    Args:
-        steps: write the answers to `members_of` the questions.
-        questions, rows, same_answer: as in `fusion_steps`.
-    """
-    events: dict[int, list[Written]] = defaultdict(list)
-    stopped: dict[int, StopReason] = {}
-    passes = 0
-    for step in steps:
-        stopped |= step.stopped
-        passes += step.passes
-        for event in step.written:
-            events[event.row].append(event)
-    found: list[Written] = []
-    reasons: dict[int, StopReason] = {}
-    for row, question in zip(rows, questions, strict=True):
-        numbers = [row + index * MEMBER for index in range(len(question.segments))]
-        keys = [same_answer([event.token_id for event in events[number]]) for number in numbers]
-        votes: dict[Hashable, float] = defaultdict(float)
-        for key, share in zip(keys, question.shares, strict=True):
-            votes[key] += share
-        most = max(votes.values()) * (1 - 1e-9)
-        candidates = [number for number, key in zip(numbers, keys, strict=True) if votes[key] >= most]
-        best = max(candidates, key=lambda number: sum(event.log_prob for event in events[number]))
-        start = question.layout(ALONE.positions).length
-        found += [event._replace(row=row, position=start + event.step) for event in events[best]]
-        reasons[row] = stopped[best]
-    yield Step(tuple(sorted(found)), reasons, passes)
