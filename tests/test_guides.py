@@ -18,7 +18,9 @@ from anyorder.cli import command_names, command_of
 from anyorder.cli._order_options import chosen_order
 from anyorder.cli._parser import options
 from anyorder.decoding.diffusion.sampler import PRESETS
-from anyorder.decoding.fusion.decoder import CORRECTIONS, METHODS, POSITIONS
+from anyorder.decoding.fusion.layout import POSITIONS
+from anyorder.decoding.fusion.question import METHODS
+from anyorder.decoding.fusion.weighting import CORRECTIONS
 from anyorder.orders.names import NAMES
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))

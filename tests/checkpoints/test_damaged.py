@@ -196,7 +196,7 @@ def check(numbers: range, tiny_config: ModelConfig, tmp_path: Path) -> None:
         folder = tmp_path / "damaged" / name
         shutil.copytree(folders[name], folder)
         what = damage(draw, folder)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             model = load_model(folder, device="cpu")
             with torch.no_grad():
@@ -206,7 +206,7 @@ def check(numbers: range, tiny_config: ModelConfig, tmp_path: Path) -> None:
             assert_one_sentence(str(error), f"{number}: {what}")
         except BaseException as error:
             raise AssertionError(f"{number}: {what}: {type(error).__name__}: {error}") from error
-        assert time.perf_counter() - began < SECONDS, f"{number}: {what}"
+        assert time.process_time() - began < SECONDS, f"{number}: {what}"
         shutil.rmtree(folder)
     assert 0.3 < refused / len(numbers) < 1.0
 
@@ -255,10 +255,10 @@ def test_numbers_that_are_too_large(
     save_model(Llama(tiny_config), tmp_path / "saved")
     file = tmp_path / "saved" / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError, match=message):
         load_model(tmp_path / "saved", device="cpu")
-    assert time.perf_counter() - began < SECONDS
+    assert time.process_time() - began < SECONDS
 
 
 @pytest.mark.parametrize(

@@ -81,12 +81,12 @@ BOMB = "a: &a [x]\n" + "".join(
 )
 def test_what_is_no_mapping_of_settings_is_refused(file: Path, text: str | bytes, message: str) -> None:
     file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(UserError) as error:
         read_config_file(str(file))
     assert message in str(error.value)
     assert str(error.value).startswith(f"config {str(file)!r} ")
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("text", ["", "# nothing yet\n", "{}", "---\n"])

@@ -64,10 +64,10 @@ def replay(file: Path, capsys: pytest.CaptureFixture[str]) -> int:
     page = file.with_suffix(".html")
     page.unlink(missing_ok=True)
     for words in ([], ["--html", str(page)]):
-        began = time.monotonic()
+        began = time.process_time()
         code = main(["inspect", "replay", str(file), *words])
         said = capsys.readouterr().err
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 5
         assert code == 0 or (code == 2 and said.startswith("error: ") and said.count("\n") == 1), said
         assert page.exists() == (code == 0 and bool(words))
     return code
@@ -140,10 +140,10 @@ def test_long_traces_take_time_in_proportion() -> None:
     """Steps without a token cost nothing, and texts are not gone through once for each other text."""
     sparse = Trace((Written(0, 0, 0, 1, -0.1), Written(10**6 - 1, 0, 1, 1, -0.1)), 10**6, 1.0)
     many = Trace(tuple(Written(0, row, 0, 1, -0.1) for row in range(20_000)), 1, 1.0)
-    began = time.monotonic()
+    began = time.process_time()
     assert sum(1 for _ in Recording.from_json(sparse.to_json()).states(0)) == 10**6 + 1
     assert len(Recording(trace=many).page()) > 20_000
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_title_that_is_no_unicode(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ import anyorder
 from anyorder.errors import UserError
 from anyorder.training import runs
 from anyorder.training.engine import checkpoints
-from anyorder.training.interruption import Interrupted
+from anyorder.training.interruption import HEEDED, Interrupted
 from anyorder.training.settings import Run
 from anyorder.utils.files import BeingWrittenError, claimed
 from tests.training.test_engine import curve, trained, weights
@@ -52,6 +52,16 @@ def fail() -> None:
 # ------------------------------------------------------------------------------------------------ signals
 
 
+@pytest.fixture
+def default_handlers() -> Iterator[None]:
+    """Python's own, even where the tests run in the background of a shell, which ignores SIGINT for them."""
+    before = {number: signal.signal(number, handler) for number, handler in HEEDED.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("default_handlers")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("save_every", [0, 4])
 def test_a_signal_leaves_a_checkpoint_and_the_rest_is_the_same(tmp_path: Path, number: int, save_every: int) -> None:

@@ -13,7 +13,8 @@ from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
 from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.decoding.fusion.canvases import FusedCanvases
-from anyorder.decoding.fusion.decoder import MEMBER, fusion_steps
+from anyorder.decoding.fusion.decoder import fusion_steps
+from anyorder.decoding.fusion.ensembles import MEMBER
 from anyorder.decoding.fusion.question import UNWEIGHED, Fusion, Question, check_questions
 from anyorder.decoding.fusion.scores import best, weigh
 from anyorder.decoding.fusion.store import SegmentStore
@@ -37,7 +38,7 @@ class FusedOutput(Output):
     Attributes:
         attention_share: for each phrasing the share of the answer's attention that it got, the mean over tokens, layers
             and heads; what is missing to 1 went to prefix, suffix and the answer itself. A list of such lists for
-            several questions, None unless asked for.
+            several questions, None unless wanted.
     """
 
     attention_share: list[float] | list[list[float]] | None = None
@@ -74,18 +75,18 @@ def fuse(
     use_cache: bool = True,
     order: Order | None = None,
 ) -> FusedOutput:
-    """Answers a question that is asked in several phrasings, or each of a list of such questions.
+    """Answer a question in several phrasings, or each of a list of such questions.
 
-    Every phrasing is read by itself, behind the prefix; the suffix and the answer look at all of them. Text is made
-    token ids part by part, each as text that goes on: let words begin with their space, such as the suffix " A:".
+    Every phrasing is read by itself, behind the prefix; suffix and answer see all of them. Text is made token
+    ids part by part, each as text that goes on: let words begin with their space, such as the suffix " A:".
 
     Args:
         model: the network.
         tokenizer: of the network; may be None where all parts are token ids.
         phrasings: of one question, a list of strings or of lists of token ids; a list of such lists for several
             questions, with any numbers of phrasings of any lengths. Nothing is added to token ids.
-        prefix: what stands before each phrasing, such as examples; one for all questions, or a list of one for each.
-        suffix: what stands behind all of them, such as " A:"; likewise. Without it no token sees all phrasings before
+        prefix: text before each phrasing, such as examples; one for all questions, or a list of one for each.
+        suffix: text behind all of them, such as " A:"; likewise. Without it no token sees all phrasings before
             the first token of the answer, which is then chosen by the mean of the phrasings' own scores.
         positions: where phrasings are read: "shared", "running", "right" or "spread".
         correction: "1/N", "none", "length", "ape:T,S" or an `APE`. Beside "1/N", "right" did better than the default
@@ -103,15 +104,15 @@ def fuse(
         weights: how much each phrasing counts: numbers, a list of such for each question, "confidence" (of its own
             answer) or "likelihood" (of the phrasing); all the same unless given.
         keep: only so many phrasings of the highest weights are used; all unless given.
-        store: a folder where what is read of prefixes and phrasings is kept, and recalled when it is asked again.
-        attention_share: whether to tell how much attention each phrasing got, which takes a pass more.
-        use_cache: False computes one masked sequence again for each token, for those who doubt the cache.
+        store: a folder that keeps the keys of prefixes and phrasings, which are then not read again.
+        attention_share: whether to measure how much attention each phrasing got, which takes a pass more.
+        use_cache: False reads the whole masked sequence again for each token (slow reference path).
         order: the way of writing, as `generate` takes it: from left to right, in any order, or by masked diffusion,
             where the whole answer sees all phrasings while it is written; the network's default unless given. Methods
             other than "attention", beams, stored parts and scores of phrasings are for writing from left to right.
 
     Returns:
-        As `generate`, with an entry for each question instead of each prompt. In `sequences` stand prefix, all
+        As `generate`, with an entry for each question instead of each prompt. `sequences` hold prefix, all
         phrasings that were used, suffix and answer.
 
     Raises:
@@ -182,7 +183,7 @@ def stream_fused(
     use_cache: bool = True,
     order: Order | None = None,
 ) -> Stream:
-    """Answers a single question as `fuse` does, and gives the answer piece by piece while it is written.
+    """Answer a single question as `fuse` does, and yield the answer piece by piece while it is written.
 
     The arguments are those of `fuse`. Votes and beam search, which only know at the end, are for `fuse` alone.
 

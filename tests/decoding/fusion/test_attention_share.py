@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyorder.decoding.fusion.attention_share import attention_shares, segment_shares
-from anyorder.decoding.fusion.decoder import APE, Fusion, Question, write_fused
+from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.weighting import APE
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
 from tests.decoding.fusion.test_decoder import net, questions
+from tests.decoding.fusion.writing import write_fused
 from tests.model.oracle import narrowed, oracle_logits
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyorder.decoding.beams import write_by_beam_search
-from anyorder.decoding.fusion.decoder import METHODS, Fusion, Question, write_fused
+from anyorder.decoding.fusion.question import METHODS, Fusion, Question
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation
 from anyorder.errors import UserError
@@ -18,6 +18,7 @@ from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.cache import Cache
 from anyorder.model.llama import Llama
 from tests.decoding.fusion.test_decoder import fusions, logits, net, questions
+from tests.decoding.fusion.writing import write_fused
 
 ENDS = (7, 21)
 LOOP = settings(max_examples=6, deadline=None)

@@ -12,24 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.fusion.decoder import (
-    APE,
-    CORRECTIONS,
-    POSITIONS,
-    Fusion,
-    Question,
-    answer_to,
-    fusion_reader,
-    write_fused,
-)
+from anyorder.decoding.fusion.decoder import answer_to, fusion_reader
+from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.prefill import masked_pass, read_joined
-from anyorder.decoding.fusion.question import METHODS
+from anyorder.decoding.fusion.question import METHODS, Fusion, Question
 from anyorder.decoding.fusion.reader import FusedReader
+from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
 from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary
+from tests.decoding.fusion.writing import write_fused
 from tests.decoding.fusion_oracle import fused_logits, single_logits
 from tests.model.networks import LAYERS, VOCABULARY, network
 

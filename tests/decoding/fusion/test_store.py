@@ -13,14 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.fusion.decoder import METHODS, Fusion, Question, write_fused
 from anyorder.decoding.fusion.prefill import read_joined
+from anyorder.decoding.fusion.question import METHODS, Fusion, Question
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.rope import YarnRotary
 from anyorder.utils.files import claimed
 from tests.decoding.fusion.test_decoder import net, questions
+from tests.decoding.fusion.writing import write_fused
 from tests.model.networks import LAYERS
 
 LOOP = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

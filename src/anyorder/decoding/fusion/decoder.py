@@ -7,81 +7,28 @@ the loop is that of all decoding.
 from __future__ import annotations
 
 import itertools
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
 from anyorder.decoding.beams import BeamSearch, beam_steps
-from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader
-from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.question import HYBRID, METHODS, Fusion, Question, check_questions
+from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader, elect, members_of
+from anyorder.decoding.fusion.question import HYBRID, Fusion, Question, check_questions
 from anyorder.decoding.fusion.reader import FusedReader
 from anyorder.decoding.fusion.store import SegmentStore
-from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
 from anyorder.decoding.left_to_right.reader import BeamReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.trace import Generation, Step, Stop, StopReason, Written, collect
+from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
-__all__ = [
-    "APE", "CORRECTIONS", "METHODS", "POSITIONS", "Fusion", "Question", "fusion_reader", "fusion_steps", "write_fused",
-]  # fmt: skip
-
-MEMBER = 2**32
-"""Phrasing i of question q, answered alone, draws as prompt number q + i * MEMBER; the first one as the question."""
-
 ALONE = Fusion(correction="none")
 """How a single phrasing is read."""
-
-
-def write_fused(
-    model: Llama,
-    questions: Sequence[Question],
-    *,
-    fusion: Fusion = Fusion(),  # noqa: B008 (frozen)
-    max_new_tokens: int,
-    sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
-    stop: Stop | None = None,
-    beams: int = 1,
-    use_cache: bool = True,
-    store: SegmentStore | None = None,
-    rows: Sequence[int] | None = None,
-    same_answer: Callable[[Sequence[int]], Hashable] = tuple,
-) -> Generation:
-    """Answer every question until an end token, the stop condition or a limit of length.
-
-    In the result, a question's sequence is its prefix, all its phrasings, its suffix, and what was written.
-
-    Args:
-        model: the network; its configuration names the end tokens and the trained length.
-        questions: of any numbers and lengths of phrasings.
-        fusion: the method, and its options.
-        max_new_tokens: tokens to write per answer at most; no answer goes beyond the trained length either.
-        sampling: how a token is chosen.
-        stop: called after each token that is no end token, with the number of the question; the token itself stays.
-        beams: above 1, beam search with so many, which draws nothing; `stop` is then called for each beam.
-        use_cache: False reads everything again for each token.
-        store: keeps the keys of prefixes and phrasings, and recalls them.
-        rows: number of each question, which decides its random draws; 0, 1, 2, ... unless given.
-        same_answer: for "vote": the key of an answer; answers of equal keys are one answer.
-
-    Raises:
-        UserError: a question that the network cannot read or answer, in a sentence that names the remedy.
-    """
-    rows = range(len(questions)) if rows is None else rows
-    steps = fusion_steps(
-        model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, beams=beams,
-        rows=rows, use_cache=use_cache, store=store, same_answer=same_answer,
-    )  # fmt: skip
-    prompts = [question.layout(fusion.positions).token_ids for question in questions]
-    return collect(steps, prompts, rows, model.config.eos_token_ids)
 
 
 def fusion_steps(
@@ -91,16 +38,33 @@ def fusion_steps(
     fusion: Fusion,
     max_new_tokens: int,
     sampling: Sampling,
-    stop: Stop | None,
+    stop: Stop | None = None,
     rows: Sequence[int],
     beams: int = 1,
     use_cache: bool = True,
     store: SegmentStore | None = None,
     same_answer: Callable[[Sequence[int]], Hashable] = tuple,
 ) -> Iterator[Step]:
-    """The steps of `write_fused`, each as soon as it is taken; mistakes are raised at once.
+    """Answer every question until an end token, the stop condition or a limit of length.
 
-    Beams and votes have a single step.
+    Mistakes are raised at once; each step is yielded as soon as it is taken. Beams and votes have a single step. The
+    prompt of an answer is the layout of its question.
+
+    Args:
+        model: the network; its configuration names the end tokens and the trained length.
+        questions: of any numbers and lengths of phrasings.
+        fusion: the method, and its options.
+        max_new_tokens: tokens to write per answer at most; no answer goes beyond the trained length either.
+        sampling: how a token is chosen.
+        stop: called after each token that is no end token, with the number of the question; the token itself stays.
+        rows: number of each question, which decides its random draws.
+        beams: above 1, beam search with so many, which draws nothing; `stop` is then called for each beam.
+        use_cache: False reads everything again for each token.
+        store: keeps the keys of prefixes and phrasings, and recalls them.
+        same_answer: for "vote": the key of an answer; answers of equal keys are one answer.
+
+    Raises:
+        UserError: a question that the network cannot read or answer, in a sentence that names the remedy.
     """
     limits = check_questions(model.config, questions, fusion, max_new_tokens, rows)
     if fusion.method == "vote" and beams > 1:
@@ -136,17 +100,16 @@ def fusion_reader(
     """The reader of these answers, one for each question, by this method."""
 
     def ensemble(method: str) -> BeamReader:
-        members = {
-            text: [
-                (member, answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng))
-                for member in question.members(unconditional=method == "contrast")
-            ]
-            for text, question in zip(texts, questions, strict=True)
+        members = [question.members(unconditional=method == "contrast") for question in questions]
+        answers = {
+            text: [answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng) for member in of_text]
+            for text, of_text in zip(texts, members, strict=True)
         }
-        asked, answers = zip(*itertools.chain(*members.values()), strict=True)
-        reader = FusedReader(model, answers, asked, ALONE, use_cache=use_cache, store=store)
-        of_text = {text: [answer for _, answer in pairs] for text, pairs in members.items()}
-        return PooledReader(reader, of_text, [question.shares for question in questions], POOLS[method])
+        flat = itertools.chain.from_iterable
+        reader = FusedReader(
+            model, list(flat(answers.values())), list(flat(members)), ALONE, use_cache=use_cache, store=store
+        )
+        return PooledReader(reader, answers, [question.shares for question in questions], POOLS[method])
 
     if fusion.method in POOLS:
         return ensemble(fusion.method)
@@ -160,52 +123,3 @@ def answer_to(
     """The text of so many tokens at most behind the layout of a question."""
     prompt = question.layout(fusion.positions).token_ids
     return CausalText(row, prompt, rng, ends, len(prompt) + new_tokens)
-
-
-# ---- votes ---------------------------------------------------------------------------------------------------------
-
-
-def members_of(questions: Sequence[Question], rows: Sequence[int]) -> tuple[list[Question], list[int]]:
-    """Each phrasing as a question of its own, and their numbers."""
-    members = [
-        (member, row + index * MEMBER)
-        for row, question in zip(rows, questions, strict=True)
-        for index, member in enumerate(question.members())
-    ]
-    return [member for member, _ in members], [number for _, number in members]
-
-
-def elect(
-    steps: Iterator[Step],
-    questions: Sequence[Question],
-    rows: Sequence[int],
-    same_answer: Callable[[Sequence[int]], Hashable],
-) -> Iterator[Step]:
-    """The answer of each question that has the most weight; of several such, the likeliest. One step.
-
-    Args:
-        steps: write the answers to `members_of` the questions.
-        questions, rows, same_answer: as in `write_fused`.
-    """
-    taken = list(steps)
-    events: dict[int, list[Written]] = defaultdict(list)
-    stopped: dict[int, StopReason] = {}
-    for step in taken:
-        stopped |= step.stopped
-        for event in step.written:
-            events[event.row].append(event)
-    found: list[Written] = []
-    reasons: dict[int, StopReason] = {}
-    for row, question in zip(rows, questions, strict=True):
-        numbers = [row + index * MEMBER for index in range(len(question.segments))]
-        keys = [same_answer([event.token_id for event in events[number]]) for number in numbers]
-        votes: dict[Hashable, float] = defaultdict(float)
-        for key, share in zip(keys, question.shares, strict=True):
-            votes[key] += share
-        most = max(votes.values()) * (1 - 1e-9)
-        candidates = [number for number, key in zip(numbers, keys, strict=True) if votes[key] >= most]
-        best = max(candidates, key=lambda number: sum(event.log_prob for event in events[number]))
-        start = question.layout(ALONE.positions).length
-        found += [event._replace(row=row, position=start + event.step) for event in events[best]]
-        reasons[row] = stopped[best]
-    yield Step(tuple(sorted(found)), reasons, sum(step.passes for step in taken))

@@ -1,6 +1,7 @@
-"""Ensembles: each phrasing is a text of its own, and one token is chosen from the distributions of all of them.
+"""Ensembles: each phrasing is a text of its own, a row of one batch that reads its prefix once.
 
-All phrasings then go on with that token. They are rows of one batch, and read their prefix once.
+Pools choose one token from the distributions of all members, which then go on with that token. In a vote, members
+write whole answers, and one of them is elected.
 
 Shape suffixes: N phrasings of a question, M members of all questions, V vocabulary.
 """
@@ -8,7 +9,9 @@ Shape suffixes: N phrasings of a question, M members of all questions, V vocabul
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,7 +19,11 @@ from torch import Tensor
 from anyorder.decoding.left_to_right.reader import BeamReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import Queries
+from anyorder.decoding.trace import Step, StopReason, Written
 from anyorder.utils.ragged import log_softmax
+
+if TYPE_CHECKING:
+    from anyorder.decoding.fusion.question import Question
 
 CONTRAST = 0.25
 """How strongly "contrast" moves away from the answer without any phrasing."""
@@ -64,6 +71,9 @@ POOLS: dict[str, Pool] = {
 }
 """By the name of the method."""
 
+MEMBER = 2**32
+"""Member i of a vote on question q draws as prompt number q + i * MEMBER; the first one as the question."""
+
 WEIGHED = ("logit-mean", "probability-mean")
 """Those that take weights into account."""
 
@@ -105,8 +115,8 @@ class PooledReader(BeamReader):
         for text in queries:
             for member in self.members[text]:
                 member.tokens[member.first :] = text.tokens[text.first :]
-        asked = [member for text in queries for member in self.members[text]]
-        log_probs_MV = log_softmax(self.reader.logits({member: member.queries() for member in asked}))
+        members = {member: member.queries() for text in queries for member in self.members[text]}
+        log_probs_MV = log_softmax(self.reader.logits(members))
         of_texts = log_probs_MV.split([len(self.members[text]) for text in queries])
         return torch.stack(
             [
@@ -141,3 +151,53 @@ class HybridReader(BeamReader):
         """Let each text go on from the keys of the text with this index."""
         for reader in self.readers:
             reader.reorder(parents)
+
+
+# ---- votes ---------------------------------------------------------------------------------------------------------
+
+
+def members_of(questions: Sequence[Question], rows: Sequence[int]) -> tuple[list[Question], list[int]]:
+    """Each phrasing as a question of its own, and their numbers."""
+    members = [
+        (member, row + index * MEMBER)
+        for row, question in zip(rows, questions, strict=True)
+        for index, member in enumerate(question.members())
+    ]
+    return [member for member, _ in members], [number for _, number in members]
+
+
+def elect(
+    steps: Iterator[Step],
+    questions: Sequence[Question],
+    rows: Sequence[int],
+    same_answer: Callable[[Sequence[int]], Hashable],
+) -> Iterator[Step]:
+    """The answer of each question that has the most weight; of several such, the likeliest. One step.
+
+    Args:
+        steps: write the answers to `members_of` the questions.
+        questions, rows, same_answer: as in `fusion_steps`.
+    """
+    events: dict[int, list[Written]] = defaultdict(list)
+    stopped: dict[int, StopReason] = {}
+    passes = 0
+    for step in steps:
+        stopped |= step.stopped
+        passes += step.passes
+        for event in step.written:
+            events[event.row].append(event)
+    found: list[Written] = []
+    reasons: dict[int, StopReason] = {}
+    for row, question in zip(rows, questions, strict=True):
+        numbers = [row + index * MEMBER for index in range(len(question.segments))]
+        keys = [same_answer([event.token_id for event in events[number]]) for number in numbers]
+        votes: dict[Hashable, float] = defaultdict(float)
+        for key, share in zip(keys, question.shares, strict=True):
+            votes[key] += share
+        most = max(votes.values()) * (1 - 1e-9)
+        candidates = [number for number, key in zip(numbers, keys, strict=True) if votes[key] >= most]
+        best = max(candidates, key=lambda number: sum(event.log_prob for event in events[number]))
+        start = question.layout("shared").length
+        found += [event._replace(row=row, position=start + event.step) for event in events[best]]
+        reasons[row] = stopped[best]
+    yield Step(tuple(sorted(found)), reasons, passes)

@@ -1,7 +1,4 @@
-"""What is asked, and how it shall be answered.
-
-Questions are token ids here. Everything that can be wrong with them is found before the network reads anything.
-"""
+"""Questions as token ids, the options of fusion, and their checks before anything is read."""
 
 from __future__ import annotations
 
@@ -79,7 +76,7 @@ class Fusion:
 
     Attributes:
         method: one of `METHODS`.
-        positions: one of `POSITIONS`; "attention" alone looks at it, as at the correction.
+        positions: one of `POSITIONS`; only "attention" depends on it, as on the correction.
         correction: one of `CORRECTIONS`, or an `APE`.
 
     Raises:
@@ -102,26 +99,23 @@ class Fusion:
 def check_questions(
     config: ModelConfig, questions: Sequence[Question], fusion: Fusion, max_new_tokens: int, rows: Sequence[int]
 ) -> list[int]:
-    """Refuses questions that the network cannot read, and tells how many tokens each answer may have.
+    """The number of tokens that each answer may have; refuse questions that the network cannot read.
 
     Raises:
-        UserError: see `write_fused`.
+        UserError: see `fusion_steps`.
     """
     if not questions:
         raise UserError("there are 0 questions: give at least one.")
     check_max_new_tokens(max_new_tokens)
     if len(rows) != len(questions) or len(set(rows)) != len(rows):
         raise UserError(f"rows is {list(rows)} for {len(questions)} questions: give each a number of its own.")
-    return [
-        min(
-            max_new_tokens, _room(config, question, fusion, f"question {row}" if len(questions) > 1 else "the question")
-        )
-        for row, question in zip(rows, questions, strict=True)
-    ]
+    names = [f"question {row}" for row in rows] if len(questions) > 1 else ["the question"]
+    rooms = [_room(config, question, fusion, name) for question, name in zip(questions, names, strict=True)]
+    return [min(max_new_tokens, room) for room in rooms]
 
 
 def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) -> int:
-    """How many tokens can be written behind a question."""
+    """The number of tokens that can be written behind a question."""
     if not question.segments:
         raise UserError(f"{name} has 0 phrasings: give at least one.")
     weights = question.weights
@@ -151,12 +145,12 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
         segments = ("all phrasings", sum(lengths)) if positions == "running" else ("the longest phrasing", max(lengths))
         parts = [("the prefix", len(question.prefix)), segments, ("the suffix", len(question.suffix))]
         part = max(parts, key=lambda part: part[1])[0]
-        told = ", ".join(f"{part_name} {length}" for part_name, length in parts)
+        described = ", ".join(f"{part_name} {length}" for part_name, length in parts)
         remedy = f"shorten {part} by {1 - room}"
         if positions == "running" and layout.next_place - sum(lengths) + max(lengths) < longest:
             remedy += ", or take the positions 'shared'"
         raise UserError(
-            f"{name} reaches over {layout.next_place} positions ({told}) and the network over {longest}, one of which "
+            f"{name} reaches over {layout.next_place} positions ({described}) and the network over {longest}, one of which "
             f"is for the answer: {remedy}."
         )
     return room

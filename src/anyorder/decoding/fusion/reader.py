@@ -1,4 +1,4 @@
-"""Logits of the next token of answers that look at all phrasings of their questions."""
+"""Logits of the next token of answers that see all phrasings of their questions."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def confidence(model: Llama, questions: Sequence[Question]) -> list[list[float]]:
-    """How probable the most probable first token of the answer is, where the phrasing is asked alone."""
+    """How probable the most probable first token of the answer is, behind the phrasing alone."""
     alone = [member for question in questions for member in question.members()]
     highest = iter(prefill(model, alone, Fusion(), 0).logits.softmax(-1).amax(-1).tolist())
     return [[next(highest) for _ in question.segments] for question in questions]

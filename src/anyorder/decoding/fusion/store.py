@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 SAMPLED = 1024
-"""Weights of each tensor that tell networks apart."""
+"""Weights of each tensor that enter the fingerprint of a network."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class SegmentStore:
         if any(kind.chunk is not None for kind in self.model.config.layers):
             anywhere = False  # chunks are cut at fixed places
         first = places[0] if anywhere else 0.0
-        told = ("with checksum", self.network, before, layout.token_ids[start:end], [place - first for place in places])
-        return self.folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:40]}.safetensors"
+        key = ("with checksum", self.network, before, layout.token_ids[start:end], [place - first for place in places])
+        return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.safetensors"
 
     def _turned(self, keys_NRGD: Tensor, by: float) -> Tensor:
         """Keys as they are so many positions further on."""
