@@ -114,9 +114,9 @@ def write_step(
 
 def by_text(choices: Choices, queries: Queries[TextT]) -> Iterator[tuple[TextT, list[Choice]]]:
     """Yield each text with its choices."""
-    columns = zip(*(column.tolist() for column in choices), strict=True)
+    columns = zip(choices.token_ids.tolist(), choices.log_probs.tolist(), choices.confidence.tolist(), strict=True)
     for text, positions in queries.items():
-        yield text, [Choice(position, *next(columns)) for position in positions]
+        yield text, [Choice(at, *next(columns)) for at in positions]
 
 
 def by_sampling(sampling: Sampling) -> Choose[TextT]:

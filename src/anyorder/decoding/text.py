@@ -67,7 +67,7 @@ class Text(ABC):
 
     @abstractmethod
     def queries(self) -> Sequence[int]:
-        """Return the positions to predict in the next pass. Called without side effects, until the next `commit`."""
+        """Return the positions to predict in the next pass, in ascending order; the same until the next `commit`."""
 
     @abstractmethod
     def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:

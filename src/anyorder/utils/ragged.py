@@ -23,13 +23,9 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device, *, filling: int = 0
         The numbers, int64 `[B, R]`, and which of them are no padding, boolean `[B, R]`.
     """
     width = max(map(len, rows), default=0)
-    padded = [[*row, *[filling] * (width - len(row))] for row in rows]
-    valid = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
-    shape = (len(rows), width)
-    return (
-        torch.tensor(padded, dtype=torch.int64, device=device).view(shape),
-        torch.tensor(valid, dtype=torch.bool, device=device).view(shape),
-    )
+    shape = (len(rows), width)  # which a list of no rows does not tell
+    padded = torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows], dtype=torch.int64, device=device)
+    return padded.view(shape), _valid(rows, width, device).view(shape)
 
 
 def pad_right(
@@ -39,9 +35,18 @@ def pad_right(
 
     `start` is the position of the first id of each sequence. Padding has id and position 0.
     """
-    ids_BR, valid_BR = pad(fresh, device)
-    position_BR, _ = pad([range(at, at + len(ids)) for at, ids in zip(start, fresh, strict=True)], device)
-    return ids_BR, position_BR, valid_BR
+    width = max(map(len, fresh))
+    ids, positions = [], []
+    for of_text, first in zip(fresh, start, strict=True):
+        padding = [0] * (width - len(of_text))
+        ids.append([*of_text, *padding])
+        positions.append([*range(first, first + len(of_text)), *padding])
+    return torch.tensor(ids, device=device), torch.tensor(positions, device=device), _valid(fresh, width, device)
+
+
+def _valid(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> Tensor:
+    valid = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
+    return torch.tensor(valid, dtype=torch.bool, device=device)
 
 
 def log_softmax(logits_NV: Tensor) -> Tensor:
