@@ -67,7 +67,7 @@ class Text(ABC):
 
     @abstractmethod
     def queries(self) -> Sequence[int]:
-        """Return the positions to predict in the next pass, in ascending order; the same until the next `commit`."""
+        """Return the positions to predict in the next pass; the same until the next `commit`."""
 
     @abstractmethod
     def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:
@@ -92,12 +92,12 @@ class Text(ABC):
         """Whether an end token completes the text at this moment, although blanks remain behind it."""
         return True
 
-    # ---- the one stop rule ----
-
     @property
     def history(self) -> list[int]:
         """The tokens so far, in the order of positions, without blanks."""
         return [token_id for token_id in self.tokens if token_id != BLANK]
+
+    # ---- the one stop rule ----
 
     def why_complete(self, stop: Stop | None) -> StopReason | None:
         """Return why nothing more is to be written, or None while something is.
