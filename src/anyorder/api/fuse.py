@@ -133,13 +133,13 @@ def fuse(
     fuser = _Fuser(
         model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
         Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, keep=keep, store=store, use_cache=use_cache,
+        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
     )  # fmt: skip
     fuser.refuse_unless_causal({f"num_beams {num_beams}": num_beams != 1, "attention_share": attention_share})
     shares: list[list[float]] = []
 
     def write(rows: range) -> Generation:
-        questions, kept = fuser.weighed(rows)
+        questions, kept = fuser.weighed(rows, keep)
         prompts, steps = fuser.steps(questions, rows, fuser.condition(questions, rows, num_beams > 1), num_beams)
         generation = collect(steps, prompts, rows, model.config.eos_token_ids)
         if attention_share:
@@ -196,7 +196,7 @@ def stream_fused(
     fuser = _Fuser(
         model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
         Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, keep=keep, store=store, use_cache=use_cache,
+        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
     )  # fmt: skip
     if method == "vote":
         raise UserError("method is 'vote', but only whole answers can be counted: use fuse, or another method.")
@@ -204,7 +204,7 @@ def stream_fused(
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
     if not fuser.single:
         raise UserError(f"phrasings are of {len(fuser.questions)} questions: give those of one, or use fuse.")
-    questions, _ = fuser.weighed(range(1))
+    questions, _ = fuser.weighed(range(1), keep)
     text = Continuation(tokenizer, questions[0].layout(positions).token_ids, fuser.stops)
     prompts, steps = fuser.steps(questions, range(1), lambda _, written: text.read(written))
     return Stream(_pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
@@ -225,7 +225,6 @@ class _Fuser:
         max_new_tokens: int,
         stop: str | Sequence[str] | None,
         weights: Weights | None,
-        keep: int | None,
         store: str | Path | None,
         use_cache: bool,
     ) -> None:
@@ -236,7 +235,6 @@ class _Fuser:
         self.max_new_tokens, self.use_cache = max_new_tokens, use_cache
         self.stops = stop_strings(stop, tokenizer)
         self.score = weights if isinstance(weights, str) else None
-        self.keep = keep
         self.limits = check_questions(model.config, self.questions, fusion, max_new_tokens, range(len(self.questions)))
         self.refuse_unless_causal(
             {
@@ -253,14 +251,14 @@ class _Fuser:
                 f"{name} is for answers from left to right, but this is one by {self.way.name!r}: leave it out."
             )
 
-    def weighed(self, rows: range) -> tuple[list[Question], list[list[int]]]:
+    def weighed(self, rows: range, keep: int | None) -> tuple[list[Question], list[list[int]]]:
         """These questions with their weights and the phrasings that are kept, and the indices of those."""
         questions = [self.questions[row] for row in rows]
         if self.score is not None:
             questions = weigh(self.model, questions, self.score)
         kept = [list(range(len(question.segments))) for question in questions]
-        if self.keep is not None:
-            kept = [best(question, self.keep) for question in questions]
+        if keep is not None:
+            kept = [best(question, keep) for question in questions]
             questions = [question.only(indices) for question, indices in zip(questions, kept, strict=True)]
             if self.fusion.method in UNWEIGHED:
                 questions = [replace(question, weights=None) for question in questions]
