@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyorder.decoding.canvas import BLANK, continuation
+from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.commit import Commit, Count, Progress
 from anyorder.decoding.diffusion.confidence import Candidates
 from anyorder.decoding.diffusion.row import CanvasRow
@@ -163,8 +164,8 @@ def test_a_number_writes_the_surest_and_of_equals_the_lowest() -> None:
     assert list(Two().select([0.1, 0.2, -math.inf, 0.9], [3, 5, 7, 9], progress)) == [9, 5]
 
 
-def test_a_policy_that_never_reads_the_masks_is_refused(page: dict[str, Any]) -> None:
-    class Nothing(page["CachePolicy"]):  # type: ignore[misc, name-defined]
+def test_a_policy_that_never_reads_the_masks_is_refused() -> None:
+    class Nothing(CachePolicy):
         def reads(self, row: CanvasRow) -> Sequence[int]:
             return range(1)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from anyorder.decoding.any_order.text import AnyOrderText, Content
-from anyorder.decoding.fusion.canvases import FusedCanvases, apart
+from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.visibility import bidirectional, groups
 
@@ -78,9 +78,7 @@ class TwoStreamReader(Reader[AnyOrderText]):
         visibility = bidirectional() if simple and self.cache is not None else groups()
         others: dict[str, Any] = {}
         if self.fused is not None:
-            sight = self.fused.sight(range(len(rows)), position_BR)
-            labels, visibility = labels | sight.labels, visibility & apart()
-            others = {"bias": sight.bias, "tempered": sight.tempered, "rotary_positions": sight.rotary_positions}
+            visibility, labels, others = self.fused.narrow(range(len(rows)), visibility, labels)
         views = model.prepare(visibility, labels, n_keys=n_keys, valid=valid_BR, cache=self.cache, **others)
         hidden_BRE = model.two_streams(ids_BR[:, :n_keys], labels["position"][:, n_keys:], views, self.cache)
         return model.logits(hidden_BRE[:, n_keys:][valid_BR[:, n_keys:]])

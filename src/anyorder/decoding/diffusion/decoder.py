@@ -69,32 +69,19 @@ def assemble(
             raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
         sampler = sampler.replace(block_length=sampler.block_length or way.block_length)
     assert way.mask_token_id is not None, "a network that diffuses has one"
-    end_token_ids, policy = model.config.eos_token_ids, sampler.policy(way)
-    texts = [
-        CanvasRow(
-            row,
-            canvas,
-            rng,
-            end_token_ids,
-            way=way,
-            blocks=plan_blocks(
-                canvas,
-                row,
-                block_length=sampler.block_length,
-                steps=sampler.steps,
-                uneven=sampler.uneven,
-                aligned=way.block_length is not None,
-            ),
-            commit=sampler.commit,
-            cache=policy,
-            edit=sampler.edit,
-            grow=sampler.grow,
-            stop_at_end=sampler.stop_at_end,
-            early=blanks(canvas)[: sampler.min_new_tokens],
+    end_token_ids, policy, aligned = model.config.eos_token_ids, sampler.policy(way), way.block_length is not None
+    texts = []
+    for row, canvas, rng in zip(rows, canvases, Sampling(seed=seed).generators(rows), strict=True):
+        blocks = plan_blocks(
+            canvas, row, block_length=sampler.block_length, steps=sampler.steps, uneven=sampler.uneven, aligned=aligned
         )
-        for row, canvas, rng in zip(rows, canvases, Sampling(seed=seed).generators(rows), strict=True)
-    ]
-    block_length = None if way.block_length is None else sampler.block_length
+        text = CanvasRow(
+            row, canvas, rng, end_token_ids, way=way, blocks=blocks, commit=sampler.commit, cache=policy,
+            edit=sampler.edit, grow=sampler.grow, stop_at_end=sampler.stop_at_end,
+            early=blanks(canvas)[: sampler.min_new_tokens],
+        )  # fmt: skip
+        texts.append(text)
+    block_length = sampler.block_length if aligned else None
     reader = CanvasReader(model, texts, way, policy, block_length=block_length, guidance=sampler.cfg_scale, fused=fused)
     return texts, reader, sampler.chooser(way.mask_token_id, end_token_ids)
 

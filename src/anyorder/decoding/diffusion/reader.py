@@ -16,7 +16,7 @@ from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.diffusion.row import CanvasRow
-from anyorder.decoding.fusion.canvases import FusedCanvases, apart
+from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.self_attention import SelfAttention
 from anyorder.utils.ragged import pad
@@ -132,9 +132,7 @@ class CanvasReader(Reader[CanvasRow]):
             labels["block"] = at_BR // self.block_length
         others: dict[str, Any] = {}
         if self.fused is not None:
-            sight = self.fused.sight(numbers, at_BR)
-            labels, visibility = labels | sight.labels, visibility & apart()
-            others = {"bias": sight.bias, "tempered": sight.tempered, "rotary_positions": sight.rotary_positions}
+            visibility, labels, others = self.fused.narrow(numbers, visibility, labels)
         # An attention from outside may not know how to leave rows out.
         narrows = type(self.model.model.layers[-1].self_attn) is SelfAttention
         views = self.model.prepare(

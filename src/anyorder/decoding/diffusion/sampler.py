@@ -81,16 +81,8 @@ class DiffusionSampler:
         Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # refuses what cannot be
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)
-            self._require(
-                name, value is None or (isinstance(value, int) and value > 0), "give a whole number above 0, or None"
-            )
-        for name, options in (
-            ("way", (None, "diffusion", "blocks")),
-            ("uneven", ("refuse", "distribute")),
-            ("suppress_end", ("no", "choice", "confidence")),
-        ):
-            self._require(name, getattr(self, name) in options, f"choose one of {', '.join(map(str, options))}")
-        self._require("commit", isinstance(self.commit, Commit), "give a rule of anyorder.decoding.diffusion.commit")
+            self._require(name, value is None or value > 0, "give a whole number above 0, or None")
+        self._require("way", self.way in (None, "diffusion", "blocks"), "choose one of None, diffusion, blocks")
         self._require("edit", self.edit is None or 0 < self.edit <= 1, "give a probability above 0, or None")
         self._require(
             "cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "give 0 for no guidance, or more"
@@ -112,17 +104,12 @@ class DiffusionSampler:
 
     def chooser(self, mask_token_id: int, end_token_ids: Sequence[int]) -> TokenChooser:
         """Return what chooses tokens, for a network with these special tokens."""
+        confidence = self.confidence if callable(self.confidence) else CONFIDENCES[self.confidence]
         return TokenChooser(
-            mask_token_id=mask_token_id,
-            end_token_ids=end_token_ids,
-            confidence=self.confidence if callable(self.confidence) else CONFIDENCES[self.confidence],
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            tempered_confidence=self.tempered_confidence,
-            suppress_end=self.suppress_end,
-            may_choose_mask=self.may_choose_mask,
-        )
+            mask_token_id=mask_token_id, end_token_ids=end_token_ids, confidence=confidence,
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, suppress_end=self.suppress_end,
+            tempered_confidence=self.tempered_confidence, may_choose_mask=self.may_choose_mask,
+        )  # fmt: skip
 
     def policy(self, way: Way) -> CachePolicy:
         """Return the cache policy for a network's way of writing."""

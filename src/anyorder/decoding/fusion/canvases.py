@@ -8,13 +8,12 @@ Shape suffixes: B canvases, L positions of the longest, R positions that are rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from anyorder.attention import BiasTerm, Tempered
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.fusion.layout import SEGMENT, Piece, lay_out
 from anyorder.decoding.fusion.question import Fusion, Question
@@ -25,20 +24,6 @@ from anyorder.visibility import Visibility, key_is, query_is, same
 def apart() -> Visibility:
     """Phrasings do not see each other; narrows another visibility."""
     return ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
-
-
-class Sight(NamedTuple):
-    """Arguments of `Llama.prepare` for rows of canvases, besides those of the mode.
-
-    Attributes:
-        labels: "position", "part" and "segment", each `[batch, rows]`.
-        bias, tempered, rotary_positions: as `Llama.prepare` takes them.
-    """
-
-    labels: dict[str, Tensor]
-    bias: list[BiasTerm]
-    tempered: Tempered | None
-    rotary_positions: Tensor | None
 
 
 class FusedCanvases:
@@ -66,12 +51,26 @@ class FusedCanvases:
         self._place_BL = self._rows.rotary_positions
         self._bias, self._tempered = corrected(questions, fusion.correction)
 
-    def sight(self, rows: Sequence[int], at_BR: Tensor) -> Sight:
-        """The arguments for rows at these positions of the canvases with these indices."""
+    def narrow(
+        self, rows: Sequence[int], visibility: Visibility, labels: Mapping[str, Tensor]
+    ) -> tuple[Visibility, dict[str, Tensor], dict[str, Any]]:
+        """Keep phrasings apart in a pass.
+
+        Args:
+            rows: indices of the canvases that are read.
+            visibility: of the way of writing.
+            labels: of what is read, with "position" `[rows, places]`, the index in the canvas.
+
+        Returns:
+            The narrowed visibility; the labels, with positions that phrasings share; the other arguments of
+            `Llama.prepare`.
+        """
+        at_BR = labels["position"]
         row_B = torch.tensor(rows, device=at_BR.device)
-        return Sight(
-            labels={name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()},
-            bias=[term.select(row_B) for term in self._bias],
-            tempered=self._tempered,
-            rotary_positions=None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR),
-        )
+        own = {name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()}
+        others = {
+            "bias": [term.select(row_B) for term in self._bias],
+            "tempered": self._tempered,
+            "rotary_positions": None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR),
+        }
+        return visibility & apart(), {**labels, **own}, others

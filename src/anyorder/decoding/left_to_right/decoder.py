@@ -49,15 +49,9 @@ def write_left_to_right(
     """
     rows = range(len(prompts)) if rows is None else rows
     steps = left_to_right_steps(
-        model,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        stop=stop,
-        use_cache=use_cache,
-        compile=compile,
-        rows=rows,
-    )
+        model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
+        compile=compile, rows=rows,
+    )  # fmt: skip
     return collect(steps, prompts, rows, model.config.eos_token_ids)
 
 
