@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyorder.api.dispatch import Order, decoder_of, resolve
-from anyorder.api.generate import Output, Stream, _output, _pieces
+from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
 from anyorder.decoding.fusion.attention_share import segment_shares
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from anyorder.decoding.fusion.weighting import Correction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FusedOutput(Output):
     """What `fuse` wrote.
 
@@ -153,7 +153,7 @@ def fuse(
     starts = range(0, total, batch_size or total)
     generation = Generation.join([write(range(start, min(start + starts.step, total))) for start in starts])
     texts = None if tokenizer is None else [fuser.text(question) for question in fuser.questions]
-    output = _output(generation, texts, single=fuser.single)
+    output = Finished.of(generation, texts).output(single=fuser.single)
     of_output = None if not attention_share else shares[0] if fuser.single else shares
     return FusedOutput(**vars(output), attention_share=of_output)
 
@@ -207,7 +207,7 @@ def stream_fused(
     questions, _ = fuser.weighed(range(1), keep)
     text = Continuation(tokenizer, questions[0].layout(positions).token_ids, fuser.stops)
     prompts, steps = fuser.steps(questions, range(1), lambda _, written: text.read(written))
-    return Stream(_pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
+    return Stream(pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
 
 class _Fuser:
@@ -233,6 +233,8 @@ class _Fuser:
         self.fusion, self.sampling = fusion, sampling
         self.way, self.order = resolve(order, model.config)
         self.max_new_tokens, self.use_cache = max_new_tokens, use_cache
+        if self.way.name == LEFT_TO_RIGHT.name:
+            sampling.check_filters()
         self.stops = stop_strings(stop, tokenizer)
         self.score = weights if isinstance(weights, str) else None
         self.limits = check_questions(model.config, self.questions, fusion, max_new_tokens, range(len(self.questions)))
