@@ -16,11 +16,12 @@ REAL := .venv/.real
 # The newest releases that pyproject.toml allows, whatever the lock says.
 NEWEST := .venv/newest
 
-.PHONY: help demo bench test lint types test-fast test-slow test-transformers test-newest lock clean
+.PHONY: help demo bench docs test lint types test-fast test-slow test-transformers test-newest lock clean
 
 help:
 	@echo "make demo       train a small Llama on Python's own texts and let it write (about two minutes)"
 	@echo "make bench      measure speed against transformers (about a quarter of an hour)"
+	@echo "make docs       renew the pages and tables that are computed: docs/api.md, hardware.md, models.md"
 	@echo "make test       lint, types and fast tests"
 	@echo "make test-slow  the long tests, and those against the oldest transformers"
 	@echo "make test-transformers TRANSFORMERS=5.20   those that need it, against another release of transformers"
@@ -49,6 +50,10 @@ demo: $(STAMP)
 
 bench: $(STAMP)
 	@$(BIN)/anyorder bench
+
+docs: $(STAMP)
+	$(BIN)/python docs/make_api.py
+	$(BIN)/python docs/make_tables.py
 
 # All three run, whichever fails, and the last line says which did.
 test: $(STAMP)

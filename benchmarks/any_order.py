@@ -26,8 +26,8 @@ from anyorder.decoding.canvas import BLANK
 from anyorder.evaluation.order_search import by_likelihood, by_success, orders_taken
 from anyorder.likelihood.exact import LogProb, left_to_right_log_prob, log_prob
 from anyorder.model.llama import Llama
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import LeftToRight, MostConfident, Order, Random, RightToLeft
-from anyorder.orders.names import AnyOrder
 
 TEXTS, GAP, NEW = 256, 8, 48
 RESULTS = Path(__file__).parent / "results" / "any-order-260K.json"

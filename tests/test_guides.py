@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
+import math
 import re
-import runpy
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,12 @@ from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.question import METHODS
 from anyorder.decoding.fusion.weighting import CORRECTIONS
 from anyorder.orders.names import NAMES
+from tests.pages import Reader, blocks_of
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
 
-BLOCK = re.compile(r"```python\n(?P<code>.*?)```\n(?:\n```text\n(?P<printed>.*?)```\n)?", re.DOTALL)
+NEEDS_COMMANDS = ("hardware.md", "inspection.md", "tutorial.md")
+"""Pages whose code reads what their commands leave."""
 
 
 @pytest.fixture
@@ -33,43 +36,60 @@ def page(project_root: Path) -> str:
     return (project_root / "docs" / "visibility.md").read_text(encoding="utf-8")
 
 
-def prints_what_it_shows(page: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each block runs in the current folder, after those before it, and prints what stands below it."""
-    names: dict[str, object] = {}
-    script = Path("block.py")
-    blocks = list(BLOCK.finditer(page))
-    assert len(blocks) == page.count("```python")
+@pytest.fixture
+def reader(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
+    """In an empty folder."""
+    reader = Reader(tmp_path, shared_data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(reader.cache))
+    return reader
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if name not in NEEDS_COMMANDS])
+def test_python_prints_what_stands_below_it(name: str, project_root: Path, reader: Reader) -> None:
+    text = (project_root / "docs" / name).read_text(encoding="utf-8")
+    blocks = [block for block in blocks_of(text) if block.language == "python"]
+    assert len(blocks) == text.count("```python")
+    if blocks:
+        reader.bring(text)
     for block in blocks:
-        script.write_text(block["code"], encoding="utf-8")
-        names = runpy.run_path(str(script), init_globals=names)
-        assert capsys.readouterr().out == (block["printed"] or ""), f"printed by\n{block['code']}"
+        assert reader.run(block) == (block.printed or ""), f"printed by\n{block.code}"
 
 
-def test_every_block_prints_what_stands_below_it(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prints_what_it_shows(page, capsys)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PAGES)
+def test_every_block_runs_after_those_before_it(name: str, project_root: Path, reader: Reader) -> None:
+    text = (project_root / "docs" / name).read_text(encoding="utf-8")
+    reader.bring(text)
+    for block in blocks_of(text):
+        printed = reader.run(block)
+        if block.language == "python":
+            assert printed == (block.printed or ""), f"printed by\n{block.code}"
 
 
-def test_every_block_of_left_to_right_prints_what_stands_below_it(
-    project_root: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    source = shared_data / "stories260K"
-    monkeypatch.chdir(tmp_path)
-    anyorder.convert(source / "stories260K.bin", "stories260K", tokenizer=source / "tok512.bin")
-    prints_what_it_shows((project_root / "docs" / "left-to-right.md").read_text(encoding="utf-8"), capsys)
+@pytest.mark.slow
+def test_the_readme_teaches_the_network_words(project_root: Path, reader: Reader) -> None:
+    """Each block runs, and what it leaves is good enough for those after it."""
+    text = (project_root / "README.md").read_text(encoding="utf-8")
+    reader.bring(text)
+    blocks = blocks_of(text)
+    assert {block.language for block in blocks} == {"sh", "console", "python"}
+    printed = {block.language: reader.run(block) for block in blocks}
+    log = json.loads(Path("trained", "log.json").read_text(encoding="utf-8"))["log"]
+    assert [entry["loss"] for entry in log if "loss" in entry][-1] < math.log(2048) - 2
+    known = set(re.findall(r"[a-z]{3,}", Path("demo", "texts.txt").read_text(encoding="utf-8")))
+    written = re.findall(r"[a-z]{3,}", printed["python"])  # by the last block
+    assert len(written) >= 3
+    assert sum(word in known for word in written) > len(written) / 2
 
 
-def test_every_block_of_fusion_prints_what_stands_below_it(
-    project_root: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    source = shared_data / "stories260K"
-    monkeypatch.chdir(tmp_path)
-    anyorder.convert(source / "stories260K.bin", "stories260K", tokenizer=source / "tok512.bin")
-    prints_what_it_shows((project_root / "docs" / "fusion.md").read_text(encoding="utf-8"), capsys)
+def test_measurements_are_there(project_root: Path) -> None:
+    """Those that are not run are scripts with the options that pages give them."""
+    for name in PAGES:
+        text = (project_root / "docs" / name).read_text(encoding="utf-8")
+        for script, words in re.findall(r"python (benchmarks/\w+\.py)([^`\n]*)", text):
+            source = (project_root / script).read_text(encoding="utf-8")
+            assert [option for option in re.findall(r"--[\w-]+", words) if f'"{option}"' not in source] == [], words
 
 
 def test_fusion_names_every_option_and_method(project_root: Path) -> None:
@@ -84,42 +104,11 @@ def test_fusion_names_every_option_and_method(project_root: Path) -> None:
         assert f'| `"{name}"` |' in page, name
 
 
-def test_every_block_of_fusion_evaluation_prints_what_stands_below_it(
-    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prints_what_it_shows((project_root / "docs" / "fusion-evaluation.md").read_text(encoding="utf-8"), capsys)
-
-
-def test_every_block_of_diffusion_prints_what_stands_below_it(
-    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prints_what_it_shows((project_root / "docs" / "diffusion.md").read_text(encoding="utf-8"), capsys)
-
-
-def test_every_block_of_any_order_prints_what_stands_below_it(
-    project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prints_what_it_shows((project_root / "docs" / "any-order.md").read_text(encoding="utf-8"), capsys)
-
-
 def test_any_order_names_every_order(project_root: Path) -> None:
     page = (project_root / "docs" / "any-order.md").read_text(encoding="utf-8")
-    for name, (_, field) in NAMES.items():
+    for name, field in NAMES.items():
         assert re.search(rf"`\"{name}(:\d)?\"`", page), name
         assert field is None or re.search(rf"`\"{name}:\d\"`", page), name
-
-
-def test_the_block_of_training_prints_what_stands_below_it(
-    project_root: Path, tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    text = (shared_data / "tinystories" / "tinystories_lowercased_4M.txt").read_text(encoding="utf-8")
-    Path("stories.txt").write_text(text[:20_000], encoding="utf-8")
-    prints_what_it_shows((project_root / "docs" / "training.md").read_text(encoding="utf-8"), capsys)
 
 
 def test_diffusion_names_every_field_and_preset(project_root: Path) -> None:
@@ -144,7 +133,7 @@ def test_left_to_right_names_every_option(project_root: Path) -> None:
 
 
 def test_every_named_visibility_is_drawn(page: str) -> None:
-    drawn = "".join(block["code"] for block in BLOCK.finditer(page))
+    drawn = "".join(block.code for block in blocks_of(page))
     named = [
         name
         for name, function in vars(visibility).items()

@@ -43,7 +43,7 @@ def beside_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: 
     monkeypatch.chdir(tmp_path)
     anyorder.save(Llama(config), tokenizer, "demo")
     model, mask_token_id = with_mask_token(Llama(config), tokenizer, "<|mask|>")
-    anyorder.save(adapt(model, (LEFT_TO_RIGHT, ANY_ORDER, diffusion(mask_token_id))), tokenizer, "trained/network")
+    anyorder.save(adapt(model, (LEFT_TO_RIGHT, ANY_ORDER, diffusion(mask_token_id))), tokenizer, "trained")
     return tmp_path
 
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from anyorder.api.generate import convert, generate, load, save, stream
     from anyorder.decoding.diffusion.sampler import DiffusionSampler
     from anyorder.decoding.fusion.layout import concatenate_paraphrases_with_positions, create_segment_isolation_mask
+    from anyorder.errors import UserError
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
     from anyorder.likelihood.exact import log_prob
     from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
-    "LlamaTwoStreamForCausalLM", "concatenate_paraphrases_with_positions", "convert", "create_chunked_attention_mask",
-    "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks", "load", "log_prob",
-    "save", "stream", "stream_fused",
+    "LlamaTwoStreamForCausalLM", "UserError", "concatenate_paraphrases_with_positions", "convert",
+    "create_chunked_attention_mask", "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks",
+    "load", "log_prob", "save", "stream", "stream_fused",
 ]  # fmt: skip
 __version__ = "0.1.0"
 
@@ -30,6 +31,7 @@ _MODULES = {
     "GroupPlan": "orders.plan",
     "LLaDAForMaskedLM": "huggingface",
     "LlamaTwoStreamForCausalLM": "huggingface",
+    "UserError": "errors",
     "concatenate_paraphrases_with_positions": "decoding.fusion.layout",
     "create_chunked_attention_mask": "masks",
     "create_segment_isolation_mask": "decoding.fusion.layout",

@@ -13,6 +13,7 @@ MOST_GROUPS = 2**20
 """Columns that a target mapping may have; a larger number is no number of a group."""
 
 
+@checked()
 def generate_grouping_masks(
     group_ids: Tensor, seq_len: int | None = None, device: torch.device | str | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,18 +14,39 @@ if TYPE_CHECKING:
 
 Positions = TypeVar("Positions", int, "Tensor")
 
-TRAINED_BY = {
-    "left-to-right": "autoregressive",
-    "any-order": "permutation",
-    "diffusion": "masked-diffusion",
-    "blocks": "block-diffusion",
+NAMES: dict[str, tuple[str, ...]] = {
+    "left-to-right": ("autoregressive", "ar", "causal", "causal-lm", "clm", "l2r", "ltr", "next-token"),
+    "any-order": ("permutation", "plm", "two-stream"),
+    "diffusion": ("masked-diffusion", "mdlm", "mdm"),
+    "blocks": ("block-diffusion", "bd3lm"),
 }
+"""Of each way of writing, the objective that teaches it, and further names of the literature.
+
+The only table of such names: every option and argument that means a way of writing, an order or an objective takes all
+of them, through `way_named` here, and `read_order` and `objective_named` of `anyorder.orders.names`.
+"""
+
+TRAINED_BY = {way: names[0] for way, names in NAMES.items()}
 """Of each way of writing, the objective that teaches it."""
 
+_WAYS = {name: way for way, names in NAMES.items() for name in (way, *names)}
 
-def _check_name(name: str) -> None:
-    if name not in TRAINED_BY:
+
+def spelling(name: str) -> str:
+    """A name as the tables have it: in lower case, with hyphens."""
+    return name.strip().lower().replace("_", "-").replace(" ", "-")
+
+
+def way_named(name: str) -> str | None:
+    """The way of writing that any of its names stands for; None for other words."""
+    return _WAYS.get(spelling(name))
+
+
+def _own_name(name: str) -> str:
+    own = way_named(name)
+    if own is None:
         raise UserError(f"the way of writing {shown(name)} is unknown: give one of {', '.join(TRAINED_BY)}.")
+    return own
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +54,7 @@ class Way:
     """A way of writing that a network was trained for.
 
     Attributes:
-        name: "left-to-right", "any-order", "diffusion" or "blocks".
+        name: "left-to-right", "any-order", "diffusion" or "blocks"; another name of `NAMES` becomes one of these.
         shifted: the logits of a row are those of the token that comes after it; otherwise those of the row's own
             token.
         mask_token_id: the token that stands for those that are not written yet; None where there is none.
@@ -50,7 +71,7 @@ class Way:
 
     def __post_init__(self) -> None:
         check_fields(self, "the way of writing's {}")
-        _check_name(self.name)
+        object.__setattr__(self, "name", _own_name(self.name))
         if self.name in ("diffusion", "blocks") and self.mask_token_id is None:
             raise UserError(f"mask_token_id is None for the way {self.name!r}: give the id of the mask token.")
         if self.name == "blocks" and (self.block_length is None or self.block_length < 1):
@@ -93,15 +114,15 @@ def check_ways(ways: Sequence[Way], default: str) -> None:
 
 
 def find_way(ways: Sequence[Way], name: str) -> Way:
-    """The way of this name.
+    """The way of this name, or of another name that it has.
 
     Raises:
         UserError: there is no such way, or the network was not trained for it.
     """
+    name = _own_name(name)
     for way in ways:
         if way.name == name:
             return way
-    _check_name(name)
     known = " and ".join(repr(way.name) for way in ways)
     raise UserError(
         f"this network writes by {known}, not by {name!r}: train it for that from this checkpoint, with "

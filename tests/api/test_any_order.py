@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder import GroupPlan
-from anyorder.api.text import Continuation, prompt_canvases
+from anyorder.api.text import UNREADABLE, Continuation, prompts_with_gaps
 from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.canvas import BLANK
@@ -20,9 +20,9 @@ from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random, RightToLeft
-from anyorder.orders.names import AnyOrder
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, diffusion
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.writers import BOS, END, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -145,7 +145,20 @@ def test_nobody_writes_beyond_the_longest_text() -> None:
     [
         (MODEL, "Once", {"order": "sideways"}, r"^order is 'sideways': give one of left-to-right, any-order,"),
         (MODEL, "Once", {"order": "groups:x"}, r"^order is 'groups:x': give one of left-to-right, any-order, groups:N"),
-        (MODEL, "Once", {"order": "left-to-right", "gap_tokens": 2}, r"^gap_tokens is 2, but from left to right no"),
+        (MODEL, "Once", {"order": "left-to-right", "gap_tokens": 2}, r"^gap_tokens is 2, but no prompt has a gap"),
+        (
+            MODEL, ["Once", "[...] a"], {"order": "left-to-right"},
+            r"^order is 'left-to-right', which fills no gap, and prompt 1 has one \(\[...\], or -1 among token ids\): "
+            r"leave out the order, or give 'any-order'\.",
+        ),
+        (
+            network(LEFT_TO_RIGHT), "Once [...]", {},
+            r"^prompt 0 has a gap .*, and this network writes by 'left-to-right' alone, which fills none: load a ",
+        ),
+        (
+            network(LEFT_TO_RIGHT), "Once [...]", {"order": "left-to-right", "gap_tokens": 2},
+            r"^prompt 0 has a gap .*, and this network writes by 'left-to-right' alone, which fills none: load a ",
+        ),
         (MODEL, ["a", "[...] a"], {"stop": ".", "gap_tokens": 2}, r"^stop is \['\.'\], but a gap is always "),
         (MODEL, "Once [...] a", {"stop": ".", "gap_tokens": [1, 2]}, r"^stop is \['\.'\], but a gap is always filled"),
         (MODEL, "Once", {"num_beams": 2}, r"^num_beams is 2, but beams are written from left to right: leave it out\."),
@@ -177,6 +190,68 @@ def test_tokenizers_are_needed_for_text() -> None:
         anyorder.generate(MODEL, none, "Once [...]", order="random")
 
 
+@pytest.mark.parametrize(
+    ("ways", "default", "order"),
+    [
+        ((LEFT_TO_RIGHT, ANY_ORDER, diffusion(5)), "left-to-right", "any-order"),
+        ((LEFT_TO_RIGHT, diffusion(5)), "left-to-right", "diffusion"),
+        ((LEFT_TO_RIGHT, ANY_ORDER, diffusion(5)), "diffusion", "diffusion"),
+        ((LEFT_TO_RIGHT, blocks(5, 4)), "left-to-right", "blocks"),
+    ],
+)
+def test_a_prompt_with_a_gap_takes_a_way_that_fills_it_whatever_stands_beside(
+    ways: tuple[Way, ...], default: str, order: str
+) -> None:
+    model = network(*ways, default_way=default)
+    prompts = ["Once upon", "Once [...] a time", [7, -1, 6], "Once"]
+    options: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3}
+    filling = anyorder.generate(model, TOKENIZER, prompts, order=order, **options)
+    continuing = anyorder.generate(model, TOKENIZER, ["Once upon", "a", "a", "Once"], **options)
+    out = anyorder.generate(model, TOKENIZER, prompts, **options)
+    expected = [
+        continuing.sequences[0], filling.sequences[1], filling.sequences[2], continuing.sequences[3],
+    ]  # fmt: skip
+    assert out.sequences == expected
+    for size in (1, 2, 3):
+        assert anyorder.generate(model, TOKENIZER, prompts, batch_size=size, **options).sequences == expected
+    assert {event.row for event in out.trace.events} == {0, 1, 2, 3}
+
+
+def test_full_texts() -> None:
+    options: dict[str, Any] = {"order": "random", "max_new_tokens": 3}
+    prompts = ["Once [...] a [...] time", "Once upon", "Once [...]", "Once[...] [...]a"]
+    out = anyorder.generate(MODEL, TOKENIZER, prompts, **options)
+    assert out.text is not None
+    assert out.full_text is not None
+    first, second = out.text[0].split("[...]")
+    assert out.full_text[0] == f"Once{first} a{second} time"
+    assert out.full_text[1:] == [
+        f"Once upon{out.text[1]}", f"Once{out.text[2]}", f"Once{out.text[3]}a",
+    ]  # fmt: skip
+    for row in range(len(prompts)):
+        assert out.full_text[row].replace(UNREADABLE, "") == spelled(out.sequences[row])
+    nested = anyorder.generate(MODEL, TOKENIZER, "Once", num_samples=2, temperature=1.0, **options)
+    assert nested.text is not None
+    assert nested.full_text == [f"Once{text}" for text in nested.text]
+    [canvas], _ = prompts_with_gaps(prompts[0], TOKENIZER, BOS, new_tokens=3)
+    alone = anyorder.generate(MODEL, TOKENIZER, canvas, **options)
+    assert isinstance(alone.full_text, str)
+    assert alone.full_text.replace(UNREADABLE, "") == spelled(alone.sequences[0])
+    stream = anyorder.stream(MODEL, TOKENIZER, "Once upon", **options)
+    pieces = "".join(stream)
+    assert stream.output.full_text == f"Once upon{pieces}"
+    assert anyorder.generate(MODEL, None, [5], **options).full_text is None
+    likely = anyorder.generate(MODEL, TOKENIZER, prompts[:1], gap_tokens=[1, 2], order="random")
+    assert likely.text is not None
+    first, second = likely.text[0].split("[...]")
+    assert likely.full_text == [f"Once{first} a{second} time"]
+
+
+def spelled(ids: list[int]) -> str:
+    """As the tokenizer reads them, without bytes that are no character."""
+    return str(TOKENIZER.decode(ids, skip_special_tokens=True)).replace(UNREADABLE, "")
+
+
 # ---- gaps of unknown length -------------------------------------------------------------------------
 
 
@@ -188,9 +263,10 @@ def test_of_several_lengths_the_most_probable_text_is_taken() -> None:
     for row, prompt in enumerate(prompts):
         scores = []
         for candidate in candidates:
-            [canvas], _ = prompt_canvases(prompt, TOKENIZER, BOS, new_tokens=len(candidate.token_ids[row]))
+            [canvas], _ = prompts_with_gaps(prompt, TOKENIZER, BOS, new_tokens=len(candidate.token_ids[row]))
             sequence = candidate.sequences[row]
-            plan = GroupPlan.sequential(len(sequence), given=[canvas.index(BLANK)])
+            first = canvas.index(BLANK) if BLANK in canvas else len(canvas)
+            plan = GroupPlan.sequential(len(sequence), given=[first])
             scores.append(float(anyorder.log_prob(MODEL, sequence, plan).total))
         best = candidates[scores.index(max(scores))]
         assert out.sequences[row] == best.sequences[row]

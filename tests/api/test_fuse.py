@@ -176,6 +176,7 @@ def test_names_are_the_contract() -> None:
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"stop": ""}, "stop is '': give strings"),
+        ({"top_p": 0.9}, "top_p is 0.9 at temperature 0, where the most probable token is taken: give a temperature"),
     ],
 )
 def test_mistakes(options: dict[str, Any], message: str) -> None:

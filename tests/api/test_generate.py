@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 import anyorder
 import anyorder.api.dispatch
 import anyorder.api.generate
+from anyorder.api.output import Output, Stream
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step
 from anyorder.errors import UserError
@@ -236,7 +237,8 @@ def test_batches_of_token_ids(random_model: Llama, prompts: list[list[int]]) -> 
 def test_batches_change_nothing(random_model: Llama, batch_size: int, temperature: float) -> None:
     model = random_model.double()
     prompts = [[1, 2], [1, 2], [3], [4, 5, 6, 7], [1, 2]]
-    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": temperature, "top_k": 40, "top_p": 0.9, "seed": 6}
+    options: dict[str, Any] = {"max_new_tokens": 12, "temperature": temperature, "seed": 6}
+    options |= {"top_k": 40, "top_p": 0.9} if temperature else {}
     whole = anyorder.generate(model, None, prompts, **options)
     cut = anyorder.generate(model, None, prompts, batch_size=batch_size, **options)
     assert cut.sequences == whole.sequences
@@ -296,7 +298,7 @@ def test_samples_nest_as_prompts_do(writer: Llama, tokenizer: PreTrainedTokenize
 # ---- streams ---------------------------------------------------------------------------------------
 
 
-def same_output(stream: anyorder.api.generate.Stream, out: anyorder.api.generate.Output) -> None:
+def same_output(stream: Stream, out: Output) -> None:
     """A stream's output equals that of `generate`, but for the time."""
     given = stream.output
     assert given.text == out.text
@@ -511,10 +513,16 @@ KINDS = "give a string, token ids, or a list of strings or of token ids."
         (None, {}, f"the prompt is None: {KINDS}"),
         (7, {}, f"the prompt is 7: {KINDS}"),
         ([[5], []], {}, "prompt 1 has 0 tokens: give at least one, such as the token that begins a text."),
-        ([5, "x"], {}, "prompt 0 is 5: give strings only, or lists of whole numbers only."),
-        ([[5], "x"], {}, "prompt 1 is 'x': give strings only, or lists of whole numbers only."),
-        ([[5], [0.5]], {}, "prompt 1 is [0.5]: give strings only, or lists of whole numbers only."),
-        (torch.tensor([0.5]), {}, "prompt 0 is 0.5: give strings only, or lists of whole numbers only."),
+        ([5, "x"], {}, "prompt 0 is 5: give strings, or lists of whole numbers."),
+        ([[5], "x"], {}, "the prompt is text ('x') and tokenizer is None: give the tokenizer, or token ids."),
+        (
+            [[5], [5, -1]],
+            {},
+            "prompt 1 has a gap ([...], or -1 among token ids), and this network writes by 'left-to-right' alone, "
+            "which fills none: load a network that writes in any order or by diffusion, or give token ids where [...]",
+        ),
+        ([[5], [0.5]], {}, "prompt 1 is [0.5]: give strings, or lists of whole numbers."),
+        (torch.tensor([0.5]), {}, "prompt 0 is 0.5: give strings, or lists of whole numbers."),
         ([[5], [128]], {}, "prompt 1 has the token id 128: give ids from 0 to 127, from the"),
         (
             [1] * 70,
@@ -553,6 +561,16 @@ def test_mistakes_are_named(random_model: Llama, prompt: Any, options: dict[str,
         (
             {"num_beams": 4, "compile": True},
             "compile is True beside num_beams 4, but beam search is not compiled: leave out one.",
+        ),
+        (
+            {"top_k": 5},
+            "top_k is 5 at temperature 0, where the most probable token is taken: give a temperature above 0",
+        ),
+        ({"top_p": 0.9}, "top_p is 0.9 at temperature 0, where the most probable token is taken: give a temperature"),
+        (
+            {"min_p": 0.1, "repetition_penalty": 1.2, "num_beams": 2},
+            "min_p is 0.1 at temperature 0, where the most probable token is taken: give a temperature above 0, or "
+            "leave out min_p.",
         ),
         ({"min_p": 2}, "min_p is 2: give a probability above 0 and at most 1, or None to keep every token."),
         ({"repetition_penalty": 0}, "repetition_penalty is 0: give a number above 0, such as 1.1, or 1 for no penalty"),

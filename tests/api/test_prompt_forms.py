@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.api.prompt_forms import plain_prompt
-from anyorder.api.text import prompt_canvases, prompt_ids
+from anyorder.api.text import prompt_ids, prompts_with_gaps
 from anyorder.data import chat_template
 from anyorder.errors import UserError
 from tests.writers import byte_tokenizer, chain, sentencepiece_tokenizer
@@ -42,8 +42,9 @@ def test_messages_are_what_the_template_writes(tokenizer: PreTrainedTokenizerBas
     both = [asked(tokenizer, SHORT), asked(tokenizer, LONG)]
     assert prompt_ids([SHORT, LONG], tokenizer, None) == (both, False)
     assert prompt_ids((tuple(SHORT),), tokenizer, None) == (both[:1], False)
-    canvases, single = prompt_canvases(SHORT, tokenizer, None, new_tokens=2)
-    assert (canvases, single) == ([[*both[0], -1, -1]], True)
+    assert prompts_with_gaps(SHORT, tokenizer, None, new_tokens=2) == (both[:1], True)
+    mixed = ["a", SHORT, [5, 6]]
+    assert prompt_ids(mixed, tokenizer, None) == ([tokenizer("a")["input_ids"], both[0], [5, 6]], False)
 
 
 @pytest.mark.parametrize("tensors", ["pt", "np", None])
@@ -103,7 +104,7 @@ def test_generate_takes_messages_and_writes_what_follows_them(tokenizer: PreTrai
             r"^the prompt is \{'content': 'a', 'role': 'user'\}: give a string, token",
         ),
         ({"input_ids": [1, 2], "attention_mask": [1]}, r"^attention_mask is \[1\]: give a number for each"),
-        ([{"role": "user"}, {"content": "a"}], "^prompt 0 is .*: give strings only"),
+        ([{"role": "user"}, {"content": "a"}], "^prompt 0 is .*: give strings, or"),
     ],
 )
 def test_what_is_no_prompt(prompt: Any, message: str) -> None:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from anyorder.api.text import UNREADABLE, Continuation, Gaps, Speller, filled, prompt_canvases
+from anyorder.api.text import UNREADABLE, Continuation, Gaps, Speller, filled, prompts_with_gaps
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, sentencepiece_tokenizer
@@ -123,19 +123,17 @@ def test_gaps_in_text_are_blanks_between_the_tokens_of_the_text(name: str, parts
     """What stands around a gap has the tokens that it has in the whole text, so that words can go in."""
     tokenizer = MAKERS[name]
     texts = [" ".join(part) for part in parts]
-    [canvas], single = prompt_canvases(" [...] ".join(texts), tokenizer, BOS, new_tokens=tokens)
+    [canvas], single = prompts_with_gaps(" [...] ".join(texts), tokenizer, BOS, new_tokens=tokens)
     assert single
     whole_ids = tokenizer(" ".join(texts))["input_ids"]
     assert [token_id for token_id in canvas if token_id != BLANK] == whole_ids
-    assert canvas.count(BLANK) == tokens * max(1, len(parts) - 1)
-    if len(parts) == 1:
-        assert canvas == whole_ids + [BLANK] * tokens
+    assert canvas.count(BLANK) == tokens * (len(parts) - 1)
 
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_gap_is_filled_with_words_and_their_spaces(name: str) -> None:
     tokenizer = MAKERS[name]
-    [canvas], _ = prompt_canvases("Once upon [...] there [...] one", tokenizer, BOS, new_tokens=9, gap_tokens=2)
+    [canvas], _ = prompts_with_gaps("Once upon [...] there [...] one", tokenizer, BOS, new_tokens=9, gap_tokens=2)
     written = [*tokenizer(" a time")["input_ids"][-2:], *tokenizer(" was there")["input_ids"][-2:]]
     gaps = Gaps(tokenizer, canvas)
     assert not gaps.read(written)
@@ -145,29 +143,29 @@ def test_a_gap_is_filled_with_words_and_their_spaces(name: str) -> None:
 @pytest.mark.parametrize("name", MAKERS)
 def test_gaps_at_both_ends_and_in_words(name: str) -> None:
     tokenizer = MAKERS[name]
-    [canvas], _ = prompt_canvases("[...] time", tokenizer, BOS, new_tokens=2)
+    [canvas], _ = prompts_with_gaps("[...] time", tokenizer, BOS, new_tokens=2)
     begins = tokenizer("")["input_ids"] or [BOS]
     assert canvas == [*begins, BLANK, BLANK, *tokenizer("a time")["input_ids"][len(tokenizer("a")["input_ids"]) :]]
-    [canvas], _ = prompt_canvases("Once [...]", tokenizer, BOS, new_tokens=2)
+    [canvas], _ = prompts_with_gaps("Once [...]", tokenizer, BOS, new_tokens=2)
     assert canvas == [*tokenizer("Once")["input_ids"], BLANK, BLANK]
-    [canvas], _ = prompt_canvases("Once u[...]n", tokenizer, BOS, new_tokens=1)
+    [canvas], _ = prompts_with_gaps("Once u[...]n", tokenizer, BOS, new_tokens=1)
     assert (
         tokenizer.decode([token_id for token_id in canvas if token_id != BLANK], skip_special_tokens=True) == "Once un"
     )
     assert canvas[-2] == BLANK
-    [canvas], _ = prompt_canvases("Once[...][...]", tokenizer, BOS, new_tokens=2)
+    [canvas], _ = prompts_with_gaps("Once[...][...]", tokenizer, BOS, new_tokens=2)
     assert canvas[-5:].count(BLANK) == 4
+    assert prompts_with_gaps("Once [...] [...] a", tokenizer, BOS, new_tokens=2)[0][0].count(BLANK) == 4
 
 
 def test_prompts_of_every_kind_become_canvases() -> None:
     tokenizer = MAKERS["bytes"]
-    canvases, single = prompt_canvases([[5, BLANK, 6], [7]], None, None, new_tokens=2)
-    assert (canvases, single) == ([[5, BLANK, 6], [7, BLANK, BLANK]], False)
-    assert prompt_canvases(torch.tensor([5, BLANK]), None, None, new_tokens=9) == ([[5, BLANK]], True)
-    canvases, single = prompt_canvases(["Once [...] a", "Once"], tokenizer, BOS, new_tokens=3, gap_tokens=1)
-    assert [canvas.count(BLANK) for canvas in canvases] == [1, 3]
+    canvases, single = prompts_with_gaps([[5, BLANK, 6], [7]], None, None, new_tokens=2)
+    assert (canvases, single) == ([[5, BLANK, 6], [7]], False)
+    assert prompts_with_gaps(torch.tensor([5, BLANK]), None, None, new_tokens=9) == ([[5, BLANK]], True)
+    canvases, single = prompts_with_gaps(["Once [...] a", "Once"], tokenizer, BOS, new_tokens=3, gap_tokens=1)
+    assert [canvas.count(BLANK) for canvas in canvases] == [1, 0]
     assert not single
-    assert prompt_canvases([5, 6], None, None, new_tokens=9, longest=4) == ([[5, 6, BLANK, BLANK]], True)
 
 
 @pytest.mark.parametrize(
@@ -187,16 +185,17 @@ def test_prompts_of_every_kind_become_canvases() -> None:
 )
 def test_prompts_that_are_no_canvases(prompt: object, options: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prompt_canvases(prompt, MAKERS["bytes"], BOS, **{"new_tokens": 1} | options)
+        prompts_with_gaps(prompt, MAKERS["bytes"], BOS, **{"new_tokens": 1} | options)
 
 
 @pytest.mark.parametrize(
-    ("prompt", "text", "whole"),
+    ("prompt", "parts", "whole"),
     [
-        ("Once upon [...] time", " a", "Once upon a time"),
-        ("[...] upon a  [...]", "Once[...] time", "Once upon a time"),
-        ("Once u[...]n", "po", "Once upon"),
+        ("Once upon [...] time", [" a"], "Once upon a time"),
+        ("[...] upon a  [...]", ["Once", " time"], "Once upon a time"),
+        ("Once u[...]n", ["po"], "Once upon"),
+        ("Once [...]  [...][...] time", [" [...] a"], "Once [...] a time"),
     ],
 )
-def test_prompts_read_whole_when_their_gaps_are_filled(prompt: str, text: str, whole: str) -> None:
-    assert filled(prompt, text) == whole
+def test_prompts_read_whole_when_their_gaps_are_filled(prompt: str, parts: list[str], whole: str) -> None:
+    assert filled(prompt, parts) == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,27 @@ def test_a_template_that_takes_hours_and_one_after_it() -> None:
     with pytest.raises(ChatTemplateError, match="more than 5 seconds"):
         render(TOKENIZER, loops, MESSAGES, add_generation_prompt=False)
     assert render(TOKENIZER, "x{{ 1 }}", MESSAGES, add_generation_prompt=False) == "x1"
+
+
+def _rendered(numbers: list[int]) -> list[str]:
+    return [
+        render(TOKENIZER, "{{ messages[0].content }}", [{"role": "user", "content": str(number)}],
+               add_generation_prompt=False)
+        for number in numbers
+    ]  # fmt: skip
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="this system does not fork")
+def test_processes_that_were_forked_render_as_well() -> None:
+    """As the workers of a data loader, or of `Dataset.map`, beside a parent that goes on."""
+    assert _rendered([0]) == ["0"]  # the parent's process runs
+    blocks = [list(range(start, start + 20)) for start in range(0, 80, 20)]
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        found = pool.map_async(_rendered, blocks)
+        here = _rendered(list(range(100, 140)))
+        assert found.get(60) == [[str(number) for number in block] for block in blocks]
+    assert here == [str(number) for number in range(100, 140)]
+    assert _rendered([7]) == ["7"]
 
 
 def test_a_template_is_a_text_or_a_file(tmp_path: Path) -> None:

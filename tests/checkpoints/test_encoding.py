@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.api.phrasings import read_questions
-from anyorder.api.text import prompt_canvases, prompt_ids
+from anyorder.api.text import prompt_ids, prompts_with_gaps
 from anyorder.checkpoints.tokenizer.encoding import (
     begin_tokens,
     continuing_tokens,
@@ -109,7 +109,7 @@ def test_every_way_to_give_a_text_has_the_same_tokens(name: str) -> None:
     texts = ["Once upon a time"] + ([begin + "Once upon a time"] if name != "sentencepiece" else [])
     assert prompt_ids(texts, tokenizer, None) == ([expected] * len(texts), False)
     for text in texts:
-        ((canvas,), _) = prompt_canvases(text.replace("a", "[...] a"), tokenizer, None, new_tokens=2)
+        ((canvas,), _) = prompts_with_gaps(text.replace("a", "[...] a"), tokenizer, None, new_tokens=2)
         assert [token_id for token_id in canvas if token_id != BLANK][: len(expected) - 2] == expected[:-2]
         assert canvas[-1] == expected[-1]
         for prefix, phrasing, suffix in (("", text, ""), (text, " was", ""), (text[:-5], " ti", "me")):

@@ -281,3 +281,14 @@ def test_damaged_files_are_refused_in_one_sentence(file: str, content: str, mess
 
 def test_any_tokenizer_is_of_one_class(tmp_path: Path) -> None:
     assert type(load_tokenizer(write(tmp_path / "a", smollm()))) is PreTrainedTokenizerFast
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("other", [None, "spiece.model", "merges.txt"])
+def test_settings_without_a_vocabulary_are_no_tokenizer(name: str, other: str | None, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "eos_token": "</s>"}))
+    if other is not None:
+        (tmp_path / other).write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 5\n")
+    with pytest.raises(UserError) as error:
+        load_tokenizer(tmp_path)
+    assert "and no vocabulary: fetch its tokenizer.json" in str(error.value) or "cannot be read" in str(error.value)

@@ -15,10 +15,10 @@ from anyorder.model.config import ModelConfig
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--tasks", "sing"], "option tasks has 'sing': give one of decode, prefill, train."),
-        (["--sizes", "7B"], "option sizes has '7B': give one of 260K, 125M."),
+        (["--tasks", "sing"], "--tasks has 'sing': give one of decode, prefill, train."),
+        (["--sizes", "7B"], "--sizes has '7B': give one of 260K, 125M."),
         (["--repeats", "0"], "repeats is 0: give a whole number above 0."),
-        (["--dtypes", "int3"], "option dtypes has 'int3': give one of float32, bfloat16."),
+        (["--dtypes", "int3"], "--dtypes has 'int3': give one of float32, bfloat16."),
     ],
 )
 def test_mistakes(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

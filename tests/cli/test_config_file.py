@@ -122,10 +122,10 @@ def test_what_yaml_writes_is_read_as_it_was(file: Path, values: dict[str, object
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: m\nseed: 1000000000000000000000000000000\n", f"seed is {10**30}: give a smaller number."),
-        ("model: m\ntemperature: .nan\n", "temperature is nan: give a finite number."),
-        ("model: m\nstream: maybe\n", "stream is 'maybe': give True or False."),
-        ("model: m\nseed: [1]\n", "option seed is '[1]': give a whole number."),
+        ("model: m\nseed: 1000000000000000000000000000000\n", f"--seed is {10**30}: give a smaller number."),
+        ("model: m\ntemperature: .nan\n", "--temperature is nan: give a finite number."),
+        ("model: m\nstream: maybe\n", "--stream is 'maybe': give True or False."),
+        ("model: m\nseed: [1]\n", "--seed is '[1]': give a whole number."),
         (
             "model_name_or_path: m\n",
             "option --model_name_or_path is unknown here: the name is model, whose value stands",
@@ -141,10 +141,10 @@ def test_values_in_a_file(capsys: pytest.CaptureFixture[str], file: Path, text: 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--seed", "1" + "0" * 30], f"seed is {10**30}: give a smaller number."),
-        (["--seed", "9" * 6000], "option seed has thousands of digits: give a smaller number."),
-        (["--temperature", "1e400"], "temperature is inf: give a finite number."),
-        (["--temperature", "nan"], "option temperature is 'nan': give a number."),
+        (["--seed", "1" + "0" * 30], f"--seed is {10**30}: give a smaller number."),
+        (["--seed", "9" * 6000], "--seed has thousands of digits: give a smaller number."),
+        (["--temperature", "1e400"], "--temperature is inf: give a finite number."),
+        (["--temperature", "nan"], "--temperature is 'nan': give a number."),
         (["--top_k", "[" * 5000], "...: give a whole number."),
     ],
 )

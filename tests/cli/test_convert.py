@@ -39,7 +39,7 @@ def test_fewer_heads(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path:
     capsys.readouterr()
     assert "give one of 1, 2." in mistake(capsys, "convert", str(folder), str(tmp_path / "new"), "--kv_heads", "3")
     words = ["convert", str(folder), str(tmp_path / "new"), "--kv_heads", "1", "--pooling", "median"]
-    assert mistake(capsys, *words) == "option pooling is 'median': give one of 'mean', 'first', 'random'."
+    assert mistake(capsys, *words) == "--pooling is 'median': give mean, or another of mean, first, random."
     assert not (tmp_path / "new").exists()
 
 

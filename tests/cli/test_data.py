@@ -65,6 +65,18 @@ def test_inspect_token_ids(capsys: pytest.CaptureFixture[str], tmp_path: Path) -
     assert "has the mask token, 7." in capsys.readouterr().out
 
 
+def test_inspect_with_a_template(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "Who", "answer": "Lily"}\n')
+    (tmp_path / "chat.jinja").write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    words = ["--tokenizer", str(folder), "--kind", "sft", "--length", "64"]
+    template = str(tmp_path / "chat.jinja")
+    assert main(["data", "inspect", str(tmp_path / "a.jsonl"), *words, "--template", template]) == 0
+    assert "[Who]⟦[Lily]" in capsys.readouterr().out
+    assert "no template in Jinja" in mistake(
+        capsys, "data", "inspect", str(tmp_path / "a.jsonl"), *words, "--template", "chatml"
+    )
+
+
 def test_convert(capsys: pytest.CaptureFixture[str], dialogues: Path, tmp_path: Path) -> None:
     target = str(tmp_path / "messages.jsonl")
     assert "line 2: is no dialogue but text" in mistake(capsys, "data", "convert", str(dialogues), target)
@@ -92,10 +104,14 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     Path(source).write_text("Lily.")
     assert "tokenizer is missing: give --tokenizer, or for data" in mistake(capsys, "data", "inspect", source)
     words = ["--tokenizer", str(folder)]
-    assert "examples is -1: give 0 or more." in mistake(capsys, "data", "inspect", source, *words, "--examples", "-1")
+    assert "--examples is -1: give 0 or a number above." in mistake(
+        capsys, "data", "inspect", source, *words, "--examples", "-1"
+    )
     assert "is no file or folder here: check the path." in mistake(capsys, "data", "inspect", source + "x", *words)
     assert "is not empty: give a new folder" in mistake(capsys, "data", "tokenizer", source, str(folder))
     assert "vocab_size is 100: give at least 257" in mistake(
         capsys, "data", "tokenizer", source, str(tmp_path / "t"), "--vocab_size", "100"
     )
-    assert "command 'data konvert' is unknown: use one of inspect, convert" in mistake(capsys, "data", "konvert")
+    assert "command 'data konvert' is unknown: did you mean convert? If not, use one of inspect, convert" in mistake(
+        capsys, "data", "konvert"
+    )

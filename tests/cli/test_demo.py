@@ -67,7 +67,7 @@ def test_keeps_its_hands_off_other_folders(capsys: pytest.CaptureFixture[str], t
 
 def test_refuses_no_steps(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["demo", "--output", str(tmp_path / "demo"), "--steps", "0"]) == 2
-    assert "error: steps is 0: give a number above 0." in capsys.readouterr().err
+    assert "error: --steps is 0: give a whole number above 0." in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -41,11 +41,14 @@ def test_orders_are_compared(versatile: Path, capsys: pytest.CaptureFixture[str]
     [expected] = by_likelihood(model, texts, {"random": Random()}, draws=2)
     assert records["random"]["per_token"] == pytest.approx(expected.per_token)
     assert len(records["random"]["texts"]) == 5
+    assert {name for name, record in records.items() if record["bound"]} == {"diffusion"}
 
     assert main([*words, "--length", "8", "--texts", "5", "--gap", "3"]) == 0
     printed = capsys.readouterr()
     for name in ("left-to-right", "any-order", "right-to-left", "random", "groups:4", "diffusion"):
-        assert f"\n{name} " in printed.out
+        [line] = [line for line in printed.out.splitlines() if line.startswith(f"{name} ")]
+        assert line.count("≤") == (2 if name == "diffusion" else 0)
+    assert "≤: a bound, estimated" in printed.err
     assert "5 texts of 8 tokens, 3 of each scored" in printed.err
     [both] = by_likelihood(model, texts, {"random": Random()}, [gap_marks(8, 3)] * 5, draws=4)
     assert f"{-both.per_token:.3f}" in printed.out
@@ -54,4 +57,11 @@ def test_orders_are_compared(versatile: Path, capsys: pytest.CaptureFixture[str]
 def test_mistakes(versatile: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("evaluate", "likelihood", str(versatile / "tiny"), str(versatile / "data.txt"))
     assert "gap is 127 in texts of 128 tokens" in mistake(capsys, *words, "--gap", "127")
-    assert "order is 'sideways'" in mistake(capsys, *words, "--orders", "sideways", "--length", "8")
+    assert "--orders is 'sideways'" in mistake(capsys, *words, "--orders", "sideways", "--length", "8")
+
+
+def test_exact_likelihoods_are_not_marked(versatile: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["evaluate", "likelihood", str(versatile / "tiny"), str(versatile / "data.txt"), "--length", "8"]
+    assert main([*words, "--texts", "2", "--orders", "random,left-to-right"]) == 0
+    printed = capsys.readouterr()
+    assert "≤" not in printed.out + printed.err

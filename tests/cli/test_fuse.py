@@ -106,4 +106,4 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, words: list[
 
 
 def test_a_wrong_method_is_told_before_the_network_is_read(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "method is 'avg'" in mistake(capsys, "fuse", "no-such-folder", "Once", "--method=avg")
+    assert "--method is 'avg'" in mistake(capsys, "fuse", "no-such-folder", "Once", "--method=avg")

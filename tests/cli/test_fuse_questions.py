@@ -122,14 +122,16 @@ def test_a_comparison(capsys, folder: Path, dataset: Path, tmp_path: Path) -> No
 def test_mistakes(capsys, folder: Path, dataset: Path, tmp_path: Path) -> None:
     words = ["fuse", "run", "--model", str(folder), "--dataset", str(dataset), "--output", str(tmp_path / "r.feather")]
     assert mistake(capsys, *words, "--indices", "0,x") == (
-        "option indices has 'x': give whole numbers, with commas between."
+        "--indices has 'x': give whole numbers, with commas between."
     )
     assert "has 10 phrasings (the most is 3): ask for fewer" in mistake(capsys, *words, "--indices", "9")
     assert "no question of" in mistake(capsys, *words)  # five phrasings unless given
     two = [*words, *LITTLE, "--num-paraphrases", "2"]
-    assert mistake(capsys, *two, "--method", "mean").startswith("method is 'mean': choose one of single, concatenation")
-    assert mistake(capsys, *two, "--positions", "left").startswith("positions is 'left': choose one of shared")
-    assert mistake(capsys, *two, "--correction", "2/N").startswith("correction is '2/N': choose one of 1/N")
+    assert mistake(capsys, *two, "--method", "mean").startswith(
+        "--method is 'mean': choose one of single, concatenation"
+    )
+    assert mistake(capsys, *two, "--positions", "left").startswith("--positions is 'left': choose one of shared")
+    assert mistake(capsys, *two, "--correction", "2/N").startswith("--correction is '2/N': choose one of 1/N")
     assert "cannot be read" in mistake(capsys, *two, "--dataset", str(tmp_path / "nothing"))
     long = mistake(capsys, *two, "--instruction", "word " * 90)
     assert long.startswith("in the batch of 'u0' to 'u4': question 0 reaches over")
@@ -138,5 +140,5 @@ def test_mistakes(capsys, folder: Path, dataset: Path, tmp_path: Path) -> None:
     pandas.DataFrame({"uuid": ["a"]}).to_feather(missing)
     assert "has no column 'paraphrases', " in mistake(capsys, "fuse", "score", str(missing))
     assert "is not there" in mistake(capsys, "fuse", "score", str(tmp_path / "nothing"))
-    assert mistake(capsys, "fuse", "compare", *words[2:], "--methods", "mean").startswith("method is 'mean'")
+    assert mistake(capsys, "fuse", "compare", *words[2:], "--methods", "mean").startswith("--methods is 'mean'")
     assert not (tmp_path / "r.feather").exists()

@@ -13,6 +13,7 @@ import pytest
 
 import anyorder
 import anyorder.api.generate
+from anyorder.api.output import Stream
 from anyorder.cli import main
 from anyorder.model.llama import Llama
 from tests.cli.test_main import mistake
@@ -98,7 +99,7 @@ def test_a_single_text_is_streamed(
     streamed: list[str] = []
     stream = anyorder.api.generate.stream
 
-    def spy(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> anyorder.api.generate.Stream:
+    def spy(model: Llama, tokenizer: Any, prompt: str, **options: Any) -> Stream:
         streamed.append(prompt)
         return stream(model, tokenizer, prompt, **options)
 
@@ -134,7 +135,8 @@ def test_what_cannot_be_streamed_is_written_at_once_on_a_terminal(
         terminal.setattr(sys.stdout, "isatty", lambda: True)
         assert "Once" in written(capsys, *words)
     name = {"--prompts_file": "2 prompts"}.get(options[0], options[0][2:].replace("-", "_").replace("=", " "))
-    message = f"stream is given with {name}, but only a single text is streamed: leave out one of them."
+    called = name if name[0].isdigit() else f"--{name}"
+    message = f"--stream is given with {called}, but only a single text is streamed: leave out one of them."
     assert mistake(capsys, "generate", *words, "--stream") == message
 
 
@@ -215,10 +217,10 @@ def test_mistakes(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Pa
     assert "min_p is 2.0: give a probab" in mistake(capsys, "generate", path, "p", "--min-p", "2")
     assert "num_samples is 3 at temperature 0" in mistake(capsys, "generate", path, "p", "--num-samples", "3")
     beams = mistake(capsys, "generate", path, "p", "--num-beams", "3", "--temperature", "1")
-    assert beams == "temperature is 1.0 beside num_beams 3, but beam search draws nothing: leave out one."
+    assert beams == "--temperature is 1.0 beside --num_beams 3, but beam search draws nothing: leave out one."
     compiled = mistake(capsys, "generate", path, "p", "--compile", "yes")
-    assert compiled == "option compile is 'yes': give one of 'auto', 'always', 'never'."
+    assert compiled == "--compile is 'yes': give one of auto, always, never."
     assert "revision is 'v1', but" in mistake(capsys, "generate", path, "p", "--revision", "v1")
     assert "trained on 64" in mistake(capsys, "generate", path, "one two three " * 100)
-    assert "device 'gpu' is not available" in mistake(capsys, "generate", path, "p", "--device", "gpu")
+    assert "--device is 'gpu': did you mean cuda?" in mistake(capsys, "generate", path, "p", "--device", "gpu")
     assert "attention is 'fast'" in mistake(capsys, "generate", path, "p", "--attention", "fast")

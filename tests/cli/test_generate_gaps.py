@@ -12,7 +12,7 @@ import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.decoding.any_order.speculation import Speculative
-from anyorder.orders.names import order_named
+from anyorder.orders.by_name import order_named
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.cli.test_main import mistake
 
@@ -59,7 +59,7 @@ def test_gaps_are_filled_where_they_stand(in_any_order: Path, capsys: pytest.Cap
     assert printed == f"Once{one} a{other} time\n"
     assert main([*words, "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert (record["text"], record["filled"]) == (out.text, printed.removesuffix("\n"))
+    assert (record["text"], record["full_text"]) == (out.text, printed.removesuffix("\n"))
 
 
 def test_a_gap_on_a_terminal_is_not_streamed(
@@ -73,15 +73,27 @@ def test_a_gap_on_a_terminal_is_not_streamed(
     assert printed.endswith(" time\n")
 
 
-def test_from_left_to_right_a_gap_is_text(in_any_order: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", str(in_any_order), "Once [...] time", "--order", "left-to-right"]) == 0
-    assert capsys.readouterr().out.startswith("Once [...] time")
+def test_a_gap_is_never_text(in_any_order: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without an order the way that fills gaps is taken; where none does, a sentence tells what would."""
+    words = ["Once [...] time", "--max_new_tokens", "3"]
+    assert main(["generate", str(in_any_order), *words]) == 0
+    filled = capsys.readouterr().out
+    assert filled.endswith(" time\n")
+    assert main(["generate", str(in_any_order), *words, "--order", "any-order"]) == 0
+    assert capsys.readouterr().out == filled
+    assert mistake(capsys, "generate", str(in_any_order), *words, "--order", "left-to-right") == (
+        "order is 'left-to-right', which fills no gap, and prompt 0 has one ([...], or -1 among token ids): leave out "
+        "the order, or give 'any-order'."
+    )
+    assert "alone, which fills none: load a network that writes in any order or by" in mistake(
+        capsys, "generate", str(folder), *words
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--order random --gap_tokens two", "option gap_tokens has 'two': give whole numbers, with commas between."),
+        ("--order random --gap_tokens two", "--gap_tokens has 'two': give whole numbers, with commas between."),
         ("--order random --gap_tokens 4", "gap_tokens is 4, but no prompt has a gap: write [...] where tokens are"),
         ("--draft 1", "draft is 1: give a number of groups above 1, or leave speculation out."),
         ("--order confidence --draft 3", "the order of a draft is MostConfident, known only as it is written"),

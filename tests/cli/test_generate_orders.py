@@ -111,16 +111,16 @@ def test_a_text_is_streamed_up_to_its_first_mask(diffusing: Path, capsys: pytest
     [
         (
             "--order left-to-right --steps 8",
-            "steps is given with order 'left-to-right', but it is for diffusion: leave out one of them.",
+            "steps is given with --order 'left-to-right', but it is for diffusion: leave out one of them.",
         ),
         (
             "--sampling_method fixed_length --block_length 8",
-            "block_length is 8 beside sampling_method fixed_length, one block: leave out one of them, or give "
+            "block_length is 8 beside --sampling_method fixed_length, one block: leave out one of them, or give "
             "semi_ar_padding.",
         ),
-        ("--order blocks:4 --block_length 8", "block_length is 8 beside order 'blocks:4': leave out one of them."),
-        ("--interactive", "interactive is given with a prompt, prompts_file or json: leave out one of them."),
-        ("--cache all", "option cache is 'all': give one of 'none', 'prefix', 'dual'."),
+        ("--order blocks:4 --block_length 8", "block_length is 8 beside --order 'blocks:4': leave out one of them."),
+        ("--interactive", "interactive is given with a prompt, --prompts_file or json: leave out one of them."),
+        ("--cache all", "--cache is 'all': give one of none, prefix, dual."),
     ],
 )
 def test_mistakes(words: str, message: str, diffusing: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,13 +188,13 @@ def test_a_trace_file_replays(diffusing: Path, tmp_path: Path, capsys: pytest.Ca
 
 def test_mistakes_of_showing_are_told(diffusing: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["generate", str(diffusing), "Once"]
-    assert "stream is given with show, and both are for" in mistake(capsys, *words, "--stream", "--show")
-    assert "show is given with num_samples 2, but only" in mistake(capsys, *words, "--show", "--num_samples", "2")
+    assert "--stream is given with --show, and both are for" in mistake(capsys, *words, "--stream", "--show")
+    assert "show is given with --num_samples 2, but only" in mistake(capsys, *words, "--show", "--num_samples", "2")
     file = tmp_path / "there.json"
     file.write_text("{}")
     assert "there.json" in mistake(capsys, *words, "--trace", str(file))
     interactive = ["generate", str(diffusing), "--interactive", "--trace", str(tmp_path / "new.json")]
-    assert "trace is given with interactive, but one file holds one run" in mistake(capsys, *interactive)
+    assert "--trace is given with --interactive, but one file holds one run" in mistake(capsys, *interactive)
     model, tokenizer = anyorder.load(diffusing)
     with pytest.raises(UserError, match=r"watch is given beside num_beams 2, .*: leave out one\."):
         anyorder.generate(model, tokenizer, "Once", order="left-to-right", num_beams=2, watch=print)

@@ -18,7 +18,7 @@ from anyorder.inspection.attention import analyze_attention_patterns
 from anyorder.inspection.compare import method_named
 from anyorder.inspection.drift import cache_drift
 from anyorder.inspection.replay import Place, Recording
-from anyorder.ways import diffusion
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.cli.test_main import mistake
 
 
@@ -55,7 +55,7 @@ def test_mistakes_are_told_with_the_remedy(
         return capsys.readouterr().err
 
     assert "row is 3: give the number of one of the 1 texts, from 0." in refused(str(trace_file), "--row", "3")
-    assert "seconds is -1.0: give 0 or more." in refused(str(trace_file), "--seconds", "-1")
+    assert "--seconds is -1.0: give 0 or a number above." in refused(str(trace_file), "--seconds", "-1")
     assert "missing.json cannot be used: No such file" in refused(str(tmp_path / "missing.json"))
     (tmp_path / "other.json").write_text("[]")
     assert "other.json' holds no trace: give a file that `anyorder generate --trace` wrote." in refused(
@@ -94,9 +94,9 @@ def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys
     assert plot.read_bytes().startswith(b"\x89PNG")
     words = ["inspect", "attention", str(folder), "Once"]
     assert "masks is 2, but the way 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
-    assert "masks is -1: give a number" in mistake(capsys, *words, "--masks", "-1")
+    assert "--masks is -1: give 0 or a number" in mistake(capsys, *words, "--masks", "-1")
     assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--way", "diffusion")
-    assert "the way of writing 'foo' is unknown: give one of" in mistake(capsys, *words, "--way", "foo")
+    assert "--way is 'foo': give one of" in mistake(capsys, *words, "--way", "foo")
 
 
 def test_compare_tells_the_drift_where_it_is_asked_for(
@@ -106,7 +106,10 @@ def test_compare_tells_the_drift_where_it_is_asked_for(
     anyorder.save(adapt(model, [diffusion(279)]), tokenizer, tmp_path / "diffuser")
     words = ["inspect", "compare", str(tmp_path / "diffuser"), "Once upon", "--max_new_tokens=4", "--samples=32"]
     assert main([*words, "--drift", "--method", "llada", "--method", "fast-dllm,block_length=4"]) == 0
-    head, plain, cached, *_ = (line.split() for line in capsys.readouterr().out.splitlines())
+    printed = capsys.readouterr()
+    head, plain, cached, *_ = (line.split() for line in printed.out.splitlines())
+    assert plain[5] == cached[5] == "≤"
+    assert "≤: a bound, estimated" in printed.err
     assert head[-3:] == ["nats/token", "drift", "changed"]
     drift = cache_drift(*anyorder.load(tmp_path / "diffuser"), "Once upon", method_named("fast-dllm,block_length=4"), 4)
     assert drift is not None
@@ -127,8 +130,24 @@ def test_compare_prints_a_table_and_the_texts(
     assert printed.splitlines()[0].split() == ["method", "passes", "tokens", "tokens/pass", "tokens/s", "nats/token"]
     assert printed.splitlines()[1].split()[:3] == ["left-to-right", str(out.passes), str(out.trace.tokens)]
     assert f"Once upon{out.text[0]}\nOnce{out.text[1]}\n" in printed
+    assert "≤" not in printed
     [record] = json.loads(file.read_text())
     assert record["texts"] == out.text
+    assert record["bound"] is False
     assert "there is no prompt: give at least one text" in mistake(capsys, "inspect", "compare", str(folder))
     wrong = ["inspect", "compare", str(folder), "Once", "--method", "llada"]
     assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *wrong)
+
+
+def test_compare_fills_gaps_by_the_methods_that_do(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, tokenizer = anyorder.load(folder)
+    both = adapt(model, [LEFT_TO_RIGHT, ANY_ORDER])
+    anyorder.save(both, tokenizer, tmp_path / "both")
+    assert main(["inspect", "compare", str(tmp_path / "both"), "Once [...] a", "--max_new_tokens", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "left-to-right" not in printed
+    assert "[...]" not in printed
+    out = anyorder.generate(*anyorder.load(tmp_path / "both"), "Once [...] a", order="confidence", max_new_tokens=3)
+    assert f"\nconfidence\n{out.full_text}\n" in printed

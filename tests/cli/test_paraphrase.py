@@ -52,15 +52,17 @@ def test_questions_come_out_in_more_phrasings(capsys, network: Path, web_questio
     fuse = ["fuse", "run", "--model", str(network), "--dataset", str(output), "--output", str(results)]
     assert main([*fuse, "--num-paraphrases", "3", "--shots", "1"]) == 0
     assert "2 answers" in capsys.readouterr().out
-    assert mistake(capsys, *words).endswith("is there already: give a new name, or delete it first.")
+    assert mistake(capsys, *words).endswith(
+        "is there already: give a new name, delete it first, or overwrite it with --force."
+    )
 
 
 def test_mistakes(capsys, network: Path, web_questions: Path, tmp_path: Path) -> None:
     words = ["data", "paraphrase", str(network), str(web_questions), "--output", str(tmp_path / "out.jsonl")]
     assert mistake(capsys, *words, "--count", "9") == (
-        "count is 9: give 1 to 5, since each phrasing has examples of its own."
+        "--count is 9: give 1 to 5, since each phrasing has examples of its own."
     )
     assert "--output" not in mistake(capsys, *words, "--max-samples", "0")
     assert "split is 'dev'" in mistake(capsys, *words, "--split", "dev")
-    assert mistake(capsys, *words[:4]).startswith("argument output is missing")
+    assert mistake(capsys, *words[:4]).startswith("argument --output is missing")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["main"]

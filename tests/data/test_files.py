@@ -175,6 +175,32 @@ def test_compressed_files(tmp_path: Path, suffix: str, name: str, data: bytes) -
     assert texts(path) == list(read_texts(path)) == ["a", "é"]
 
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 12345\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["a.txt", "a.md", "a.jsonl", "a.csv", "a.parquet", "a.arrow", "a.jsonl.gz", "a.txt.zst"]
+)
+def test_a_pointer_of_git_lfs_is_no_data(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(POINTER)
+    with pytest.raises(UserError, match="the file is a pointer of Git LFS, not the data: fetch it by `git lfs pull`"):
+        list(read_records(tmp_path))
+    (tmp_path / "b.txt").write_text("version https://example.org")
+    bad_lines = BadLines(skip=True)
+    assert len(list(read_records(tmp_path, bad_lines))) == 1
+    assert len(bad_lines.found) == 1
+
+
+def test_links_to_nothing_are_listed(tmp_path: Path) -> None:
+    """As in a cache of the hub from which a file was removed."""
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
+    (tmp_path / "b.jsonl").symlink_to(tmp_path / "none")
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "a.jsonl")
+    bad_lines = BadLines()
+    assert len(list(read_records(tmp_path, bad_lines))) == 2
+    assert bad_lines.passed_over == [f"{str(tmp_path / 'b.jsonl')!r}: a link to nothing"]
+
+
 @pytest.mark.parametrize("suffix", PACKED)
 def test_files_of_several_compressed_pieces(tmp_path: Path, suffix: str) -> None:
     """As `cat` makes them, and compressors that use many threads."""

@@ -21,13 +21,6 @@ def page(project_root: Path) -> str:
     return (project_root / "docs" / "data.md").read_text(encoding="utf-8")
 
 
-def test_every_block_prints_what_stands_below_it(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    test_guides.prints_what_it_shows(page, capsys)
-
-
 def test_names_links_and_options_exist(project_root: Path) -> None:
     test_guides.test_names_and_links_exist("data.md", project_root)
     test_guides.test_options_of_commands_exist("data.md", project_root)

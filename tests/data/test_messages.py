@@ -89,16 +89,22 @@ def test_the_name_of_a_tool_stays_with_its_result(tmp_path: Path) -> None:
         (("Developer", "user", "assistant"), "system user assistant"),
     ],
 )
-@pytest.mark.parametrize("keys", [("role", "content"), ("from", "value"), ("from", "content")])
+@pytest.mark.parametrize(
+    "keys", [("role", "content"), ("from", "value"), ("from", "content"), ("Role", "Content"), ("speaker", "text")]
+)
 @pytest.mark.parametrize("field", ["messages", "conversations", "conversation", None])
 def test_names_of_speakers(
     tmp_path: Path, names: tuple[str, ...], roles: str, keys: tuple[str, str], field: str | None
 ) -> None:
     messages = [dict(zip(keys, (name, f"{number}"), strict=True)) for number, name in enumerate(names)]
-    if field is None and keys == ("from", "content"):
-        pytest.skip("a bare list is recognised by the usual keys")
     found = said(only(tmp_path, messages if field is None else {field: messages}))
     assert found == [(role, f"{number}") for number, role in enumerate(roles.split())]
+
+
+def test_texts_with_their_authors_are_no_dialogue(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([{"from": "Ann", "text": "a"}, {"from": "Bob", "text": "b"}]))
+    records = list(read_records(tmp_path / "a.json"))
+    assert [record.form for record in records] == ["text", "text"]
 
 
 @pytest.mark.parametrize("name", ["loss", "weight", "train", "training", "loss_mask"])
@@ -244,3 +250,49 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
 )
 def test_messages_as_tables_hold_them(tmp_path: Path, messages: object) -> None:
     assert said(only(tmp_path, {"messages": messages})) == [("user", "a"), ("assistant", "b")]
+
+
+@pytest.mark.parametrize("pair", [("input", "output"), ("human", "assistant"), ("question", "answer")])
+def test_items_that_are_a_question_and_its_answer(tmp_path: Path, pair: tuple[str, str]) -> None:
+    """Capybara's, XTuner's and Firefly's form."""
+    turns = [{"system": "s", pair[0]: "a", pair[1]: "b"}, {pair[0]: "c", pair[1]: "d"}]
+    expected = [("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
+    assert said(only(tmp_path, {"conversation": turns})) == expected
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {
+            "systemInstruction": {"parts": [{"text": "s"}]},
+            "contents": [{"role": "user", "parts": [{"text": "a"}]}, {"role": "model", "parts": [{"text": "b"}]}],
+        },
+        {
+            "system": [{"text": "s"}],
+            "messages": [
+                {"role": "user", "content": [{"text": "a"}]},
+                {"role": "assistant", "content": [{"text": "b"}]},
+            ],
+        },
+        {"system": [{"type": "text", "text": "s"}], "messages": [user("a"), assistant("b")]},
+    ],
+)
+def test_system_prompts_and_messages_in_parts(tmp_path: Path, record: dict[str, Any]) -> None:
+    """Gemini's, Bedrock's and Anthropic's form."""
+    assert said(only(tmp_path, record)) == [("system", "s"), ("user", "a"), ("assistant", "b")]
+
+
+@pytest.mark.parametrize("content", ["sunny", [{"type": "text", "text": "sunny"}]])
+@pytest.mark.parametrize("behind", [[], [{"type": "text", "text": "And?"}]])
+def test_results_of_tools_within_messages(tmp_path: Path, content: object, behind: list[Any]) -> None:
+    use = {"type": "tool_use", "id": "1", "name": "weather", "input": {"city": "Paris"}}
+    result = {"type": "tool_result", "tool_use_id": "1", "content": content}
+    contents = ["a", [use], [result, *behind], "b"]
+    turns = [{"role": "assistant" if at % 2 else "user", "content": item} for at, item in enumerate(contents)]
+    bad_lines = BadLines()
+    [dialogue] = read_records(write(tmp_path / "a.jsonl", {"messages": turns}), bad_lines)
+    asked = [("user", "And?")] if behind else []
+    assert said(dialogue)[2:] == [("tool", "sunny"), *asked, ("assistant", "b")]
+    assert isinstance(dialogue, Dialogue)
+    assert dialogue.messages[2].given == {"role": "tool", "content": "sunny", "tool_call_id": "1"}
+    assert not bad_lines.unread

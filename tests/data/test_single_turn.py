@@ -21,6 +21,9 @@ LONG = "a context that is too long to stand in a prompt by chance"
         ({"query": "q", "response": "r", "type": "GSM"}, "q", "r"),  # MetaMath
         ({"problem": "p", "solution": "s", "answer": "4"}, "p", "s"),  # NuminaMath
         ({"instruction": "i", "input": "n", "output": "o", "text": "Below: i\nn\nResponse: o"}, "i\nn", "o"),  # Alpaca
+        ({"instruction": "i", "input": "n", "output": "o", "prompt": "Below:  i\nn\nOutput: o"}, "i\nn", "o"),  # Python
+        ({"instruction": "i", "prompt": "Below: i", "output": "yes"}, "i\nBelow: i", "yes"),  # not the whole record
+        ({"inputs": "q", "targets": "a", "language": "en"}, "q", "a"),  # Aya, FLAN
         ({"Instruction": "i", "Input": "", "Response": "r"}, "i", "r"),
         ({"input": "n", "target": "t", "kind": "k"}, "n", "t"),  # Firefly
         ({"prompt": "p", "query": "q", "response": "r"}, "p\nq", "r"),
@@ -46,6 +49,9 @@ LONG = "a context that is too long to stand in a prompt by chance"
         ({"question": "q", "options": {"A": "x", "B": "y", "C": None}, "answer_idx": "B"}, "q\nA. x\nB. y", "B. y"),
         ({"question": "q", "choices": [{"label": "A", "text": "x"}], "answerKey": "A"}, "q\nA. x", "A. x"),
         ({"question": "q", "choices": ["3", "4"], "label": "0"}, "q\nA. 3\nB. 4", "A. 3"),
+        ({"question_stem": "q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "B"},
+         "q\nA. x\nB. y", "B. y"),  # OpenBookQA
+        ({"ctx": "c", "endings": ["x", "y"], "label": "1"}, "c\nA. x\nB. y", "B. y"),  # HellaSwag
     ],
 )  # fmt: skip
 def test_public_names(tmp_path: Path, record: dict[str, Any], question: str, answer: str) -> None:
@@ -57,6 +63,7 @@ def test_public_names(tmp_path: Path, record: dict[str, Any], question: str, ans
     [
         ({"system_prompt": "s", "question": "q", "response": "r"}, "system s, user q, assistant r"),  # OpenOrca
         ({"prompt": [user("q")], "completion": [assistant("r")]}, "user q, assistant r"),  # TRL
+        ({"instruction": "i", "output": "o", "history": '[["p", "q"]]'}, "user p, assistant q, user i, assistant o"),
         ({"prompt": "q", "completion": [assistant("r")]}, "user q, assistant r"),
         ({"prompt": [user("q")], "chosen": [assistant("r")], "rejected": [assistant("n")]}, "user q, assistant r"),
         ({"prompt": "q", "chosen": [user("q"), assistant("r")], "rejected": [user("q"), assistant("n")]},

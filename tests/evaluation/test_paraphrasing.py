@@ -11,7 +11,7 @@ import pytest
 
 import anyorder
 import anyorder.api.generate
-from anyorder.api.generate import Output
+from anyorder.api.output import Output
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.evaluation import paraphrasing
@@ -41,7 +41,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], str]
         def generate(model: Any, tokenizer: Any, prompts: list[str], *, seed: int, stop: str, **options: Any) -> Output:
             calls.append(prompts)
             texts = [function(text, seed).split(stop)[0] for text in prompts]
-            return Output(text=texts, token_ids=[], sequences=[], stopped=[], trace=None)
+            return Output(text=texts, full_text=None, token_ids=[], sequences=[], stopped=[], trace=None)
 
         monkeypatch.setattr(anyorder.api.generate, "generate", generate)
         return calls

@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoConfig, LlamaConfig, MistralConfig
+from tokenizers import Tokenizer, models
+from transformers import AutoConfig, LlamaConfig, MistralConfig, PreTrainedTokenizerFast
+from transformers.trainer_utils import align_special_tokens
 
-from anyorder import AnyOrderConfig
+import anyorder
+from anyorder import AnyOrderConfig, AnyOrderForCausalLM
 from anyorder.checkpoints import read_checkpoint, save_model
 from anyorder.checkpoints.config_json import config_from_json
 from anyorder.errors import UserError
@@ -22,6 +25,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary, Llama3Rotary, Rotary, YarnRotary
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.huggingface.twins import SHAPE
+from tests.model.networks import network
 
 DIFFUSION = diffusion(5)
 
@@ -272,3 +276,29 @@ def test_end_tokens_that_disagree_are_refused(tiny_config: ModelConfig, tmp_path
         UserError, match=r"eos_token_id is 3, but eos_token_ids is \[2, 7\]: keep the one that is right"
     ):
         AnyOrderConfig.from_pretrained(tmp_path)
+
+
+def test_trainers_alignment_loses_no_end_token(tmp_path: Path) -> None:
+    """Up to some version it sets the tokenizer's end token alone where that is one of several."""
+    words = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 1, "c": 2, "d": 3}, "a")))
+    plain = network(eos_token_ids=(1, 2), bos_token_id=0, pad_token_id=0)
+    for eos, expected in (("b", {1, 2}), ("c", {1, 2})):
+        face = AnyOrderForCausalLM.of(plain)
+        face.generation_config.eos_token_id = [1, 2]
+        words.bos_token, words.eos_token, words.pad_token = "a", eos, "a"
+        align_special_tokens(face, words)
+        assert set(face.config.eos_token_ids) == expected
+        anyorder.save(face, words, tmp_path / eos / "saved")
+        assert set(anyorder.load(tmp_path / eos / "saved")[0].config.eos_token_ids) == expected
+        face.save_pretrained(tmp_path / eos / "its own")
+        assert set(AnyOrderForCausalLM.from_pretrained(tmp_path / eos / "its own").config.eos_token_ids) == expected
+
+
+def test_one_end_token_is_replaced_by_another_and_several_by_a_list() -> None:
+    config = AnyOrderConfig(backbone=network(eos_token_ids=(1,)).config)
+    settings: list[Any] = [2, [1, 2], 2, 3, None]
+    found = []
+    for eos in settings:
+        config.eos_token_id = eos
+        found.append(config.eos_token_ids)
+    assert found == [(2,), (1, 2), (2, 1), (3,), ()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,16 @@ def test_nothing_becomes_causal_without_a_word(
     assert len(told) == (default != "left-to-right")
     does = "reads and writes it from left to right" if causal(model) else "refuses to be called"
     assert all(repr(default) in line and does in line for line in told)
+
+
+@pytest.mark.parametrize("face", [AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM])
+def test_far_more_layers_than_tensors_are_refused_before_a_network_is_built(face: Any, tmp_path: Path) -> None:
+    anyorder.save(network(), None, tmp_path / "a")
+    file = tmp_path / "a" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 4000}))
+    began = time.process_time()
+    with pytest.raises(
+        UserError, match="has 21 tensors, but its configuration 4000 layers: mend the configuration, or"
+    ):
+        face.from_pretrained(tmp_path / "a")
+    assert time.process_time() - began < 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
+    EncoderDecoderCache,
     MistralConfig,
     MistralForCausalLM,
     PreTrainedModel,
@@ -315,8 +316,11 @@ def test_a_face_is_a_network(pair: Twins) -> None:
             r"attention_mask has the shape \[2, 1, 3, 3\]: give \[batch, tokens so far\], \[2, 3\]",
         ),
         (
-            {"input_ids": torch.zeros(1, 3, dtype=torch.long), "past_key_values": DynamicCache()},
-            "cache is a DynamicCache: leave it out, or give what an earlier pass returned",
+            {
+                "input_ids": torch.zeros(1, 3, dtype=torch.long),
+                "past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache()),
+            },
+            "cache is a EncoderDecoderCache: leave it out, or give what an earlier pass returned",
         ),
     ],
     ids=["nothing", "both", "4-D mask", "foreign cache"],

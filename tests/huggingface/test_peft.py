@@ -9,7 +9,6 @@ import peft
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 import anyorder
 from anyorder import AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
@@ -195,38 +194,22 @@ def test_generation_as_by_calls_without_a_cache(name: str) -> None:
         assert plain.generate(ids, attention_mask=mask, **options).tolist() != found.tolist()
 
 
-# ------------------------------------------------------------------------------------------------ foreign caches
-
-
-@torch.no_grad()
-def test_keys_of_another_network_go_on() -> None:
-    """What transformers' Llama has read, padding included, ours goes on from."""
-    ours, theirs = twins()
-    ids, mask = batch(7, 4)
-    more = torch.randint(3, 96, (2, 3))
-    past = theirs(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).past_key_values
-    whole = torch.cat((mask, torch.ones_like(more)), 1)
-    output = ours(more, attention_mask=whole, past_key_values=past)
-    expected = ours(torch.cat((ids, more), 1), attention_mask=whole).logits[:, 7:]
-    assert_close(output.logits, expected)
-    then = ours(more[:, :1], past_key_values=output.past_key_values)
-    assert_close(
-        then.logits, ours(torch.cat((ids, more, more[:, :1]), 1), attention_mask=_longer(whole)).logits[:, -1:]
-    )
-    with pytest.raises(UserError, match="DynamicCache that was read before, and nothing was added to it: leave it out"):
-        ours(more, attention_mask=whole, past_key_values=past)
-
-
 def _longer(mask: Tensor) -> Tensor:
     return torch.cat((mask, torch.ones_like(mask[:, :1])), 1)
 
 
-def test_caches_that_do_not_fit() -> None:
-    ours, theirs = twins()
-    ids, mask = batch(5)
-    with pytest.raises(UserError, match="cache is a DynamicCache: leave it out, or give what an earlier"):
-        ours(ids, past_key_values=DynamicCache())
-    with pytest.raises(UserError, match=r"cache has 3 layers, the first of \[1, 2, 5, 8\], not 3 layers of \[2,"):
-        ours(ids.repeat(2, 1), past_key_values=theirs(ids).past_key_values)
-    with pytest.raises(UserError, match="attention_mask has 2 columns, but cache 5: give one for each"):
-        ours(ids[:, :1], attention_mask=mask[:, :2], past_key_values=theirs(ids).past_key_values)
+@pytest.mark.parametrize("face", FACES)
+def test_the_modules_of_a_llama_are_adapted_unless_others_are_named(face: type[Face]) -> None:
+    adapted = peft.get_peft_model(face.of(adapt(network(), [FACES[face]])), peft.LoraConfig())
+    wrapped = {name.split(".")[-1] for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
+    assert wrapped == {"q_proj", "v_proj"}
+    ids = torch.tensor([[5, 6]])
+    assert adapted(input_ids=ids).logits.shape[:2] == (1, 2)
+
+
+def test_other_methods_have_their_defaults_too() -> None:
+    face = AnyOrderForCausalLM.of(network())
+    adapted = peft.get_peft_model(face, peft.IA3Config())
+    assert {name.split(".")[-1] for name, module in adapted.named_modules() if hasattr(module, "ia3_l")} == {
+        "k_proj", "v_proj", "down_proj"
+    }  # fmt: skip

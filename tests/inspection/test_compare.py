@@ -52,6 +52,7 @@ def test_what_is_told_of_a_sampler_is_what_it_did(model: Llama) -> None:
         assert one.scored == sum(map(len, scored))
         assert one.nats_per_token == pytest.approx(-one.log_prob / one.scored)
         assert one.standard_error == 0
+        assert one.bound
     assert compared[0].passes > compared[1].passes
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import anyorder
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Trace, Written
 from anyorder.errors import UserError
-from anyorder.inspection.replay import Place, Recording, token_pieces
+from anyorder.inspection.replay import NEVER, Place, Recording, token_pieces
 from tests.writers import byte_tokenizer, chain, sentencepiece_tokenizer
 
 ORDERLY = Trace((Written(0, 0, 2, 7, -0.1), Written(1, 0, 3, 8, -0.2)), passes=2, seconds=0.5, end_token_ids=(8,))
@@ -160,3 +161,14 @@ def test_mistakes_are_told_with_the_remedy() -> None:
     broken = json.loads(ORDERLY.to_json()) | {"pieces": [1]}
     with pytest.raises(UserError, match=r"the text is no recording .*: give what `anyorder generate --trace` wrote"):
         Recording.from_json(json.dumps(broken))
+
+
+def test_a_token_of_probability_0() -> None:
+    """Its logarithm is no number in JSON: null in files, and far below all others in a page."""
+    trace = Trace((Written(0, 0, 1, 5, -math.inf), Written(1, 0, 2, 6, -0.5)), passes=2, seconds=0.1)
+    recording = Recording.of(trace, [[1, 5, 6]])
+    assert [event[-1] for event in json.loads(recording.to_json())["events"]] == [None, -0.5]
+    assert Recording.from_json(recording.to_json()) == recording
+    assert Trace.from_json(trace.to_json()) == trace
+    [data] = re.findall(r'id="recording">(.*?)</script>', recording.page(), re.DOTALL)
+    assert [event[3] for event in json.loads(data)["rows"]["0"]["events"]] == [NEVER, -0.5]

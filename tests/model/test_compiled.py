@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import runpy
 import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +18,7 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._inductor.runtime.cache_dir_utils import cache_dir
 
+from anyorder.checkpoints.weights import blank
 from anyorder.decoding.left_to_right import bursts, decoder
 from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
@@ -45,7 +50,7 @@ def after_ten(row: int, written: Sequence[int]) -> bool:
 def test_without_a_compiler_it_stays_eager(tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     model = network(tiny_config, "plain")
-    assert not compiled.pays_to_compile(model, 10_000)
+    assert not compiled.pays_to_compile(step.one_token, model, 1, 10**9)
     with pytest.raises(UserError, match=r"^compile is True, but no C\+\+ compiler is at hand: install g\+\+, or give"):
         write_left_to_right(model, [[1]], max_new_tokens=2, compile=True)
     assert len(write_left_to_right(model, [[1]], max_new_tokens=2).written[0]) == 2
@@ -57,12 +62,86 @@ def test_compiling_needs_the_cache(tiny_config: ModelConfig) -> None:
 
 
 @needs_compiler
-def test_it_is_compiled_unasked_only_where_much_is_written(tiny_config: ModelConfig) -> None:
+def test_it_is_compiled_unasked_only_where_that_pays(tiny_config: ModelConfig) -> None:
     model = network(tiny_config, "plain")
-    assert not compiled.pays_to_compile(model, compiled.WORTH_COMPILING - 1)
-    assert compiled.pays_to_compile(model, compiled.WORTH_COMPILING)
+    for texts in (1, 3):
+        enough = compiled.break_even(model, texts)
+        assert not compiled.pays_to_compile(step.one_token, model, texts, enough - 1)
+        assert compiled.pays_to_compile(step.one_token, model, texts, enough)
     model.backend = "eager"
-    assert not compiled.pays_to_compile(model, compiled.WORTH_COMPILING)
+    assert not compiled.pays_to_compile(step.one_token, model, 1, 10**9)
+
+
+def test_the_estimates_are_near_what_was_measured(project_root: Path) -> None:
+    """Within a factor of two, since machines differ."""
+    rows = json.loads((project_root / "benchmarks/results/compile-break-even.json").read_text())["rows"]
+    single = [row for row in rows if row["texts"] == 1 and row["dtype"] == "float32"]
+    assert len(single) >= 2
+    networks = runpy.run_path(str(project_root / "benchmarks/compile_break_even.py"))["NETWORKS"]
+    for row in single:
+        model = blank(networks[row["network"]]).to_empty(device="cpu")
+        assert row["break_even"] / 2 < compiled.break_even(model, 1) < 2 * row["break_even"], row
+
+
+@needs_compiler
+def test_where_the_process_has_compiled_it_already_it_is_used(tiny_config: ModelConfig) -> None:
+    """For one text, which is compiled apart from several, and for the same function."""
+    model, other = network(tiny_config, "plain"), network(tiny_config, "plain")
+    once = compiled.compiled(step.one_token, model)
+    assert not compiled.pays_to_compile(step.one_token, model, 1, 5)  # it was never called
+    once.known.add(True)
+    assert compiled.compiled(step.one_token, model) is once
+    assert compiled.pays_to_compile(step.one_token, model, 1, 5)
+    assert not compiled.pays_to_compile(step.one_token, model, 2, 5)
+    assert not compiled.pays_to_compile(bursts.greedy_tokens, model, 1, 5)
+    assert not compiled.pays_to_compile(step.one_token, other, 1, 5)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("options", "function"),
+    [({}, "greedy_tokens"), ({"sampling": Sampling(temperature=1.0)}, "one_token"), ({"stop": after_ten}, "one_token")],
+)
+def test_what_decides_is_how_much_can_be_written(
+    tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], function: str
+) -> None:
+    """The trained length leaves room for 62 tokens, whatever max_new_tokens says."""
+    asked = []
+
+    def pays(called: Any, model: Llama, texts: int, steps: int) -> bool:
+        asked.append((called.__name__, texts, steps))
+        return False
+
+    monkeypatch.setattr(decoder, "pays_to_compile", pays)
+    model = network(tiny_config, "plain")
+    next(left_to_right_steps_of(model, [[1, 2], [1, 2, 3]], max_new_tokens=10**6, **options))
+    next(left_to_right_steps_of(model, [[1, 2]], max_new_tokens=7, **options))
+    assert asked == [(function, 2, 62), (function, 1, 7)]
+
+
+def left_to_right_steps_of(model: Llama, prompts: list[list[int]], **options: Any) -> Any:
+    usual: dict[str, Any] = {"sampling": Sampling(), "stop": None, "use_cache": True, "rows": range(len(prompts))}
+    return decoder.left_to_right_steps(model, prompts, **(usual | options))
+
+
+def test_it_says_so_once(
+    tiny_config: ModelConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = Compiled(step.one_token, network(tiny_config, "plain"))
+    monkeypatch.setattr(once, "compiled", fails(0, failed()))
+    for texts in (1, 1, 2, 3):
+        once(None, torch.zeros(texts))
+    seconds = f"{2 * (compiled.COMPILE_SECONDS + 2 * compiled.COMPILE_SECONDS_A_LAYER):.0f}"
+    assert [record.message for record in caplog.records if record.levelno >= logging.WARNING] == [
+        f"compiling, once, about {seconds} s, less if it is on disk already"
+    ] * 2  # for one text, and for several
+
+
+def test_the_compiler_is_imported_where_something_is_compiled() -> None:
+    """It takes as long as the rest of the start."""
+    code = "import sys, anyorder; anyorder.generate; print([name for name in sys.modules if name == 'torch._dynamo'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 @pytest.mark.slow

@@ -8,19 +8,11 @@ from pathlib import Path
 import pytest
 
 from anyorder import objectives, orders
-from tests.test_guides import prints_what_it_shows
 
 
 @pytest.fixture
 def page(project_root: Path) -> str:
     return (project_root / "docs" / "objectives.md").read_text(encoding="utf-8")
-
-
-def test_every_block_prints_what_stands_below_it(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prints_what_it_shows(page, capsys)
 
 
 def test_every_name_is_mentioned(page: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +15,11 @@ from anyorder.api.dispatch import resolve
 from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
+from anyorder.orders.by_name import CLASSES, order_named
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random
-from anyorder.orders.names import NAMES, WAY_OF_ORDER, order_named, read_order
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, TRAINED_BY, blocks, diffusion
+from anyorder.orders.names import MIXTURE, NAMES, OBJECTIVES, WAY_OF_ORDER, objective_named, read_order
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, TRAINED_BY, Way, blocks, diffusion, find_way
+from anyorder.ways import NAMES as WAY_NAMES
 from tests.model.networks import network
 
 ALL = (LEFT_TO_RIGHT, ANY_ORDER, diffusion(3), blocks(3, 4))
@@ -26,7 +31,7 @@ def config(default: str = "left-to-right") -> ModelConfig:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_orders_have_names(name: str) -> None:
-    order, field = NAMES[name]
+    order, field = CLASSES[name], NAMES[name]
     assert order_named(name) == order()
     assert resolve(name, config()) == (ANY_ORDER, order())
     if field is not None:
@@ -96,3 +101,71 @@ def test_a_sampler_that_names_no_way_takes_the_default_or_the_one_that_diffuses(
         DiffusionSampler(way="any-order")
     with pytest.raises(UserError, match=r"not by 'blocks': train it for that"):
         resolve(DiffusionSampler(way="blocks"), network(ways=(diffusion(3),)).config)
+
+
+# ------------------------------------------------------------------------------------------------ other names
+
+
+@pytest.mark.parametrize("way", WAY_NAMES)
+def test_every_name_of_a_way_is_understood_wherever_one_is_given(way: str) -> None:
+    for name in (way, *WAY_NAMES[way]):
+        for words in (name, name.upper(), name.replace("-", "_"), f" {name} ".replace("-", " ")):
+            assert read_order(words).way == way
+            assert objective_named(words) == (TRAINED_BY[way], None)
+            assert find_way(ALL, words).name == way
+            assert resolve(words, config())[0].name == way
+            assert config(words).default_way == way
+            assert Way(name=words, shifted=False, mask_token_id=3, block_length=4).name == way
+
+
+def test_no_name_stands_for_two_things() -> None:
+    everything = [name for way, names in WAY_NAMES.items() for name in (way, *names)]
+    assert len(set(everything)) == len(everything)
+    assert {*NAMES, MIXTURE} & set(everything) == {"any-order"}
+    assert {names[0] for names in WAY_NAMES.values()} == set(OBJECTIVES)
+    assert list(CLASSES) == list(NAMES)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("random", ("permutation", None)), ("blocks:32", ("block-diffusion", 32)), ("bd3lm:8", ("block-diffusion", 8)),
+        ("Mixture", ("mixture", None)),
+    ],
+)  # fmt: skip
+def test_objectives_by_the_order_that_they_teach(words: str, named: tuple[str, int | None]) -> None:
+    assert objective_named(words) == named
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("groups:4", "is 'groups:4', one order of those in which a network of permutation writes: give permutation."),
+        ("right-to-left", "'right-to-left', one order of those in which a network of permutation writes: give perm"),
+        ("mask-diffusion", "is 'mask-diffusion': did you mean masked-diffusion? If not, give one of autoregressive, "),
+        ("elbo", "is 'elbo': give one of autoregressive, permutation, masked-diffusion, block-diffusion, mixture."),
+    ],
+)
+def test_what_no_objective_is_called(words: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        objective_named(words)
+
+
+def test_a_misspelt_order_is_led_to_the_right_one() -> None:
+    with pytest.raises(UserError, match=r"^order is 'left-to-rigth': did you mean left-to-right\?"):
+        read_order("left-to-rigth")
+
+
+def test_a_sampler_takes_the_names_of_ways() -> None:
+    assert DiffusionSampler(way="block_diffusion").way == "blocks"
+
+
+def test_names_need_no_torch() -> None:
+    code = "import sys, anyorder.orders.names, anyorder.training.settings\nassert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_guide_lists_every_name() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "coming-from.md"
+    rows = re.findall(r"^  \| `([\w-]+)` \| (.*) \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {way: tuple(re.findall(r"`([\w-]+)`", others)) for way, others in rows} == WAY_NAMES

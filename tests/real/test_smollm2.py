@@ -118,10 +118,10 @@ def test_a_minute_teaches_it_to_diffuse(
     assert main([str(word) for word in words]) == 0, capsys.readouterr().err
     first, *_, last = losses(output)
     assert last < first
-    model, tokenizer = anyorder.load(output / "network", device="cpu")
+    model, tokenizer = anyorder.load(output, device="cpu")
     out = anyorder.generate(model, tokenizer, "The network", max_new_tokens=8)
     assert len(out.token_ids) == 8
-    face = anyorder.LLaDAForMaskedLM.from_pretrained(output / "network")
+    face = anyorder.LLaDAForMaskedLM.from_pretrained(output)
     ids = torch.tensor([out.sequences[0]])
     with torch.no_grad():
         torch.testing.assert_close(face(ids).logits, model(ids).logits, rtol=0, atol=1e-4)
@@ -141,11 +141,11 @@ def test_lora_teaches_an_answer_that_transformers_gives(
         "--cache_dir", tmp_path / "cache",
     ]  # fmt: skip
     assert main([str(word) for word in words]) == 0, capsys.readouterr().err
-    model, tokenizer = anyorder.load(output / "network", device="cpu")
+    model, tokenizer = anyorder.load(output, device="cpu")
     out = anyorder.generate(model, tokenizer, messages[:1], max_new_tokens=24)
     assert out.text == answer
-    again = LlamaForCausalLM.from_pretrained(output / "network", dtype=torch.float32)
-    asked: Any = AutoTokenizer.from_pretrained(output / "network").apply_chat_template(
+    again = LlamaForCausalLM.from_pretrained(output, dtype=torch.float32)
+    asked: Any = AutoTokenizer.from_pretrained(output).apply_chat_template(
         messages[:1], add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     written = again.generate(**asked, max_new_tokens=24, do_sample=False)[0, asked["input_ids"].shape[1] :]

@@ -141,12 +141,12 @@ def settings(folder: Path, **options: Any) -> Run:
 
 
 def network_of(folder: Path) -> bytes:
-    return (folder / "network" / "model.safetensors").read_bytes()
+    return (folder / "model.safetensors").read_bytes()
 
 
 def test_adapters_begin_the_same_in_every_process(tmp_path: Path) -> None:
     runs.run(settings(tmp_path, output=tmp_path / "base", steps=1))
-    init = str(tmp_path / "base" / "network")
+    init = str(tmp_path / "base")
     found = []
     for name, draws in (("one", 1), ("two", 2), ("three", 3)):
         torch.manual_seed(draws)  # as another process has it
@@ -171,7 +171,7 @@ def test_a_folder_in_which_nothing_was_trained_counts_as_empty(tmp_path: Path, r
     assert (out / "settings.json").is_file()
     (out / "checkpoints" / ".partial" / "checkpoint-1").mkdir(parents=True)  # as SIGKILL leaves it
     runs.run(settings(tmp_path, resume=resume))
-    assert (out / "network").is_dir()
+    assert (out / "config.json").is_file()
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["checkpoint-4"]
     with pytest.raises(UserError, match="is not empty"):
         runs.run(settings(tmp_path))
@@ -232,16 +232,16 @@ def test_a_full_disk_at_the_end_keeps_the_weights(
     options: dict[str, Any] = {}
     if lora:
         runs.run(settings(tmp_path, output=tmp_path / "base", steps=1))
-        options = {"init": str(tmp_path / "base" / "network"), "lora_rank": 2}
+        options = {"init": str(tmp_path / "base"), "lora_rank": 2}
     runs.run(settings(tmp_path, output=tmp_path / "whole", **options))
     with monkeypatch.context() as patch:
-        refuse(".network.", patch)
+        refuse("/..partial.partial/", patch)
         with pytest.raises(UserError, match=r"space left on device\): make room, then resume writes it from '.*-4'\.$"):
             runs.run(settings(tmp_path, **options))
         # Without checkpoints, in the folder for temporary files.
         with pytest.raises(UserError, match=r"\): make room; the network is in '.*'") as raised:
             runs.run(settings(tmp_path, output=tmp_path / "none", save_every=0, **options))
-        [rescued] = tmp_path.glob("anyorder-*/network")
+        [rescued] = tmp_path.glob("anyorder-*/none")
         assert repr(str(rescued)) in str(raised.value)
     assert (rescued / "model.safetensors").read_bytes() == network_of(tmp_path / "whole")
     anyorder.load(rescued, device="cpu")
@@ -256,11 +256,11 @@ def test_a_full_disk_at_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(UserError, match=message):
         runs.run(settings(tmp_path, save_every=1))
     assert [path.name for path in checkpoints(tmp_path / "out" / "checkpoints")] == ["checkpoint-1"]
-    assert len(list(tmp_path.glob("anyorder-*/network/model.safetensors"))) == 1
+    assert len(list(tmp_path.glob("anyorder-*/out/model.safetensors"))) == 1
     monkeypatch.undo()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     refuse("", monkeypatch, everywhere=True)
-    with pytest.raises(UserError, match=r"nor can '.*network': make room, then go on with resume\.$"):
+    with pytest.raises(UserError, match=r"nor can '.*out': make room, then go on with resume\.$"):
         runs.run(settings(tmp_path, save_every=1, resume=True))
 
 
@@ -327,7 +327,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, project_root: Path
     command = words.pop(0) if words[:1] == ["sft"] else "pretrain"
     small = ["--width=16", "--layers=1", "--heads=2", "--vocab_size=290"]
     if words[:1] == ["--init"]:
-        words[:1] = [f"--init={tmp_path / 'base' / 'network'}"]
+        words[:1] = [f"--init={tmp_path / 'base'}"]
         small = []
     data = tmp_path / ("answers.jsonl" if command == "sft" else "text.txt")
     common = ["--steps=60", "--batch_size=2", "--length=32", "--log_every=5", "--save_every=2", "--keep=1"]

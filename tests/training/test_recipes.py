@@ -149,7 +149,7 @@ def test_training_from_a_network_that_diffuses_leaves_one_that_does(
     more = ["--steps=1", "--batch_size=2", "--length=32", "--log_every=1"]
     assert main([command, *map(str, words), *more]) == 0
     assert "objective masked-diffusion" in capsys.readouterr().err
-    trained, _ = anyorder.load(tmp_path / "out" / "network", device="cpu")
+    trained, _ = anyorder.load(tmp_path / "out", device="cpu")
     assert trained.config.ways == config.ways
     words[5] = tmp_path / "other"
     assert main([command, *map(str, words), *more, "--objective=autoregressive"]) == 0

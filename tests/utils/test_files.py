@@ -15,9 +15,12 @@ from anyorder.errors import UserError
 from anyorder.utils.files import (
     BeingWrittenError,
     DiskError,
+    TakenError,
     check_place,
     claimed,
     damage,
+    growing_folder,
+    overwriting,
     seal,
     whole_file,
     whole_folder,
@@ -163,3 +166,69 @@ def test_a_sealed_folder_knows_each_change(tmp_path: Path) -> None:
     for text in ("[1", "3", "[[]]", "[" * 100_000, '{"b": 3}', '{"b": "0"}'):
         (tmp_path / "checksums.json").write_text(text)
         assert damage(tmp_path) is not None
+
+
+# ------------------------------------------------------------------------------------------------ overwriting
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt, UserError])
+def test_what_is_overwritten_stays_until_the_new_is_whole(tmp_path: Path, failure: type[BaseException]) -> None:
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+    file.write_text("old")
+    with overwriting(True):
+        with pytest.raises(failure):
+            fail_in(whole_folder(folder), "config.json", failure)
+        with pytest.raises(failure):
+            fail_in(whole_file(file), "", failure)
+        assert (folder / "config.json").read_text() == file.read_text() == "old"
+        with whole_folder(folder) as partial:
+            (partial / "new").write_text("1")
+            assert (folder / "config.json").read_text() == "old"
+        with whole_file(file) as partial:
+            partial.write_text("1")
+            assert file.read_text() == "old"
+    assert file.read_text() == "1"
+    assert [path.name for path in folder.iterdir()] == ["new"]
+    assert {path.name for path in tmp_path.iterdir()} == {"folder", "file"}
+    with pytest.raises(TakenError):
+        check_place(file, folder=False)
+
+
+@pytest.mark.parametrize("name", ["a.txt", ".git/config.json"])
+def test_folders_of_others_are_not_overwritten(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "folder" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    with overwriting(True), pytest.raises(UserError, match="something else than an output of anyorder"):
+        check_place(tmp_path / "folder", folder=True)
+
+
+def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
+    """Between the two renamings the old folder is beside its place, and the next process puts it back first."""
+    old = tmp_path / ".folder.old"
+    old.mkdir()
+    (old / "config.json").write_text("old")
+    with overwriting(True), pytest.raises(RuntimeError), growing_folder(tmp_path / "folder", lambda folder: False):
+        raise RuntimeError
+    assert (tmp_path / "folder" / "config.json").read_text() == "old"
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("worth_keeping", [False, True])
+def test_a_growing_folder_replaces_the_old_one_once_it_is_worth_keeping(tmp_path: Path, worth_keeping: bool) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text("old")
+
+    def grow() -> None:
+        with overwriting(True), growing_folder(folder, lambda folder: worth_keeping):
+            folder.mkdir()
+            (folder / "config.json").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        grow()
+    assert (folder / "config.json").read_text() == ("new" if worth_keeping else "old")
+    assert list(tmp_path.iterdir()) == [folder]

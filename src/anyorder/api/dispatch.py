@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from anyorder.api.text import Continuation, Gaps, Prompt, prompt_canvases, prompt_ids
+from anyorder.api.text import GAP, Continuation, Gaps, Prompt, prompts_with_gaps
 from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.any_order.speculation import Speculative, speculative_steps
-from anyorder.decoding.canvas import BLANK, check_canvases
+from anyorder.decoding.canvas import BLANK, check_canvases, continuation
 from anyorder.decoding.checks import check_prompts
 from anyorder.decoding.diffusion.decoder import diffusion_steps
 from anyorder.decoding.diffusion.sampler import DiffusionSampler, sampler_of_order
@@ -16,7 +17,8 @@ from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
-from anyorder.orders.names import AnyOrder, order_named, read_order
+from anyorder.orders.by_name import AnyOrder, order_named
+from anyorder.orders.names import read_order
 from anyorder.orders.plan import GroupPlan
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, refuse_unless_causal
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
 
+FILL_GAPS = (ANY_ORDER.name, "diffusion", "blocks")
+"""The ways that fill gaps, in the order in which they are taken where none is named."""
+
 Order = str | AnyOrder | Speculative | DiffusionSampler
 """What `generate` takes as an order."""
 
@@ -34,20 +39,23 @@ Decoder = Callable[[Sequence[Sequence[int]], Sequence[int], Stop | None], Iterat
 """Given prompts (from left to right) or canvases, their numbers and a condition to stop, the steps that write them."""
 
 
-def resolve(order: Order | None, config: ModelConfig) -> tuple[Way, Order]:
+def resolve(order: Order | None, config: ModelConfig, *, gap_in: str | None = None) -> tuple[Way, Order]:
     """The way of the network that an order asks for, and the order itself.
 
     Args:
-        order: a name or an object; the network's default unless given.
+        order: a name or an object; unless given, the network's default, or a way that fills gaps where there is one.
         config: of the network.
+        gap_in: the name of a prompt that has a gap.
 
     Returns:
         Of the way "any-order", the order is an object. A name of another way stays one, since it has no more to say,
         or its sampler depends on how tokens are drawn.
 
     Raises:
-        UserError: there is no such order, or the network was not trained for its way.
+        UserError: there is no such order, the network was not trained for its way, or it does not fill gaps.
     """
+    if gap_in is not None:
+        order = _filling_gaps(order, config, gap_in)
     if isinstance(order, DiffusionSampler):
         return _diffusing(order, config), order
     if order is not None and not isinstance(order, str):
@@ -60,6 +68,24 @@ def resolve(order: Order | None, config: ModelConfig) -> tuple[Way, Order]:
         refuse_unless_causal(config.ways, config.default_way)
     way = config.way(name.way)
     return way, order_named(words) if way.name == ANY_ORDER.name else words
+
+
+def _filling_gaps(order: Order | None, config: ModelConfig, gap_in: str) -> Order:
+    """The order; unless given, the network's default, if that fills gaps, or else a way that does."""
+    has = {way.name for way in config.ways}
+    fills = [name for name in (config.default_way, *FILL_GAPS) if name in has.intersection(FILL_GAPS)]
+    if not fills:
+        raise UserError(
+            f"{gap_in} has a gap ({GAP}, or {BLANK} among token ids), and this network writes by "
+            f"{config.default_way!r} alone, which fills none: load a network that writes in any order or by diffusion, "
+            f"or give token ids where {GAP} is meant as text."
+        )
+    if isinstance(order, str) and read_order(order).way == LEFT_TO_RIGHT.name:
+        raise UserError(
+            f"order is {order!r}, which fills no gap, and {gap_in} has one ({GAP}, or {BLANK} among token ids): leave "
+            f"out the order, or give {fills[0]!r}."
+        )
+    return fills[0] if order is None else order
 
 
 def _diffusing(sampler: DiffusionSampler, config: ModelConfig) -> Way:
@@ -85,6 +111,8 @@ def decoder_of(
     Raises:
         UserError: options that only writing from left to right has, or that an order does not know.
     """
+    if way.name in (LEFT_TO_RIGHT.name, ANY_ORDER.name):
+        sampling.check_filters()
     if way.name == LEFT_TO_RIGHT.name:
         return lambda prompts, rows, stop: left_to_right_steps(
             model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
@@ -117,30 +145,56 @@ def decoder_of(
     )
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as decoders take them.
+
+    Attributes:
+        rows: token ids of each; a canvas, unless it is written from left to right.
+        ways: the way of each, and the order in which it is written.
+        texts: each as it was given, where that is text.
+        single: whether a single prompt was given, not a list of them.
+    """
+
+    rows: list[list[int]]
+    ways: list[tuple[Way, Order]]
+    texts: list[str | None]
+    single: bool
+
+
 def prompts_for(
-    way: Way, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig, max_new_tokens: int,
-    gap_tokens: int | None = None,
-) -> tuple[list[list[int]], bool]:  # fmt: skip
-    """What a decoder is given: prompts from left to right, otherwise canvases; and whether it is a single one.
+    order: Order | None, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig,
+    max_new_tokens: int, gap_tokens: int | None = None,
+) -> Prompts:  # fmt: skip
+    """The prompts, each with its way: that of the order, or without one what suits it, whatever the others are.
 
     Decoders check their batch themselves. All prompts are checked here as well, so that a mistake in the last batch is
     told before the first is written.
 
+    Args:
+        order, prompt, tokenizer, max_new_tokens, gap_tokens: as in `anyorder.generate`.
+        config: of the network.
+
     Raises:
-        UserError: see `prompt_ids`, `prompt_canvases`, `check_prompts` and `check_canvases`.
+        UserError: see `resolve`, `prompts_with_gaps`, `check_prompts` and `check_canvases`.
     """
-    if way.name != LEFT_TO_RIGHT.name:
-        canvases, single = prompt_canvases(
-            prompt, tokenizer, config.bos_token_id, new_tokens=max_new_tokens, gap_tokens=gap_tokens,
-            longest=config.context_length,
-        )  # fmt: skip
-        check_canvases(config, canvases, range(len(canvases)))
-        return canvases, single
-    if gap_tokens is not None:
-        raise UserError(f"gap_tokens is {gap_tokens}, but from left to right no gap is filled: give order='any-order'.")
-    prompts, single = prompt_ids(prompt, tokenizer, config.bos_token_id)
-    check_prompts(config, prompts, range(len(prompts)))
-    return prompts, single
+    by_order = resolve(order, config)
+    rows, single = prompts_with_gaps(
+        prompt, tokenizer, config.bos_token_id, new_tokens=max_new_tokens, gap_tokens=gap_tokens
+    )
+    gaps = [number for number, row in enumerate(rows) if BLANK in row]
+    filling = resolve(order, config, gap_in=f"prompt {gaps[0]}") if gaps else by_order
+    ways = [filling if BLANK in row else by_order for row in rows]
+    for number, (row, (way, _)) in enumerate(zip(rows, ways, strict=True)):
+        if way.name == LEFT_TO_RIGHT.name:
+            check_prompts(config, [row], [number])
+            continue
+        if BLANK not in row:
+            row[:] = continuation(row, min(max_new_tokens, max(0, config.context_length - len(row))))
+        check_canvases(config, [row], [number])
+    entries = [prompt] if isinstance(prompt, str) else prompt if isinstance(prompt, list | tuple) else ()
+    texts = [entry if isinstance(entry, str) else None for entry in entries]
+    return Prompts(rows, ways, texts if len(texts) == len(rows) else [None] * len(rows), single)
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]) -> Continuation | Gaps:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyorder.api.dispatch import Order, decoder_of, resolve
-from anyorder.api.generate import Output, Stream, _output, _pieces
+from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
 from anyorder.decoding.fusion.attention_share import segment_shares
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from anyorder.decoding.fusion.weighting import Correction
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class FusedOutput(Output):
     """What `fuse` wrote.
 
@@ -133,13 +133,13 @@ def fuse(
     fuser = _Fuser(
         model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
         Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, keep=keep, store=store, use_cache=use_cache,
+        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
     )  # fmt: skip
     fuser.refuse_unless_causal({f"num_beams {num_beams}": num_beams != 1, "attention_share": attention_share})
     shares: list[list[float]] = []
 
     def write(rows: range) -> Generation:
-        questions, kept = fuser.weighed(rows)
+        questions, kept = fuser.weighed(rows, keep)
         prompts, steps = fuser.steps(questions, rows, fuser.condition(questions, rows, num_beams > 1), num_beams)
         generation = collect(steps, prompts, rows, model.config.eos_token_ids)
         if attention_share:
@@ -153,7 +153,7 @@ def fuse(
     starts = range(0, total, batch_size or total)
     generation = Generation.join([write(range(start, min(start + starts.step, total))) for start in starts])
     texts = None if tokenizer is None else [fuser.text(question) for question in fuser.questions]
-    output = _output(generation, texts, single=fuser.single)
+    output = Finished.of(generation, texts).output(single=fuser.single)
     of_output = None if not attention_share else shares[0] if fuser.single else shares
     return FusedOutput(**vars(output), attention_share=of_output)
 
@@ -196,7 +196,7 @@ def stream_fused(
     fuser = _Fuser(
         model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
         Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, keep=keep, store=store, use_cache=use_cache,
+        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
     )  # fmt: skip
     if method == "vote":
         raise UserError("method is 'vote', but only whole answers can be counted: use fuse, or another method.")
@@ -204,10 +204,10 @@ def stream_fused(
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
     if not fuser.single:
         raise UserError(f"phrasings are of {len(fuser.questions)} questions: give those of one, or use fuse.")
-    questions, _ = fuser.weighed(range(1))
+    questions, _ = fuser.weighed(range(1), keep)
     text = Continuation(tokenizer, questions[0].layout(positions).token_ids, fuser.stops)
     prompts, steps = fuser.steps(questions, range(1), lambda _, written: text.read(written))
-    return Stream(_pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
+    return Stream(pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
 
 class _Fuser:
@@ -225,7 +225,6 @@ class _Fuser:
         max_new_tokens: int,
         stop: str | Sequence[str] | None,
         weights: Weights | None,
-        keep: int | None,
         store: str | Path | None,
         use_cache: bool,
     ) -> None:
@@ -234,9 +233,10 @@ class _Fuser:
         self.fusion, self.sampling = fusion, sampling
         self.way, self.order = resolve(order, model.config)
         self.max_new_tokens, self.use_cache = max_new_tokens, use_cache
+        if self.way.name == LEFT_TO_RIGHT.name:
+            sampling.check_filters()
         self.stops = stop_strings(stop, tokenizer)
         self.score = weights if isinstance(weights, str) else None
-        self.keep = keep
         self.limits = check_questions(model.config, self.questions, fusion, max_new_tokens, range(len(self.questions)))
         self.refuse_unless_causal(
             {
@@ -253,14 +253,14 @@ class _Fuser:
                 f"{name} is for answers from left to right, but this is one by {self.way.name!r}: leave it out."
             )
 
-    def weighed(self, rows: range) -> tuple[list[Question], list[list[int]]]:
+    def weighed(self, rows: range, keep: int | None) -> tuple[list[Question], list[list[int]]]:
         """These questions with their weights and the phrasings that are kept, and the indices of those."""
         questions = [self.questions[row] for row in rows]
         if self.score is not None:
             questions = weigh(self.model, questions, self.score)
         kept = [list(range(len(question.segments))) for question in questions]
-        if self.keep is not None:
-            kept = [best(question, self.keep) for question in questions]
+        if keep is not None:
+            kept = [best(question, keep) for question in questions]
             questions = [question.only(indices) for question, indices in zip(questions, kept, strict=True)]
             if self.fusion.method in UNWEIGHED:
                 questions = [replace(question, weights=None) for question in questions]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from anyorder.api.dispatch import prompts_for, resolve
-from anyorder.api.generate import Output, generate
+from anyorder.api.batches import Batches, Options, Watch
+from anyorder.api.output import Finished
 from anyorder.api.text import Prompt
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.trace import Trace
 from anyorder.errors import UserError
 from anyorder.likelihood.exact import log_prob
 from anyorder.orders.plan import GroupPlan
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 
-def generate_likeliest(
-    model: Llama, tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt, gap_tokens: Sequence[int], **options: Any
-) -> Output:
+class LikeliestLengths:
     """Fills the gaps of each prompt in all these lengths, and keeps the length whose text is the most probable.
 
     What is compared is the exact log-probability, from left to right, of all that stands behind the first gap's begin,
@@ -32,52 +29,78 @@ def generate_likeliest(
     tokens of a longer gap have to be paid for. All gaps of a prompt have the same length.
 
     Args:
-        model, tokenizer, prompt: as in `generate`.
-        gap_tokens: the lengths.
-        options: those of `generate`.
+        model, tokenizer, prompt, options: as `Batches` takes them.
+        lengths: in tokens.
+
+    Attributes:
+        rows, single: see `Batches`; the rows of the first length.
 
     Raises:
-        UserError: there are no lengths, samples are asked for, or see `generate` and `log_prob`.
+        UserError: there are no lengths, samples are wanted, or see `Batches` and `log_prob`.
     """
-    if not gap_tokens:
-        raise UserError(f"gap_tokens is {gap_tokens!r}: give at least one length.")
-    for name in ("num_samples", "watch"):
-        if options.get(name) is not None:
-            raise UserError(f"{name} is given with several gap_tokens, {list(gap_tokens)}: leave out one of them.")
-    model.config.way(ANY_ORDER.name)
-    way, _ = resolve(options.get("order"), model.config)
-    outs, scores = [], []
-    for length in gap_tokens:
-        canvases, single = prompts_for(way, prompt, tokenizer, model.config, options["max_new_tokens"], length)
-        outs.append(generate(model, tokenizer, prompt, gap_tokens=length, **options))
-        scores.append(_scores(model, canvases, outs[-1].sequences))
-    best = [max(range(len(outs)), key=lambda choice: scores[choice][row]) for row in range(len(scores[0]))]
 
-    def of(field: str) -> list[Any]:
-        columns = [[getattr(out, field)] if single else getattr(out, field) for out in outs]
-        return [columns[choice][row] for row, choice in enumerate(best)]
+    def __init__(
+        self,
+        model: Llama,
+        tokenizer: PreTrainedTokenizerBase | None,
+        prompt: Prompt,
+        options: Options,
+        lengths: Sequence[int],
+    ) -> None:
+        if not lengths:
+            raise UserError(f"gap_tokens is {lengths!r}: give at least one length.")
+        self._lengths = list(lengths)
+        self._refuse(num_samples=options.num_samples)
+        model.config.way(ANY_ORDER.name)
+        self._model = model
+        self._by_length = [Batches(model, tokenizer, prompt, options, length) for length in lengths]
+        self.rows, self.single = self._by_length[0].rows, self._by_length[0].single
 
-    texts, token_ids = (
-        of(field) if outs[0].text is not None or field != "text" else None for field in ("text", "token_ids")
-    )
-    assert token_ids is not None
-    events = [event for row, choice in enumerate(best) for event in outs[choice].trace.events if event.row == row]
-    trace = Trace.join([out.trace for out in outs])
-    return Output(
-        text=texts[0] if texts and single else texts,
-        token_ids=token_ids[0] if single else token_ids,
-        sequences=[outs[choice].sequences[row] for row, choice in enumerate(best)],
-        stopped=[outs[choice].stopped[row] for row, choice in enumerate(best)],
-        trace=dataclasses.replace(
-            trace,
+    def write(self, watch: Watch | None = None) -> Iterator[Finished]:
+        """Write one batch after the other in all lengths.
+
+        Raises:
+            UserError: there is a `watch`, which could not tell the lengths apart.
+        """
+        self._refuse(watch=watch)
+        start = 0
+        for of_lengths in zip(*(batches.write() for batches in self._by_length), strict=True):
+            stop = start + len(of_lengths[0].generation.sequences)
+            yield self._best(of_lengths, range(start, stop))
+            start = stop
+
+    def _refuse(self, **options: object) -> None:
+        for name, value in options.items():
+            if value is not None:
+                raise UserError(f"{name} is given with several gap_tokens, {self._lengths}: leave out one of them.")
+
+    def _best(self, of_lengths: Sequence[Finished], rows: range) -> Finished:
+        """A batch in the best length of each row."""
+        scores = [
+            self._scores([batches.rows[row] for row in rows], finished.generation.sequences)
+            for batches, finished in zip(self._by_length, of_lengths, strict=True)
+        ]
+        best = [max(range(len(scores)), key=lambda length: scores[length][entry]) for entry in range(len(rows))]
+        whole = Finished.join(of_lengths)
+        chosen = whole.select([length * len(rows) + entry for entry, length in enumerate(best)])
+        events = [
+            event
+            for row, length in zip(rows, best, strict=True)
+            for event in of_lengths[length].generation.trace.events
+            if event.row == row
+        ]
+        trace = dataclasses.replace(
+            whole.generation.trace,
             events=tuple(events),
-            passes=trace.passes + len(outs),  # and one for each length that scores
-        ),
-    )
+            passes=whole.generation.trace.passes + len(of_lengths),  # and one for each length that scores
+        )
+        return dataclasses.replace(chosen, generation=dataclasses.replace(chosen.generation, trace=trace))
 
-
-def _scores(model: Llama, canvases: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]]) -> list[float]:
-    """Log-probability of each text from its first blank on."""
-    firsts = [list(canvas).index(BLANK) for canvas in canvases]
-    plan = GroupPlan.sequential([len(sequence) for sequence in sequences], given=firsts)
-    return log_prob(model, sequences, plan).total.tolist()
+    def _scores(self, canvases: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Log-probability of each text from its first blank on; of a text without blanks, of its last token."""
+        firsts = [
+            canvas.index(BLANK) if BLANK in canvas else len(sequence) - 1
+            for canvas, sequence in zip(canvases, sequences, strict=True)
+        ]
+        plan = GroupPlan.sequential([len(sequence) for sequence in sequences], given=firsts)
+        return log_prob(self._model, sequences, plan).total.tolist()

@@ -6,13 +6,14 @@ swapped, and a prefix is the same tokens before all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from anyorder.api.prompt_forms import listed
+from anyorder.api.prompt_forms import listed, plain_prompt
+from anyorder.api.text import Messages
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
 from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 Part = str | Sequence[int]
 """Text, or token ids."""
 
-Phrasings = Sequence[Part] | Sequence[Sequence[Part]] | Tensor
+Phrasings = Sequence[Part] | Sequence[Sequence[Part]] | Tensor | Sequence[Messages] | Mapping[str, Any]
 """Of one question, or of several."""
 
 
@@ -40,7 +41,7 @@ def read_questions(
     Raises:
         UserError: a part is of another kind or empty, or there is text without a tokenizer.
     """
-    of_questions, single = _by_question(listed(phrasings))
+    of_questions, single = _by_question(phrasings, tokenizer)
     prefixes = _one_each(listed(prefix), "prefix", len(of_questions))
     suffixes = _one_each(listed(suffix), "suffix", len(of_questions))
     shares = _weights_each(listed(weights), len(of_questions))
@@ -104,19 +105,24 @@ class _Speller:
         return self.tokenizer
 
 
-def _by_question(given: Any) -> tuple[list[list[Part]], bool]:
-    """The phrasings of each question, and whether there is a single question."""
+def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[list[Part]], bool]:
+    """The phrasings of each question, and whether there is a single question.
+
+    A phrasing can have the forms of a prompt: messages, or what tokenizers return; so can all of a question at once.
+    """
+    given: Any = plain_prompt(phrasings, tokenizer)
     if isinstance(given, str):
         raise UserError(f"phrasings is the text {_short(given)}: give a list of texts, one for each phrasing.")
     if not isinstance(given, Sequence) or not given:
         raise UserError(f"phrasings is {_short(given)}: give a list of at least one text or list of token ids.")
-    if any(map(_is_part, given)):
-        return [_parts(given, "phrasing {}")], True
-    for number, of_question in enumerate(given):
+    parts = [plain_prompt(part, tokenizer) for part in given]
+    if any(map(_is_part, parts)):
+        return [_parts(parts, "phrasing {}")], True
+    for number, of_question in enumerate(parts):
         if not isinstance(of_question, Sequence):
             raise UserError(f"phrasings of question {number} are {_short(of_question)}: give a list of texts.")
     return [
-        _parts(of_question, f"phrasing {{}} of question {number}") for number, of_question in enumerate(given)
+        _parts(of_question, f"phrasing {{}} of question {number}") for number, of_question in enumerate(parts)
     ], False
 
 

@@ -36,8 +36,8 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     prompt = listed(prompt)
     if _are_messages(prompt):
         return _rendered(prompt, tokenizer)
-    if isinstance(prompt, list | tuple) and prompt and all(map(_are_messages, prompt)):
-        return [_rendered(messages, tokenizer) for messages in prompt]
+    if isinstance(prompt, list):
+        return [_rendered(entry, tokenizer) if _are_messages(entry) else entry for entry in prompt]
     return prompt
 
 

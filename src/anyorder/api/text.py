@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from anyorder.api.prompt_forms import plain_prompt
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
-from anyorder.decoding.canvas import BLANK, continuation
+from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,10 @@ Prompt = (
 )
 
 GAP = "[...]"
-"""Stands in the text of a prompt where tokens are to be written between others."""
+"""Stands in the text of a prompt where tokens are to be written."""
+
+GAPS = re.compile(r"\[\.\.\.\](?: *\[\.\.\.\])*")
+"""A gap, or several with nothing but blanks between them, which become one."""
 
 UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 """What tokenizers give for bytes that are no character."""
@@ -49,7 +53,7 @@ def prompt_ids(
     """Token ids of each prompt, and whether a single prompt was given, not a list of them.
 
     Args:
-        prompt: a string, a list of strings, token ids, or a list or tensor `[prompts, tokens]` of such; also in the
+        prompt: a string, token ids, or a list of such, which may be mixed; a tensor `[prompts, tokens]`; also in the
             forms of `plain_prompt`.
         tokenizer: may be None where the prompts are token ids.
         bos_token_id: the token that stands for an empty text, if there is one.
@@ -57,38 +61,22 @@ def prompt_ids(
     Raises:
         UserError: the prompt is of another kind, is text without a tokenizer, or is empty.
     """
-    given: Any = plain_prompt(prompt, tokenizer)
-    if isinstance(given, str):
-        return [_encode(given, tokenizer, bos_token_id)], True
-    if not isinstance(given, Sequence) or not given:
-        raise UserError(
-            f"the prompt is {_short(given)}: give a string, token ids, or a list of strings or of token ids."
-        )
-    if all(isinstance(text, str) for text in given):
-        return [_encode(str(text), tokenizer, bos_token_id) for text in given], False
-    if all(map(_is_id, given)):
-        return [list(given)], True
-    rows = list(given)
-    for number, row in enumerate(rows):
-        if not isinstance(row, Sequence) or isinstance(row, str) or not all(map(_is_id, row)):
-            raise UserError(f"prompt {number} is {_short(row)}: give strings only, or lists of whole numbers only.")
-    return [list(row) for row in rows], False
+    return _rows(prompt, tokenizer, lambda text: _encode(text, tokenizer, bos_token_id))
 
 
-def prompt_canvases(
+def prompts_with_gaps(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None, *, new_tokens: int,
-    gap_tokens: int | None = None, longest: int | None = None,
+    gap_tokens: int | None = None,
 ) -> tuple[list[list[int]], bool]:  # fmt: skip
-    """The canvas of each prompt, and whether a single prompt was given.
+    """As `prompt_ids`, with a `BLANK` for each token that is to be written in a gap.
 
     In text, `[...]` is a gap, and blanks before it belong to it, since tokens begin with their space; in token ids,
-    each `BLANK` is a token to be written. A prompt without a gap is continued.
+    each `BLANK` is a token to be written.
 
     Args:
         prompt, tokenizer, bos_token_id: as in `prompt_ids`.
         new_tokens: to be written behind a prompt without a gap.
         gap_tokens: to be written in each gap of a text; `new_tokens` unless given.
-        longest: positions of a prompt that is continued, at most.
 
     Raises:
         UserError: see `prompt_ids`; a number of tokens is not above 0, or no prompt has a gap for `gap_tokens`.
@@ -96,26 +84,42 @@ def prompt_canvases(
     for name, tokens in (("max_new_tokens", new_tokens), ("gap_tokens", gap_tokens)):
         if tokens is not None and not (_is_id(tokens) and tokens > 0):
             raise UserError(f"{name} is {tokens!r}: give a whole number above 0.")
-    prompt = plain_prompt(prompt, tokenizer)
-    texts = [prompt] if isinstance(prompt, str) else prompt
-    if not isinstance(texts, Sequence) or not texts or not all(isinstance(text, str) for text in texts):
-        texts, (rows, single) = [], prompt_ids(prompt, tokenizer, bos_token_id)
-    else:
-        rows, single = [], isinstance(prompt, str)
-        for text in map(str, texts):
-            first, *others = text.split(GAP)
-            rows.append(_encode(first.rstrip(" ") if others else first, tokenizer, bos_token_id))
-            for number, part in enumerate(others, start=1):
-                last = number == len(others)
-                rows[-1] += [BLANK] * (gap_tokens or new_tokens)
-                assert tokenizer is not None, "the text before was refused"
-                rows[-1] += continuing_tokens(tokenizer, part if last else part.rstrip(" "))
-    if gap_tokens is not None and not any(GAP in str(text) for text in texts):
+    gaps = 0
+
+    def encode(text: str) -> list[int]:
+        nonlocal gaps
+        first, *others = GAPS.split(text)
+        gaps += len(others)
+        ids = _encode(first.rstrip(" ") if others else first, tokenizer, bos_token_id)
+        for number, (gap, part) in enumerate(zip(GAPS.findall(text), others, strict=True), start=1):
+            assert tokenizer is not None, "the text before was refused"
+            ids += [BLANK] * (gap.count(GAP) * (gap_tokens or new_tokens))
+            ids += continuing_tokens(tokenizer, part if number == len(others) else part.rstrip(" "))
+        return ids
+
+    rows, single = _rows(prompt, tokenizer, encode)
+    if gap_tokens is not None and not gaps:
         raise UserError(f"gap_tokens is {gap_tokens}, but no prompt has a gap: write {GAP} where tokens are missing.")
-    for row in rows:
-        if BLANK not in row:
-            row[:] = continuation(row, new_tokens if longest is None else min(new_tokens, max(0, longest - len(row))))
     return rows, single
+
+
+def _rows(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, encode: Callable[[str], list[int]]
+) -> tuple[list[list[int]], bool]:
+    """Token ids of each prompt, text by `encode`, and whether a single prompt was given."""
+    given: Any = plain_prompt(prompt, tokenizer)
+    if isinstance(given, str):
+        return [encode(given)], True
+    if not isinstance(given, Sequence) or not given:
+        raise UserError(
+            f"the prompt is {_short(given)}: give a string, token ids, or a list of strings or of token ids."
+        )
+    if all(map(_is_id, given)):
+        return [list(given)], True
+    for number, row in enumerate(given):
+        if not isinstance(row, str) and not (isinstance(row, Sequence) and all(map(_is_id, row))):
+            raise UserError(f"prompt {number} is {_short(row)}: give strings, or lists of whole numbers.")
+    return [encode(row) if isinstance(row, str) else list(row) for row in given], False
 
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None) -> list[int]:
@@ -165,10 +169,12 @@ class Continuation:
 
     Attributes:
         text: what can be read so far.
+        tokenizer: as given.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
         self.text = ""
+        self.tokenizer = tokenizer
         self._speller = Speller(tokenizer, prompt)
         self._stops = stops
         special = set(stops) & set(tokenizer.all_special_tokens) if stops else set()
@@ -197,33 +203,44 @@ class Gaps:
     """The text that fills the gaps of a canvas, once all of it is written.
 
     Attributes:
-        text: of the gap; of several, the text of each, with `[...]` between them.
+        parts: the text of each gap.
+        whole: the text of the canvas, gaps filled.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, canvas: Sequence[int]) -> None:
-        self.text = ""
+        self.parts: list[str] = []
+        self.whole = ""
         self._tokenizer = tokenizer
         self._canvas = canvas
+
+    @property
+    def text(self) -> str:
+        """The text of the gap; of several, the text of each, with `[...]` between them."""
+        return GAP.join(self.parts)
 
     def read(self, written: Sequence[int]) -> bool:
         """Reads all that was written."""
         tokens = iter(written)
         filled = [next(tokens) if token_id == BLANK else token_id for token_id in self._canvas]
-        texts = []
+        self.whole = spell(self._tokenizer, filled)
+        self.parts = []
         for is_blank, run in itertools.groupby(range(len(filled)), lambda at: self._canvas[at] == BLANK):
             positions = list(run)
             if is_blank:
                 speller = Speller(self._tokenizer, filled[: positions[0]])
-                texts.append(speller.read([filled[at] for at in positions]))
-        self.text = GAP.join(texts)
+                self.parts.append(speller.read([filled[at] for at in positions]))
         return False
 
 
-def filled(prompt: str, text: str) -> str:
-    """A prompt with its gaps filled by what `Gaps` read; blanks before a gap are those of the text that fills it."""
-    first, *others = prompt.split(GAP)
-    parts = [first, *(part for pair in zip(text.split(GAP), others, strict=False) for part in pair)]
-    return "".join(part.rstrip(" ") if at % 2 == 0 and at < len(parts) - 1 else part for at, part in enumerate(parts))
+def filled(prompt: str, parts: Sequence[str]) -> str:
+    """A prompt with the texts of its gaps; blanks before a gap are those of the text that fills it."""
+    *befores, last = GAPS.split(prompt)
+    return "".join(before.rstrip(" ") + part for before, part in zip(befores, parts, strict=True)) + last
+
+
+def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """The text of token ids, without special tokens and bytes at the end that are no whole character."""
+    return Speller(tokenizer, ()).read(ids)
 
 
 class Speller:

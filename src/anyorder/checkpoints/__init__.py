@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.checkpoints import huggingface, llama2c, meta, weights
+from anyorder.checkpoints import gguf, huggingface, llama2c, meta, weights
 from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
@@ -22,6 +23,8 @@ from anyorder.utils.files import check_place, whole_file, whole_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Checkpoint",
@@ -56,6 +59,8 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str
         return meta.read(path) if in_metas_form else huggingface.read(path)
     if not is_file(path):  # also where no file can have this name
         raise UserError(f"checkpoint {shown(str(path))} is no folder or file here: check the path.")
+    if path.suffix in (".json", ".txt", ".md", ".yaml", ".yml", ".py"):
+        raise UserError(f"checkpoint {str(path)!r} is no file of weights: give the folder that it is in.")
     if path.suffix in BESIDE:
         raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
     return llama2c.read(path)
@@ -121,18 +126,18 @@ def save_model(
     max_shard_size: int | None = None,
     form: str | None = None,
 ) -> None:
-    """Writes a network into a new or empty folder in Hugging Face's form, or as a llama2.c `.bin`; whole or not at all.
+    """Write a network into a new or empty folder in Hugging Face's form, or as a file; whole or not at all.
 
     Args:
         model: the network.
-        path: the folder, or a name that ends in .bin.
-        tokenizer: is written into the same folder.
+        path: the folder, or a name that ends in .bin (llama2.c) or .gguf (llama.cpp).
+        tokenizer: is written into the same folder or the same `.gguf`.
         max_shard_size: bytes of one file of weights; a single file unless given.
         form: such as "llada" or "dream": as those models are published.
 
     Raises:
         UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
-            more tokens than the network, or the form or llama2.c's format cannot express the network.
+            more tokens than the network, or the form or the file's format cannot express the network.
     """
     path = Path(path)
     as_published = None if form is None else named_form(form)
@@ -143,17 +148,29 @@ def save_model(
             f"the tokenizer has {len(tokenizer)} tokens, but the network {contents.config.vocab_size} embeddings: give "
             "the tokenizer that it was trained with, or add embeddings (a face's resize_token_embeddings)."
         )
-    if path.suffix != ".bin":
+    if path.suffix not in FILES:
         with whole_folder(path) as partial:
             huggingface.write(model, partial, max_shard_size, as_published)
             if tokenizer is not None:
                 write_tokenizer(tokenizer, partial)
         return
-    for name, value in (("tokenizer", tokenizer), ("max_shard_size", max_shard_size), ("form", form)):
-        if value is not None:
-            raise UserError(f"{name} is given for {str(path)!r}, a llama2.c file of weights alone: leave it out.")
+    _refuse_of_folders(path, max_shard_size=max_shard_size, form=form)
+    if path.suffix == gguf.SUFFIX:
+        gguf.write(model, path, tokenizer)
+        return
+    _refuse_of_folders(path, tokenizer=tokenizer)
     with whole_file(path) as partial:
         llama2c.write(model, partial)
+
+
+FILES = {".bin": "a llama2.c file of weights alone", gguf.SUFFIX: "a GGUF file"}
+"""Names of files that are written end in one of these; all others are folders."""
+
+
+def _refuse_of_folders(path: Path, **options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"{name} is given for {str(path)!r}, {FILES[path.suffix]}: leave it out.")
 
 
 @checked()
@@ -171,14 +188,15 @@ def convert(
     revision: str | None = None,
     token: str | None = None,
 ) -> None:
-    """Reads a checkpoint of any form and writes a Hugging Face folder, or a llama2.c `.bin`.
+    """Read a checkpoint of any form and write a Hugging Face folder, a llama2.c `.bin` or a `.gguf` of llama.cpp.
 
     Args:
         source: a Hugging Face or Meta folder, a llama2.c file, or the id of a model on the hub.
-        target: a new or empty folder, or a new name that ends in .bin.
+        target: a new or empty folder, or a new name that ends in .bin or .gguf.
         tokenizer: a folder, a llama2.c tokenizer file, or a SentencePiece or tiktoken model, to be written into the
-            target folder; that of the source folder unless given.
-        dtype: of the weights that are written; "auto" keeps that of the source.
+            target; that of the source folder unless given.
+        dtype: of the weights that are written; "auto" keeps that of the source. A `.bin` holds float32 alone, a
+            `.gguf` no float64.
         max_shard_size: bytes of one file of weights; a single file unless given.
         kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: how several become one: "mean", "first" or "random".
@@ -187,23 +205,47 @@ def convert(
         revision, token: for the hub, see `fetch`.
 
     Raises:
-        UserError: the source cannot be read, the target is taken or cannot be written, the tokenizer is not the
-            network's, or `kv_heads` does not divide.
+        UserError: the source cannot be read, the target is taken, cannot be written or cannot hold the network, its
+            dtype or its tokenizer, the tokenizer is not the network's, or `kv_heads` does not divide.
     """
     target = Path(target)
-    to_folder = target.suffix != ".bin"
+    to_folder = target.suffix not in FILES
     check_place(target, folder=to_folder)  # before minutes are spent on reading
+    _check_target(target, dtype)
+    if target.suffix in FILES:
+        _refuse_of_folders(target, max_shard_size=max_shard_size, form=form)
     if form is not None:
         named_form(form)
-    checkpoint, words = _read_both(source, tokenizer, revision, token, wanted=to_folder or tokenizer is not None)
+    checkpoint, words = _read_both(
+        source, tokenizer, revision, token, wanted=target.suffix != ".bin" or tokenizer is not None
+    )
     if kv_heads is not None:
         shared_config(checkpoint.config, kv_heads)
     if pooling not in POOLINGS:
         raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
+    if target.suffix == gguf.SUFFIX and words is None:
+        logger.warning("no tokenizer is beside the checkpoint or named, so %s takes and gives token ids alone", target)
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
         model = share_heads(model, kv_heads, pooling, seed)
     save_model(model, target, tokenizer=words, max_shard_size=max_shard_size, form=form)
+
+
+WEIGHTS_ALONE = (".safetensors", ".pt", ".pth", ".ckpt")
+"""Names of files of weights, which no folder is meant to have."""
+
+
+def _check_target(target: Path, dtype: str | torch.dtype) -> None:
+    """Whether a target is a form that is written, in this dtype."""
+    if target.suffix in WEIGHTS_ALONE:
+        raise UserError(f"target is {str(target)!r}: give a folder, or a file whose name ends in .bin or .gguf.")
+    held = {".bin": ("float32",), gguf.SUFFIX: ("float32", "bfloat16", "float16")}.get(target.suffix)
+    if held is None or dtype == "auto":
+        return
+    name = str(weights.resolve_dtype(dtype)).removeprefix("torch.")
+    if name not in held:
+        what = FILES[target.suffix].removesuffix(" of weights alone")
+        raise UserError(f"dtype is {name!r}, but {what} holds {weights.listed(held)}: give that, or write a folder.")
 
 
 def _read_both(

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from anyorder.checkpoints.places import is_folder
+from anyorder.checkpoints.places import is_folder, network_folder
 from anyorder.errors import UserError
 from anyorder.utils.annotations import shown
 
@@ -58,7 +58,7 @@ def fetch(path: str | Path, revision: str | None = None, token: str | None = Non
         if revision is not None:
             raise UserError(f"revision is {revision!r}, but {str(path)!r} is no model on the hub: leave it out.")
         try:
-            return Path(path).expanduser()
+            return network_folder(Path(path).expanduser())
         except RuntimeError as error:
             raise UserError(f"checkpoint {str(path)!r} is in the home of nobody here: check the path.") from error
     repository = str(path)

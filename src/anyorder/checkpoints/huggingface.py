@@ -23,7 +23,7 @@ from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
-from anyorder.checkpoints.weights import DTYPES, Checkpoint, listed
+from anyorder.checkpoints.weights import DTYPES, Checkpoint, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -49,7 +49,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         UserError: there is none, or it describes a network that is not supported.
     """
     if not (folder / CONFIG).is_file():
-        raise UserError(f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint.")
+        raise UserError(_no_config(folder))
     fields = read_json(folder / CONFIG)
     if (folder / GENERATION_CONFIG).is_file():
         # Where both say what ends a text, transformers' `generate` follows this file.
@@ -60,6 +60,16 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         return config_from_json(fields), form_of(fields)
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
+
+
+def _no_config(folder: Path) -> str:
+    """What is wrong with a folder that has no configuration, and what to give instead."""
+    if not any(folder.glob("checkpoints/checkpoint-*")):
+        return f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint."
+    begun = f"folder {str(folder)!r} holds a training that has not ended: go on with resume"
+    whole = [config.parent for config in folder.glob(f"checkpoints/checkpoint-*/{CONFIG}")]
+    latest = max(whole, key=lambda place: place.stat().st_mtime, default=None)
+    return f"{begun}." if latest is None else f"{begun}, or give {str(latest)!r}."
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -98,6 +108,18 @@ def read(folder: Path) -> Checkpoint:
             return stored.clone()
 
     return Checkpoint(path=folder, config=config, shapes=shapes, dtypes=dtypes, read=read_tensor)
+
+
+def check_layers_of(folder: Path) -> None:
+    """Refuse a folder whose configuration has many more layers than its safetensors; what is no such folder passes.
+
+    Raises:
+        UserError: see above, or a file is damaged.
+    """
+    has_weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    if has_weights and (folder / CONFIG).is_file():
+        tensors = sum(1 for file in _weight_files(folder) for _ in _header(file))
+        check_layers(folder, read_config(folder)[0], tensors)
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:

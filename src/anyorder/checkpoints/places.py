@@ -1,4 +1,4 @@
-"""Whether files and folders are there, where the name may be one that none can have: too long, or with NUL in it."""
+"""Which files and folders are there, where the name may be one that none can have: too long, or with NUL in it."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+NETWORK = "network"
+"""Where earlier versions put the network in the output folder of its training, which now is the network's own."""
+
+
+def network_folder(path: Path) -> Path:
+    """The folder of the network: `path` itself, or the one within the output of a training by an earlier version."""
+    older = not is_file(path / "config.json") and is_file(path / NETWORK / "config.json")
+    return path / NETWORK if older else path

@@ -68,7 +68,7 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
     """
     wanted = None if dtype == "auto" else resolve_dtype(dtype)
     device = resolve_device(device)
-    _check_layers(checkpoint)
+    check_layers(checkpoint.path, checkpoint.config, len(checkpoint.shapes))
     model = blank(checkpoint.config, backend)
     names = _parameter_names(model)
     _check_names(checkpoint, names)
@@ -154,13 +154,17 @@ FEW_LAYERS = 100
 """Layers that are built in a moment, so that each tensor that they lack can be named."""
 
 
-def _check_layers(checkpoint: Checkpoint) -> None:
-    """Before a network is built, which takes time for each layer."""
-    layers = checkpoint.config.num_hidden_layers
-    if layers > len(checkpoint.shapes) + FEW_LAYERS:
+def check_layers(path: Path, config: ModelConfig, tensors: int) -> None:
+    """Refuse a configuration of many more layers than there are tensors, before a network is built: that takes time.
+
+    Raises:
+        UserError: see above.
+    """
+    layers = config.num_hidden_layers
+    if layers > tensors + FEW_LAYERS:
         raise UserError(
-            f"checkpoint {str(checkpoint.path)!r} has {len(checkpoint.shapes)} tensors, but its configuration "
-            f"{layers} layers: mend the configuration, or fetch the weights again."
+            f"checkpoint {str(path)!r} has {tensors} tensors, but its configuration {layers} layers: mend the "
+            "configuration, or fetch the weights again."
         )
 
 

@@ -14,11 +14,14 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from importlib.metadata import version
 from types import ModuleType
 
-from anyorder.cli._parser import one_sentence, parse
+from anyorder.cli._parser import one_sentence, parse, typed_names
+from anyorder.cli._values import check_values
 from anyorder.errors import UserError
+from anyorder.utils.files import overwriting
 
 COMMANDS = (
     "generate",
@@ -69,10 +72,14 @@ def _run(words: list[str]) -> None:
             print(_overview("anyorder", COMMANDS))
         case ["--version", *_]:
             print(f"anyorder {version('anyorder')}")
+        case ["help", *rest]:
+            _run([*rest, "--help"])
         case [name, *rest] if name in COMMANDS:
             _run_command(name, rest)
+        case [name, *_] if name.startswith("-"):
+            raise UserError(f"option {name} is unknown: give a command, --help or --version.")
         case [name, *_]:
-            raise UserError(f"command {name!r} is unknown: use one of {', '.join(COMMANDS)}.")
+            raise UserError(_unknown(f"command {name!r}", name, COMMANDS))
 
 
 def _run_command(name: str, words: list[str]) -> None:
@@ -83,11 +90,30 @@ def _run_command(name: str, words: list[str]) -> None:
         case [sub, *rest] if sub in below:
             _run_command(f"{name} {sub}", rest)
         case _ if hasattr(module, "command"):
-            module.command(**parse(name, module.command, words, below))
+            call = parse(name, module.command, words, below)
+            with typed_names(name, module.command), overwriting(call.force):
+                check_values(name, call.arguments)
+                module.command(**call.arguments)
         case [] | ["-h" | "--help", *_]:
             print(_overview(f"anyorder {name}", below, module.__doc__))
         case [word, *_]:
-            raise UserError(f"command '{name} {word}' is unknown: use one of {', '.join(below)}.")
+            raise UserError(_unknown(f"command '{name} {word}'", word, below))
+
+
+ELSEWHERE = {
+    "train": "pretrain", "finetune": "sft", "fine-tune": "sft", "tune": "sft", "eval": "evaluate", "run": "generate",
+    "complete": "generate", "write": "generate", "infill": "generate", "export": "convert", "benchmark": "bench",
+    "show": "info", "config": "configs", "dataset": "data", "likelihood": "evaluate likelihood",
+    "tokenizer": "data tokenizer", "replay": "inspect replay",
+}  # fmt: skip
+"""What commands are called elsewhere."""
+
+
+def _unknown(called: str, word: str, known: Sequence[str]) -> str:
+    close = get_close_matches(word, known, n=1, cutoff=0.7)
+    other = ELSEWHERE.get(word.lower(), "") if known is COMMANDS else ""
+    meant = next(iter(close), other)
+    return f"{called} is unknown: {f'did you mean {meant}? If not, ' if meant else ''}use one of {', '.join(known)}."
 
 
 def command_names() -> tuple[str, ...]:

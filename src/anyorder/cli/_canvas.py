@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from anyorder.api.dispatch import prompts_for, resolve
-from anyorder.api.generate import Output, generate
+from anyorder.api.dispatch import prompts_for
+from anyorder.api.generate import generate
+from anyorder.api.output import Output
+from anyorder.api.text import Prompt
 from anyorder.cli._console import PlainConsole
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step
@@ -81,16 +84,22 @@ class CanvasView:
         return piece, " ".join(styles)
 
 
-def show_writing(model: Llama, tokenizer: Any, prompt: str, options: Mapping[str, Any]) -> Output:
-    """Writes one text and draws it meanwhile; `options` are those of `anyorder.generate`.
+def show_writing(
+    model: Llama, tokenizer: Any, prompt: Prompt, options: Mapping[str, Any], *, delay: float = 0.0
+) -> Output:
+    """Writes one text and draws it meanwhile.
+
+    Args:
+        model, tokenizer, prompt: as in `anyorder.generate`.
+        options: further ones of it.
+        delay: seconds to wait after each step.
 
     Raises:
         UserError: see there.
     """
-    way, _ = resolve(options["order"], model.config)
-    [canvas], _ = prompts_for(
-        way, prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
-    )
+    [canvas] = prompts_for(
+        options["order"], prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
+    ).rows
     places = {at: Place(token_id) for at, token_id in enumerate(canvas)}
     pieces: dict[int, str] = {}
 
@@ -108,5 +117,6 @@ def show_writing(model: Llama, tokenizer: Any, prompt: str, options: Mapping[str
             for event in step.written:
                 places[event.position] = places.get(event.position, Place(BLANK)).then(event)
             view.draw(places, 1 + max((event.step for event in step.written), default=-1))
+            time.sleep(delay)
 
         return generate(model, tokenizer, prompt, watch=watch, **options)

@@ -12,8 +12,8 @@ from rich.text import Text
 class PlainConsole(Console):
     """A console that reads neither markup nor emoji codes in what it prints."""
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
 
     def status(self, status: Any, **options: Any) -> Status:
         """A line that is shown while something goes on."""

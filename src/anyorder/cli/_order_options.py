@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from anyorder.errors import UserError
+from anyorder.orders.names import read_order
 
 SamplingMethod = Literal["fixed_length", "semi_ar_origin", "semi_ar_padding"]
 
@@ -37,8 +38,6 @@ def chosen_order(
     given = [name for name, value in options.items() if value is not None]
     if not given:
         return order
-
-    from anyorder.orders.names import read_order  # here, because it takes PyTorch, and the help does not
 
     name = None if order is None else read_order(order)
     if name is not None and name.kind not in ("diffusion", "blocks"):
@@ -81,7 +80,7 @@ def with_drafts(order: Any, draft: int | None) -> Any:
     if order is not None and not isinstance(order, str):
         raise UserError(f"draft is {draft} beside options of diffusion: leave out one of them.")
     from anyorder.decoding.any_order.speculation import Speculative
-    from anyorder.orders.names import order_named
+    from anyorder.orders.by_name import order_named
 
     fixed: Any = order_named(order or "any-order")
     return Speculative(order=fixed, draft=draft)

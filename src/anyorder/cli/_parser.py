@@ -5,26 +5,39 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import re
+import itertools
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
 from anyorder.cli._config_file import read_config_file
-from anyorder.cli._other_names import other_name
+from anyorder.cli._groups import FEW, GROUPS, OVERWRITE, TRAINING
+from anyorder.cli._help import Entry, help_text
+from anyorder.cli._messages import as_options, explain, options_of
 from anyorder.errors import UserError
-from anyorder.utils.annotations import fitted, shown
+from anyorder.utils.annotations import fitted
+from anyorder.utils.files import TakenError
 
 
-def parse(
-    name: str, command: Callable[..., None], words: Sequence[str], below: Sequence[str] = ()
-) -> dict[str, Any]:  # fmt: skip
+class Call(NamedTuple):
+    """What a command line asks for.
+
+    Attributes:
+        arguments: keywords for the command.
+        force: whether what is there already is to be overwritten.
+    """
+
+    arguments: dict[str, Any]
+    force: bool
+
+
+def parse(name: str, command: Callable[..., None], words: Sequence[str], below: Sequence[str] = ()) -> Call:
     """The keywords for `command` that a command line asks for.
 
     Positional parameters of the function become words (of type `list[str]`, any number of them), keyword-only ones
@@ -46,19 +59,38 @@ def parse(
     """
     settings = _settings(command)
     target = command if settings is None else settings[1]
-    parser = _parser(name, target, command.__doc__ or "")
-    if below:
-        parser.epilog = f"Below it: {', '.join(f'anyorder {name} {sub}' for sub in below)}."
+    if any(word in ("-h", "--help") for word in itertools.takewhile(lambda word: word != "--", words)):
+        print(_help(name, target, command.__doc__ or "", below))
+        sys.exit(0)
+    parser = _parser(name, target)
     try:
         with _config_first(words) as ordered:
             values = parser.parse_args(ordered).as_dict()
     except ArgumentError as error:
-        raise UserError(_explain(name, target, error.message)) from None
+        raise UserError(explain(name, _known(name, target), error.message)) from None
+    force = values.pop("force", False)
     kept = {key: value for key, value in values.items() if key in inspect.signature(target).parameters}
     lists = _lists(target)
     for key in kept.keys() & lists.keys():
         kept[key] = _items(key, kept[key], lists[key])
-    return fitted(target, kept) if settings is None else {settings[0]: settings[1](**kept)}
+    with typed_names(name, command):
+        return Call(fitted(target, kept) if settings is None else {settings[0]: settings[1](**kept)}, force)
+
+
+@contextmanager
+def typed_names(name: str, command: Callable[..., None]) -> Iterator[None]:
+    """In the message of a mistake, parameters of the command are called as they are typed."""
+    settings = _settings(command)
+    target = command if settings is None else settings[1]
+    try:
+        yield
+    except UserError as error:
+        flags = {name for name, hint in get_type_hints(target).items() if hint is bool}
+        message = as_options(str(error), options_of(target), flags)
+        if isinstance(error, TakenError) and name in OVERWRITE:
+            message = f"{message.removesuffix('.').replace(', or ', ', ')}, or overwrite it with --force."
+        error.args = (message, *error.args[1:])
+        raise
 
 
 def _settings(command: Callable[..., None]) -> tuple[str, type] | None:
@@ -89,34 +121,80 @@ def one_sentence(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _parser(name: str, command: Callable[..., None] | type, about: str) -> ArgumentParser:
-    help_of = explanations(command)
-    parser = ArgumentParser(
-        prog=f"anyorder {name}", description=parse_docstring(about).description, exit_on_error=False, allow_abbrev=False
-    )
-    parser.add_argument("--config", action="config", help="YAML or JSON file with values for any of these.")
+FORCE = "Overwrite what {} names, once the new one is whole."
+
+SETTINGS = {
+    "config": "YAML or JSON file with values for any of these.",
+    "print_config": "Print all values as such a file, and end.",
+    "help": "Print this, and end.",
+}
+"""What every command takes."""
+
+
+def _known(name: str, target: Callable[..., None] | type) -> dict[str, inspect.Parameter]:
+    """The parameters of a command, and what the command line adds to them."""
+    known = dict(inspect.signature(target).parameters)
+    for added in ("config", "print_config", *(["force"] if name in OVERWRITE else [])):
+        known[added] = inspect.Parameter(added, inspect.Parameter.KEYWORD_ONLY, default=None)
+    return known
+
+
+def _help(name: str, target: Callable[..., None] | type, about: str, below: Sequence[str]) -> str:
+    help_of, hints = explanations(target), get_type_hints(target)
+    entries = [
+        Entry(
+            parameter.name, parameter.kind is not parameter.KEYWORD_ONLY, hints[parameter.name],
+            _default(parameter.default), help_of[parameter.name],
+        )
+        for parameter in inspect.signature(target).parameters.values()
+    ]  # fmt: skip
+    groups = dict(TRAINING if isinstance(target, type) else GROUPS)
+    named = {option for names in groups.values() for option in names}
+    others = [entry.name for entry in entries if not entry.is_word and entry.name not in named]
+    options = [entry for entry in entries if not entry.is_word]
+    if len(options) <= FEW:
+        groups, others = {"options": [entry.name for entry in options]}, []
+    if name in OVERWRITE:
+        place = OVERWRITE[name]
+        word = next(entry for entry in entries if entry.name == place)
+        text = FORCE.format(place.upper() if word.is_word else f"--{place}")
+        entries.append(Entry("force", False, bool, False, text))
+    groups["further options"] = [*others, *(["force"] if name in OVERWRITE else [])]
+    entries += [
+        Entry(option, False, Path if option == "config" else bool, None, text) for option, text in SETTINGS.items()
+    ]
+    groups["settings"] = list(SETTINGS)
+    return help_text(f"anyorder {name}", parse_docstring(about).description or "", entries, groups, below)
+
+
+def _default(default: Any) -> Any:
+    """Of a dataclass, a default that is made anew for each record is one that nobody has to know."""
+    return default if isinstance(default, (int, float, str, Path, type)) else None
+
+
+def _parser(name: str, command: Callable[..., None] | type) -> ArgumentParser:
+    parser = ArgumentParser(prog=f"anyorder {name}", exit_on_error=False, allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", action="config")
+    if name in OVERWRITE:
+        parser.add_argument("--force", action="store_true")
     hints = get_type_hints(command)
     for parameter in inspect.signature(command).parameters.values():
-        text = help_of[parameter.name]
         if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name in _lists(command):
-            parser.add_argument(parameter.name, nargs="*", default=argparse.SUPPRESS, help=text)
+            parser.add_argument(parameter.name, nargs="*", default=argparse.SUPPRESS)
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             # Suppressed, an absent word leaves alone what the configuration file says.
             absent: dict[str, Any] = (
                 {} if parameter.default is parameter.empty else {"nargs": "?", "default": argparse.SUPPRESS}
             )
-            parser.add_argument(parameter.name, type=str, help=text, **absent)
+            parser.add_argument(parameter.name, type=str, **absent)
         elif hints[parameter.name] is bool:
-            parser.add_argument(f"--{parameter.name}", action="store_true", help=text)
+            parser.add_argument(f"--{parameter.name}", action="store_true")
         elif parameter.name in _lists(command):
-            parser.add_argument(f"--{parameter.name}", action="append", default=[], help=text)
+            parser.add_argument(f"--{parameter.name}", action="append", default=[])
         else:
             needed = parameter.default is parameter.empty
             given: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
-            hint = hints[parameter.name]
-            if get_origin(hint) is Literal:  # whose choices would make the usage wider than a terminal
-                given["metavar"] = parameter.name.upper()
-            parser.add_argument(f"--{parameter.name}", type=hint, help=text, **given)
+            parser.add_argument(f"--{parameter.name}", type=hints[parameter.name], **given)
     return parser
 
 
@@ -134,19 +212,19 @@ def _items(name: str, value: object, hint: Any) -> list[Any]:
         return [_item(name, part, hint) for part in parts if part or len(parts) == 1]
     for item in values:
         if not isinstance(item, str):
-            raise UserError(f"option {name} has {item!r}: give text, in quotes.")
+            raise UserError(f"--{name} has {item!r}: give text, in quotes.")
     return values
 
 
 def _item(name: str, text: str, hint: Any) -> Any:
     if get_origin(hint) is Literal and text not in get_args(hint):
-        raise UserError(f"option {name} has {text!r}: give one of {', '.join(get_args(hint))}.")
+        raise UserError(f"--{name} has {text!r}: give one of {', '.join(get_args(hint))}.")
     if hint is not int:
         return text
     try:
         return int(text)
     except ValueError:
-        raise UserError(f"option {name} has {text!r}: give whole numbers, with commas between.") from None
+        raise UserError(f"--{name} has {text!r}: give whole numbers, with commas between.") from None
 
 
 @contextmanager
@@ -182,37 +260,3 @@ def _at_most_one(words: Iterable[str]) -> list[str]:
     for word in words:
         return [word]
     return []
-
-
-def _explain(name: str, command: Callable[..., None] | type, message: str) -> str:
-    """jsonargparse's message as one sentence with the remedy."""
-    see = f"see `anyorder {name} --help`"
-    text = " ".join(message.split())
-    if match := re.search(r"arguments are required: (.*)", text):
-        return f"argument {match[1]} is missing: {see}."
-    if match := re.search(r"unrecognized arguments: (\S+)|Option '(\w+)' is not accepted", text):
-        return _explain_unknown(match[1] or f"--{match[2]}", command, see)
-    if match := re.search(r'Parser key "([^"]+)": Exceeds the limit', text):
-        return f"option {match[1]} has thousands of digits: give a smaller number."
-    if match := re.search(r'Parser key "([^"]+)": (.*?)(?:Got|Given) value: (.*)', text):
-        kinds = re.findall(r"<class '(?:\w+\.)*(\w+)'>", match[2].partition("Errors:")[0])
-        literals = re.findall(r"Literal\[(.*?)\]", match[2])
-        wanted = [{"int": "a whole number", "float": "a number", "str": "text"}.get(kind, kind) for kind in kinds]
-        wanted = [*(f"one of {literal}" for literal in literals), *(kind for kind in wanted if kind != "NoneType")]
-        return f"option {match[1]} is {shown(match[3])}: give {' or '.join(dict.fromkeys(wanted)) or 'another value'}."
-    return f"{text}: {see}."
-
-
-def _explain_unknown(word: str, command: Callable[..., None] | type, see: str) -> str:
-    parameters = inspect.signature(command).parameters
-    option = word.partition("=")[0].removeprefix("--")
-    if option in parameters and parameters[option].kind is not inspect.Parameter.KEYWORD_ONLY:
-        return f"option {word} is unknown: write its value alone, as a word."
-    if not word.startswith("-") or option in parameters:
-        return f"word {word!r} is one too many: put a text of several words in quotes, or {see}."
-    if ours := other_name(option, parameters):
-        if parameters[ours.partition(" ")[0]].kind is not inspect.Parameter.KEYWORD_ONLY:
-            return f"option --{option} is unknown here: the name is {ours}, whose value stands alone, as a word."
-        return f"option --{option} is unknown here: the name is --{ours}."
-    close = get_close_matches(option, parameters, n=1, cutoff=0.7)
-    return f"option {word} is unknown: {f'did you mean --{close[0]}?' if close else f'{see}.'}"

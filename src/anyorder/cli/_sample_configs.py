@@ -9,29 +9,15 @@ from typing import Any
 
 import yaml
 
+from anyorder.cli._groups import TRAINING
 from anyorder.cli._parser import explanations
-from anyorder.training.settings import FROM_SCRATCH, NEEDS, OBJECTIVES, Run
+from anyorder.orders.names import MIXTURE, OBJECTIVES
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
 
-PARTS = {
-    "what is trained, on what": (
-        "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
-        "documents", "template", "skip_bad_lines", "streaming", "cache_dir",
-    ),
-    "what is learnt": (
-        "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",
-        "random_length_prob", "shifted", "opening_steps",
-    ),
-    "how": (
-        "steps", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
-        "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
-    ),
-    "what is told and kept": (
-        "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb",
-    ),
-}  # fmt: skip
-"""All settings but `resume`, which belongs on the command line, in the order of the files."""
+ELSEWHERE = ("last_answer_only", "resume")
+"""What belongs on the command line, and is in no file."""
 
-TUNED: dict[str, Any] = {"learning_rate": 1e-4, "steps": 500}
+TUNED: dict[str, Any] = {"steps": 500}
 """What differs in fine-tuning."""
 
 
@@ -39,12 +25,14 @@ def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
     """The name of each file and its text."""
     files = {}
     for command in ("pretrain", "sft"):
-        for objective in (*OBJECTIVES, "mixture"):
+        for objective in (*OBJECTIVES, MIXTURE):
             given: dict[str, Any] = {
-                "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective, "init": init,
+                "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective,
+                # Unless given, what is pre-trained by the other file of the pair is tuned.
+                "init": init or (f"trained-pretrain-{objective}" if command == "sft" else None), "steps": STEPS,
                 "save_every": 100, **(TUNED if command == "sft" else {}),
             }  # fmt: skip
-            if objective == "mixture":
+            if objective == MIXTURE:
                 given["shares"] = ["autoregressive=0.5", "permutation=0.5"]
             files[f"{command}-{objective}.yaml"] = _text(command, objective, given)
     return files
@@ -55,16 +43,16 @@ def _text(command: str, objective: str, given: dict[str, Any]) -> str:
     explained = explanations(Run)
     learnt = {objective, *(share.partition("=")[0] for share in given.get("shares", ()))}
     lines = [f"# anyorder {command} --config THIS_FILE"]
-    for title, names in PARTS.items():
+    for title, names in TRAINING.items():
         lines += ["", f"# ---- {title} ----"]
         for name in names:
             of_others = name in NEEDS and not NEEDS[name] & learnt
-            if of_others or (name == "shares" and objective != "mixture"):
+            if name in ELSEWHERE or of_others or (name == "shares" and objective != MIXTURE):
                 continue
             value = given.get(name, defaults[name])
             written = yaml.safe_dump({name: str(value) if isinstance(value, Path) else value}).rstrip()
-            # A field that init decides may stand beside it as a comment alone.
-            beside = given["init"] is not None and name in FROM_SCRATCH
+            # A field that another decides may stand beside it as a comment alone.
+            beside = name == "epochs" or (name in FROM_SCRATCH if given["init"] else name == "rope_scaling")
             lines += ["", *textwrap.wrap(explained[name], 98, initial_indent="# ", subsequent_indent="# ")]
             lines += [f"# {written}" if beside else written]
     return "\n".join(lines) + "\n"

@@ -12,7 +12,8 @@ def command(folder: str, *, data: Path = Path("data.jsonl"), init: str | None = 
         folder: New folder for the files, each of which `anyorder pretrain --config FILE` or `anyorder sft --config
             FILE` takes.
         data: What they train on: file or folder of JSONL, JSON or text.
-        init: Checkpoint that they start from; a network from scratch unless given.
+        init: Checkpoint that they start from. Unless given, those for `pretrain` make a network, and those for `sft`
+            start from what the file for `pretrain` with the same objective trains.
     """
     from anyorder.cli._console import PlainConsole
     from anyorder.cli._sample_configs import sample_configurations

@@ -18,14 +18,16 @@ def command(
     | None = None,
     revision: str | None = None,
 ) -> None:
-    """Turn any checkpoint into a Hugging Face folder or a llama2.c file.
+    """Turn any checkpoint into a Hugging Face folder, a llama2.c file or a GGUF file.
 
     Args:
         source: Checkpoint to read: a Hugging Face folder, a Meta folder, a llama2.c file, or a hub id (org/name).
-        target: New folder, or new file whose name ends in .bin for llama2.c; written whole or not at all.
-        tokenizer: Tokenizer to put into the folder: a folder, a llama2.c tokenizer file, or a SentencePiece or
-            tiktoken model; that of the source unless given.
-        dtype: Of the written weights: auto (as stored), float32, bfloat16, float16 or float64.
+        target: New folder, or new file whose name ends in .bin for llama2.c or in .gguf for llama.cpp; written whole or
+            not at all.
+        tokenizer: Tokenizer to put into the folder or the .gguf: a folder, a llama2.c tokenizer file, or a
+            SentencePiece or tiktoken model; that of the source unless given.
+        dtype: Of the written weights: auto (as stored), float32, bfloat16, float16 or float64; a .bin holds float32
+            alone, a .gguf no float64.
         kv_heads: Key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: How several heads become one, mean (of the group), first (of the group) or random (drawn anew).
         seed: Decides what is drawn for random.

@@ -110,7 +110,7 @@ def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
 
 def _write(folder: Path, seed: int, console: PlainConsole) -> None:
     import anyorder
-    from anyorder.cli.generate import print_writing
+    from anyorder.cli._results import print_writing
 
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))

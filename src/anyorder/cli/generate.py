@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from anyorder.cli._order_options import SamplingMethod, chosen_order, with_drafts
+from anyorder.cli._prompts import Asked, has_gap, read_prompts, typed
 from anyorder.errors import UserError
-
-if TYPE_CHECKING:
-    from anyorder.decoding.trace import Trace
 
 
 def command(
@@ -52,6 +48,7 @@ def command(
     revision: str | None = None,
     stream: bool = False,
     show: bool = False,
+    delay: float = 0.0,
     json: bool = False,
     trace: Path | None = None,
 ) -> None:
@@ -60,14 +57,15 @@ def command(
     Args:
         model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
         prompt: Text to continue; "-", or nothing at all, reads standard input to its end.
-        prompts_file: File with one prompt in each line, "-" for standard input.
+        prompts_file: File with one prompt in each line; in a .jsonl file, a JSON string or an object with prompt, text,
+            messages or prompt_token_ids in each. "-" is standard input.
         interactive: Continue one prompt after another, each a line that is typed; Ctrl-D ends.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
         order: Way of writing, such as left-to-right, any-order, random, groups:4, confidence, diffusion or blocks:32;
-            that of the model unless given.
+            that of the model unless given, or one that fills gaps.
         max_new_tokens: Tokens to write per text at most.
-        gap_tokens: Tokens of each gap, [...] in the prompt, where the order is not left-to-right; of several lengths,
-            such as 2,4,8, the most probable one is taken.
+        gap_tokens: Tokens of each gap, [...] in the prompt; of several lengths, such as 2,4,8, the most probable one
+            is taken.
         draft: Groups that a pass asks about in any order, the later ones as drafts: fewer passes, the same
             distribution.
         temperature: 0 always takes the most probable token; above 0, tokens are drawn.
@@ -98,12 +96,13 @@ def command(
         revision: Branch, tag or commit of a model on the hub.
         stream: Print the text while it is written, as a terminal always shows a single text.
         show: Draw the text in the terminal while it fills, in whatever order; elsewhere it is printed at its end.
+        delay: Seconds to wait after each step that --show draws, such as 0.2.
         json: Print one JSON object a line instead of text.
         trace: New file for what was written where and when, which `anyorder inspect replay` shows.
     """
     if interactive and (prompt is not None or prompts_file is not None or json):
         raise UserError("interactive is given with a prompt, prompts_file or json: leave out one of them.")
-    prompts = [] if interactive else _prompts(prompt, prompts_file)
+    prompts = [] if interactive else read_prompts(prompt, prompts_file)
     instead = {
         f"{len(prompts)} prompts": len(prompts) > 1,
         f"num_samples {num_samples}": num_samples is not None,
@@ -117,6 +116,10 @@ def command(
             raise UserError(f"stream is given with {name}, but only a single text is streamed: leave out one of them.")
         if show and given:
             raise UserError(f"show is given with {name}, but only a single text is shown: leave out one of them.")
+    if not 0 <= delay < float("inf"):
+        raise UserError(f"delay is {delay}: give seconds, such as 0.2.")
+    if delay and not show:
+        raise UserError(f"delay is {delay} without show, which alone waits: add --show, or leave out --delay.")
     if trace is not None:
         if interactive:
             raise UserError("trace is given with interactive, but one file holds one run: leave out one of them.")
@@ -129,167 +132,50 @@ def command(
         remasking_strategy=remasking_strategy, steps=steps, block_length=block_length, cfg_scale=cfg_scale, cache=cache,
         threshold=threshold, factor=factor,
     )  # fmt: skip
-    written_in, lengths = with_drafts(written_in, draft), gap_tokens[0] if len(gap_tokens) == 1 else gap_tokens
+    written_in = with_drafts(written_in, draft)
     options: dict[str, Any] = {
         "order": written_in, "max_new_tokens": max_new_tokens, "min_p": min_p, "repetition_penalty": repetition_penalty,
         "stop": stop or None, "seed": seed, "compile": {"auto": "auto", "always": True, "never": False}[compile],
     }  # fmt: skip
     if written_in is None or isinstance(written_in, str):  # a sampler has these itself
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if gap_tokens:
+        options["gap_tokens"] = gap_tokens[0] if len(gap_tokens) == 1 else gap_tokens
 
     import anyorder
-    from anyorder.api.dispatch import resolve
-    from anyorder.api.text import GAP, filled
     from anyorder.cli._canvas import show_writing
     from anyorder.cli._console import PlainConsole
-    from anyorder.ways import LEFT_TO_RIGHT
+    from anyorder.cli._results import print_pieces, text_before, write_all, write_trace
 
     notes = PlainConsole(stderr=True)
     with notes.status(f"reading {model}"):
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
-    way, _ = resolve(written_in, network.config)
-    has_gaps = way.name != LEFT_TO_RIGHT.name
-    if gap_tokens:
-        options["gap_tokens"] = lengths
-    for batch in _typed() if interactive else [prompts]:
-        if stream and not (has_gaps and GAP in batch[0]):
-            pieces = anyorder.stream(network, words, batch[0], **options)
-            print_pieces(batch[0], pieces)
-            out = pieces.output
-        elif show and sys.stdout.isatty():
-            out = show_writing(network, words, batch[0], options)
-        else:
-            with notes.status("writing"):
-                out = anyorder.generate(
-                    network,
-                    words,
-                    batch,
-                    num_samples=num_samples,
-                    num_beams=num_beams,
-                    batch_size=batch_size,
-                    **options,
-                )
-            for row, record in enumerate(_records(batch, out, num_samples)):
-                if has_gaps and GAP in record["prompt"]:
-                    record["filled"] = filled(record["prompt"], record["text"])
-                if json:
-                    print(jsonlib.dumps(record, ensure_ascii=False))
-                elif "filled" in record:
-                    print_writing("", record["filled"], first=row == 0)
-                else:
-                    print_writing(record["prompt"], record["text"], first=row == 0)
-        sys.stdout.flush()
+
+    def write(asked: list[Asked]) -> Any:
+        given = asked[0].prompt
+        if show and sys.stdout.isatty():
+            return show_writing(network, words, given, options, delay=delay)
+        if stream and not gap_tokens and not has_gap(given):
+            pieces = anyorder.stream(network, words, given, **options)
+            print_pieces(text_before(given), pieces)
+            return pieces.output
+        return write_all(
+            network, words, asked, notes, options, num_samples=num_samples, num_beams=num_beams,
+            batch_size=batch_size, json=json, trace=trace,
+        )  # fmt: skip
+
+    if not interactive:
+        out = write(prompts)
         notes.print(out.trace.summary(), style="dim", soft_wrap=True)
         if trace is not None:
-            _write_trace(trace, out, words)
-
-
-def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
-    """A prompt and its continuation: the prompt is dimmed on a terminal; elsewhere the text is exact.
-
-    Args:
-        prompt: as given.
-        text: what was written.
-        first: otherwise an empty line goes before.
-    """
-    if not first:
-        print()
-    print_pieces(prompt, [text])
-
-
-def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
-    """The same, with each piece of the continuation as soon as it comes."""
-    if sys.stdout.isatty():
-        from anyorder.cli._console import PlainConsole
-
-        PlainConsole().print(prompt, style="dim", end="", soft_wrap=True)
-    else:
-        print(prompt, end="")
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
-
-
-def _write_trace(file: Path, out: Any, tokenizer: Any) -> None:
-    from anyorder.inspection.replay import Recording
-    from anyorder.utils.files import whole_file
-
-    with whole_file(file) as partial:
-        partial.write_text(Recording.of(out.trace, out.sequences, tokenizer).to_json(), encoding="utf-8")
-
-
-def _records(prompts: list[str], out: Any, num_samples: int | None) -> Iterator[dict[str, Any]]:
-    """What is told of each text of an `Output`."""
-    texts, token_ids = (
-        [of_sample for of_prompt in column for of_sample in (of_prompt if num_samples else [of_prompt])]
-        for column in (out.text or [], out.token_ids)
-    )
-    for row, (text, ids) in enumerate(zip(texts, token_ids, strict=True)):
-        number, sample = divmod(row, num_samples or 1)
-        yield {
-            "prompt": prompts[number],
-            **({"sample": sample} if num_samples else {}),
-            "text": text,
-            "token_ids": ids,
-            "stopped": out.stopped[row],
-            "trace": _row_summary(out.trace, row),
-        }
-
-
-def _row_summary(trace: Trace, row: int) -> dict[str, float]:
-    """What one text's writing took: tokens, passes, and the log-probability of all that was written."""
-    events = [event for event in trace.events if event.row == row]
-    return {
-        "tokens": len(events),
-        "passes": 1 + max(event.step for event in events),
-        "log_prob": sum(event.log_prob for event in events),
-    }
-
-
-def _prompts(prompt: str | None, prompts_file: Path | None) -> list[str]:
-    """All prompts of the command line, in order."""
-    if prompts_file is None:
-        return [_standard_input().removesuffix("\n") if prompt in (None, "-") else str(prompt)]
-    if prompt is not None:
-        raise UserError(
-            f"a prompt is given beside prompts_file, which is {str(prompts_file)!r}: leave out one of them."
-        )
-    if str(prompts_file) == "-":
-        text = _standard_input()
-    else:
-        text = _decode(prompts_file.read_bytes(), str(prompts_file))
-    # Not splitlines, which also cuts at characters that a prompt may have.
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")] if text else []
-    for number, line in enumerate(lines, start=1):
-        if not line:
-            raise UserError(f"line {number} of {str(prompts_file)!r} is empty: write a prompt in it, or delete it.")
-    if not lines:
-        raise UserError(f"prompts_file is {str(prompts_file)!r}, which is empty: write one prompt in each line.")
-    return lines
-
-
-def _typed() -> Iterator[list[str]]:
-    """Prompts as they are typed, a line each, until Ctrl-D."""
-    while True:
-        if sys.stdin.isatty():
-            print("> ", end="", file=sys.stderr, flush=True)
-        line = sys.stdin.readline()
-        if not line:
-            return
-        if line.strip():
-            yield [line.removesuffix("\n")]
-
-
-def _standard_input() -> str:
-    if sys.stdin.isatty():
-        print("type the prompt, then Ctrl-D:", file=sys.stderr)
-    return _decode(sys.stdin.buffer.read(), "standard input")
-
-
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 at byte {error.start}: convert it to UTF-8.") from None
+            write_trace(trace, [out], words)
+        return
+    for asked in typed():
+        try:
+            notes.print(write([asked]).trace.summary(), style="dim", soft_wrap=True)
+        except UserError as error:
+            if not sys.stdin.isatty():
+                raise
+            notes.print(f"error: {error}", soft_wrap=True)  # one prompt was wrong, and the next may be right

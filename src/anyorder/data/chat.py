@@ -9,13 +9,15 @@ others follow, one dialogue becomes several rows.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from anyorder.checkpoints.chat_template.render import ChatTemplateError, Rendering, chat_template, render_all
 from anyorder.data.answers import Answer, written_answer
 from anyorder.data.forms import BadRecordError
+from anyorder.data.messages import REASONING
 from anyorder.data.records import ASSISTANT, SYSTEM, Dialogue, Message
 from anyorder.data.turn_end import TurnEnd
 
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Answered", "Chat", "chat_template"]
 
-FIELDS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
-"""Fields of messages that are more than their content; a template has a place for them if it names them."""
+CALLS = "tool_calls"
+"""The field of a message with what it calls; a template has a place for it if it names it."""
+
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+"""A thought at the beginning of an answer."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +57,22 @@ class Chat:
         tokenizer: turns text into tokens.
         template: in Jinja, as transformers' chat templates.
         end_token_id: closes an answer behind which the template writes no end; the tokenizer's end token unless given.
+        for_tools: another template, for dialogues with tools.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str, end_token_id: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str,
+        end_token_id: int | None = None,
+        for_tools: str | None = None,
+    ) -> None:
         self.template = template
+        self._for_tools = Chat(tokenizer, for_tools, end_token_id) if for_tools else None
         self._tokenizer = tokenizer
         self._end_token_id = tokenizer.eos_token_id if end_token_id is None else end_token_id
         self._turn_end = TurnEnd.of(tokenizer, template, self._end_token_id)
-        self._places = tuple(name for name in FIELDS if name in template)
+        self._places = frozenset(name for name in (CALLS, *REASONING) if _names(template, name))
 
     @property
     def end_token_id(self) -> int | None:
@@ -69,7 +82,14 @@ class Chat:
 
     def tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
         """Each dialogue as rows of tokens, one if the template only appends, or why that cannot be."""
-        answers = list(self._answers(dialogues))
+        if self._for_tools is None:
+            return self._tokens(dialogues)
+        plain = iter(self._tokens([dialogue for dialogue in dialogues if not dialogue.tools]))
+        with_tools = iter(self._for_tools.tokens([dialogue for dialogue in dialogues if dialogue.tools]))
+        return [next(with_tools if dialogue.tools else plain) for dialogue in dialogues]
+
+    def _tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
+        answers = self._answers(dialogues)
         texts = [text for each in answers if isinstance(each, list) for answer in each for text in answer.texts]
         encoded = dict(zip(texts, self._encode(texts), strict=True))
         return [
@@ -79,22 +99,40 @@ class Chat:
 
     # ---- texts -------------------------------------------------------------------------------------
 
-    def _answers(self, dialogues: Sequence[Dialogue]) -> Iterator[list[Answer] | BadRecordError]:
+    def _answers(self, dialogues: Sequence[Dialogue]) -> list[list[Answer] | BadRecordError]:
         """The answers of each dialogue that are to be learnt, as texts."""
-        wanted = [self._renderings(dialogue) for dialogue in dialogues]
-        rendered = iter(
-            render_all(self._tokenizer, self.template, [each for pairs in wanted for pair in pairs for each in pair])
-        )
+        answers = self._written([self._renderings(dialogue) for dialogue in dialogues], dialogues)
+        refused = [
+            at for at, each in enumerate(answers)
+            if isinstance(each, BadRecordError) and any((m.given or {}).get(CALLS) for m in dialogues[at].messages)
+        ]  # fmt: skip
+        # Some templates take arguments of calls as JSON and null for no text, most objects and an empty text.
+        others = [
+            [(_as_published(prompt), _as_published(whole)) for prompt, whole in self._renderings(dialogues[at])]
+            for at in refused
+        ]
+        for at, each in zip(refused, self._written(others, [dialogues[at] for at in refused]), strict=True):
+            answers[at] = answers[at] if isinstance(each, BadRecordError) else each
+        return answers
+
+    def _written(
+        self, wanted: Sequence[Sequence[tuple[Rendering, Rendering]]], dialogues: Sequence[Dialogue]
+    ) -> list[list[Answer] | BadRecordError]:
+        """The answers as the template writes them, or why it does not."""
+        answers: list[list[Answer] | BadRecordError] = []
+        renderings = [each for pairs in wanted for pair in pairs for each in pair]
+        rendered = iter(render_all(self._tokenizer, self.template, renderings))
         for dialogue, pairs in zip(dialogues, wanted, strict=True):
             texts = [(next(rendered), next(rendered)) for _ in pairs]
             learnt = [message for message in dialogue.messages if message.role == ASSISTANT and message.learn]
             try:
-                yield [
+                answers.append([
                     written_answer(_text(prompt), _text(whole), message, self._turn_end)
                     for message, (prompt, whole) in zip(learnt, texts, strict=True)
-                ]
+                ])  # fmt: skip
             except BadRecordError as error:
-                yield error
+                answers.append(error)
+        return answers
 
     def _renderings(self, dialogue: Dialogue) -> list[tuple[Rendering, Rendering]]:
         """For each answer, the messages before it, as a prompt, and those up to it."""
@@ -113,18 +151,28 @@ class Chat:
         # A template without a place for tools: the system message says what they are.
         described = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in dialogue.tools)
         if messages[0]["role"] == SYSTEM:
-            messages[0] = {"role": SYSTEM, "content": f"{messages[0]['content']}\n{described}"}
-        else:
-            messages.insert(0, {"role": SYSTEM, "content": described})
+            described = f"{dialogue.messages[0].content}\n{described}"
+            del messages[0]
+        messages.insert(0, {"role": SYSTEM, "content": self._content(described)})
         return messages, None
 
     def _message(self, message: Message) -> dict[str, Any]:
-        if message.given is not None and all(name in self._places for name in FIELDS if message.given.get(name)):
-            return {"content": "", **message.given, "role": message.role}
-        content = message.content
-        if message.role == ASSISTANT:  # the template writes the end
+        """A message in OpenAI's form, as far as the template has a place for its parts."""
+        content, role = message.content, message.role
+        if role == ASSISTANT:  # the template writes the end
             content = self._turn_end.without(content)
-        return {"role": message.role, "content": content}
+        given = message.given or {"content": content}
+        thoughts = self._places.intersection(REASONING)
+        thought = str(given.get("reasoning_content") or "")
+        if role == ASSISTANT and thoughts and message.given is None and (written := _THOUGHT.match(content)):
+            thought, given = written[1].strip(), {"content": content[written.end() :]}
+        if (thought and not thoughts) or (given.get(CALLS) and CALLS not in self._places):
+            return {"role": role, "content": self._content(content)}
+        reasoning = dict.fromkeys(thoughts, thought) if thought else {}
+        return {**given, "role": role, "content": self._content(str(given.get("content") or "")), **reasoning}
+
+    def _content(self, text: str) -> str | list[dict[str, str]]:
+        return [{"type": "text", "text": text}] if self._turn_end.in_parts else text
 
     # ---- tokens ------------------------------------------------------------------------------------
 
@@ -135,7 +183,8 @@ class Chat:
         row: list[Answer] = []
         for answer in answers:
             prompt = encoded[answer.prompt]
-            if row and prompt[: len(ids)] != ids:
+            # Behind an answer that the template leaves without an end, only the end of a row has one.
+            if row and (prompt[: len(ids)] != ids or not self._is_closed(ids, row)):
                 yield self._closed(ids, turns, row)
                 turns, row = [], []
             whole = encoded[answer.prompt + answer.learnt]
@@ -146,7 +195,8 @@ class Chat:
         yield self._closed(ids, turns, row)
 
     def _closed(self, ids: list[int], turns: list[tuple[int, int]], row: Sequence[Answer]) -> Answered:
-        if self._end_token_id is not None and not row[-1].closed and not self._turn_end.is_end(ids[-1]):
+        if not self._is_closed(ids, row):
+            assert self._end_token_id is not None
             ids = [*ids, self._end_token_id]
             turns = [*turns[:-1], (turns[-1][0], len(ids))]
         return Answered(
@@ -155,6 +205,9 @@ class Chat:
             text_bytes=len((row[-1].prompt + row[-1].learnt).encode()),
             answer_bytes=sum(len(answer.said.encode()) for answer in row),
         )
+
+    def _is_closed(self, ids: list[int], row: Sequence[Answer]) -> bool:
+        return self._end_token_id is None or row[-1].closed or self._turn_end.is_end(ids[-1])
 
     def _continue(self, text: str) -> list[int]:
         """Tokens of a text that stands behind another, without the space that some tokenizers put before every text."""
@@ -167,6 +220,29 @@ class Chat:
         # Templates write the special tokens that they want.
         ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
+
+
+def _names(template: str, field: str) -> bool:
+    """Whether a template reads a field of this name."""
+    return re.search(rf"(\.|\[ ?['\"]|['\"]){field}\b", template) is not None
+
+
+def _as_published(rendering: Rendering) -> Rendering:
+    """The same with calls as OpenAI's service gives them: arguments in JSON, null beside them where nothing is said."""
+    messages = []
+    for message in rendering.messages:
+        if CALLS in message:
+            calls = [
+                {**call, "function": {**call["function"], "arguments": _json(call["function"]["arguments"])}}
+                for call in message[CALLS]
+            ]
+            message = {**message, CALLS: calls, "content": message["content"] or None}
+        messages.append(message)
+    return replace(rendering, messages=messages, with_null=True)
+
+
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
 def _text(rendered: str | ChatTemplateError) -> str:

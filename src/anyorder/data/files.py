@@ -31,6 +31,8 @@ ABOUT = re.compile(
 DATASETS_STATE, DATASETS_CACHE = "state.json", "cache-*.arrow"
 """What the library `datasets` writes beside its rows: which files they are in, and results of functions on them."""
 
+LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev", "eval", "evaluation"),
@@ -119,12 +121,20 @@ def import_arrow(what: str) -> Any:
     return pyarrow
 
 
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file holds the place of one that Git LFS has not fetched."""
+    with file.open("rb") as stream:
+        return stream.read(len(LFS_POINTER)) == LFS_POINTER
+
+
 def _endings() -> str:
     return f"{', '.join(SUFFIXES)} (of which text may be compressed: {', '.join(COMPRESSED)})"
 
 
 def _find_in(folder: Path) -> Found:
-    everything = sorted(file.relative_to(folder).parts for file in folder.rglob("*") if file.is_file())
+    everything = sorted(
+        file.relative_to(folder).parts for file in folder.rglob("*") if file.is_file() or _is_lost(file)
+    )
     visible = [Path(*parts) for parts in everything if not any(part.startswith(".") for part in parts)]
     rows = _rows_of_datasets(folder, visible)
     data: list[Path] = []
@@ -139,7 +149,7 @@ def _find_in(folder: Path) -> Found:
                 passed_over.append(f"{str(folder / name)!r}: {reason}")
         return kept
 
-    data = decide(visible, lambda name: _no_data(name, rows))
+    data = decide(visible, lambda name: "a link to nothing" if _is_lost(folder / name) else _no_data(name, rows))
     if "train" in {_split(name) for name in data}:
         splits = {name: _split(name) for name in data}
         data = decide(
@@ -149,6 +159,10 @@ def _find_in(folder: Path) -> Found:
         others = f"; passed over: {'; '.join(passed_over[:3])}" if passed_over else ""
         raise UserError(f"folder {str(folder)!r} has no data: put files into it that end in {_endings()}{others}.")
     return Found([folder / name for name in data], sorted(passed_over))
+
+
+def _is_lost(file: Path) -> bool:
+    return file.is_symlink() and not file.exists()
 
 
 def _no_data(name: Path, rows: dict[Path, set[str]]) -> str | None:

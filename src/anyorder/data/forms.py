@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from reprlib import repr as short
 
 from anyorder.data.fields import BadRecordError, Fields, carries_text, checked_text
-from anyorder.data.messages import messages_of, tools_of
+from anyorder.data.messages import CONTENT, SPEAKER, messages_of, speaks, text_of, tools_of
 from anyorder.data.records import (
     ASSISTANT,
     SYSTEM,
@@ -40,9 +40,9 @@ from anyorder.data.single_turn import (
 )
 from anyorder.data.token_ids import read_ids
 
-SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction")
+SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
 CONVERSATIONS = ("conversations", "conversation")
-LISTS = ("messages", *CONVERSATIONS)
+LISTS = ("messages", *CONVERSATIONS, "contents")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,14 @@ def record_of(values: object, place: Place, unread: Counter[str] | None = None) 
 
 def is_message(value: object) -> bool:
     """Whether a JSON value is a message, as which it is no record of its own."""
-    return isinstance(value, dict) and (
-        {"role", "content"} <= value.keys()
-        or {"role", "tool_calls"} <= value.keys()
-        or {"from", "value"} <= value.keys()
-    )
+    if not isinstance(value, dict):
+        return False
+    if any(names <= value.keys() for names in ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})):
+        return True
+    # By other names, records of texts have a speaker and a text as well.
+    fields = Fields(value)
+    speaker = fields.first(SPEAKER)
+    return speaker is not None and speaks(fields.get(speaker)) is not None and fields.first(CONTENT) is not None
 
 
 def _unknown(values: dict[str, object]) -> BadRecordError:
@@ -159,7 +162,7 @@ def _read_chosen(form: str, place: Place, fields: Fields, unread: list[str]) -> 
 
 def _dialogue(form: str, place: Place, messages: list[Message], fields: Fields) -> Dialogue:
     fields.refuse_media()
-    systems = dict.fromkeys(filter(None, (fields.optional_text(name) for name in fields.those(SYSTEMS))))
+    systems = dict.fromkeys(filter(None, (text_of(fields.get(name), name) for name in fields.those(SYSTEMS))))
     if messages and messages[0].role == SYSTEM:
         systems = {text: None for text in systems if text.strip() != messages[0].content.strip()}
         if systems and messages[0].content.strip():
@@ -198,10 +201,10 @@ TEXTS = ("text", "content")
 
 FORMS = (
     Form(name="token ids", needs=(("input_ids",),), read=_read_ids),
-    Form(name="messages", needs=(("messages",),), read=_read_messages),
+    Form(name="messages", needs=(("messages", "contents"),), read=_read_messages),
     Form(name="ShareGPT", needs=(CONVERSATIONS,), read=_read_messages),
     Form(name="Alpaca", needs=(("instruction",), ("output",)), read=_read_pair),
-    Form(name="multiple choice", needs=((*QUESTIONS, *TASKS), CHOICES, (*ANSWERS, *KEYS)), read=_read_pair),
+    Form(name="multiple choice", needs=((*QUESTIONS, *TASKS, "ctx"), CHOICES, (*ANSWERS, *KEYS)), read=_read_pair),
     Form(name="prompt and response", needs=((*QUESTIONS, *TASKS), ANSWERS), read=_read_pair),
     Form(name="chosen answer", needs=(("chosen",),), read=_read_chosen),
     Form(name="text", needs=(TEXTS,), read=_read_text),

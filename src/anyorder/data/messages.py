@@ -25,7 +25,10 @@ SPEAKERS = {
 CALLS = ("function_call", "tool_call")
 """Speakers whose text is a call."""
 
-SPEAKER, CONTENT = ("role", "from", "speaker"), ("content", "value", "text")
+SPEAKER, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
+PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
+"""Names of what is asked and answered, where each item of a dialogue is both."""
+
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of what an assistant thinks before it answers."""
 
@@ -54,9 +57,21 @@ def messages_of(value: Any, name: str, unread: list[str]) -> list[Message]:
     messages: list[Message] = []
     for number, item in enumerate(objects(value, f"`{name}`")):
         fields = Fields(item)
-        messages.append(_message(fields, number))
+        pair = next((pair for pair in PAIRS if not fields.first(SPEAKER) and all(map(fields.has, pair))), None)
+        messages += _turns(fields, number) if pair is None else _pair(fields, pair, number)
         unread += (f"{field} of {name}" for field in fields.unread())
     return messages
+
+
+def text_of(value: Any, name: str) -> str:
+    """A text, or the text of parts as messages have them; empty where there is none.
+
+    Raises:
+        BadRecordError: it is something else.
+    """
+    if isinstance(value, dict) and isinstance(value.get("parts"), list):  # Gemini's form
+        value = value["parts"]
+    return _parts(value, f"`{name}`", SYSTEM)[0] or ""
 
 
 def tools_of(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
@@ -87,11 +102,47 @@ def answer(text: str, *, reasoning: str = "", calls: Sequence[Mapping[str, Any]]
     return Message(role=ASSISTANT, content=content, learn=learn, given=given)
 
 
-def _message(fields: Fields, number: int) -> Message:
+def speaks(speaker: object) -> str | None:
+    """Which of `SPEAKERS` is meant; None for nobody."""
+    name = speaker.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else ""
+    return name if name in SPEAKERS else None
+
+
+def _pair(fields: Fields, names: tuple[str, str], number: int) -> list[Message]:
+    """A question and its answer, perhaps with a system prompt before them."""
+    system = fields.optional_text("system")
+    asked, said = (checked_text(fields.get(name), f"`{name}` of message {number}") for name in names)
+    before = [Message(role=SYSTEM, content=system)] if system else []
+    return [*before, Message(role=USER, content=asked), answer(said, learn=_learn(fields, number, ASSISTANT))]
+
+
+def _turns(fields: Fields, number: int) -> list[Message]:
+    """A message; what tools said within a user's message (Anthropic's form) stands apart before it."""
+    name = next((name for name in CONTENT if name in fields), CONTENT[0])
+    content = fields.get(name)
+    results = [part for part in content if _is_result(part)] if isinstance(content, list) else []
+    tools = []
+    for part in results:
+        text = part.get("content")
+        said, _, _ = _parts("" if text is None else text, f"`tool_result` of message {number}", TOOL)
+        given = {"role": TOOL, "content": said or "", "tool_call_id": part.get("tool_use_id")}
+        tools.append(Message(role=TOOL, content=said or "", given=given if given["tool_call_id"] else None))
+    others = [part for part in content if not _is_result(part)] if results else content
+    if results and not others:
+        fields.get(fields.first(SPEAKER) or SPEAKER[0])  # who passes them on
+        return tools
+    return [*tools, _message(fields, number, others)]
+
+
+def _is_result(part: Any) -> bool:
+    return isinstance(part, dict) and part.get("type") == "tool_result"
+
+
+def _message(fields: Fields, number: int, said: Any) -> Message:
     name = fields.first(SPEAKER) or SPEAKER[0]
     speaker = fields.get(name)
-    spoken = speaker.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else ""
-    if spoken not in SPEAKERS:
+    spoken = speaks(speaker)
+    if spoken is None:
         known = ", ".join((*ROLES, *(other for other in SPEAKERS if other not in ROLES)))
         raise BadRecordError(f"`{name}` of message {number} is {short(speaker)}", f"give one of {known}")
     fields.refuse_media()
@@ -99,7 +150,7 @@ def _message(fields: Fields, number: int) -> Message:
     learn = _learn(fields, number, role)
     content = next((name for name in CONTENT if name in fields), CONTENT[0])
     place = f"`{content}` of message {number}"
-    text, reasoning, calls = _parts(fields.get(content), place, role)
+    text, reasoning, calls = _parts(said, place, role)
     if role != ASSISTANT:
         return _other(fields, role, text, place)
     thoughts = [reasoning, *map(fields.optional_text, fields.those(REASONING))]

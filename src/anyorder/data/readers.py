@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from anyorder.data.dataset_info import names_of
 from anyorder.data.fields import BadRecordError
-from anyorder.data.files import COMPRESSED, JSON, SHEETS, TABLES, TEXT, find, kind_of, open_bytes
+from anyorder.data.files import COMPRESSED, JSON, SHEETS, TABLES, TEXT, find, is_lfs_pointer, kind_of, open_bytes
 from anyorder.data.forms import record_of
 from anyorder.data.json_values import read_json
 from anyorder.data.lines import lines
@@ -79,6 +79,9 @@ def _read_file(file: Path, bad_lines: BadLines, documents: Documents) -> Iterato
     try:
         if file.stat().st_size == 0:
             bad_lines.refuse(place, "the file is empty", "write something into it")
+            return
+        if is_lfs_pointer(file):
+            bad_lines.refuse(place, "the file is a pointer of Git LFS, not the data", "fetch it by `git lfs pull`")
             return
         if kind_of(file) in TEXT:
             yield from _read_text(file, bad_lines, documents)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, get_args
 
 import pyarrow as pa
 
-from anyorder.checkpoints.chat_template.render import chat_template, given_template
+from anyorder.checkpoints.chat_template.render import chat_template, given_template, tool_template
 from anyorder.data import rows
 from anyorder.data.chat import Chat
 from anyorder.data.encoding import Encoder, Kind, Sample, Tally
@@ -23,7 +23,7 @@ from anyorder.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 3
+FORMAT = 4
 """Of the prepared rows; raised when the same data become other rows, so that old ones are not taken for them."""
 
 
@@ -38,6 +38,7 @@ class Recipe:
     packed: bool
     documents: Documents
     template: str | None
+    tool_template: str | None
     end_token_id: int | None
     mask_token_ids: frozenset[int]
     vocab_size: int
@@ -80,13 +81,15 @@ class Recipe:
                 raise UserError(
                     "the tokenizer has no end token and end_token_id is None: give the network's end token."
                 )
+        for_tools = None
         if template is not None:
             template = given_template(tokenizer, template)
         elif tokenizer is not None:
-            template = chat_template(tokenizer, end_token_id)
+            template, for_tools = chat_template(tokenizer, end_token_id), tool_template(tokenizer)
         return cls(
             source=Path(source), tokenizer=tokenizer, length=length, kind=kind, packed=packed, documents=documents,
-            template=template, end_token_id=end_token_id, mask_token_ids=frozenset(mask_token_ids),
+            template=template, tool_template=for_tools, end_token_id=end_token_id,
+            mask_token_ids=frozenset(mask_token_ids),
             vocab_size=len(tokenizer) if tokenizer is not None and vocab_size is None else vocab_size or 0,
             skip_bad_lines=skip_bad_lines, last_answer_only=last_answer_only,
         )  # fmt: skip
@@ -125,7 +128,7 @@ class Recipe:
             tokenizer=self.tokenizer,
             chat=None
             if self.tokenizer is None or self.template is None
-            else Chat(self.tokenizer, self.template, self.end_token_id),
+            else Chat(self.tokenizer, self.template, self.end_token_id, self.tool_template),
             end_token_id=self.end_token_id,
             mask_token_ids=self.mask_token_ids,
             bad_lines=bad_lines,

@@ -7,11 +7,12 @@ from reprlib import repr as short
 from string import ascii_uppercase
 from typing import Any
 
-from anyorder.data.fields import BadRecordError, Fields, checked_text
+from anyorder.data.fields import BadRecordError, Fields, checked_text, parsed
 from anyorder.data.messages import REASONING, answer, messages_of
 from anyorder.data.records import USER, Message
 
-TASKS, QUESTIONS = ("instruction", "prompt"), ("question", "problem", "query", "input", "user", "human")
+TASKS = ("instruction", "prompt")
+QUESTIONS = ("question", "question_stem", "problem", "query", "input", "inputs", "user", "human")
 ASKING = (*TASKS, *QUESTIONS)
 """Fields that ask, in the order in which they stand in the question: first what is to be done, then with what."""
 
@@ -23,7 +24,18 @@ CONTEXTS = (
 
 CHOICES = ("choices", "options", "endings")
 
-ANSWERS = ("answer", "answers", "response", "completion", "output", "chosen", "solution", "target", "assistant")
+ANSWERS = (
+    "answer",
+    "answers",
+    "response",
+    "completion",
+    "output",
+    "chosen",
+    "solution",
+    "target",
+    "targets",
+    "assistant",
+)
 """Fields that answer. Beside a solution, the answer is its last line."""
 
 KEYS = ("answer_idx", "answer_index", "answerkey", "answer_key", "correct_answer", "correct_option", "label")
@@ -46,6 +58,7 @@ def question_of(fields: Fields, unread: list[str]) -> list[Message]:
         if others:
             raise BadRecordError(f"has messages in `{listed}`, and `{others[0]}` beside them", "put it into a message")
         return messages_of(fields.get(listed), listed, unread)
+    names = _without_rendering(fields, names, unread)
     asked = [fields.optional_text(name) for name in names if name != "input"]
     at = sum(name in TASKS for name in names)
     contexts = [text for text in _contexts(fields) if not any(_holds(part, text) for part in asked)]
@@ -58,6 +71,22 @@ def question_of(fields: Fields, unread: list[str]) -> list[Message]:
             "write what is asked for",
         )
     return [Message(role=USER, content=question)]
+
+
+def _without_rendering(fields: Fields, names: list[str], unread: list[str]) -> list[str]:
+    """The fields that ask, without a `prompt` that is the whole record written out, answer and all."""
+    parts = [fields.get(name) for name in (*names, *fields.those(ANSWERS)) if name != "prompt"]
+    whole = fields.get("prompt")
+    if "prompt" not in names or len(names) < 2 or not isinstance(whole, str):
+        return names
+    if not all(isinstance(part, str) and _flat(part) in _flat(whole) for part in parts):
+        return names
+    unread.append("prompt")
+    return [name for name in names if name != "prompt"]
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
@@ -117,7 +146,7 @@ def history_of(fields: Fields, unread: list[str]) -> list[Message]:
     """
     messages: list[Message] = []
     for name in fields.those(HISTORIES):
-        history = fields.get(name) or []
+        history = parsed(fields.get(name) or [], f"`{name}`")
         if not isinstance(history, list):
             raise BadRecordError(
                 f"`{name}` is {short(history)}", "give a list of pairs of an instruction and its answer"
@@ -145,7 +174,7 @@ def _contexts(fields: Fields) -> list[str]:
         return texts
     asked = [fields.get(name) for name in fields.those(ASKING)]
     # Alpaca's `text` is the whole record, question and all.
-    return [*texts, *([] if all(" ".join(part.split()) in " ".join(text.split()) for part in asked) else [text])]
+    return [*texts, *([] if all(_flat(part) in _flat(text) for part in asked) else [text])]
 
 
 def _holds(prompt: str, context: str) -> bool:

@@ -24,6 +24,7 @@ from transformers import (
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.ragged import pad
+from anyorder.utils.reprs import changed_fields
 from anyorder.utils.rng import generator
 
 History = Sequence[Sequence[int]]
@@ -44,7 +45,7 @@ class Sampling:
         seed: with the number of a row, decides the draws of that row.
 
     The filters are transformers', in its order: repetition penalty, temperature, top-k, top-p, min-p. All but the
-    first keep the most probable token the most probable, so they change nothing at temperature 0.
+    first keep the most probable token the most probable, so they change nothing at temperature 0, see `check_filters`.
 
     Raises:
         UserError: a field has a value that no distribution can have.
@@ -69,6 +70,20 @@ class Sampling:
         penal = _is_number(self.repetition_penalty) and self.repetition_penalty > 0
         self._require("repetition_penalty", penal, "give a number above 0, such as 1.1, or 1 for no penalty")
         self._require("seed", _is_whole(self.seed), "give a whole number")
+
+    def __repr__(self) -> str:
+        return changed_fields(self)
+
+    def check_filters(self) -> None:
+        """Refuse filters at temperature 0, where nothing is drawn; `top_p` 1, which keeps every token, may be given.
+
+        Raises:
+            UserError: see above.
+        """
+        for name, none in (("top_k", None), ("top_p", 1), ("min_p", None)):
+            if self.temperature == 0 and getattr(self, name) not in (None, none):
+                always = f"{name} is {getattr(self, name)!r} at temperature 0, where the most probable token is taken"
+                raise UserError(f"{always}: give a temperature above 0, or leave out {name}.")
 
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:

@@ -7,6 +7,7 @@ one token or many, in any order, and a later event at a position is an edit of i
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -84,6 +85,9 @@ class Trace:
         drafts = f", {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
         return f"{numbers} ({self.tokens_per_second:.1f} tokens/s){drafts}"
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.summary()})"
+
     @classmethod
     def join(cls, traces: Sequence[Trace]) -> Trace:
         """The trace of batches that were written one after the other."""
@@ -97,10 +101,10 @@ class Trace:
         )
 
     def to_json(self) -> str:
-        """JSON text; `from_json` reads it back to an equal trace."""
+        """JSON text; `from_json` reads it back to an equal trace. A probability of 0 has no logarithm: null."""
         record = {
             "fields": Written._fields,
-            "events": self.events,
+            "events": [(*event[:-1], None if event.log_prob == -math.inf else event.log_prob) for event in self.events],
             "passes": self.passes,
             "seconds": self.seconds,
             "end_token_ids": self.end_token_ids,
@@ -143,7 +147,10 @@ def _event(values: object) -> Written:
     if not isinstance(values, list):
         raise ValueError(f"{values!r:.50} is no event")
     step, row, position, token_id, log_prob = values
-    return Written(_count(step), _count(row), _count(position), _count(token_id), _number(log_prob))
+    never = log_prob is None
+    return Written(
+        _count(step), _count(row), _count(position), _count(token_id), -math.inf if never else _number(log_prob)
+    )
 
 
 def _count(value: object) -> int:
@@ -203,6 +210,15 @@ class Generation:
             written=[row for generation in generations for row in generation.written],
             stopped=[reason for generation in generations for reason in generation.stopped],
             trace=Trace.join([generation.trace for generation in generations]),
+        )
+
+    def select(self, entries: Sequence[int]) -> Generation:
+        """Entries by their index, in this order; the trace stays that of all."""
+        return dataclasses.replace(
+            self,
+            sequences=[self.sequences[entry] for entry in entries],
+            written=[self.written[entry] for entry in entries],
+            stopped=[self.stopped[entry] for entry in entries],
         )
 
 

@@ -5,6 +5,7 @@ Shape suffixes: B texts.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import statistics
@@ -20,8 +21,8 @@ from anyorder.decoding.trace import Trace, collect
 from anyorder.errors import UserError
 from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import Order
-from anyorder.orders.names import AnyOrder
 from anyorder.orders.plan import GroupPlan
 from anyorder.ways import Way
 
@@ -43,6 +44,7 @@ class OrderLikelihood:
         texts: log-probability of each text, in the mean over the draws of a random order.
         between_draws: standard deviation of a text's log-probability between draws of a random order, in the mean over
             texts; 0 where nothing is drawn.
+        bound: whether the log-probabilities are lower bounds, as those of diffusion are; otherwise they are exact.
     """
 
     name: str
@@ -50,6 +52,7 @@ class OrderLikelihood:
     standard_error: float
     texts: tuple[float, ...]
     between_draws: float
+    bound: bool = False
 
 
 def by_likelihood(
@@ -95,7 +98,8 @@ def by_likelihood(
                 if done is not None:
                     done(len(batch))
             of_draws.append(totals)
-        found.append(_likelihood(name, of_draws, counts))
+        bound = isinstance(order, Way) and order.mask_token_id is not None
+        found.append(dataclasses.replace(_likelihood(name, of_draws, counts), bound=bound))
     return sorted(found, key=lambda order: -order.per_token)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.errors import UserError
 from anyorder.evaluation.questions import MASK, Form, Question, QuestionSet, to_json
-from anyorder.utils.files import check_place, claimed, whole_file
+from anyorder.utils.files import check_place, claimed, is_overwriting, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -171,6 +171,8 @@ def paraphrase(
         return out.text
 
     with claimed(output):
+        if is_overwriting():
+            partial.unlink(missing_ok=True)
         done = _resume(partial, json.loads(json.dumps(told)))
         on_progress(len(done))
         with partial.open("a", encoding="utf-8") as file:

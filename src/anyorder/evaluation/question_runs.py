@@ -16,7 +16,7 @@ from anyorder.errors import UserError
 from anyorder.evaluation.prompts import PromptParts
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import INSTALL, lemmas
-from anyorder.utils.files import check_place, claimed, whole_file
+from anyorder.utils.files import check_place, claimed, is_overwriting, whole_file
 
 if TYPE_CHECKING:
     import pyarrow
@@ -99,7 +99,7 @@ def run_questions(
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: give a whole number above 0.")
     told: dict[str, Any] = json.loads(json.dumps({**settings, "prompts": _fingerprint(questions, parts)}))
-    if output.exists():
+    if output.exists() and not is_overwriting():
         done = read_results(output)
         _refuse_others(output, done, told)
         on_progress(len(done.rows))
@@ -115,7 +115,7 @@ def _run(
 ) -> Results:  # fmt: skip
     partial = output.with_name(output.name + ".partial")
     results = Results(rows=[], settings=settings, total=len(questions), seconds=0.0, passes=0)
-    if partial.exists():
+    if partial.exists() and not is_overwriting():
         results = _read_partial(partial)
         _refuse_others(partial, results, settings)
     on_progress(len(results.rows))

@@ -17,7 +17,7 @@ from transformers import DynamicCache, GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.errors import UserError
-from anyorder.huggingface.dynamic_cache import past_from
+from anyorder.huggingface.dynamic_cache import fill, past_from
 from anyorder.huggingface.face import Face, inputs_of, watch_attention
 from anyorder.huggingface.past import PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
@@ -118,8 +118,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             attention_mask: 1 for tokens and 0 for padding on either side, `[batch, rows so far]`.
             position_ids: true positions `[batch, rows]`, counted from the mask unless given. Without a mask and a
                 cache, texts begin where they do not rise by 1, and do not see each other.
-            cache: what an earlier pass returned, or a `DynamicCache` that another tool has filled, such as PEFT's
-                prefix tuning.
+            cache: what an earlier pass returned, or a `DynamicCache`, empty or filled, which is filled further and
+                returned.
             inputs_embeds: rows `[batch, rows, hidden]` instead of tokens.
             labels: tokens to be predicted `[batch, rows]`, -100 where none is; `logits[:, i]` is compared with
                 `labels[:, i + 1]`.
@@ -152,9 +152,11 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             use_cache = wanted and not packed and self._can_cache(shape[1])
         if packed and use_cache:
             raise UserError("use_cache is True, but position_ids begins anew within a row: give use_cache=False.")
-        if isinstance(given, DynamicCache):
-            given = past_from(given, self, shape[0], attention_mask)
+        dynamic = given if isinstance(given, DynamicCache) else None
+        if dynamic is not None:
+            given = past_from(dynamic, self, shape[0], attention_mask)
         past = self._past(given, use_cache, shape)
+        before = 0 if past is None else past.columns
         backend = "eager" if output_attentions else None
         views = self._views(shape, attention_mask, position_ids, past, packed, backend)
         weights: list[Tensor] = []
@@ -164,6 +166,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
             hidden_BRE = self.read(rows_BRE, views, None if past is None else past.slots)
+        if dynamic is not None and past is not None:
+            fill(dynamic, past, before)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits_BRV = self.logits(hidden_BRE[:, kept])
         loss = None
@@ -178,7 +182,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         read = (*states, hidden_BRE) if output_hidden_states else None
         attentions = tuple(weights) if past is None else tuple(map(past.by_column, weights))
         # By place, since the cache has two names.
-        output = CausalLMOutputWithPast(loss, logits_BRV, past, read, attentions if output_attentions else None)
+        returned = past if dynamic is None else dynamic
+        output = CausalLMOutputWithPast(loss, logits_BRV, returned, read, attentions if output_attentions else None)
         as_tuple = not (self.config.return_dict if return_dict is None else return_dict)
         return output.to_tuple() if as_tuple else read_by_both_names(output)
 

@@ -80,13 +80,20 @@ class AnyOrderConfig(PreTrainedConfig):
 
     @property
     def eos_token_id(self) -> int | list[int] | None:
-        """The tokens that end a text: one, several, or none."""
+        """The tokens that end a text: one, several, or none.
+
+        Setting a single one of several makes it the first of them, since transformers' `Trainer`, up to some version,
+        sets the tokenizer's alone. A list, or `eos_token_ids`, replaces them all.
+        """
         eos = self.backbone.eos_token_ids
         return None if not eos else eos[0] if len(eos) == 1 else list(eos)
 
     @eos_token_id.setter
     def eos_token_id(self, eos: int | Sequence[int] | None) -> None:
-        self.eos_token_ids = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+        if isinstance(eos, int):
+            before = self.backbone.eos_token_ids
+            eos = (eos, *(other for other in before if other != eos)) if eos in before else (eos,)
+        self.eos_token_ids = () if eos is None else tuple(eos)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,11 +1,13 @@
-"""Keys and values that another tool computed, such as the prefix of PEFT's prefix tuning.
+"""transformers' `DynamicCache` as a caller's cache: read by a pass, and filled by it.
+
+A caller gives an empty one and goes on with it, or one that another tool has filled, such as PEFT's prefix tuning.
 
 Shape suffixes: B batch, G key-value heads, T tokens, D head dimension.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,38 +17,43 @@ from anyorder.errors import UserError
 from anyorder.huggingface.past import SPARE, PastKeyValues
 from anyorder.model.llama import Llama
 
-READ = "_read_by_anyorder"
+COPY = "_copy_of_anyorder"
+"""Attribute of a `DynamicCache` that a pass has filled."""
+
+
+class Copy(NamedTuple):
+    """What a `DynamicCache` holds, in our form, which also knows the padding; valid while it holds the same tensors."""
+
+    past: PastKeyValues
+    keys: list[Tensor]
 
 
 def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | None) -> PastKeyValues:
-    """The same keys and values in a cache of ours, differentiable.
-
-    transformers' networks append to the cache that they are given. Here what a pass returns is another one, so the
-    same `DynamicCache` is read once.
+    """Return the same keys and values in a cache of ours, differentiable.
 
     Args:
-        given: keys, rotated for the first positions, and values of each layer, `[batch, kv_heads, tokens, head_dim]`.
+        given: keys, rotated for the first positions, and values of each layer, `[batch, kv_heads, tokens, head_dim]`;
+            or nothing yet.
         network: that reads them.
         batch: number of texts.
         mask: 1 for tokens and 0 for padding, `[batch, at least tokens]`; no padding unless given.
 
     Raises:
-        UserError: the cache is empty, of another network, or was read before.
+        UserError: the cache is of another network.
     """
-    remedy = "leave it out, or give what an earlier pass returned"
-    held: list[Any] = list(given.layers)
-    layers = [layer for layer in held if getattr(layer, "keys", None) is not None and layer.keys.numel()]
-    kind = type(given).__name__
+    layers = _filled_layers(given)
     if not layers:
-        raise UserError(f"cache is a {kind}: {remedy}.")
-    if getattr(given, READ, False):
-        raise UserError(f"cache is a {kind} that was read before, and nothing was added to it: {remedy}.")
+        return PastKeyValues(network.new_cache(batch, SPARE))
+    copy: Copy | None = getattr(given, COPY, None)
+    if copy is not None and _same(copy.keys, [layer.keys for layer in layers]):
+        return copy.past
     config = network.config
     tokens = layers[0].keys.shape[2]
     shape = (batch, config.num_key_value_heads, tokens, config.head_dim)
     found = [tuple(layer.keys.shape) for layer in layers]
     if found != [shape] * config.num_hidden_layers:
         wanted = f"{config.num_hidden_layers} layers of {list(shape)}"
+        remedy = "leave it out, or give what an earlier pass returned"
         raise UserError(f"cache has {len(found)} layers, the first of {list(found[0])}, not {wanted}: {remedy}.")
     if mask is not None and mask.shape[1] < tokens:
         raise UserError(f"attention_mask has {mask.shape[1]} columns, but cache {tokens}: give one for each.")
@@ -60,5 +67,23 @@ def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | No
     for ours, theirs in zip(past.slots.layers, layers, strict=True):
         ours.update(theirs.keys.transpose(1, 2), theirs.values.transpose(1, 2), slots_BT, tokens)
     past.columns = tokens
-    setattr(given, READ, True)
     return past
+
+
+def fill(given: DynamicCache, past: PastKeyValues, first: int) -> None:
+    """Append what a pass has added to its cache, from the column `first` on, as transformers' networks do.
+
+    Columns of padding hold zeros.
+    """
+    for layer, (keys_BGTD, values_BGTD) in enumerate(past.keys_and_values(first)):
+        given.update(keys_BGTD, values_BGTD, layer)
+    setattr(given, COPY, Copy(past, [layer.keys for layer in _filled_layers(given)]))
+
+
+def _filled_layers(given: DynamicCache) -> list[Any]:
+    held: list[Any] = list(given.layers)
+    return [layer for layer in held if getattr(layer, "keys", None) is not None and layer.keys.numel()]
+
+
+def _same(before: list[Tensor], now: list[Tensor]) -> bool:
+    return len(before) == len(now) and all(a is b for a, b in zip(before, now, strict=True))

@@ -21,11 +21,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyorder.attention import TRANSFORMERS_NAMES
 from anyorder.checkpoints.contents import check_finite, contents_of
-from anyorder.checkpoints.huggingface import GENERATION_CONFIG, generation_to_json
+from anyorder.checkpoints.huggingface import GENERATION_CONFIG, check_layers_of, generation_to_json
 from anyorder.checkpoints.json_files import write_json
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
+from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.block import Block
 from anyorder.model.int8 import Int8Linear
@@ -55,6 +56,7 @@ class Face(Llama, PreTrainedModel):
     _supports_flex_attn = True
 
     def __init__(self, config: AnyOrderConfig) -> None:
+        enter_defaults()
         PreTrainedModel.__init__(self, config)
         self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -78,7 +80,13 @@ class Face(Llama, PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method, for every architecture that this package reads."""
+        """As transformers' method, for every architecture that this package reads.
+
+        Raises:
+            UserError: the folder's configuration has far more layers than its weights.
+        """
+        if args and kwargs.get("config") is None:
+            check_layers_of(Path(str(args[0]), kwargs.get("subfolder") or ""))
         kwargs.setdefault("key_mapping", {old: new for form in FORMS for old, new in form.patterns.items()})
         loaded = super().from_pretrained(*args, **kwargs)
         face = loaded[0] if isinstance(loaded, tuple) else loaded

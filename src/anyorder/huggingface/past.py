@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from transformers import Cache as TransformersCache
@@ -67,6 +69,23 @@ class PastKeyValues(TransformersCache):
         placed_BHRC = weights_BHRS.new_zeros((*weights_BHRS.shape[:-1], self.columns))
         # Slots without a key have no weight, so that they may count for any column.
         return placed_BHRC.scatter_add(-1, column_BS[:, None, None].expand_as(weights_BHRS), weights_BHRS)
+
+    def keys_and_values(self, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield each layer's keys and values by column, from `first` on, `[batch, kv_heads, columns, head_dim]`."""
+        column_BS = self.slots.labels["column"]
+        sample_N, slot_N = (self.slots.present & (column_BS >= first)).nonzero(as_tuple=True)
+        held_BC = torch.zeros((self.slots.batch, self.columns - first), dtype=torch.bool, device=column_BS.device)
+        slot_BC = torch.zeros_like(held_BC, dtype=torch.long)
+        column_N = column_BS[sample_N, slot_N] - first
+        held_BC[sample_N, column_N] = True
+        slot_BC[sample_N, column_N] = slot_N
+        sample_B1 = torch.arange(self.slots.batch, device=column_BS.device).unsqueeze(1)
+        for layer in self.slots.layers:
+            keys, values = (
+                all_BSGD[sample_B1, slot_BC].where(held_BC[..., None, None], 0).transpose(1, 2)
+                for all_BSGD in (layer.keys, layer.values)
+            )
+            yield keys, values
 
     def reset(self) -> None:
         """Forgets everything."""

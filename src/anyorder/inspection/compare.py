@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from anyorder.api.dispatch import Order, resolve
-from anyorder.api.generate import Output, generate
-from anyorder.api.text import Prompt
+from anyorder.api.generate import generate
+from anyorder.api.output import Output
+from anyorder.api.text import Prompt, prompts_with_gaps
+from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.sampler import PRESETS, DiffusionSampler
 from anyorder.errors import UserError
 from anyorder.inspection.drift import cache_drift
@@ -20,6 +22,7 @@ from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_l
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
 from anyorder.orders.names import read_order
 from anyorder.orders.plan import GroupPlan
+from anyorder.ways import LEFT_TO_RIGHT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,12 +38,13 @@ class Compared:
     Attributes:
         name: of the way of sampling.
         texts: what was written for each prompt; None without a tokenizer.
+        full_texts: the same with the prompt, its gaps filled.
         token_ids: that were written for each prompt.
         passes: forward passes for all prompts.
         tokens: written before the first end token of each text.
         seconds: for all prompts, the median of the runs.
-        log_prob: of all that was written up to the first end tokens, given the prompts, in nats; for masked diffusion
-            a lower bound of it.
+        log_prob: of all that was written up to the first end tokens, given the prompts, in nats.
+        bound: whether `log_prob` is a lower bound, as that of masked diffusion is; otherwise it is exact.
         standard_error: of `log_prob`.
         scored: tokens that `log_prob` is about.
         drift: of an approximate cache: how far its distributions are from those of passes over everything
@@ -50,11 +54,13 @@ class Compared:
 
     name: str
     texts: tuple[str, ...] | None
+    full_texts: tuple[str, ...] | None
     token_ids: tuple[tuple[int, ...], ...]
     passes: int
     tokens: int
     seconds: float
     log_prob: float
+    bound: bool
     standard_error: float
     scored: int
     drift: float | None = None
@@ -152,7 +158,11 @@ def compare_sampling_methods(
     Raises:
         UserError: there is no method or no run, or one cannot write this.
     """
-    methods = usual_methods(model, max_new_tokens) if methods is None else methods
+    if methods is None:
+        rows, _ = prompts_with_gaps(prompt, tokenizer, model.config.bos_token_id, new_tokens=max_new_tokens)
+        gaps = any(BLANK in row for row in rows)
+        usual = usual_methods(model, max_new_tokens)
+        methods = {name: order for name, order in usual.items() if not (gaps and name == LEFT_TO_RIGHT.name)}
     if not methods:
         raise UserError("methods is empty: give at least one, such as 'llada'.")
     if repeats < 1:
@@ -179,16 +189,21 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
     output = outputs[0]
     single = not output.token_ids or isinstance(output.token_ids[0], int)
     written = [output.token_ids] if single else output.token_ids
-    texts = None if output.text is None else [output.text] if single else output.text
+    texts, full_texts = (
+        None if column is None else tuple([str(column)] if single else map(str, column))
+        for column in (output.text, output.full_text)
+    )
     total, error, scored = _log_prob(model, output, likelihood)
     return Compared(
         name=name,
-        texts=None if texts is None else tuple(map(str, texts)),
+        texts=texts,
+        full_texts=full_texts,
         token_ids=tuple(map(tuple, written)),
         passes=output.passes,
         tokens=output.trace.tokens,
         seconds=statistics.median(run.trace.seconds for run in outputs),
         log_prob=total,
+        bound=_default(model).mask_token_id is not None,
         standard_error=error,
         scored=scored,
     )
@@ -196,8 +211,7 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
 
 def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, float, int]:
     """Of all that was written up to the first end token of each text: log-probability, its error, and tokens."""
-    ways = {way.name: way for way in model.config.ways}
-    default = ways[model.config.default_way]
+    default = _default(model)
     texts, scored = [], []
     for row, ids in enumerate(output.sequences):
         places = sorted({event.position for event in output.trace.events if event.row == row})
@@ -213,6 +227,11 @@ def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, 
     bounds = _bounds(model, default, texts, scored, likelihood)
     error = math.sqrt(sum(bound.standard_error**2 for bound in bounds))
     return sum(bound.log_prob for bound in bounds), error, sum(bound.tokens for bound in bounds)
+
+
+def _default(model: Llama) -> Way:
+    """The way by which texts are scored."""
+    return model.config.way(model.config.default_way)
 
 
 def _bounds(

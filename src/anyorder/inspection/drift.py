@@ -129,7 +129,7 @@ def cache_drift(
     way, order = resolve(order, model.config)
     if not isinstance(order, DiffusionSampler):
         return None  # orders by name have no cache, or the exact one of blocks
-    canvases, _ = prompts_for(way, prompt, tokenizer, model.config, max_new_tokens)
+    canvases = prompts_for(order, prompt, tokenizer, model.config, max_new_tokens).rows
     steps, drifts = watched_steps(model, canvases, order, way=way, rows=range(len(canvases)), seed=seed)
     for _ in steps:
         pass

@@ -20,6 +20,9 @@ from anyorder.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NEVER = -1e6
+"""Stands in a page for the logarithm of the probability 0, for which JSON has no number."""
+
 TEMPLATE = Path(__file__).with_name("replay.html")
 
 
@@ -123,7 +126,8 @@ class Recording:
         """A page of HTML with a slider over the steps; it needs nothing else, no network either."""
         events: dict[int, list[tuple[int, int, int, float]]] = {row: [] for row in self.rows}
         for event in self.trace.events:
-            events[event.row].append((event.step, event.position, event.token_id, round(event.log_prob, 4)))
+            log_prob = max(round(event.log_prob, 4), NEVER)
+            events[event.row].append((event.step, event.position, event.token_id, log_prob))
         rows = {
             row: {"canvas": self.canvases[row] if row < len(self.canvases) else (), "events": written}
             for row, written in events.items()

@@ -10,9 +10,9 @@ Shape suffixes: B texts, L length, K query rows, R = L + K rows, E hidden size, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,11 +24,12 @@ from anyorder.orders.kinds import LeftToRight, Order
 from anyorder.orders.plan import GroupPlan
 from anyorder.utils.annotations import checked
 from anyorder.utils.ragged import log_probs_of
+from anyorder.utils.reprs import counted
 from anyorder.visibility import causal, groups
 from anyorder.ways import refuse_unless_causal
 
-Ids = Tensor | Sequence[int] | Sequence[Sequence[int]]
-"""Token ids `[batch, length]`, or those of a text, or of each text."""
+Ids = Tensor | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
+"""Token ids `[batch, length]`, or those of a text, or of each text; or the `input_ids` of what a tokenizer returns."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,6 +43,15 @@ class LogProb:
 
     token_BL: Tensor
     predicted_BL: Tensor
+
+    def __repr__(self) -> str:
+        totals = ", ".join(f"{total:.2f}" for total in self.total[:3].tolist())
+        more = ", ..." if len(self.token_BL) > 3 else ""
+        tokens = counted(int(self.predicted_BL.sum()), "token")
+        texts = counted(len(self.token_BL), "text")
+        return (
+            f"{type(self).__name__} of {texts}: {tokens}, total [{totals}{more}] nats, perplexity {self.perplexity:.4g}"
+        )
 
     @property
     def total(self) -> Tensor:
@@ -206,7 +216,10 @@ def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], ord
 
 def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     """Ids in the plan's places, 0 where there is padding."""
-    rows = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+    if isinstance(ids, Mapping) and "input_ids" not in ids:
+        raise UserError(f"ids has {sorted(ids)} and no input_ids: give token ids, or what a tokenizer returns.")
+    given = ids["input_ids"] if isinstance(ids, Mapping) else ids
+    rows = given.tolist() if isinstance(given, Tensor) else list(given)
     rows = rows if rows and isinstance(rows[0], Sequence) else [rows]
     batch, length = valid_BL.shape
     if len(rows) != batch:

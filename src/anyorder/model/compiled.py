@@ -1,11 +1,13 @@
 """Functions of a network, compiled: when that pays, with which options, and what happens when it fails.
 
-TorchInductor keeps compiled code on disk, so that later processes only trace the function.
+TorchInductor keeps compiled code on disk, so that later processes only trace the function. PyTorch's compiler takes
+seconds to import, so it is imported where something is compiled.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 import struct
 import time
@@ -17,17 +19,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
-from torch._inductor.runtime.cache_dir_utils import cache_dir
-from torch._inductor.utils import fresh_cache
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 
 logger = logging.getLogger(__name__)
 
-WORTH_COMPILING = 512
-"""New tokens from which on the step is compiled unasked: that takes seconds once it is on disk, and longer before."""
+COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 24.0, 0.8
+"""For the step, on an idle machine, where nothing is on disk yet. With the loop of small networks around it, twice."""
+
+SAVED_MS_A_LAYER, SAVED_MS_A_MEBIBYTE = 0.24, 0.02
+"""Milliseconds that a compiled step is faster, by layer; and by weights, for the products of a single row.
+
+Both pairs are fitted to what benchmarks/compile_break_even.py measured on a CPU; see docs/speed.md.
+"""
 
 SMALL = 32 * 2**20
 """Bytes of weights below which one thread is faster than several, which have to meet after every operation."""
@@ -63,6 +68,7 @@ class Compiled:
         self.name = function.__name__  # type: ignore[attr-defined]
         self.compiled: Callable[..., Tensor] = torch.compile(own, **_options(model))
         self.known: set[bool] = set()
+        self.seconds = compile_seconds(model)
 
     def __call__(self, model: Llama, first_B: Tensor, *others: object) -> Tensor:
         """What the function returns.
@@ -73,6 +79,10 @@ class Compiled:
         single = len(first_B) == 1
         if single in self.known:
             return self.compiled(model, first_B, *others)
+        from torch._dynamo.exc import TorchDynamoException
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+        logger.warning("compiling, once, about %.0f s, less if it is on disk already", self.seconds)
         started = time.perf_counter()
         remove_torn_libraries(Path(cache_dir()))
         try:
@@ -85,6 +95,10 @@ class Compiled:
 
     def _anew_if_broken(self, *arguments: Any) -> Tensor:
         """The first call, in a new folder if the files of the old one fail, as those of a killed compilation do."""
+        from torch._dynamo.exc import BackendCompilerFailed
+        from torch._inductor.runtime.cache_dir_utils import cache_dir
+        from torch._inductor.utils import fresh_cache
+
         try:
             return self.compiled(*arguments)
         except (BackendCompilerFailed, OSError, ImportError) as error:  # from the compiler, its linker, or loading
@@ -146,7 +160,7 @@ def _options(model: Llama) -> dict[str, Any]:
     return {"fullgraph": True, "dynamic": True, "options": options}
 
 
-_COMPILED: weakref.WeakKeyDictionary[Llama, dict[str, Compiled]] = weakref.WeakKeyDictionary()
+_COMPILED: weakref.WeakKeyDictionary[Llama, dict[Callable[..., Tensor], Compiled]] = weakref.WeakKeyDictionary()
 
 
 def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
@@ -158,10 +172,53 @@ def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
     if not compiler_at_hand(model.device):
         raise UserError("compile is True, but no C++ compiler is at hand: install g++, or give compile=False.")
     of_model = _COMPILED.setdefault(model, {})
-    return of_model.setdefault(f"{function.__module__}.{function.__name__}", Compiled(function, model))
+    if function not in of_model:
+        of_model[function] = Compiled(function, model)
+    return of_model[function]
 
 
-def pays_to_compile(model: Llama, max_new_tokens: int) -> bool:
-    """Whether to compile unasked: the step has been compiled in this process, or much is to be written."""
-    able = compiler_at_hand(model.device) and model.backend in ("auto", "sdpa")
-    return able and (model in _COMPILED or max_new_tokens >= WORTH_COMPILING)
+def is_compiled(function: Callable[..., Tensor], model: Llama, texts: int) -> bool:
+    """Whether this process has compiled a function of a network, for one text or for several."""
+    found = _COMPILED.get(model, {}).get(function)
+    return found is not None and (texts == 1) in found.known
+
+
+# ---- when it pays ----------------------------------------------------------------------------------
+
+
+def compile_seconds(model: Llama) -> float:
+    """Estimate the time that compiling a step takes where nothing is on disk yet."""
+    of_step = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * model.config.num_hidden_layers
+    return 2 * of_step if is_small(model) else of_step
+
+
+def break_even(model: Llama, texts: int) -> int:
+    """Estimate the number of steps from which on compiling saves more time than it takes, on a CPU.
+
+    Args:
+        model: the network.
+        texts: that are written at a time.
+    """
+    saved_ms = SAVED_MS_A_LAYER * model.config.num_hidden_layers
+    if texts == 1:
+        saved_ms += SAVED_MS_A_MEBIBYTE * sum(weight.nbytes for weight in model.parameters()) / 2**20
+    return math.ceil(1000 * compile_seconds(model) / saved_ms)
+
+
+def pays_to_compile(function: Callable[..., Tensor], model: Llama, texts: int, steps: int) -> bool:
+    """Whether to compile a function of the one-token step unasked, which is decided before anything is written.
+
+    Args:
+        function: that is called for each step.
+        model: the network.
+        texts: that are written at a time.
+        steps: that may be taken; ends of texts cannot be foreseen.
+
+    Returns:
+        Whether this process has compiled it already, or so many steps have been measured to make up for compiling. On
+        accelerators that has not been measured.
+    """
+    if not compiler_at_hand(model.device) or model.backend not in ("auto", "sdpa"):
+        return False
+    on_cpu = model.device.type == "cpu"
+    return is_compiled(function, model, texts) or (on_cpu and steps >= break_even(model, texts))

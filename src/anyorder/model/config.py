@@ -11,7 +11,7 @@ from anyorder.errors import UserError
 from anyorder.model.rope import Rotary
 from anyorder.utils.annotations import AtMost, check_fields, shown
 from anyorder.visibility import Visibility, chunks, sliding_window
-from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, find_way
+from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, find_way, way_named
 
 HEAD_LAYOUTS = ("MHA", "GQA", "MQA")
 
@@ -148,6 +148,7 @@ class ModelConfig:
         self._check_special_tokens()
         if not self.default_way and self.ways:
             object.__setattr__(self, "default_way", self.ways[0].name)
+        object.__setattr__(self, "default_way", way_named(self.default_way) or self.default_way)
         check_ways(self.ways, self.default_way)
         for way in self.ways:
             self._check_mask_token(way)

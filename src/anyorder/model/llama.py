@@ -10,6 +10,7 @@ Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
 from anyorder.model.view import View
+from anyorder.utils.annotations import NETWORK_FIRST, SIMPLE, Kind, UnfitError, is_tokenizer, shown
 from anyorder.visibility import Labels, Visibility
 
 Views = dict[LayerKind | Literal["last"], View]
@@ -37,6 +39,16 @@ class CallOutput(NamedTuple):
 
     loss: Tensor | None
     logits: Tensor
+
+
+OF_FACES = {
+    "generate": "generate(model, tokenizer, prompt)",
+    "chat": "generate(model, tokenizer, messages)",
+    "from_pretrained": "load(path)",
+    "save_pretrained": "save(model, tokenizer, path)",
+    "push_to_hub": "save(model, tokenizer, path)",
+}
+"""Methods of transformers' models that users look for on a plain network, and what does the same here."""
 
 
 class Decoder(nn.Module):
@@ -72,6 +84,17 @@ class Llama(nn.Module):
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
         self.reset_parameters()
         self.tie_weights()
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name not in OF_FACES:
+                raise
+        raise AttributeError(
+            f"this network has no {name!r}, which is of transformers' models: use anyorder.{OF_FACES[name]}, or "
+            "anyorder.AnyOrderForCausalLM (from_pretrained reads a checkpoint, and of(model) takes this network)."
+        )
 
     def reset_parameters(self) -> None:
         """Draw new weights, as Hugging Face's Llama does: normal, biases zero, norms one."""
@@ -284,6 +307,31 @@ class Llama(nn.Module):
             return CallOutput(None, logits_BLV)
         target_BL = call.targets_of(way, labels, torch.ones_like(labels).bool() if valid_BL is None else valid_BL)
         return CallOutput(call.mean_loss(logits_BLV, target_BL, num_items_in_batch), logits_BLV)
+
+
+def _as_network(value: Any) -> Any:
+    """A network as an argument; of one with adapters of PEFT around it, the network that they were put into."""
+    if isinstance(value, Llama):
+        return value
+    if isinstance(value, str | os.PathLike):
+        raise UnfitError(f"the network, not its place: model, tokenizer = anyorder.load({shown(str(value))})")
+    if is_tokenizer(value):
+        raise UnfitError(NETWORK_FIRST)
+    if isinstance(value, tuple | list):
+        raise UnfitError("its first item: model, tokenizer = anyorder.load(path)")
+    if hasattr(value, "get_base_model") and hasattr(value, "active_peft_config"):
+        if value.active_peft_config.is_prompt_learning:
+            method = value.active_peft_config.peft_type.value
+            raise UnfitError(f"adapters within the network, such as LoRA: those of {method} add rows to each call")
+        return _as_network(value.get_base_model())
+    if not hasattr(value, "prepare"):
+        raise UnfitError
+    return value
+
+
+SIMPLE[Llama] = Kind(
+    "the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives", _as_network, "networks"
+)
 
 
 def _text_lengths(position_BR: Tensor, valid: Tensor | None) -> Tensor:

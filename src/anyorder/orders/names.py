@@ -1,28 +1,30 @@
-"""Orders by name, such as "left-to-right", "groups:4" or "blocks:32": here alone are such words read."""
+"""Orders and objectives by name, such as "left-to-right", "groups:4" or "blocks:32": here alone are such words read.
+
+Nothing here needs PyTorch, so that a wrong name is refused before it is imported; `anyorder.orders.by_name` makes
+objects of the names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import NamedTuple
 
 from anyorder.errors import UserError
-from anyorder.orders.kinds import Halves, LeftToRight, MostConfident, Order, Random, RightToLeft, Spaced, Spans
-from anyorder.orders.plan import GroupPlan
+from anyorder.utils.annotations import shown
+from anyorder.ways import TRAINED_BY, spelling, way_named
 
-AnyOrder = GroupPlan | Order | MostConfident
-"""What says in which order a canvas is filled."""
-
-NAMES: dict[str, tuple[type[Order] | type[MostConfident], str | None]] = {
-    "any-order": (LeftToRight, None),
-    "groups": (LeftToRight, "size"),
-    "right-to-left": (RightToLeft, "size"),
-    "random": (Random, "size"),
-    "halves": (Halves, None),
-    "spaced": (Spaced, "stride"),
-    "spans": (Spans, "length"),
-    "confidence": (MostConfident, "size"),
+NAMES: dict[str, str | None] = {
+    "any-order": None,
+    "groups": "size",
+    "right-to-left": "size",
+    "random": "size",
+    "halves": None,
+    "spaced": "stride",
+    "spans": "length",
+    "confidence": "size",
 }
-"""Of each order of the way "any-order", its class, and the field that a number behind a colon sets."""
+"""Of each order of the way "any-order", the field that a number behind a colon sets."""
 
 WAY_OF_ORDER = {
     "left-to-right": "left-to-right",
@@ -32,7 +34,13 @@ WAY_OF_ORDER = {
 }
 """The way of writing that an order asks for, by what stands before its colon."""
 
-_NUMBERED = {"blocks", *(name for name, (_, field) in NAMES.items() if field)}
+_NUMBERED = {"blocks", *(name for name, field in NAMES.items() if field)}
+
+MIXTURE = "mixture"
+"""The objective that has others for parts."""
+
+OBJECTIVES = tuple(TRAINED_BY.values())
+"""What can be learnt, also as parts of a mixture."""
 
 
 class OrderName(NamedTuple):
@@ -53,7 +61,7 @@ class OrderName(NamedTuple):
 
 
 def read_order(words: object, field: str = "order", others: Iterable[str] = ()) -> OrderName:
-    """What the words of an order say.
+    """What the words of an order say; a name of a way or of an objective (`anyorder.ways.NAMES`) is one, too.
 
     Args:
         words: such as "random" or "groups:4".
@@ -63,17 +71,53 @@ def read_order(words: object, field: str = "order", others: Iterable[str] = ()) 
     Raises:
         UserError: there is no such order, or its number is none.
     """
+    found = _read(words)
+    if found is None:
+        name = spelling(words.partition(":")[0]) if isinstance(words, str) else ""
+        close = get_close_matches(name, [*WAY_OF_ORDER, *others], n=1, cutoff=0.7)
+        meant = f"did you mean {close[0]}? If not, " if close and close[0] != name else ""
+        raise UserError(f"{field} is {shown(words)}: {meant}give one of {_told([*WAY_OF_ORDER, *others])}.")
+    return found
+
+
+def objective_named(words: str, field: str = "objective") -> OrderName:
+    """The objective that any name of its own, or of the way or the order that it teaches, stands for.
+
+    Args:
+        words: such as "masked-diffusion", "diffusion", "random" or "blocks:32".
+        field: what the words are called where they were given.
+
+    Returns:
+        The objective's own name, and the number behind the colon: tokens of a block.
+
+    Raises:
+        UserError: there is no such objective, or the words say more of an order than an objective has.
+    """
+    if spelling(words) == MIXTURE:
+        return OrderName(MIXTURE, None)
+    found = _read(words)
+    if found is None:
+        close = get_close_matches(spelling(words), OBJECTIVES, n=1, cutoff=0.6)
+        meant = f"did you mean {close[0]}? If not, " if close else ""
+        raise UserError(f"{field} is {shown(words)}: {meant}give one of {', '.join((*OBJECTIVES, MIXTURE))}.")
+    objective = TRAINED_BY[found.way]
+    plain = found.number is None and found.kind in (found.way, "random")
+    if not plain and found.kind != "blocks":
+        raise UserError(
+            f"{field} is {shown(words)}, one order of those in which a network of {objective} writes: give {objective}."
+        )
+    return OrderName(objective, found.number)
+
+
+def _read(words: object) -> OrderName | None:
     kind, colon, number = words.partition(":") if isinstance(words, str) else ("", "", "")
-    fits = number.isdecimal() and int(number) > 0 and kind in _NUMBERED if colon else True
-    if kind not in WAY_OF_ORDER or not fits:
-        raise UserError(f"{field} is {words!r}: give one of {_told([*WAY_OF_ORDER, *others])}.")
-    return OrderName(kind, int(number) if colon else None)
+    kind = way_named(kind) or spelling(kind)
+    fits = number.isdecimal() and 0 < int(number) < 2**63 and kind in _NUMBERED if colon else True
+    return OrderName(kind, int(number) if colon else None) if kind in WAY_OF_ORDER and fits else None
 
 
-def order_named(words: str) -> AnyOrder:
-    """The order of a name that the way "any-order" has, such as "random" or "groups:4".
-
-    "any-order" alone is from left to right, one token at a time, through the query rows.
+def of_any_order(words: str) -> OrderName:
+    """What the words of an order say that the way "any-order" has.
 
     Raises:
         UserError: there is no such order, its number is none, or its way is another one.
@@ -81,8 +125,7 @@ def order_named(words: str) -> AnyOrder:
     name = read_order(words)
     if name.kind not in NAMES:
         raise UserError(f"order is {words!r}, which is of another way than any-order: give one of {_told(NAMES)}.")
-    order, field = NAMES[name.kind]
-    return order(**({} if field is None or name.number is None else {field: name.number}))
+    return name
 
 
 def _told(names: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from anyorder.errors import UserError
 from anyorder.orders.kinds import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
 from anyorder.utils import rng
 from anyorder.utils.annotations import checked
+from anyorder.utils.reprs import counted
 
 Lengths = int | Sequence[int]
 """Tokens of one text, or of each."""
@@ -96,6 +97,16 @@ class GroupPlan:
         last = rank_BL.masked_fill(~self.valid_BL, -_FAR).amax() + 1
         object.__setattr__(self, "rank_BL", torch.where(self.valid_BL, rank_BL, last))
         object.__setattr__(self, "given_BL", given_BL)
+
+    def __repr__(self) -> str:
+        ranks = [rank_L[predicted_L] for rank_L, predicted_L in zip(self.rank_BL, self.predicted, strict=True)]
+        fewest, most = (choose(len(rank_N.unique()) for rank_N in ranks) for choose in (min, max))
+        groups = counted(most, "group") if fewest == most else f"{fewest:,} to {most:,} groups"
+        given, written = int(self.given_BL.sum()), int(self.predicted.sum())
+        texts = counted(len(ranks), "text")
+        return (
+            f"{type(self).__name__} of {texts}: {counted(given, 'token')} given, {written:,} to be written, in {groups}"
+        )
 
     # ---- constructors -----------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from anyorder.training.curves import Log
 from anyorder.training.engine import PARTIAL, LessonTrainer, check_checkpoint, checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
 from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
-from anyorder.training.settings import Training
+from anyorder.training.settings import LEARNING_RATES, Training
 from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, claimed
 
@@ -65,12 +65,15 @@ def fit(
     Raises:
         Interrupted: SIGINT or SIGTERM came; a checkpoint of the last whole step is in `folder`.
         DiskError: a checkpoint cannot be written.
-        UserError: there is no row, accelerate is not installed, another process trains into `folder`, or there is
-            nothing to resume or it is damaged.
+        UserError: there is no row, epochs are given for rows that have no length, accelerate is not installed, another
+            process trains into `folder`, or there is nothing to resume or it is damaged.
     """
     check_machine(training, report_to)
     if isinstance(rows, Sized) and len(rows) == 0:
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
+    if training.epochs is not None and not isinstance(rows, Sized):
+        raise UserError(f"epochs is {training.epochs:g}, but the rows have no length: give steps instead.")
+    training = training.in_steps(len(rows) if isinstance(rows, Sized) else 0, processes())
     if training.evaluate_every and not validation:
         raise UserError(
             f"evaluate_every is {training.evaluate_every} without validation data: give some, or leave it out."
@@ -88,7 +91,7 @@ def fit(
         per_step = training.batch_size * training.accumulation * arguments.world_size
         trainer = LessonTrainer(
             network,
-            _samples(rows, training.steps * per_step, training.seed),
+            _samples(rows, training.total_steps * per_step, training.seed),
             LessonMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
             validation={
                 # Its own draws, the same at every look.
@@ -168,6 +171,11 @@ def is_first_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def processes() -> int:
+    """How many were started to share this training."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _samples(rows: Rows | Iterable[Row], total: int, seed: int) -> Samples | StreamedSamples:
     if isinstance(rows, Sized):
         return Samples(rows, total, seed)
@@ -186,11 +194,11 @@ def _arguments(
     }
     return TrainingArguments(
         output_dir=str(output),
-        max_steps=training.steps,
+        max_steps=training.total_steps,
         per_device_train_batch_size=training.batch_size,
         per_device_eval_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
-        learning_rate=training.learning_rate,
+        learning_rate=training.learning_rate or LEARNING_RATES["from scratch"],
         weight_decay=training.weight_decay,
         adam_beta2=0.95,
         max_grad_norm=training.clip,
@@ -198,7 +206,7 @@ def _arguments(
         warmup_steps=training.warmup,  # below 1: a share of the steps
         bf16=training.precision == "bfloat16",
         fp16=training.precision == "float16",  # with a gradient scaler
-        logging_steps=min(training.log_every, training.steps),
+        logging_steps=min(training.log_every, training.total_steps),
         logging_nan_inf_filter=False,
         report_to=list(report_to),
         seed=training.seed,

@@ -31,6 +31,7 @@ from anyorder.objectives import (
 from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders.kinds import LeftToRight, Random, Spans
+from anyorder.training.longer import extended
 from anyorder.training.settings import BLOCK_LENGTH, DIFFUSION, Run
 from anyorder.ways import TRAINED_BY
 
@@ -48,11 +49,7 @@ def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         model, tokenizer = checkpoints.load(run.init, tokenizer=run.tokenizer, dtype="float32", device="cpu")
         if tokenizer is None:
             raise UserError(f"init is {run.init!r}, which has no tokenizer: say with tokenizer where it is.")
-        if run.length > model.config.context_length:
-            raise UserError(
-                f"length is {run.length}, but the network in {run.init!r} was trained on {model.config.context_length} "
-                "tokens: give at most that."
-            )
+        model.config = reaching(model.config, run)
         return model, tokenizer
     if run.tokenizer is not None:
         tokenizer = checkpoints.load_tokenizer(run.tokenizer)
@@ -76,6 +73,31 @@ def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         )
     )
     return model, tokenizer
+
+
+def reaching(config: ModelConfig, run: Run) -> ModelConfig:
+    """The configuration of the network of `init`, with rotary embeddings that reach over the length of a sample.
+
+    Raises:
+        UserError: they do not, and may not or cannot be scaled, or are to be scaled although they do.
+    """
+    trained = config.context_length
+    if run.length <= trained:
+        if run.rope_scaling is not None:
+            raise UserError(
+                f"rope_scaling is {run.rope_scaling!r}, but the network in {run.init!r} was trained on "
+                f"{trained} tokens, and length is {run.length}: leave it out."
+            )
+        return config
+    if run.rope_scaling is None:
+        raise UserError(
+            f"length is {run.length}, but the network in {run.init!r} was trained on {trained} tokens: give at most "
+            "that, or rope_scaling yarn, by which it learns longer texts."
+        )
+    try:
+        return extended(config, run.rope_scaling, run.length)
+    except UserError as error:
+        raise UserError(f"rope_scaling is {run.rope_scaling!r} for the network in {run.init!r}: {error}") from error
 
 
 def with_own_way(run: Run, config: ModelConfig) -> Run:
@@ -174,12 +196,13 @@ def _times(run: Run) -> Times:
 
 
 def _schedule(run: Run) -> Schedule:
+    steps = run.steps or 1  # of epochs: unknown until the rows are counted
     schedules: dict[str, Schedule] = {
         "random": Always(Random()),
         "left-to-right": Always(LeftToRight()),
         "spans": Always(Spans()),
-        "growing": growing(max(1, run.steps // 4)),
-        "random-to-left": Annealing(steps=run.steps),
-        "left-to-random": Annealing(steps=run.steps, first=LeftToRight(), last=Random()),
+        "growing": growing(max(1, steps // 4)),
+        "random-to-left": Annealing(steps=steps),
+        "left-to-random": Annealing(steps=steps, first=LeftToRight(), last=Random()),
     }
     return schedules[run.order_schedule]

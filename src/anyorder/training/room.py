@@ -11,6 +11,7 @@ from anyorder import checkpoints
 from anyorder.errors import UserError
 from anyorder.training.engine import CHECKPOINT
 from anyorder.training.engine import checkpoints as whole_checkpoints
+from anyorder.training.folder import CHECKPOINTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
     from anyorder.training.settings import Run
     from anyorder.utils.files import DiskError
-
-CHECKPOINTS, NETWORK = "checkpoints", "network"
-"""Folders within the output folder."""
 
 TRAINED_BYTES = 12
 """Of a checkpoint, for each weight that is trained: itself and two means of AdamW, all float32."""
@@ -33,7 +31,7 @@ def check_room(settings: Run, network: Llama) -> None:
         UserError: there are not enough.
     """
     there = len(whole_checkpoints(settings.output / CHECKPOINTS))
-    written = -(-settings.steps // settings.save_every) if settings.save_every else 0
+    written = -(-settings.total_steps // settings.save_every) if settings.save_every else 0
     count = max(0, min(settings.keep + 1, written) - there)  # one more while it is written
     each = TRAINED_BYTES * sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
     whole = sum(weight.nbytes for weight in network.parameters())
@@ -55,10 +53,10 @@ def rescue(settings: Run, error: DiskError, network: Llama, tokenizer: PreTraine
     """
     there = whole_checkpoints(settings.output / CHECKPOINTS)
     what = f"{error.what} ({error.reason})"
-    if there and there[-1].name == f"{CHECKPOINT}{settings.steps}":
+    if there and there[-1].name == f"{CHECKPOINT}{settings.total_steps}":
         return UserError(f"{what}: make room, then resume writes it from {str(there[-1])!r}.")
     remedy = "make room, then go on with resume" if there else "make room"
-    place = Path(tempfile.mkdtemp(prefix="anyorder-")) / NETWORK
+    place = Path(tempfile.mkdtemp(prefix="anyorder-")) / settings.output.name
     try:
         checkpoints.save_model(network, place, tokenizer=tokenizer)
     except UserError:  # that disk is full as well

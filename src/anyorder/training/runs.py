@@ -26,28 +26,25 @@ from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.llama import Llama
 from anyorder.objectives import Mixture
+from anyorder.training.announce import first_line, summary
 from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
-from anyorder.training.engine import PARTIAL
 from anyorder.training.engine import checkpoints as whole_checkpoints
-from anyorder.training.loop import check_machine, fit, is_first_process
-from anyorder.training.recipes import lost_ways, network_of, prepared, with_own_way
-from anyorder.training.room import CHECKPOINTS, NETWORK, check_room, rescue
+from anyorder.training.folder import CHECKPOINTS, CURVES, LOG, SETTINGS, nothing_trained, write_network
+from anyorder.training.loop import check_machine, fit, is_first_process, processes
+from anyorder.training.recipes import lost_ways, network_of, objective_of, prepared, with_own_way
+from anyorder.training.room import check_room, rescue
 from anyorder.training.settings import Run
+from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, check_place, claimed, whole_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SETTINGS, LOG, CURVES = "settings.json", "log.json", "loss.png"
-"""What a training leaves in its folder, beside `NETWORK` and `CHECKPOINTS`."""
-
-TENSORBOARD = "runs"
-"""Folder of TensorBoard's files, beside the checkpoints."""
-
 MAY_CHANGE = ("resume", "output", "data", "validation", "cache_dir", "keep", "workers", "tensorboard", "wandb")
 """Settings that may differ where a training is resumed: they do not decide what is learnt, or the data show it."""
 
 
+@checked()
 def run(
     settings: Run,
     *,
@@ -55,7 +52,7 @@ def run(
     callbacks: Sequence[TrainerCallback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Log:
-    """Trains as the settings say, and leaves in the output folder `network/`, `log.json` and `loss.png`.
+    """Trains as the settings say, and leaves the network in the output folder, with `log.json` and `loss.png`.
 
     Args:
         settings: all that decides the training.
@@ -68,15 +65,18 @@ def run(
         validation data, with "..._bits_per_byte".
 
     Raises:
-        UserError: something in the settings or in the data cannot be, or another process trains into the same folder;
-            before any step is trained. Or the disk is full; then the message says where the weights are.
+        UserError: there is no network to tune, something in the settings or in the data cannot be, or another process
+            trains into the same folder; before any step is trained. Or the disk is full; then the message says where
+            the weights are.
         Interrupted: SIGINT or SIGTERM came; the output folder has a checkpoint.
     """
+    settings = settings.completed(tuning=tuning)
     check_machine(settings, _reports(settings))
     if not is_first_process():
         return _run(settings, tuning=tuning, callbacks=callbacks, tell=lambda line: None)
     with claimed(settings.output):
         _check_output(settings)
+        tell(first_line(settings, tuning=tuning, processes=processes()))
         return _run(settings, tuning=tuning, callbacks=callbacks, tell=tell)
 
 
@@ -103,9 +103,11 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
         others = prepare_rows(settings.validation)
         validation = {name: (part, others) for name, part in zip(names, parts, strict=True)}
         bytes_per_token = report_of(others).bytes_per_token
-    size = sum(weight.numel() for weight in model.parameters())
-    amount = "streamed data" if settings.streaming else f"{len(rows):,} rows of data"
-    tell(f"{size / 1e6:.1f} million weights, {amount}, objective {settings.objective}")
+    if settings.steps is None:
+        settings = settings.in_steps(len(rows), processes())
+        hidden = next((way.mask_token_id for way in model.config.ways if way.mask_token_id is not None), -1)
+        objective = objective_of(settings, hidden, model.config, tuning=tuning)  # whose schedules go by steps
+    tell(summary(settings, model, None if settings.streaming else len(rows), processes=processes()))
     face = AnyOrderForCausalLM.of(model).train()
     adapted = _adapted(face, settings.lora_rank, settings.seed) if settings.lora_rank else None
     if settings.activation_checkpointing:
@@ -154,7 +156,8 @@ def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -
         template = chat_template(tokenizer, end_token_id)
     else:
         template = given_template(tokenizer, settings.template)
-    tokenizer.chat_template = template
+    if settings.template is not None or not tokenizer.chat_template:  # several by name stay
+        tokenizer.chat_template = template
     end = Chat(tokenizer, template, end_token_id).end_token_id
     if end is not None and end != end_token_id:
         model.config = model.config.replace(eos_token_ids=(end, *(each for each in ends if each != end)))
@@ -163,7 +166,7 @@ def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -
 def _check_output(settings: Run) -> None:
     """Before minutes are spent: a new folder, or one whose training has these settings."""
     if not settings.resume:
-        if _nothing_trained(settings.output):
+        if nothing_trained(settings.output):
             shutil.rmtree(settings.output)
         check_place(settings.output, folder=True)
         return
@@ -177,14 +180,6 @@ def _check_output(settings: Run) -> None:
                 f"{name} is {now[name]!r}, but the training in {str(settings.output)!r} began with "
                 f"{before.get(name)!r}: give that, or a new output."
             )
-
-
-def _nothing_trained(output: Path) -> bool:
-    """Whether a training began there and ended before its first checkpoint."""
-    if not (output / SETTINGS).is_file() or whole_checkpoints(output / CHECKPOINTS):
-        return False
-    inside = {path.name for path in (output / CHECKPOINTS).glob("*")}
-    return {path.name for path in output.iterdir()} <= {SETTINGS, CHECKPOINTS} and inside <= {PARTIAL, TENSORBOARD}
 
 
 def _as_json(settings: Run) -> str:
@@ -227,9 +222,7 @@ def _adapted(face: AnyOrderForCausalLM, rank: int, seed: int) -> Any:
 
 def _leave(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, log: Log) -> None:
     """The network, the log and the curves, each whole or not at all."""
-    place = settings.output / NETWORK
-    shutil.rmtree(place, ignore_errors=True)  # of a training that was resumed after its end
-    checkpoints.save_model(trained, place, tokenizer=tokenizer)
+    write_network(trained, tokenizer, settings.output)
     _write(settings.output / LOG, lambda file: write_json(file, {"log": log}))
     _write(settings.output / CURVES, lambda file: draw_curves({str(settings.objective): log}, file))
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from anyorder.errors import UserError
+from anyorder.orders.names import MIXTURE, OBJECTIVES, objective_named
 from anyorder.utils.annotations import Listed, check_fields
+
+STEPS = 1000
+"""Optimizer steps of a training that names neither steps nor epochs."""
+
+LEARNING_RATES = {"from scratch": 1e-3, "init": 1e-4, "sft": 2e-5, "adapters": 2e-4}
+"""The highest learning rate unless given: of a new network, of whole texts from init, of answers, of adapters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,10 +24,12 @@ class Training:
     """The part that every training has, whatever is learnt from which data.
 
     Attributes:
-        steps: Optimizer steps.
+        steps: Optimizer steps; 1000 unless given, or epochs are.
+        epochs: Instead of steps, how many times the data are learnt; 0.5 takes half of them.
         batch_size: Samples that a process reads at a time.
         accumulation: Batches of each process whose gradients make one step; the same as one larger batch.
-        learning_rate: The highest, at the end of the warm-up.
+        learning_rate: The highest, at the end of the warm-up. Unless given, 1e-3 from scratch, 1e-4 for whole texts
+            from init, 2e-5 for answers, 2e-4 for low-rank adapters; small networks bear more.
         warmup: Steps in which the learning rate rises to that; below 1, a share of all steps.
         schedule: How the learning rate goes on: cosine and linear fall to 0 at the last step, constant stays.
         weight_decay: Of the matrices; norms and biases have none.
@@ -40,10 +50,11 @@ class Training:
         UserError: a field has a value that cannot be, or two contradict each other.
     """
 
-    steps: int
+    steps: int | None = None
+    epochs: float | None = None
     batch_size: int = 8
     accumulation: int = 1
-    learning_rate: float = 1e-3
+    learning_rate: float | None = None
     warmup: float = 0.05
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.1
@@ -59,12 +70,37 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("steps", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
-            self._require(name, getattr(self, name) > 0, "give a number above 0")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(f"steps is {self.steps} beside epochs, which is {self.epochs:g}: leave out one of them.")
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "steps", STEPS)
+        for name in ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
+            value = getattr(self, name)
+            self._require(name, value is None or value > 0, "give a number above 0")
         for name in ("warmup", "weight_decay", "evaluate_every", "save_every", "workers"):
             self._require(name, getattr(self, name) >= 0, "give 0 or a number above")
         self._require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
-        self._require("warmup", self.warmup < self.steps, f"give less than all {self.steps} steps")
+        fewer = self.steps is None or self.warmup < self.steps
+        self._require("warmup", fewer, f"give less than all {self.steps} steps")
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps, once they are known."""
+        assert self.steps is not None, "resolved by in_steps"
+        return self.steps
+
+    def in_steps(self, rows: int, processes: int) -> Self:
+        """The same training, its epochs as optimizer steps.
+
+        Args:
+            rows: of the data, each a sample of every epoch.
+            processes: that share a step.
+        """
+        if self.epochs is None:
+            return self
+        samples = self.batch_size * self.accumulation * processes
+        steps = max(1, math.ceil(round(self.epochs * rows / samples, 6)))
+        return dataclasses.replace(self, steps=steps, epochs=None)
 
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:
@@ -74,9 +110,6 @@ class Training:
 BLOCK_LENGTH = 32
 """Tokens of a block of a network that has no blocks yet."""
 
-OBJECTIVES = ("autoregressive", "permutation", "masked-diffusion", "block-diffusion")
-"""What can be learnt, also as parts of a mixture."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Run(Training):
@@ -85,8 +118,9 @@ class Run(Training):
     Attributes:
         data: File or folder of JSON, text or tables.
         output: New folder for the trained network, its curves and its checkpoints.
-        objective: What is learnt; a mixture has several, in given shares. Unless given, what the network of init
-            writes by, and from scratch autoregressive.
+        objective: What is learnt: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of
+            several in given shares; also the name of the way of writing that it teaches, such as diffusion or
+            blocks:32. Unless given, what the network of init writes by, and from scratch autoregressive.
         init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
             made from the data.
@@ -95,6 +129,8 @@ class Run(Training):
         layers: Layers of a network from scratch.
         heads: Attention heads of a network from scratch.
         length: Tokens of a sample.
+        rope_scaling: How the rotary embeddings of a network of init are scaled for samples longer than those that it
+            was trained on; the factor follows from length.
         validation: File or folder of data that are not learnt, on which the loss is taken.
         documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
         template: Chat template of dialogues, in Jinja or a file with it; the tokenizer's own, or a plain one, unless
@@ -122,10 +158,9 @@ class Run(Training):
         resume: Go on from the latest checkpoint in the output folder.
     """
 
-    steps: int = 1000
     data: Path
     output: Path
-    objective: Literal["autoregressive", "permutation", "masked-diffusion", "block-diffusion", "mixture"] | None = None
+    objective: str | None = None
     init: str | None = None
     tokenizer: str | None = None
     vocab_size: int = 4096
@@ -133,6 +168,7 @@ class Run(Training):
     layers: int = 6
     heads: int = 4
     length: int = 256
+    rope_scaling: Literal["linear", "yarn", "llama3"] | None = None
     validation: Path | None = None
     documents: Literal["file", "paragraphs", "lines"] = "file"
     template: str | None = None
@@ -159,14 +195,21 @@ class Run(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._name_objectives()
         for name in ("vocab_size", "width", "layers", "heads", "length"):
             self._require(name, getattr(self, name) > 0, "give a number above 0")
+        fits = self.init is not None or self.width % self.heads == 0
+        self._require("width", fits, f"give a multiple of heads, which is {self.heads}")
         self._require("block_length", self.block_length is None or self.block_length > 0, "give a number above 0")
         self._require("eps", 0 < self.eps <= 1, "give a number above 0 and at most 1, such as 0.001")
         self._require("random_length_prob", 0 <= self.random_length_prob <= 1, "give a share of the steps, from 0 to 1")
         self._require("lora_rank", self.lora_rank >= 0, "give 0 or a number above")
         self._require("lora_rank", not self.lora_rank or self.init is not None, "an adapter needs init, what it adapts")
-        if self.shares and self.objective != "mixture":
+        scales = self.rope_scaling is None or self.init is not None
+        self._require("rope_scaling", scales, "without init, a network is made for this length, so leave it out")
+        counted = self.epochs is None or not self.streaming
+        self._require("epochs", counted, "streamed data are not counted before they are learnt, so give steps instead")
+        if self.shares and self.objective != MIXTURE:
             of = "no objective" if self.objective is None else f"the objective {self.objective!r}"
             raise UserError(f"shares is {self.shares} for {of}: choose mixture.")
         if self.objective is None and self.init is None:
@@ -186,24 +229,52 @@ class Run(Training):
                 )
         looks = not self.evaluate_every or self.validation is not None
         self._require("evaluate_every", looks, "give validation data to look at, or leave it out")
-        if self.objective == "mixture" and len(self.parts) < 2:
+        if self.objective == MIXTURE and len(self.parts) < 2:
             raise UserError(f"shares is {self.shares}: give a mixture two objectives, such as autoregressive=0.5.")
+
+    def _name_objectives(self) -> None:
+        """Put the objectives' own names for others that they have; a number in one is the length of blocks."""
+        shares, lengths = [], set()
+        for text in self.shares:
+            words, equals, share = text.partition("=")
+            if not _is_share(share):
+                raise UserError(f"shares has {text!r}: give objective=number, such as {OBJECTIVES[0]}=0.5.")
+            name, length = objective_named(words, "shares")
+            if name == MIXTURE:
+                raise UserError(f"shares has {text!r}, a mixture within a mixture: name what it is made of.")
+            shares.append(f"{name}{equals}{share}")
+            lengths.add(length)
+        if self.objective is not None:
+            name, length = objective_named(self.objective)
+            object.__setattr__(self, "objective", name)
+            lengths.add(length)
+        object.__setattr__(self, "shares", shares)
+        for length in lengths - {None, self.block_length}:
+            if self.block_length is not None:
+                raise UserError(f"block_length is {self.block_length} beside blocks:{length}: leave out one of them.")
+            object.__setattr__(self, "block_length", length)
+
+    def completed(self, *, tuning: bool) -> Run:
+        """The settings with the learning rate of what is trained, unless they name one.
+
+        Args:
+            tuning: learn the answers of prompts and dialogues, not whole texts.
+
+        Raises:
+            UserError: there is no network to tune.
+        """
+        if tuning and self.init is None:
+            raise UserError("init is not given, the network to fine-tune: give one, or train one with pretrain first.")
+        if self.learning_rate is not None:
+            return self
+        kind = "adapters" if self.lora_rank else "sft" if tuning else "from scratch" if self.init is None else "init"
+        return dataclasses.replace(self, learning_rate=LEARNING_RATES[kind])
 
     @property
     def parts(self) -> dict[str, float]:
-        """Of a mixture, each objective and its share.
-
-        Raises:
-            UserError: a share is no number, or of an objective that is unknown.
-        """
-        parts = {}
-        for text in self.shares:
-            name, _, share = text.partition("=")
-            if name not in OBJECTIVES or not _is_share(share):
-                known = ", ".join(OBJECTIVES)
-                raise UserError(f"shares has {text!r}: give objective=number, the objective being one of {known}.")
-            parts[name] = float(share)
-        return parts
+        """Of a mixture, each objective and its share."""
+        named = (text.partition("=") for text in self.shares)
+        return {name: float(share) for name, _, share in named}
 
 
 FROM_SCRATCH = ("vocab_size", "width", "layers", "heads")

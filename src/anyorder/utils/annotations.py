@@ -18,10 +18,12 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from anyorder.errors import UserError
+from anyorder.utils.other_names import other_name
 
 Listed = Annotated[str, "no commas"]
 """An item of a list that may be written with commas between on the command line: a name or numbers, no free text."""
@@ -59,7 +61,8 @@ def checked(
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
     """A decorator: the function compares its arguments with its annotations first.
 
-    Arguments for which there is no parameter stay Python's own TypeError.
+    A keyword for which there is no parameter, but a name of ours or one that is much like it, is refused with that
+    name; others stay Python's own TypeError.
 
     Args:
         read_inside: parameters of many forms, which the function reads and refuses itself.
@@ -81,9 +84,10 @@ def fitted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[s
 
 
 def _checked(function: Callable[Parameters, Result], read_inside: Sequence[str]) -> Callable[Parameters, Result]:
+    parameters = inspect.signature(function).parameters
     named = [
         parameter.name
-        for parameter in inspect.signature(function).parameters.values()
+        for parameter in parameters.values()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
 
@@ -95,6 +99,7 @@ def _checked(function: Callable[Parameters, Result], read_inside: Sequence[str])
     @functools.wraps(function)
     def with_checks(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         known = kinds()
+        _refuse_other_names(function.__name__, keywords, parameters)
         given: Any = list(arguments)
         for index, (name, value) in enumerate(zip(named, arguments, strict=False)):
             if name in known:
@@ -107,6 +112,27 @@ def _checked(function: Callable[Parameters, Result], read_inside: Sequence[str])
     return with_checks
 
 
+class UnknownKeywordError(UserError, TypeError):
+    """A keyword that a function does not have."""
+
+
+def _refuse_other_names(
+    function: str, keywords: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
+) -> None:  # fmt: skip
+    if keywords.keys() <= parameters.keys():
+        return
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in keywords.keys() - parameters.keys():
+        ours, _, value = (other_name(name, parameters) or "").partition(" ")
+        close = get_close_matches(name, parameters, n=1, cutoff=0.7)
+        if ours:
+            typed = f"{ours}={value if value[0].isdigit() else repr(value)}" if value else ours
+            raise UnknownKeywordError(f"{function} has no {name}: the name is {typed}.")
+        if close:
+            raise UnknownKeywordError(f"{function} has no {name}: did you mean {close[0]}?")
+
+
 def shown(value: object) -> str:
     """A value in the words of an error: its `repr`, shortened."""
     shape = getattr(value, "shape", None)
@@ -116,6 +142,7 @@ def shown(value: object) -> str:
         text = repr(value)
     except Exception:  # of integers with thousands of digits, and of whatever a foreign class does
         return f"{_a(type(value).__name__)} that cannot be shown"
+    text = text if "\n" not in text else " ".join(text.split())
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
@@ -234,6 +261,32 @@ SIMPLE: dict[Any, Kind] = {
     None: Kind("None", _none),
     types.NoneType: Kind("None", _none),
 }
+"""What an annotation admits; classes that admit more than their own objects enter themselves."""
+
+
+class TokenizerLike:
+    """Stands for the tokenizers of transformers, which is not imported for a check."""
+
+
+def is_tokenizer(value: Any) -> bool:
+    """Whether an object can be called and decodes, as tokenizers and processors of transformers do."""
+    return callable(value) and hasattr(value, "decode")
+
+
+def _tokenizer(value: Any) -> Any:
+    if hasattr(value, "parameters"):
+        raise UnfitError(NETWORK_FIRST)
+    if not is_tokenizer(value):
+        raise UnfitError
+    return value
+
+
+NETWORK_FIRST = "the network first and then the tokenizer, as model, tokenizer = anyorder.load(path) does"
+
+SIMPLE[TokenizerLike] = Kind("a tokenizer: model, tokenizer = anyorder.load(path)", _tokenizer, "tokenizers")
+
+BY_NAME = {"PreTrainedTokenizerBase": TokenizerLike}
+"""What names stand for that modules import for type checkers alone."""
 
 
 # ---- from annotations to kinds ----------------------------------------------------------------------
@@ -258,10 +311,10 @@ def _kinds(annotations: Mapping[str, Any], module: Mapping[str, Any]) -> dict[st
 
 
 class _Names(dict[str, Any]):
-    """A module's names, where one that is imported for type checkers alone stands for anything."""
+    """A module's names, where one that is imported for type checkers alone stands for anything, or see `BY_NAME`."""
 
     def __missing__(self, name: str) -> Any:
-        return getattr(builtins, name, Any)
+        return getattr(builtins, name, BY_NAME.get(name, Any))
 
 
 def _evaluated(annotation: Any, module: Mapping[str, Any]) -> Any:

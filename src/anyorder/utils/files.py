@@ -3,6 +3,9 @@
 One process at a time writes to a place. While it does, it holds the lock `.NAME.lock` beside the place, and what it
 has written so far is `.NAME.partial`. The system releases the lock of a process that was killed, so whoever holds the
 lock may remove what an earlier one has left.
+
+A place that is taken is refused, except within `overwriting(True)`: then what is there stays until the new output is
+whole, and is replaced by it.
 """
 
 from __future__ import annotations
@@ -12,8 +15,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,8 +28,18 @@ SEAL = "checksums.json"
 """In a sealed folder: the SHA-256 of each of its files."""
 
 
+OURS = ("config.json", "tokenizer.json", "settings.json", "comparison.json", "pretrain-autoregressive.yaml", SEAL)
+"""A folder with one of these was written by us or by our kind, and may be overwritten."""
+
+_OVERWRITING: ContextVar[bool] = ContextVar("overwriting", default=False)
+
+
 class BeingWrittenError(UserError):
     """Another process writes to this place."""
+
+
+class TakenError(UserError):
+    """Something is there already, which `overwriting(True)` would overwrite."""
 
 
 class DiskError(UserError):
@@ -43,6 +57,21 @@ class DiskError(UserError):
 
 
 @contextmanager
+def overwriting(force: bool) -> Iterator[None]:
+    """Within the block, outputs that are there already are overwritten if `force`."""
+    token = _OVERWRITING.set(force)
+    try:
+        yield
+    finally:
+        _OVERWRITING.reset(token)
+
+
+def is_overwriting() -> bool:
+    """Whether outputs that are there already are overwritten."""
+    return _OVERWRITING.get()
+
+
+@contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """A folder to write in, which becomes `target` when the block ends well and is removed otherwise.
 
@@ -55,9 +84,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
         check_place(target, folder=True)  # another process may have finished before this one had the lock
         partial.mkdir()
         yield partial
-        if target.is_dir():
-            target.rmdir()  # not every system renames onto an empty folder
-        partial.rename(target)
+        with _moved_away(target):
+            partial.rename(target)
 
 
 @contextmanager
@@ -79,6 +107,57 @@ def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
             check_place(target, folder=False)
         yield partial
         partial.rename(target)
+
+
+@contextmanager
+def growing_folder(target: Path, is_worth_keeping: Callable[[Path], bool]) -> Iterator[None]:
+    """While a folder is written that is of use before it is whole: within `overwriting(True)`, the old one is kept
+    beside it, and comes back if the block fails before the new one is worth keeping.
+
+    Args:
+        target: the folder, which the block makes.
+        is_worth_keeping: called with the new folder if the block fails.
+
+    Raises:
+        UserError: `target` cannot be overwritten.
+    """
+    if not is_overwriting():
+        yield
+        return
+    check_place(target, folder=True)
+    with _moved_away(target):
+        try:
+            yield
+        except BaseException:
+            if target.is_dir() and is_worth_keeping(target):
+                _remove(_old(target))
+            raise
+
+
+@contextmanager
+def _moved_away(target: Path) -> Iterator[None]:
+    """What is at a place moves aside, is removed when the block ends well, and comes back otherwise."""
+    old = _old(target)
+    if old.exists() and not target.exists():
+        old.rename(target)  # of a process that was killed in between
+    _remove(old)
+    if target.is_dir() and not target.is_symlink() and not any(target.iterdir()):
+        target.rmdir()  # not every system renames onto an empty folder
+    elif target.exists():
+        target.rename(old)
+    try:
+        yield
+    except BaseException:
+        if old.exists():
+            _remove(target)
+            old.rename(target)
+        raise
+    _remove(old)
+
+
+def _old(target: Path) -> Path:
+    target = target.absolute()
+    return target.with_name(f".{target.name}.old")
 
 
 @contextmanager
@@ -127,14 +206,29 @@ def check_place(target: Path, *, folder: bool) -> None:
         raise _unwritable(target, error.strerror or str(error)) from error
     if folder and taken and not is_folder:
         raise UserError(f"output {str(target)!r} is a file: give a folder.")
+    if folder and filled and not is_overwriting():
+        raise TakenError(f"output folder {str(target)!r} is not empty: give a new folder, or empty this one first.")
     if folder and filled:
-        raise UserError(f"output folder {str(target)!r} is not empty: give a new folder, or empty this one first.")
-    if not folder and taken:
-        raise UserError(f"output file {str(target)!r} is there already: give a new name, or delete it first.")
+        _refuse_to_remove(target)
+    if not folder and is_folder:
+        raise UserError(f"output file {str(target)!r} is a folder: give the name of a file.")
+    if not folder and taken and not is_overwriting():
+        raise TakenError(f"output file {str(target)!r} is there already: give a new name, or delete it first.")
     if not above.is_dir():
         raise _unwritable(target, f"{str(above)!r} is a file")
     if not os.access(above, os.W_OK | os.X_OK):
         raise _unwritable(target, f"{str(above)!r} is not open for writing")
+
+
+def _refuse_to_remove(folder: Path) -> None:
+    """Refuse to overwrite a folder that holds a person's work rather than an output."""
+    if Path.cwd().is_relative_to(folder.resolve()):
+        raise UserError(f"output folder {str(folder)!r} is the one where this runs, or above it: give another folder.")
+    if (folder / ".git").exists() or not any((folder / name).is_file() for name in OURS):
+        raise UserError(
+            f"output folder {str(folder)!r} holds something else than an output of anyorder, which --force does not "
+            "overwrite: give a new folder, or delete it first."
+        )
 
 
 def disk_error(error: BaseException) -> str | None:

@@ -21,8 +21,8 @@ from anyorder.likelihood.exact import log_prob
 from anyorder.model.cache import Cache
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import Halves, LeftToRight, MostConfident, Order, Random, RightToLeft, Spaced, Spans
-from anyorder.orders.names import AnyOrder
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.decoding.left_to_right.test_decoder import row_of, same
 from tests.model.doubled import doubled_logits

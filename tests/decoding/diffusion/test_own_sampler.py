@@ -24,7 +24,7 @@ from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.errors import UserError
 from tests.decoding import literal_diffusion as literal
 from tests.decoding.diffusion.test_decoder import GAPS, MASK, PROMPTS, WAYS, masked, network, same, widths, write
-from tests.test_guides import BLOCK, prints_what_it_shows
+from tests.pages import BLOCK
 
 PAGE = Path(__file__).parents[3] / "docs" / "write-your-own-sampler.md"
 
@@ -36,13 +36,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     blocks = BLOCK.finditer(PAGE.read_text(encoding="utf-8"))
     script.write_text("\n".join(block["code"] for block in blocks), encoding="utf-8")
     return runpy.run_path(str(script))
-
-
-def test_every_block_prints_what_stands_below_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    prints_what_it_shows(PAGE.read_text(encoding="utf-8"), capsys)
 
 
 def test_each_takes_less_than_50_lines() -> None:

@@ -152,6 +152,17 @@ ORDERS = (
         ),
         (
             (diffusion(MASK),),
+            {"top_k": 5},
+            "top_k is 5 at temperature 0, where the most probable token is taken: give a temperature above 0, or "
+            "leave out top_k.",
+        ),
+        (
+            (diffusion(MASK),),
+            {"order": DiffusionSampler(temperature=0.5), "top_p": 0.5},
+            "top_p is 0.5 beside a sampler: give it in the DiffusionSampler.",
+        ),
+        (
+            (diffusion(MASK),),
             {"num_beams": 3},
             "num_beams is 3, but beams are written from left to right: leave it out.",
         ),
@@ -166,3 +177,12 @@ def test_orders_that_cannot_be_are_refused(ways: tuple[Way, ...], options: dict[
     with pytest.raises(UserError) as caught:
         anyorder.generate(network(*ways), None, [1, 3], max_new_tokens=4, **options)
     assert str(caught.value) == message
+
+
+def test_filters_need_a_temperature_unless_confidence_is_filtered_too() -> None:
+    with pytest.raises(
+        UserError, match=r"^top_p is 0\.9 at temperature 0, where the most probable token is taken: give"
+    ):
+        DiffusionSampler.preset("llada").replace(top_p=0.9)
+    assert DiffusionSampler.preset("dream-entropy").replace(top_p=0.9).top_p == 0.9
+    assert DiffusionSampler(top_p=1.0).top_p == 1.0

@@ -60,11 +60,13 @@ class Rendering:
         messages: in the form of transformers' `apply_chat_template`.
         tools: descriptions of functions, in JSON's types.
         add_generation_prompt: whether to write the beginning of the assistant's next message.
+        with_null: whether fields that are None are given to the template, most of which write them as "None".
     """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Any] | None = None
     add_generation_prompt: bool = False
+    with_null: bool = False
 
 
 # ---- templates -------------------------------------------------------------------------------------
@@ -88,6 +90,12 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, end_token_id: int | None =
     bos = tokenizer.bos_token_id
     begins = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
     return _PLAIN.replace("BEGIN", _written(tokenizer, bos if begins else None)).replace("END", end)
+
+
+def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Give the template that transformers takes where there are tools, if the tokenizer has several by name."""
+    own = getattr(tokenizer, "chat_template", None)
+    return str(own["tool_use"]) if isinstance(own, Mapping) and "tool_use" in own else None
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> str:
@@ -196,8 +204,10 @@ def _plain(token: Any) -> Any:
 
 
 def _as_json(rendering: Rendering) -> list[Any]:
-    # Many templates write a missing field right and None as "None".
-    messages = [{key: value for key, value in message.items() if value is not None} for message in rendering.messages]
+    messages = [
+        {key: value for key, value in message.items() if value is not None or rendering.with_null}
+        for message in rendering.messages
+    ]
     tools = None if not rendering.tools else [_description(tool) for tool in rendering.tools]
     return [messages, tools, rendering.add_generation_prompt]
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 TOKENIZER = "tokenizer.json"
 
+PROBE = "The 1 cat."
+"""A text of which every vocabulary has something."""
+
 STOCK = {"DreamTokenizer": "Qwen2Tokenizer"}
 """Tokenizers that are, without the code that their folder may bring, one of transformers'."""
 
@@ -55,6 +58,12 @@ def load_built(folder: Path) -> PreTrainedTokenizerBase:
         # Otherwise transformers asks whether to run code that came with the folder, and waits for an answer.
         built: PreTrainedTokenizerBase = loader.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
+        )
+    # Where the vocabulary's file is missing, some classes come without any.
+    if not set(built(PROBE, add_special_tokens=False)["input_ids"]) - {built.unk_token_id}:
+        raise UserError(
+            f"folder {str(folder)!r} has the settings of a tokenizer and no vocabulary: fetch its tokenizer.json, "
+            "tokenizer.model or vocab.json with merges.txt as well."
         )
     return built
 

@@ -30,6 +30,7 @@ def command(
     unpacked: bool = False,
     documents: Literal["file", "paragraphs", "lines"] = "file",
     last_answer_only: bool = False,
+    template: str | None = None,
     mask_token_id: int | None = None,
     vocab_size: int | None = None,
     examples: int = 2,
@@ -44,6 +45,7 @@ def command(
         unpacked: Give each text a row of its own, instead of laying texts end to end.
         documents: What is one document of a plain text.
         last_answer_only: Of each dialogue, learn only the last answer (sft).
+        template: Chat template, a text in Jinja or a file; the tokenizer's own unless given.
         mask_token_id: Token that may not be in the data; the tokenizer's mask token unless given.
         vocab_size: Number of tokens there are; the tokenizer's unless given.
         examples: Rows to show.
@@ -65,7 +67,7 @@ def command(
         found = inspect_data(
             source, loaded, length, examples=examples, kind=kind, packed=not unpacked, documents=documents,
             mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=vocab_size,
-            last_answer_only=last_answer_only,
+            last_answer_only=last_answer_only, template=template,
             progress=lambda records: status.update(f"reading {source}: {records} records"),
         )  # fmt: skip
     report = found.report

@@ -25,7 +25,7 @@ def command(
     revision: str | None = None,
     json: bool = False,
 ) -> None:
-    """Say how probable a model finds texts, in each of several orders.
+    """Say how probable a model finds texts, in each of several orders; of diffusion, a bound, marked by ≤.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
@@ -79,10 +79,13 @@ def command(
     table = Table(box=None, pad_edge=False)
     table.add_column("order")
     for name in ("nats/token", "perplexity", "between draws"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for order in found:
         spread = f"{order.between_draws:.2f}" if order.between_draws else ""
-        nats = f"{-order.per_token:.3f} ± {order.standard_error:.3f}"
-        table.add_row(order.name, nats, f"{math.exp(-order.per_token):.2f}", spread)
+        most = "≤ " if order.bound else ""
+        nats = f"{most}{-order.per_token:.3f} ± {order.standard_error:.3f}"
+        table.add_row(order.name, nats, f"{most}{math.exp(-order.per_token):.2f}", spread)
     PlainConsole().print(table)
     notes.print(f"{len(rows)} texts of {length} tokens, {marks.count(False)} of each scored", style="dim")
+    if any(order.bound for order in found):
+        notes.print("≤: a bound, estimated by masking at random; the network's own value is not known", style="dim")

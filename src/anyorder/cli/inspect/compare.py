@@ -53,6 +53,7 @@ def command(
     from rich.table import Table
 
     import anyorder
+    from anyorder.api.text import GAP
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.compare import compare_sampling_methods, method_named
@@ -75,18 +76,23 @@ def command(
     table = Table(box=None, pad_edge=False)
     table.add_column("method", overflow="fold")
     for name in ("passes", "tokens", "tokens/pass", "tokens/s", "nats/token", *(("drift", "changed") if drift else ())):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for one in compared:
         error = f" ± {one.standard_error / one.scored:.2f}" if one.standard_error and one.scored else ""
         table.add_row(
             one.name, str(one.passes), str(one.tokens), f"{one.tokens_per_pass:.2f}", f"{one.tokens_per_second:.1f}",
-            f"{one.nats_per_token:.2f}{error}", *(_drift(one) if drift else ()),
+            f"{'≤ ' if one.bound else ''}{one.nats_per_token:.2f}{error}", *(_drift(one) if drift else ()),
         )  # fmt: skip
     console = PlainConsole()
     console.print(table)
+    if any(one.bound for one in compared):
+        notes.print("≤: a bound, estimated by masking at random; the network's own value is not known", style="dim")
     for one in compared:
         console.print(f"\n{one.name}", style="bold")
-        for prompt, text in zip(prompts, one.texts or (), strict=bool(one.texts)):
+        for prompt, text, full_text in zip(prompts, one.texts or (), one.full_texts or (), strict=bool(one.texts)):
+            if GAP in prompt:
+                console.print(full_text, soft_wrap=True)
+                continue
             console.print(prompt, style="dim", end="", soft_wrap=True)
             console.print(text, soft_wrap=True)
     if json is not None:

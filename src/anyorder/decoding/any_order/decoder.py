@@ -17,8 +17,8 @@ from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
+from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import LeftToRight, MostConfident
-from anyorder.orders.names import AnyOrder
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:

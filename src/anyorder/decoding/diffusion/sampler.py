@@ -16,7 +16,8 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.orders.names import read_order
 from anyorder.utils.annotations import check_fields
-from anyorder.ways import Way
+from anyorder.utils.reprs import changed_fields
+from anyorder.ways import Way, way_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +77,15 @@ class DiffusionSampler:
     refresh: int | None = None
     may_choose_mask: bool = False
 
+    def __repr__(self) -> str:
+        return changed_fields(self)
+
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")
-        Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)  # refuses what cannot be
+        object.__setattr__(self, "way", self.way and (way_named(self.way) or self.way))
+        sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
+        if not self.tempered_confidence:  # which filters change at temperature 0 as well
+            sampling.check_filters()
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "give a whole number above 0, or None")

@@ -150,7 +150,7 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
         if positions == "running" and layout.next_place - sum(lengths) + max(lengths) < longest:
             remedy += ", or take the positions 'shared'"
         raise UserError(
-            f"{name} reaches over {layout.next_place} positions ({described}) and the network over {longest}, one of which "
-            f"is for the answer: {remedy}."
+            f"{name} reaches over {layout.next_place} positions ({described}) and the network over {longest}, one of "
+            f"which is for the answer: {remedy}."
         )
     return room

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from anyorder.decoding.checks import check_max_new_tokens, check_prompts
-from anyorder.decoding.left_to_right.bursts import burst_steps
+from anyorder.decoding.left_to_right.bursts import burst_steps, greedy_tokens
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import Choose, by_sampling, decode
@@ -73,7 +73,9 @@ def left_to_right_steps(
         raise UserError(f"compile is {compile!r}: give True, False or 'auto'.")
     longest = model.config.context_length
     if compile == "auto":
-        compile = use_cache and pays_to_compile(model, max_new_tokens)
+        function = greedy_tokens if _in_bursts(model, sampling, stop) else one_token
+        steps = min(max_new_tokens, longest - min(map(len, prompts)))
+        compile = use_cache and pays_to_compile(function, model, len(prompts), steps)
     if compile and not use_cache:
         raise UserError(
             "compile is True and use_cache is False: leave one of them out; the compiled step reads a cache."
@@ -84,9 +86,13 @@ def left_to_right_steps(
     ]
     step = compiled(one_token, model) if compile else None
     reader = CausalReader(model, texts, use_cache=use_cache, one_token=step)
-    # Without a stop condition, nothing can end a text between the tokens of a burst but its own end token.
-    bursts = stop is None and sampling.most_probable and step is not None and is_small(model)
+    bursts = step is not None and _in_bursts(model, sampling, stop)
     return _steps(texts, reader, by_sampling(sampling), stop, bursts)
+
+
+def _in_bursts(model: Llama, sampling: Sampling, stop: Stop | None) -> bool:
+    """Whether compiled code writes several tokens a call, which a stop condition might end too late."""
+    return stop is None and sampling.most_probable and is_small(model)
 
 
 def _steps(

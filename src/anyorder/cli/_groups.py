@@ -1,0 +1,69 @@
+"""Under which heading the help of a command has each option, and which commands write a place that may be taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+GROUPS: dict[str, Sequence[str]] = {
+    "what is read": (
+        "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
+        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "prefix",
+        "suffix", "separator", "kind", "documents", "length", "unpacked", "last_answer_only", "vocab_size",
+        "mask_token_id", "gap", "texts", "draws",
+    ),
+    "what is written": (
+        "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
+        "gap_tokens", "stop", "count", "num_samples",
+    ),
+    "how tokens are chosen": (
+        "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "seed",
+    ),
+    "diffusion": (
+        "preset", "sampling_method", "remasking_strategy", "steps", "block_length", "cfg_scale", "cache", "threshold",
+        "factor",
+    ),
+    "speed and memory": ("dtype", "device", "attention", "batch_size", "compile", "draft"),
+    "what is printed and kept": (
+        "stream", "show", "json", "trace", "output", "html", "plot", "examples", "repeats", "samples", "drift",
+    ),
+}  # fmt: skip
+"""Of commands with many options; `pretrain` and `sft` have those of their settings."""
+
+TRAINING: dict[str, Sequence[str]] = {
+    "what is trained, on what": (
+        "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
+        "rope_scaling", "documents", "template", "skip_bad_lines", "last_answer_only", "streaming", "cache_dir",
+    ),
+    "what is learnt": (
+        "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",
+        "random_length_prob", "shifted", "opening_steps",
+    ),
+    "how": (
+        "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
+        "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
+    ),
+    "what is told and kept": (
+        "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume",
+    ),
+}  # fmt: skip
+
+FEW = 8
+"""So many options need no headings."""
+
+OVERWRITE = {
+    "generate": "trace",
+    "pretrain": "output",
+    "sft": "output",
+    "configs": "folder",
+    "convert": "target",
+    "bench": "output",
+    "data convert": "target",
+    "data tokenizer": "target",
+    "data paraphrase": "output",
+    "fuse run": "output",
+    "fuse compare": "output",
+    "inspect replay": "html",
+    "inspect attention": "plot",
+    "inspect compare": "json",
+}
+"""Of each command that takes `--force`, the option or word whose place it then overwrites."""
