@@ -11,6 +11,7 @@ Shapes: N queries (positions of all texts, text after text), V tokens of the voc
 from __future__ import annotations
 
 import itertools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
@@ -18,7 +19,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from anyorder.decoding.checks import checked_log_prob
+from anyorder.decoding.checks import not_numbers
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.text import Choice, Text
 from anyorder.decoding.trace import Step, Stop, StopReason, Written
@@ -104,8 +105,8 @@ def write_step(
     written: list[Written] = []
     stopped: dict[int, StopReason] = {}
     for text, of_text in choices:
-        for choice in of_text:
-            checked_log_prob(choice.log_prob, text.sample_id)
+        if any(math.isnan(choice.log_prob) for choice in of_text):
+            raise not_numbers(f" for row {text.sample_id}")
         written += [choice.written(number, text.sample_id) for choice in text.commit(of_text)]
         if why := text.why_complete(stop):
             stopped[text.sample_id] = why

@@ -81,7 +81,7 @@ class CanvasReader(Reader[CanvasRow]):
         rows = self.rows if self.cache is not None else list(queries)
         reads: list[Sequence[int]] = [self.policy.reads(row) if row in queries else range(0) for row in rows]
         columns = [
-            [read.index(self.way.row(position)) for position in queries.get(row, ())]
+            list(map(read.index, map(self.way.row, queries.get(row, ())) if self.way.shifted else queries.get(row, ())))
             for row, read in zip(rows, reads, strict=True)
         ]
         if not self.way.shifted:

@@ -89,17 +89,16 @@ class CanvasRow(Text):
         """
         reads = self.cache.reads(self)
         readable = reads if isinstance(reads, range) else frozenset(reads)
-        first = 0 if 0 in readable else self.block.start
-        is_open = (at for at in range(first, self.block.stop) if self._is_open(at))
-        queries = [at for at in is_open if self.logits_at(at) in readable]
+        edits, start, shifted = self.edit is not None, self.block.start, self.way.shifted
+        queries = [
+            at
+            for at in range(0 if 0 in readable else start, self.block.stop)
+            if (self.tokens[at] == BLANK or (edits and at >= start and not self.given[at]))
+            and (self.logits_at(at) if shifted else at) in readable
+        ]
         if not queries:
             raise UserError(f"{type(self.cache).__name__} reads none of the masked positions: let reads return them.")
         return queries
-
-    def _is_open(self, position: int) -> bool:
-        if self.tokens[position] == BLANK:
-            return True
-        return self.edit is not None and position >= self.block.start and not self.given[position]
 
     def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:
         """Write the choices that the rule selects, and the edits; go to the next block where this one is complete."""
