@@ -122,7 +122,9 @@ def test_methods_in_words() -> None:
     assert method_named(words) == expected
     with pytest.raises(UserError, match=r"method 'llada,steps' has the option 'steps': write it as name=value\."):
         method_named("llada,steps")
-    with pytest.raises(UserError, match=r"^method is 'lada': did you mean llada\? If not, give one of left-to-right, .* blocks:N, llada, "):
+    with pytest.raises(
+        UserError, match=r"^method is 'lada': did you mean llada\? If not, give one of left-to-right, .* llada, "
+    ):
         method_named("lada")
     with pytest.raises(UserError, match=r"method 'llada,stepz=3' has an option that presets do not have"):
         method_named("llada,stepz=3")
