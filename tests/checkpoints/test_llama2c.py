@@ -190,3 +190,10 @@ def test_tokenizer_files_that_are_damaged(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "t.bin").write_bytes(content)
     with pytest.raises(UserError, match=r"'.*t\.bin' is no whole llama2.c tokenizer file: give one"):
         read_pieces(tmp_path / "t.bin")
+
+
+def test_text_is_no_llama2c_file(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "What is a list?"}\n' * 4)
+    with pytest.raises(UserError, match=r"says that dim is \d+: give a llama2.c checkpoint, this is none"):
+        load_model(file)

@@ -126,3 +126,7 @@ def test_epochs_of_a_run_that_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     assert again[-1]["step"] == steps
     with pytest.raises(UserError, match=r"^epochs is 2, but the training in '.*out' began with 0\.5: give that"):
         runs.run(settings(tmp_path, epochs=2, resume=True, **options))
+    with pytest.raises(UserError, match=r"^epochs is not given, but the training in '.*out' began with 0\.5: "):
+        runs.run(settings(tmp_path, resume=True, **options | {"steps": steps}))
+    with pytest.raises(UserError, match=r"^last_answer_only is True, but .* began without it: leave it out"):
+        runs.run(settings(tmp_path, epochs=0.5, resume=True, **options, last_answer_only=True))

@@ -172,6 +172,10 @@ def read(path: Path) -> Checkpoint:
     )
 
 
+LARGEST = 10**7
+"""Of the sizes in a header; text that is read as one has numbers of nine digits."""
+
+
 def read_header(path: Path) -> Header:
     """The header of a file, checked against its size.
 
@@ -196,7 +200,7 @@ def read_header(path: Path) -> Header:
         "vocab_size": vocab_size, "seq_len": seq_len,
     }  # fmt: skip
     for name, value in sizes.items():
-        if value < 1:
+        if not 1 <= value <= LARGEST:
             raise UserError(f"{str(path)!r} says that {name} is {value}: give a llama2.c checkpoint, this is none.")
     header = Header(version=version, shared_classifier=bool(shared), **sizes)
     if header.file_bytes != size:

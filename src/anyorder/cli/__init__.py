@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
+from pathlib import Path
 from types import ModuleType
 
 from anyorder.cli._parser import one_sentence, parse, typed_names
@@ -71,7 +72,7 @@ def _open_streams() -> None:
     """A stream that is closed, as `<&-` in a shell leaves it, is None in Python: read and write nothing there."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (open as long as the process runs)
 
 
 def _run(words: list[str]) -> None:

@@ -14,7 +14,7 @@ from anyorder.cli._parser import explanations
 from anyorder.orders.names import MIXTURE, OBJECTIVES
 from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
 
-ELSEWHERE = ("last_answer_only", "resume")
+ELSEWHERE = ("last_answer_only", "resume", "force")
 """What belongs on the command line, and is in no file."""
 
 TUNED: dict[str, Any] = {"steps": 500}

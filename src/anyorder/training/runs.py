@@ -174,12 +174,19 @@ def _check_output(settings: Run) -> None:
     if not file.is_file():
         raise UserError(f"output is {str(settings.output)!r}, where no training began: leave out resume.")
     before, now = read_json(file), json.loads(_as_json(settings))
-    for name in now:
-        if name not in MAY_CHANGE and before.get(name) != now[name]:
-            raise UserError(
-                f"{name} is {now[name]!r}, but the training in {str(settings.output)!r} began with "
-                f"{before.get(name)!r}: give that, or a new output."
-            )
+    changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
+    # What the training began with comes first: to give it again may be all that lacks.
+    for name in sorted(changed, key=lambda name: not _is_given(before.get(name))):
+        given = f"is {now[name]!r}" if _is_given(now[name]) else "is not given"
+        began, remedy = "without it", "leave it out, or give a new output"
+        if _is_given(before.get(name)):
+            began, remedy = f"with {before[name]!r}", "give that, or a new output"
+        raise UserError(f"{name} {given}, but the training in {str(settings.output)!r} began {began}: {remedy}.")
+
+
+def _is_given(value: Any) -> bool:
+    """Whether a setting says more than that it was left out; a number does, also 0."""
+    return value is not None and value is not False and value != []
 
 
 def _as_json(settings: Run) -> str:
