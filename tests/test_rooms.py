@@ -51,7 +51,10 @@ def test_arrows_that_follow_from_others_are_left_out(rooms: ModuleType) -> None:
 
 
 def test_code_lines_are_those_that_do_something(rooms: ModuleType) -> None:
-    source = '"""Docs\nof a module."""\n\n# why\nx = [\n    1,\n]\n"""Docs of a constant."""\n\n\ndef f() -> int:\n    """Docs."""\n    return 1\n'
+    source = (
+        '"""Docs\nof a module."""\n\n# why\nx = [\n    1,\n]\n"""Docs of a constant."""\n\n\n'
+        'def f() -> int:\n    """Docs."""\n    return 1\n'
+    )
     assert rooms.code_lines(source) == 5
 
 
