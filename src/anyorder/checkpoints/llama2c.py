@@ -172,7 +172,7 @@ def read(path: Path) -> Checkpoint:
     )
 
 
-LARGEST = 10**7
+LARGEST = 10**8
 """Of the sizes in a header; text that is read as one has numbers of nine digits."""
 
 
