@@ -45,6 +45,7 @@ def read_questions(
     asked, single = _asked(phrasings, tokenizer)
     prefixes = _one_each(prefix, "prefix", len(asked))
     suffixes = _one_each(suffix, "suffix", len(asked))
+    separator = _separator(separator)
     shares = _weights_each(weights, len(asked))
     questions = []
     for number, of_question in enumerate(asked):
@@ -127,7 +128,7 @@ def _asked(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> t
 
 
 def _parts(given: Sequence[Any], name: str) -> list[Part]:
-    parts = [part.tolist() if isinstance(part, Tensor) else part for part in given]
+    parts = [_listed(part) for part in given]
     for index, part in enumerate(parts):
         if not (_is_part(part) or part == []):
             raise UserError(f"{name.format(index)} is {_short(part)}: give a text or a list of token ids.")
@@ -138,12 +139,14 @@ def _is_part(value: object) -> bool:
     """A text, or a list of at least one token id."""
     if isinstance(value, str):
         return True
+    if isinstance(value, bytes):
+        return False
     return isinstance(value, Sequence) and bool(value) and all(type(token_id) is int for token_id in value)
 
 
 def _one_each(given: Part | Sequence[Part] | Tensor, name: str, count: int) -> list[Part]:
     """One part for each question."""
-    value: Any = given.tolist() if isinstance(given, Tensor) else given
+    value = _listed(given)
     if _is_part(value) or value in ([], ()):
         return [value] * count
     if not isinstance(value, Sequence) or len(value) != count:
@@ -152,12 +155,27 @@ def _one_each(given: Part | Sequence[Part] | Tensor, name: str, count: int) -> l
     return _parts(value, f"{name} {{}}")
 
 
+def _separator(given: Part | Tensor) -> Part:
+    value = _listed(given)
+    if not (_is_part(value) or value in ([], ())):
+        raise UserError(f"separator is {_short(value)}: give a text or a list of token ids.")
+    part: Part = value
+    return part
+
+
 def _weights_each(given: Any, count: int) -> list[tuple[float, ...] | None]:
     if given is None:
         return [None] * count
-    value = given.tolist() if isinstance(given, Tensor) else list(given)
+    value = _listed(given)
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise UserError(f"weights is {_short(value)}: give a number for each phrasing, in a list.")
     if not any(isinstance(entry, Sequence) for entry in value):
         return [tuple(value)] * count
     if len(value) != count or not all(isinstance(entry, Sequence) for entry in value):
         raise UserError(f"weights has {len(value)} entries for {count} questions: give one list for each question.")
     return [tuple(entry) for entry in value]
+
+
+def _listed(given: Any) -> Any:
+    """The numbers of a tensor or an array in lists; anything else as it is."""
+    return given.tolist() if hasattr(given, "tolist") else given
