@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.utils.annotations import checked
+from anyorder.utils.annotations import AtMost, checked, shown
 from anyorder.visibility import causal, chunks, groups
 
 MOST_GROUPS = 2**20
 """Columns that a target mapping may have; a larger number is no number of a group."""
+
+
+LONGEST = 2**18
+"""Tokens that a mask can be made for: with a byte for each pair, those take 64 GiB."""
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device is {shown(device)}: give one of PyTorch's, such as 'cpu' or 'cuda'.") from error
 
 
 @checked()
@@ -43,7 +56,7 @@ def generate_grouping_masks(
     if lowest < 0 or highest >= MOST_GROUPS:
         wrong = lowest if lowest < 0 else highest
         raise UserError(f"group_ids has the group {wrong}: number the groups from 0, in the order of writing.")
-    rank_BL = group_ids.reshape(-1, length).to(device or group_ids.device)
+    rank_BL = group_ids.reshape(-1, length).to(group_ids.device if device is None else _device(device))
     content = {"rank": rank_BL, "stream": torch.zeros_like(rank_BL)}
     query = {"rank": rank_BL, "stream": torch.ones_like(rank_BL)}
     group_G = torch.arange(max(length, highest + 1), device=rank_BL.device)
@@ -54,12 +67,14 @@ def generate_grouping_masks(
 
 @checked()
 def create_chunked_attention_mask(
-    seq_len: int, attention_chunk_size: int, device: torch.device | str | None = None
+    seq_len: Annotated[int, AtMost(LONGEST)], attention_chunk_size: int, device: torch.device | str | None = None
 ) -> Tensor:
     """Causal attention within chunks of a fixed size: boolean `[seq_len, seq_len]`, true where a row sees a key.
 
     Raises:
-        UserError: the size of a chunk is not above 0.
+        UserError: the length is negative, or no such mask fits into memory, or the size of a chunk is not above 0.
     """
-    labels = {"position": torch.arange(seq_len, device=device).unsqueeze(0)}
+    if seq_len < 0:
+        raise UserError(f"seq_len is {seq_len}: give the number of tokens, 0 or more.")
+    labels = {"position": torch.arange(seq_len, device=None if device is None else _device(device)).unsqueeze(0)}
     return (causal() & chunks(attention_chunk_size)).mask(labels, labels)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -126,3 +127,33 @@ def test_text_needs_a_tokenizer() -> None:
     for options in ({"phrasings": ["who"]}, {"phrasings": [[1]], "suffix": "A:"}, {"phrasings": [[1]], "prefix": "Q:"}):
         with pytest.raises(UserError, match="is text and tokenizer is None: give the tokenizer, or token ids"):
             read_questions(tokenizer=None, **options)
+
+
+@pytest.mark.parametrize(
+    "value", [True, 3, 0.5, None, b"x", object(), torch.tensor(3), torch.ones(2, 2), [None], {"a": 1}]
+)
+@pytest.mark.parametrize("name", ["prefix", "suffix", "separator"])
+def test_parts_of_another_kind_are_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(UserError, match=f"^{name}( 0)? (is|has) ") as caught:
+        read_questions(["a", "b"], byte_tokenizer(), **{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [3, 0.5, "abc", torch.tensor(0.5), object(), 3 + 1j])
+def test_weights_of_another_kind_are_refused(value: Any) -> None:
+    with pytest.raises(UserError, match=r"^weights is .*: give a number for each phrasing, in a list\.$"):
+        read_questions(["a", "b"], byte_tokenizer(), weights=value)
+
+
+def test_arrays_are_lists() -> None:
+    (question,), _ = read_questions(
+        [np.array([1, 2]), np.array([3])], None, prefix=np.array([4]), suffix=torch.tensor([5]),
+        separator=np.array([6]), weights=np.array([0.25, 0.75]),
+    )  # fmt: skip
+    assert question == Question(segments=((1, 2, 6), (3, 6)), prefix=(4,), suffix=(5,), weights=(0.25, 0.75))
+
+
+@pytest.mark.parametrize("name", ["prefix", "suffix", "separator"])
+def test_halves_of_characters_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"^the text '.*\\ud800' has half a character \(a surrogate alone\): write it"):
+        read_questions(["a", "b"], byte_tokenizer(), **{name: "\ud800"})

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import PreTrainedTokenizerBase
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from anyorder.api.text import UNREADABLE, Continuation, Gaps, Speller, filled, prompts_with_gaps
 from anyorder.decoding.canvas import BLANK
@@ -199,3 +202,23 @@ def test_prompts_that_are_no_canvases(prompt: object, options: dict[str, int], m
 )
 def test_prompts_read_whole_when_their_gaps_are_filled(prompt: str, parts: list[str], whole: str) -> None:
     assert filled(prompt, parts) == whole
+
+
+def word_pieces() -> PreTrainedTokenizerBase:
+    """As BERT's: "##" goes on with a word, and spaces are put between the others."""
+    made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.decoder = decoders.WordPiece()
+    special = ["[UNK]", "[SEP]", "[MASK]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=90, special_tokens=special, show_progress=False)
+    made.train_from_iterator(["hello world, don't stop believing the unbelievable 12 34.5 (a-b) 日本 é"] * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="[SEP]", mask_token="[MASK]")
+
+
+def test_word_pieces_read_token_by_token_are_the_text() -> None:
+    tokenizer, draw = word_pieces(), random.Random(0)
+    for _ in range(100):
+        before, after = ([draw.randrange(3, len(tokenizer)) for _ in range(draw.randrange(9))] for _ in range(2))
+        speller = Speller(tokenizer, before)
+        pieces = [speller.read([token_id]) for token_id in after]
+        assert whole(tokenizer, before) + "".join(pieces) == whole(tokenizer, [*before, *after])

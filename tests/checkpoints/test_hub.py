@@ -190,11 +190,17 @@ def test_a_tokenizer_needs_no_weights(hub: Callable[..., Hub]) -> None:
     assert made.given == set(SMALL)
 
 
-def test_pickled_weights_are_not_fetched(hub: Callable[..., Hub]) -> None:
-    made = hub(*SMALL, "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"^model 'org/name' has no weights in safetensors: give another revision, or"):
+def test_pickled_weights_are_fetched_where_there_are_no_others(hub: Callable[..., Hub]) -> None:
+    shards = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin", "pytorch_model.bin.index.json")
+    made = hub(*SMALL, *shards, "training_args.bin")
+    fetch("org/name")
+    assert made.given == {*SMALL, *shards}
+
+
+def test_a_model_without_weights(hub: Callable[..., Hub]) -> None:
+    hub(*SMALL)
+    with pytest.raises(UserError, match=r"^model 'org/name' has no weights in safetensors or .*: give another"):
         fetch("org/name")
-    assert "pytorch_model.bin" not in made.given
 
 
 # ------------------------------------------------------------------------------------------------ what goes wrong

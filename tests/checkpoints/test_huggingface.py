@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anyorder import AnyOrderForCausalLM
 from anyorder.checkpoints import load_model, read_checkpoint, save_model
 from anyorder.checkpoints.config_json import config_from_json, config_to_json
 from anyorder.checkpoints.huggingface import read_config
@@ -547,10 +548,57 @@ def test_no_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has neither model.safetensors nor .*index.json: complete the folder"):
         load_model(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(
-        UserError, match=r"has neither .*: save it as safetensors first, since pickled files can run code"
-    ):
+
+
+PICKLED = "pytorch_model.bin"
+
+
+def pickle_weights(folder: Path, shards: int, **options: Any) -> None:
+    """Write the weights as folders had them before safetensors."""
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    if shards == 1:
+        torch.save(weights, folder / PICKLED, **options)
+        return
+    where: dict[str, str] = {}
+    for number, names in enumerate((sorted(weights)[::2], sorted(weights)[1::2]), start=1):
+        file = f"pytorch_model-{number:05d}-of-00002.bin"
+        torch.save({name: weights[name] for name in names}, folder / file, **options)
+        where |= dict.fromkeys(names, file)
+    (folder / f"{PICKLED}.index.json").write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": where}))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_tensors_in_pickled_files_are_read(folder: Path, shards: int, zipped: bool) -> None:
+    expected = load_model(folder)
+    pickle_weights(folder, shards, _use_new_zipfile_serialization=zipped)
+    found = load_model(folder)
+    assert found.config == expected.config
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], weight)
+    face = AnyOrderForCausalLM.from_pretrained(folder)
+    assert torch.equal(face.model.norm.weight, expected.model.norm.weight)
+
+
+class Code:
+    """Unpickled carelessly, it makes a file."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.place,)
+
+
+def test_code_in_pickled_files_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"lm_head.weight": Code(folder / "ran")}, folder / PICKLED)
+    with pytest.raises(UserError, match=r"pytorch_model.bin' names \S+, which is no tensor and may be code; nothing"):
+        load_model(folder)
+    assert not (folder / "ran").exists()
+    (folder / PICKLED).write_bytes(b"")
+    with pytest.raises(UserError, match=r"pytorch_model.bin' of 0 bytes is damaged, not whole, or no archive"):
         load_model(folder)
 
 

@@ -274,7 +274,7 @@ def test_shards_of_several_networks(model: Llama, tmp_path: Path) -> None:
         ({"norm.weight": torch.full((64,), torch.nan)}, r"'model.norm.weight' in '.*' holds NaN or infinity"),
         ({"layers.0.moe.weight": torch.zeros(2)}, r"has tensor 'layers.0.moe.weight' that the network does not have"),
         ({"norm.weight": torch.zeros(64, dtype=torch.int8)}, r"'norm.weight' in '.*' is stored as int8: store it as"),
-        ({"norm.weight": 3}, r"'norm.weight' in '.*' is of type int, not a tensor: give Meta's weights alone"),
+        ({"norm.weight": 3}, r"'norm.weight' in '.*' is of type int, not a tensor: give the weights alone"),
         ({"output.weight": torch.zeros(127, 64)}, r"'lm_head.weight' in .* has shape \[127, 64\], but the"),
         ({"tok_embeddings.weight": torch.zeros(128, 63)}, r"embed_tokens.weight' in .* has shape \[128, 63\], but the"),
     ],
@@ -287,7 +287,7 @@ def test_tensors_that_are_wrong(folder: Path, changes: dict[str, Any], message: 
 
 def test_a_file_of_something_else(folder: Path) -> None:
     torch.save([1, 2], folder / "consolidated.00.pth")
-    with pytest.raises(UserError, match=r"consolidated.00.pth' holds list, not tensors by name: give Meta's"):
+    with pytest.raises(UserError, match=r"consolidated.00.pth' holds list, not tensors by name: give the published"):
         load_model(folder)
 
 

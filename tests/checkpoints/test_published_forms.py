@@ -159,6 +159,7 @@ TOKENIZERS: dict[str, dict[str, Any]] = {
             "mask_token": "<|mask|>", "added_tokens_decoder": {"6": {"content": "<pad>"}, "7": {"content": "<|mask|>"}},
         }
     },
+    "in generation_config.json": {"generation_config.json": {"mask_token_id": 7, "eos_token_id": 2}},
     "an object": {
         "special_tokens_map.json": {"mask_token": {"content": "<|mask|>", "lstrip": False}},
         "added_tokens.json": {"<|mask|>": 7},
@@ -178,6 +179,13 @@ def test_the_mask_token_is_the_tokenizers(form: str, tmp_path: Path) -> None:
         load_model(tmp_path, device="cpu")
     for name, content in TOKENIZERS[form].items():
         (tmp_path / name).write_text(json.dumps(content))
+    assert load_model(tmp_path, device="cpu").config.ways == (diffusion(7),)
+
+
+def test_generation_config_names_another_mask_than_the_usual(tmp_path: Path) -> None:
+    publish(twin_of("llama"), tmp_path, PUBLISHED["illada"][1])
+    assert load_model(tmp_path, device="cpu").config.ways == (diffusion(5),)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"mask_token_id": 7}))
     assert load_model(tmp_path, device="cpu").config.ways == (diffusion(7),)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -19,12 +20,14 @@ from transformers import (
     SmolLM3ForCausalLM,
 )
 
+from anyorder import LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
+from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
-from anyorder.ways import ANY_ORDER, Way, diffusion
+from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, diffusion
 from tests.huggingface.twins import (
     SHAPE,
     Twins,
@@ -338,8 +341,66 @@ def test_a_cache_of_another_batch_is_refused(pair: Twins) -> None:
 
 
 def test_misspelt_options_are_refused(pair: Twins) -> None:
-    with pytest.raises(TypeError, match="atention_mask"):
-        pair[0](batch(5)[0], atention_mask=None)
+    with pytest.raises(
+        UserError, match=r"^argument 'atention_mask' is unknown to AnyOrderForCausalLM: leave it out, or"
+    ):
+        pair[0](batch(5)[0], atention_mask=torch.ones(1, 5))
+
+
+@torch.no_grad()
+def test_what_tools_pass_to_other_networks(pair: Twins) -> None:
+    """Arguments of transformers 4 and of some tokenizers, which change nothing."""
+    ours, theirs = pair
+    ids, _ = batch(7)
+    zeros = torch.zeros_like(ids)
+    found = ours(ids, token_type_ids=zeros, decoder_input_ids=None, cache_position=torch.arange(7), use_cache=True)
+    assert_close(found.logits, theirs(ids).logits)
+    more, _ = batch(2)
+    again = ours(more, cache_position=torch.arange(7, 9), past_key_values=found.past_key_values)
+    assert_close(again.logits, theirs(torch.cat((ids, more), 1)).logits[:, 7:])
+    with pytest.raises(UserError, match="argument 'token_type_ids' is unknown to AnyOrderForCausalLM"):
+        ours(ids, token_type_ids=zeros + 1)
+    with pytest.raises(UserError, match=r"^cache_position is \[1, 2\]: .* give the columns from 0 to 1\.$"):
+        ours(more, cache_position=torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("mask", "value"),
+    [
+        (torch.tensor([[1, 1, 1, 2, 2]]), "2"),  # numbers of texts packed into a row
+        (torch.tensor([[0.0, 0.0, 0.0, 0.0, -1e9]]), "-1e+09"),  # added to scores
+        (torch.tensor([[1.0, 1.0, 1.0, 1.0, float("nan")]]), "nan"),
+    ],
+)
+@pytest.mark.parametrize("way", [LEFT_TO_RIGHT, diffusion(3), ANY_ORDER])
+def test_masks_with_other_values_are_refused(way: Way, mask: Tensor, value: str) -> None:
+    """They were read as 0 and 1, so that packed texts saw each other."""
+    network = adapt(Llama(face_of(llama()).config.backbone), (way,))
+    face = {"left-to-right": AnyOrderForCausalLM, "diffusion": LLaDAForMaskedLM}.get(
+        way.name, LlamaTwoStreamForCausalLM
+    )
+    for model in (network, face.of(network)):
+        with pytest.raises(UserError, match=f"^attention_mask has the value {re.escape(value)}: give 1 for"):
+            model(batch(5)[0], attention_mask=mask)
+        ids = batch(5)[0]
+        for same in (torch.tensor([[0, 1, 1, 1, 1]]), torch.tensor([[0.0, 1.0, 1.0, 1.0, 1.0]])):
+            expected = model(ids, attention_mask=same.bool()).logits
+            assert torch.equal(model(ids, attention_mask=same).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (torch.zeros(5), r"input_ids is torch.float32 of shape \[5\]: give whole numbers \[batch, length\]"),
+        (torch.zeros(5, dtype=torch.long), r"input_ids is torch.int64 of shape \[5\]"),
+        ([[1, 2]], r"input_ids is of type list: give a tensor of whole numbers \[batch, length\]"),
+    ],
+)
+def test_what_is_no_batch_of_tokens_is_refused(ids: Any, message: str) -> None:
+    network = Llama(face_of(llama()).config.backbone)
+    for model in (network, AnyOrderForCausalLM.of(network)):
+        with pytest.raises(UserError, match=message):
+            model(ids)
 
 
 @pytest.mark.parametrize("way", [diffusion(3), ANY_ORDER])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForMaskedLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, Trainer, TrainingArguments
 
 import anyorder
 from anyorder import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM
@@ -26,7 +26,7 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
     return bool((one - other).abs().max() < 1e-5 * other.abs().max())
 
 
-@pytest.mark.parametrize("through", [LLaDAForMaskedLM, AutoModelForMaskedLM])
+@pytest.mark.parametrize("through", [LLaDAForMaskedLM, AutoModelForMaskedLM, AutoModel])
 def test_published_folders_load_without_remote_code(through: Any, tmp_path: Path) -> None:
     llada, dream = write_llada(tmp_path / "llada"), write_dream(tmp_path / "dream")
     ids = torch.randint(0, 96, (2, 11))
@@ -194,7 +194,7 @@ def test_arguments_of_other_networks(tmp_path: Path) -> None:
     write_llada(tmp_path)
     face = LLaDAForMaskedLM.from_pretrained(tmp_path)
     ids = torch.zeros(1, 4, dtype=torch.long)
-    assert face(ids, use_cache=False, output_attentions=None, token_type_ids=None, past_key_values=None).loss is None
+    assert face(ids, use_cache=False, output_attentions=None, token_type_ids=ids, past_key_values=None).loss is None
     for name, value, message in (
         ("use_cache", True, "use_cache is given, but this network writes by masked diffusion and is called without"),
         ("past_key_values", (1,), "leave it out .and use LoRA, IA3 or prompt tuning"),

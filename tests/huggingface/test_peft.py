@@ -65,7 +65,10 @@ def trained(adapted: Any) -> list[Any]:
 # ------------------------------------------------------------------------------------------------ every face
 
 
-@pytest.mark.parametrize("task", [None, "CAUSAL_LM", "FEATURE_EXTRACTION", "TOKEN_CLS"])
+@pytest.mark.parametrize(
+    "task",
+    [None, "CAUSAL_LM", "FEATURE_EXTRACTION", "TOKEN_CLS", "SEQ_CLS", "QUESTION_ANS", "SEQ_2_SEQ_LM"],
+)
 @pytest.mark.parametrize("method", [lora, ia3])
 def test_task_types_change_nothing(face: Any, method: Any, task: str | None) -> None:
     """The adapted network, its loss and its gradients are those without a task type."""

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArg
 
 import anyorder
 from anyorder import AnyOrderConfig, AnyOrderForCausalLM, GroupPlan, LlamaTwoStreamForCausalLM
+from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
@@ -328,3 +329,22 @@ def test_attention_weights_are_those_of_the_query_rows() -> None:
     for found, wanted in zip(output.attentions, expected, strict=True):
         assert_close(found, wanted[:, :, 6:, :6] * some)
     assert_close(output.logits, ours(ids, group_ids=ranks).logits)
+
+
+@torch.no_grad()
+def test_a_column_of_padding_alone() -> None:
+    """As batches have that are padded to a multiple: it has no query row."""
+    face = LlamaTwoStreamForCausalLM.of(adapt(network(), (ANY_ORDER,))).eval()
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    expected = face(ids, labels=ids, output_hidden_states=True, output_attentions=True)
+    for left, right in ((1, 0), (0, 2), (2, 1)):
+        padded, mask = (torch.nn.functional.pad(part, (left, right)) for part in (ids, torch.ones_like(ids)))
+        found = face(padded, attention_mask=mask, labels=padded, output_hidden_states=True, output_attentions=True)
+        assert found.logits.shape[1] == padded.shape[1]
+        columns = slice(left, left + 4)
+        torch.testing.assert_close(found.logits[:, columns], expected.logits)
+        torch.testing.assert_close(found.loss, expected.loss)
+        assert found.hidden_states is not None
+        assert found.attentions is not None
+        torch.testing.assert_close(found.hidden_states[-1][:, columns], expected.hidden_states[-1])
+        torch.testing.assert_close(found.attentions[0][..., columns, columns], expected.attentions[0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -255,3 +257,10 @@ def test_refusals_name_field_value_and_remedy(name: str) -> None:
     with pytest.raises(UserError) as error:
         call()
     assert str(error.value).startswith(message)
+
+
+@pytest.mark.parametrize("values", [[10**30], [[0, 2**41]], {"a": 1}, np.zeros((2, 3)), iter([0]), [[1.5]]])
+def test_ranks_of_another_kind_are_refused_in_a_line(values: Any) -> None:
+    with pytest.raises(UserError, match=r"^group_ids is .*: give (smaller numbers|a list of whole numbers)") as caught:
+        GroupPlan.from_group_ids(values)
+    assert "\n" not in str(caught.value)

@@ -213,3 +213,35 @@ def test_the_public_border(make: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         make()
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "remedy"),
+    [
+        ("\ud800", "a path without halves of characters (surrogates)"),
+        ("a" * 256, "a path whose names have at most 255 bytes"),
+        ("x/" + "é" * 128 + "/y", "a path whose names have at most 255 bytes"),
+    ],
+)
+def test_paths_that_no_file_can_have(path: str, remedy: str) -> None:
+    @checked()
+    def read(place: Path | str) -> None:
+        pass
+
+    with pytest.raises(UserError, match=re.escape(f": give {remedy}.")):
+        read(path)
+    read("a" * 255)
+
+
+def test_nothing_stands_for_a_record() -> None:
+    with pytest.raises(UserError, match=r"^plan is <list_iterator .*: give an object of the class GroupPlan"):
+        anyorder.log_prob(network(), [1, 2], iter([1]))  # type: ignore[arg-type]
+
+
+def test_whole_numbers_beyond_those_of_pytorch_are_numbers() -> None:
+    @checked()
+    def read(value: float) -> float:
+        return value
+
+    assert isinstance(read(10**30), float)
+    assert isinstance(read(3), int)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -62,3 +64,26 @@ def test_chunks_are_causal_within() -> None:
     assert mask.tolist() == [[key <= row and key // 2 == row // 2 for key in range(5)] for row in range(5)]
     with pytest.raises(UserError, match="chunk"):
         create_chunked_attention_mask(5, 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seq_len": -1}, r"^seq_len is -1: give the number of tokens, 0 or more\.$"),
+        ({"seq_len": 2**62}, r"^seq_len is 4611686018427387904: give at most 262,144\.$"),
+        (
+            {"seq_len": 3, "device": "diffusion"},
+            r"^device is 'diffusion': give one of PyTorch's, such as 'cpu' or 'cuda'",
+        ),
+        ({"seq_len": 3, "device": range(3)}, r"^device is range\(0, 3\), a range: give "),
+    ],
+)
+def test_absurd_sizes_and_devices_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        create_chunked_attention_mask(**{"attention_chunk_size": 2, **options})
+
+
+@pytest.mark.parametrize("group_ids", [UserError("x"), object(), [0, 1], iter([0])])
+def test_group_ids_are_a_tensor(group_ids: Any) -> None:
+    with pytest.raises(UserError, match=r"^group_ids is .*: give an object of the class Tensor"):
+        generate_grouping_masks(group_ids)

@@ -44,6 +44,7 @@ def read_questions(
     of_questions, single = _by_question(phrasings, tokenizer)
     prefixes = _one_each(listed(prefix), "prefix", len(of_questions))
     suffixes = _one_each(listed(suffix), "suffix", len(of_questions))
+    separator = _separator(listed(separator))
     shares = _weights_each(listed(weights), len(of_questions))
     questions = []
     for number, of_question in enumerate(of_questions):
@@ -137,6 +138,8 @@ def _is_part(value: object) -> bool:
     """A text, or a list of at least one token id."""
     if isinstance(value, str):
         return True
+    if isinstance(value, bytes):
+        return False
     return isinstance(value, Sequence) and bool(value) and all(type(token_id) is int for token_id in value)
 
 
@@ -150,10 +153,19 @@ def _one_each(given: Any, name: str, count: int) -> list[Part]:
     return _parts(given, f"{name} {{}}")
 
 
+def _separator(given: Any) -> Part:
+    if not (_is_part(given) or given == []):
+        raise UserError(f"separator is {_short(given)}: give a text or a list of token ids.")
+    part: Part = given
+    return part
+
+
 def _weights_each(given: Any, count: int) -> list[tuple[float, ...] | None]:
     """The weights of each question; None where there are none, or the name of a score that gives them later."""
     if given is None or isinstance(given, str):
         return [None] * count
+    if not isinstance(given, Sequence):
+        raise UserError(f"weights is {_short(given)}: give a number for each phrasing, in a list.")
     if not any(isinstance(entry, Sequence) for entry in given):
         return [tuple(given)] * count
     if len(given) != count or not all(isinstance(entry, Sequence) for entry in given):

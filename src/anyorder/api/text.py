@@ -15,6 +15,7 @@ from anyorder.api.prompt_forms import plain_prompt
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -147,9 +148,11 @@ def stop_strings(stop: str | Sequence[str] | None, tokenizer: PreTrainedTokenize
     """
     stops = () if stop is None else tuple(stop) if isinstance(stop, Sequence) and not isinstance(stop, str) else (stop,)
     if not all(isinstance(text, str) and text for text in stops):
-        raise UserError(f"stop is {stop!r}: give strings of at least one character.")
+        raise UserError(f"stop is {shown(stop)}: give strings of at least one character.")
     if stops and tokenizer is None:
-        raise UserError(f"stop is {stop!r} and tokenizer is None: give the tokenizer, which tells where text stops.")
+        raise UserError(
+            f"stop is {shown(stop)} and tokenizer is None: give the tokenizer, which tells where text stops."
+        )
     return stops
 
 

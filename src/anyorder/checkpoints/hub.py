@@ -20,6 +20,7 @@ WORDS = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.
 """The files beside the weights: configurations and tokenizer."""
 
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+PICKLED = ("pytorch_model*.bin", "pytorch_model.bin.index.json")
 META = ("params.json", "consolidated.*.pth")
 
 NOT_FETCHED = ("*/*", "consolidated*.safetensors")
@@ -66,10 +67,11 @@ def fetch(path: str | Path, revision: str | None = None, token: str | None = Non
     if weights and not any(folder.glob("*.safetensors")):
         folder = _snapshot(repository, revision, token, (*WORDS, *META))
         if not any(folder.glob("consolidated.*.pth")):
-            raise UserError(
-                f"model {repository!r} has no weights in safetensors: give another revision, or save it with "
-                "transformers first, since pickled files can run code."
-            )
+            folder = _snapshot(repository, revision, token, (*WORDS, *PICKLED))
+            if not any(folder.glob(PICKLED[0])):
+                raise UserError(
+                    f"model {repository!r} has no weights in safetensors or {PICKLED[0]}: give another revision."
+                )
     return folder
 
 

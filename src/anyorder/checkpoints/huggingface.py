@@ -1,4 +1,4 @@
-"""Hugging Face folders: `config.json` beside safetensors, whole or in shards.
+"""Hugging Face folders: `config.json` beside safetensors, or `pytorch_model.bin`, whole or in shards.
 
 The tensors of the architectures that are read have the same names there and here, except for the forms in which some
 masked diffusion models are published, which bring a map of names.
@@ -6,6 +6,7 @@ masked diffusion models are published, which bring a map of names.
 
 from __future__ import annotations
 
+import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from anyorder.checkpoints.config_json import config_from_json, config_to_json, e
 from anyorder.checkpoints.contents import EMBEDDING, contents_of
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.checkpoints.masked_diffusion import Form, form_of
+from anyorder.checkpoints.pickled import load_pickled
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.checkpoints.weights import DTYPES, Checkpoint, check_layers, listed
@@ -33,6 +35,14 @@ CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+PICKLED = "pytorch_model.bin"
+"""Weights as folders had them before safetensors; read where there are no safetensors."""
+
+PICKLED_SUFFIX = ".bin"
+
+INDICES = {WEIGHTS: INDEX, PICKLED: "pytorch_model.bin.index.json"}
+"""What says which shard each tensor is in, by the name of the file that is not in shards."""
 
 SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -92,15 +102,16 @@ def read(folder: Path) -> Checkpoint:
             stored_as[name] = stored_name
             if name in files:
                 raise UserError(f"tensor {name!r} is in {str(files[name])!r} and in {file.name!r}: delete one of them.")
-            if dtype not in SAFETENSORS_DTYPES:
-                known = listed(DTYPES)
-                raise UserError(f"tensor {name!r} in {str(file)!r} is stored as {dtype}: store it as one of {known}.")
-            files[name], shapes[name], dtypes[name] = file, shape, DTYPES[SAFETENSORS_DTYPES[dtype]]
+            files[name], shapes[name], dtypes[name] = file, shape, dtype
     _check_index(folder, {stored_as[name]: file for name, file in files.items()})
     if form is not None and form.own_head and HEAD in files:
         config = config.replace(tie_word_embeddings=False)
 
+    opened = functools.lru_cache(maxsize=1)(_pickled)  # mapped into memory
+
     def read_tensor(name: str) -> Tensor:
+        if files[name].suffix == PICKLED_SUFFIX:
+            return opened(files[name])[stored_as[name]].clone()
         # Opened anew for each tensor: pages of the file stay in memory while it is open. A copy, since tensors in the
         # file need not be aligned, and the file may change.
         with safe_open(files[name], framework="pt") as file:
@@ -111,12 +122,12 @@ def read(folder: Path) -> Checkpoint:
 
 
 def check_layers_of(folder: Path) -> None:
-    """Refuse a folder whose configuration has many more layers than its safetensors; what is no such folder passes.
+    """Refuse a folder whose configuration has many more layers than tensors; what is no such folder passes.
 
     Raises:
         UserError: see above, or a file is damaged.
     """
-    has_weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+    has_weights = any((folder / name).is_file() for names in INDICES.items() for name in names)
     if has_weights and (folder / CONFIG).is_file():
         tensors = sum(1 for file in _weight_files(folder) for _ in _header(file))
         check_layers(folder, read_config(folder)[0], tensors)
@@ -184,35 +195,47 @@ def _save(weights: Mapping[str, Tensor], file: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    if (folder / INDEX).is_file():
-        return [folder / name for name in sorted(set(_weight_map(folder).values()))]
-    pickled = any(folder.glob("pytorch_model*.bin"))
-    remedy = "save it as safetensors first, since pickled files can run code" if pickled else "complete the folder"
-    raise UserError(f"folder {str(folder)!r} has neither {WEIGHTS} nor {INDEX}: {remedy}.")
+    for whole, index in INDICES.items():
+        if (folder / whole).is_file():
+            return [folder / whole]
+        if (folder / index).is_file():
+            return [folder / name for name in sorted(set(_weight_map(folder / index).values()))]
+    raise UserError(f"folder {str(folder)!r} has neither {WEIGHTS} nor {INDEX}: complete the folder.")
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
-    where = read_json(folder / INDEX).get("weight_map")
+def _weight_map(index: Path) -> dict[str, str]:
+    where = read_json(index).get("weight_map")
     names = where.values() if isinstance(where, dict) and where else [None]
     if not all(isinstance(name, str) and name and name == Path(name).name for name in names):
-        raise UserError(f"{str(folder / INDEX)!r} has no weight_map of tensors to files beside it: fetch it again.")
+        raise UserError(f"{str(index)!r} has no weight_map of tensors to files beside it: fetch it again.")
     return typing.cast(dict[str, str], where)
 
 
 def _check_index(folder: Path, files: Mapping[str, Path]) -> None:
-    if (folder / WEIGHTS).is_file():
+    whole = next(name for names in INDICES.items() for name in names if (folder / name).is_file())
+    if whole in INDICES:
         return
-    for name, file in _weight_map(folder).items():
+    for name, file in _weight_map(folder / whole).items():
         if not IGNORED_TENSORS.fullmatch(name) and files.get(name) != folder / file:
             raise UserError(
-                f"tensor {name!r} is not in {file!r}, but {str(folder / INDEX)!r} says so: fetch them again."
+                f"tensor {name!r} is not in {file!r}, but {str(folder / whole)!r} says so: fetch them again."
             )
 
 
-def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and dtype of each tensor in a file, whose size is checked by the library."""
+def _pickled(file: Path) -> dict[str, Tensor]:
+    return load_pickled(file, lambda name: not (isinstance(name, str) and IGNORED_TENSORS.fullmatch(name)))
+
+
+def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Name, shape and dtype of each tensor in a file, whose size is checked by the library.
+
+    Raises:
+        UserError: the file is missing or damaged, or a dtype is none that weights are read in.
+    """
+    if file.suffix == PICKLED_SUFFIX and is_file(file):
+        for name, tensor in _pickled(file).items():
+            yield name, tuple(tensor.shape), tensor.dtype
+        return
     if not is_file(file):  # also of names that no file can have
         place = str(file.parent)
         raise UserError(f"weight file {shown(file.name)} is missing: complete the folder {place!r}.")
@@ -221,7 +244,14 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], str]]:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 if not IGNORED_TENSORS.fullmatch(name):
                     tensor = tensors.get_slice(name)
-                    yield name, tuple(tensor.get_shape()), tensor.get_dtype()
+                    dtype = tensor.get_dtype()
+                    if dtype not in SAFETENSORS_DTYPES:
+                        known = listed(DTYPES)
+                        message = f"tensor {name!r} in {str(file)!r} is stored as {dtype}: store it as one of {known}."
+                        raise UserError(message)
+                    yield name, tuple(tensor.get_shape()), DTYPES[SAFETENSORS_DTYPES[dtype]]
+    except UserError:
+        raise
     except (SafetensorError, OSError, ValueError) as error:
         size = file.stat().st_size
         raise UserError(

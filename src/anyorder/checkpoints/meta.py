@@ -5,8 +5,6 @@ Several are the shards of tensor parallelism: each has its part of every matrix,
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +13,10 @@ import torch
 from torch import Tensor
 
 from anyorder.checkpoints.llama2c import to_halves
-from anyorder.checkpoints.meta_names import KINDS, ROWS, check_name, in_one_form, is_name
+from anyorder.checkpoints.meta_names import KINDS, ROWS, in_one_form, is_name
 from anyorder.checkpoints.meta_params import Params, read_params, rotary_of, special_tokens, trained_length
-from anyorder.checkpoints.weights import DTYPES, Checkpoint, counted, listed
+from anyorder.checkpoints.pickled import load_pickled
+from anyorder.checkpoints.weights import Checkpoint, counted
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 
@@ -112,55 +111,20 @@ class _Shard:
     def __init__(self, file: Path, query_rows: int) -> None:
         self.file = file
         self.query_rows = query_rows
-        self.tensors = in_one_form(_load(file), query_rows, str(file))
+        self.tensors = self._open()
         self.bytes_read = 0
+
+    def _open(self) -> dict[str, Tensor]:
+        return in_one_form(load_pickled(self.file, is_name), self.query_rows, str(self.file))
 
     def read(self, name: str) -> Tensor:
         """A tensor, still in the file: copy it before the next one is read."""
         if self.bytes_read > max(LEAST_MAPPED, SHARE_MAPPED * self.file.stat().st_size):
             self.tensors = {}  # before the file is opened again: unmapped, its pages count no longer
-            self.tensors, self.bytes_read = in_one_form(_load(self.file), self.query_rows, str(self.file)), 0
+            self.tensors = self._open()
+            self.bytes_read = 0
         self.bytes_read += self.tensors[name].nbytes
         return self.tensors[name]
-
-
-def _load(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name; nothing in it is ever run.
-
-    Raises:
-        UserError: it is damaged, or holds something else.
-    """
-    if not file.is_file():
-        raise UserError(f"weight file {str(file)!r} is missing: complete the folder.")
-    try:
-        with torch.serialization.safe_globals([io.BytesIO]):  # bytes in memory: extra states of some layers
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"names {code[1]}, which is no tensor and may be code" if code else "holds something else than tensors"
-        raise UserError(
-            f"weight file {str(file)!r} {what}; nothing of it was run: get the weights from a source that you trust."
-        ) from error
-    except Exception as error:  # PyTorch raises many kinds where an archive is broken
-        size = file.stat().st_size
-        raise UserError(
-            f"weight file {str(file)!r} of {size} bytes is damaged, not whole, or no archive of torch.save: fetch it "
-            "again."
-        ) from error
-    if not isinstance(loaded, dict):
-        raise UserError(f"weight file {str(file)!r} holds {type(loaded).__name__}, not tensors by name: give Meta's.")
-    tensors = {name: tensor for name, tensor in loaded.items() if is_name(name)}
-    for name, tensor in tensors.items():
-        check_name(name, str(file))
-        if not isinstance(tensor, Tensor):
-            kind = type(tensor).__name__
-            raise UserError(f"{name!r} in {str(file)!r} is of type {kind}, not a tensor: give Meta's weights alone.")
-        if tensor.dtype not in DTYPES.values() or tensor.layout != torch.strided:
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(
-                f"tensor {name!r} in {str(file)!r} is stored as {kind}: store it as one of {listed(DTYPES)}."
-            )
-    return tensors
 
 
 def _shard_files(folder: Path) -> list[Path]:

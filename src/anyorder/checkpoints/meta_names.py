@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.utils.annotations import shown
 
 ROWS, COLUMNS = 0, 1
 """Which dimension of a matrix the shards divide."""
@@ -112,13 +111,3 @@ def _parts(name: str, tensor: Tensor, query_rows: int, file: str) -> list[tuple[
         parts = tensor.chunk(2)
         return [(f"{layer}feed_forward.{kind}.weight", part) for kind, part in zip(("w1", "w3"), parts, strict=True)]
     return [(f"{layer}{OTHER_NAMES.get(own, own)}", tensor)]
-
-
-def check_name(name: Any, file: str) -> None:
-    """Refuses a key that is no text.
-
-    Raises:
-        UserError: see above.
-    """
-    if not isinstance(name, str):
-        raise UserError(f"{file!r} has a tensor named {shown(name)}, which is no text: give Meta's weights alone.")

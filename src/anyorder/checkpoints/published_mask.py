@@ -1,4 +1,4 @@
-"""The mask token of a network whose configuration leaves it to the tokenizer beside it."""
+"""The mask token of a network whose configuration leaves it to the files beside it."""
 
 from __future__ import annotations
 
@@ -10,18 +10,26 @@ from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.masked_diffusion import form_of
 from anyorder.checkpoints.places import is_file
 
+GENERATION_CONFIG = "generation_config.json"
+
 NAMING = ("tokenizer_config.json", "special_tokens_map.json")
 """Files that name the mask token by its text."""
 
 
 def with_tokenizers_mask(fields: Json, folder: Path) -> Json:
-    """The fields of a config.json, with the mask token of the tokenizer beside it if they want one.
+    """The fields of a config.json, with the mask token of generation_config.json or the tokenizer if they want one.
 
     Raises:
-        UserError: a file of the tokenizer is no JSON.
+        UserError: a file is no JSON.
     """
     form = form_of(fields)
-    if form is None or form.mask_token_id is not None or form.names_mask(fields):
+    if form is None or form.names_mask(fields):
+        return fields
+    if is_file(folder / GENERATION_CONFIG):
+        mask = read_json(folder / GENERATION_CONFIG).get("mask_token_id")
+        if mask is not None:
+            return fields | {"mask_token_id": mask}
+    if form.mask_token_id is not None:
         return fields
     return fields | {"mask_token_id": tokenizers_mask_token(folder)}
 

@@ -7,7 +7,7 @@ their versions is contained here. Importing this package makes transformers' `Au
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
 
 from anyorder.huggingface.causal import AnyOrderForCausalLM
 from anyorder.huggingface.config import PUBLISHED_CONFIGS, AnyOrderConfig
@@ -25,3 +25,4 @@ for _config in _configs:
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
 AutoModelForCausalLM.register(AnyOrderConfig, AnyOrderForCausalLM, exist_ok=True)
 AutoModelForMaskedLM.register(AnyOrderConfig, LLaDAForMaskedLM, exist_ok=True)
+AutoModel.register(AnyOrderConfig, LLaDAForMaskedLM, exist_ok=True)  # by which LLaDA and Dream are published

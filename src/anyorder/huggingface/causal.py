@@ -110,6 +110,8 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Tensor | int | None = None,
         past_key_values: TransformersCache | None = None,
+        cache_position: Tensor | None = None,
+        **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
         """Left to right, as `LlamaForCausalLM`.
 
@@ -132,15 +134,20 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             logits_to_keep: how many of the last rows to return logits for, all if 0, or which rows `[n]`.
             num_items_in_batch: what the summed loss is divided by; the number of predicted tokens unless given.
             past_key_values: another name of `cache`.
+            cache_position: the columns of these rows `[rows]`, as transformers 4 has it: those after the cache.
+            others: arguments of other networks, as PEFT passes them: None or False.
 
         Raises:
             UserError: the network does not write from left to right, or the arguments do not fit each other.
         """
         refuse_unless_causal(self.config.ways, self.config.default_way)
+        self.refuse_others(others)
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
+        if input_ids is not None:
+            call.check_tokens(input_ids)
         given = name_cache({"cache": cache, "past_key_values": past_key_values}).get(CACHE_NAME)
         rows_BRE = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         shape = (rows_BRE.shape[0], rows_BRE.shape[1])
@@ -157,6 +164,9 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             given = past_from(dynamic, self, shape[0], attention_mask)
         past = self._past(given, use_cache, shape)
         before = 0 if past is None else past.columns
+        if cache_position is not None and cache_position.tolist() != list(range(before, before + shape[1])):
+            remedy = f"leave it out, or give the columns from {before} to {before + shape[1] - 1}"
+            raise UserError(f"cache_position is {cache_position.tolist()}: {remedy}.")
         backend = "eager" if output_attentions else None
         views = self._views(shape, attention_mask, position_ids, past, packed, backend)
         weights: list[Tensor] = []
@@ -217,8 +227,9 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
             if mask.shape != (batch, before + rows):
                 remedy = f"give [batch, tokens so far], {[batch, before + rows]}"
                 raise UserError(f"attention_mask has the shape {list(mask.shape)}: {remedy}.")
-            valid_BR = mask[:, before:].bool()
-            position_BR = (mask.long().cumsum(1) - 1).clamp(min=0)[:, before:]
+            seen = call.valid_of(mask)
+            valid_BR = seen[:, before:]
+            position_BR = (seen.long().cumsum(1) - 1).clamp(min=0)[:, before:]
         elif past is not None and before:
             position_BR = column_BR - before + past.slots.present.sum(1, keepdim=True)
         if position_ids is not None:
@@ -244,5 +255,5 @@ def _next_tokens(labels_BR: Tensor, mask: Tensor) -> Tensor:
     return call.next_tokens(labels_BR, mask[:, -labels_BR.shape[1] :].bool())
 
 
-ARGUMENTS = frozenset(inspect.signature(AnyOrderForCausalLM.forward).parameters)
+ARGUMENTS = frozenset(inspect.signature(AnyOrderForCausalLM.forward).parameters) - {"others", "cache_position"}
 """Of the forward pass."""

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from anyorder.errors import UserError
 from anyorder.huggingface.past import SPARE, PastKeyValues
+from anyorder.model import call
 from anyorder.model.llama import Llama
 
 COPY = "_copy_of_anyorder"
@@ -60,7 +61,7 @@ def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | No
     past = PastKeyValues(network.new_cache(batch, tokens + SPARE))
     valid_BT = torch.ones((batch, tokens), dtype=torch.bool, device=network.device)
     if mask is not None:
-        valid_BT = mask[:, :tokens].bool()
+        valid_BT = call.valid_of(mask[:, :tokens])
     column_BT = torch.arange(tokens, device=network.device).expand(batch, -1)
     position_BT = (valid_BT.long().cumsum(1) - 1).clamp(min=0)
     slots_BT = past.slots.put({"position": position_BT, "column": column_BT}, valid_BT)

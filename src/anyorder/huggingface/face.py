@@ -28,6 +28,7 @@ from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
 from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
+from anyorder.model import call
 from anyorder.model.block import Block
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.linear import Linear
@@ -147,6 +148,24 @@ class Face(Llama, PreTrainedModel):
         if not isinstance(self.lm_head, Int8Linear):
             PreTrainedModel.tie_weights(self, *args, **kwargs)
 
+    def refuse_others(self, others: Mapping[str, Any]) -> None:
+        """Refuse what tools pass to other networks.
+
+        None and False change nothing and are passed over, and so are the zeros that some tokenizers give as
+        `token_type_ids` of a single text.
+
+        Raises:
+            UserError: an argument has another value.
+        """
+        for name, value in others.items():
+            zeros = name == "token_type_ids" and isinstance(value, Tensor) and not bool(value.any())
+            if value is None or value is False or zeros:
+                continue
+            known = ", ".join(name for name in inspect.signature(self.forward).parameters if name != "others")
+            raise UserError(
+                f"argument {name!r} is unknown to {type(self).__name__}: leave it out, or give one of {known}."
+            )
+
     @property
     def backend(self) -> str:  # type: ignore[override]
         """The attention backend, by transformers' name; `set_attn_implementation` sets it."""
@@ -189,25 +208,18 @@ class NotCausalFace(Face):
         return self.generate()
 
     def refuse_others(self, others: Mapping[str, Any]) -> None:
-        """Refuses what tools pass to other networks; None and False change nothing, and are passed over.
+        """As for other faces; a cache has a message of its own.
 
         Raises:
             UserError: an argument has another value.
         """
-        for name, value in others.items():
-            if value is None or value is False:
-                continue
-            if name in ("use_cache", "past_key_values", "cache"):
+        for name in ("use_cache", "past_key_values", "cache"):
+            if others.get(name) not in (None, False):
                 raise UserError(
                     f"{name} is given, but this network writes {self.writes} and is called without a cache: leave it "
                     "out (and use LoRA, IA3 or prompt tuning instead of prefix tuning)."
                 )
-            if name == "output_attentions":
-                raise UserError("output_attentions is True, but attention weights are not kept: leave it out.")
-            known = ", ".join(name for name in inspect.signature(self.forward).parameters if name != "others")
-            raise UserError(
-                f"argument {name!r} is unknown to {type(self).__name__}: leave it out, or give one of {known}."
-            )
+        super().refuse_others(others)
 
     def rows_of(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, **beside: Tensor | None) -> Tensor:
         """The embedded tokens `[batch, length, hidden]`.
@@ -221,9 +233,8 @@ class NotCausalFace(Face):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("both or neither of input_ids and inputs_embeds are given: give one of them.")
-        if input_ids is not None and (input_ids.dim() != 2 or input_ids.is_floating_point()):
-            found = f"{input_ids.dtype} of shape {list(input_ids.shape)}"
-            raise UserError(f"input_ids is {found}: give whole numbers [batch, length].")
+        if input_ids is not None:
+            call.check_tokens(input_ids)
         rows_BLE: Tensor = self.model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         for name, given in beside.items():
             if given is not None and given.shape != rows_BLE.shape[:2]:

@@ -65,7 +65,7 @@ class LLaDAForMaskedLM(NotCausalFace):
         shape = rows_BLE.shape[:2]
         valid_BL = torch.ones(shape, dtype=torch.bool, device=rows_BLE.device)
         if attention_mask is not None:
-            valid_BL = attention_mask.bool()
+            valid_BL = call.valid_of(attention_mask)
         position_BL = call.positions_of(valid_BL) if position_ids is None else position_ids.expand(shape)
         if position_ids is not None:
             _refuse_repeated(position_BL, valid_BL)

@@ -120,15 +120,16 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
             position_BL = rows.labels["position"][:, rows.n_keys :]
             content_BLE = call.gather_rows(rows_BLE, rows.content_BL)
             hidden_BRE = self.read(self.with_query_rows(content_BLE, position_BL), views)
-        # From the order of ranks back to that of the text; rows of padding stay zero.
-        valid_BL = rows.valid_BR[:, rows.n_keys :]
-        sample_N, _ = valid_BL.nonzero(as_tuple=True)
+        # From the order of ranks back to that of the text; rows of padding stay zero, and columns of padding alone have
+        # no rows.
+        valid_BK = rows.valid_BR[:, rows.n_keys :]
+        sample_N, _ = valid_BK.nonzero(as_tuple=True)
 
         def of_text(all_BR: Tensor) -> Tensor:
             """Of what rows have `[batch, rows, ...]`, that of the query rows, in the order of the text."""
-            query_BL = all_BR[:, rows.n_keys :]
-            placed_BL = torch.zeros_like(query_BL)
-            placed_BL[sample_N, rows.query_BK[valid_BL]] = query_BL[valid_BL]
+            query_BK = all_BR[:, rows.n_keys :]
+            placed_BL = query_BK.new_zeros((len(query_BK), rows_BLE.shape[1], *query_BK.shape[2:]))
+            placed_BL[sample_N, rows.query_BK[valid_BK]] = query_BK[valid_BK]
             return placed_BL
 
         logits_BLV = self.logits(of_text(hidden_BRE))
@@ -158,7 +159,7 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
         device = rows_BLE.device
         valid_BL = torch.ones((batch, length), dtype=torch.bool, device=device)
         if attention_mask is not None:
-            valid_BL = attention_mask.bool()
+            valid_BL = call.valid_of(attention_mask)
         group_ids = self._grouping if group_ids is None else group_ids
         if group_ids is None:
             rank_BL = torch.arange(length, device=device).expand(batch, -1)

@@ -27,6 +27,34 @@ def positions_of(valid_BL: Tensor) -> Tensor:
     return (valid_BL.long().cumsum(1) - 1).clamp(min=0)
 
 
+def check_tokens(input_ids: Tensor) -> None:
+    """Refuse what is no batch of tokens.
+
+    Raises:
+        UserError: see above.
+    """
+    if not isinstance(input_ids, Tensor):
+        kind = type(input_ids).__name__
+        raise UserError(f"input_ids is of type {kind}: give a tensor of whole numbers [batch, length].")
+    if input_ids.dim() != 2 or input_ids.is_floating_point():
+        found = f"{input_ids.dtype} of shape {list(input_ids.shape)}"
+        raise UserError(f"input_ids is {found}: give whole numbers [batch, length].")
+
+
+def valid_of(attention_mask: Tensor) -> Tensor:
+    """Which tokens are no padding, boolean, of a mask with 1 for tokens and 0 for padding.
+
+    Raises:
+        UserError: the mask has other values, such as numbers of texts packed into a row, or terms added to scores.
+    """
+    valid: Tensor = attention_mask != 0
+    if attention_mask.dtype is not torch.bool and bool((valid & (attention_mask != 1)).any()):
+        other = attention_mask[valid & (attention_mask != 1)][0].item()
+        remedy = "give 1 for tokens and 0 for padding, and each text a row of its own"
+        raise UserError(f"attention_mask has the value {other:g}: {remedy}.")
+    return valid
+
+
 def content_visibility(way: Way) -> Visibility:
     """The visibility among tokens when a text is read in one pass; any order counts as left to right."""
     if way.block_length is not None:

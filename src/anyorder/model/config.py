@@ -115,7 +115,7 @@ class ModelConfig:
     default_way: str = ""
 
     def __post_init__(self) -> None:
-        known_norm = self.qk_norm in ("none", "learned", "weightless")
+        known_norm = isinstance(self.qk_norm, str) and self.qk_norm in ("none", "learned", "weightless")
         self._require("qk_norm", known_norm, "choose none, learned or weightless")
         self._require(
             "rotary", isinstance(self.rotary, Rotary), "give an object of anyorder.model.rope, such as Rotary"

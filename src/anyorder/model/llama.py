@@ -295,13 +295,15 @@ class Llama(nn.Module):
                 number of predicted tokens unless given.
 
         Raises:
-            UserError: the shape of the mask or the labels is another, or the default way predicts no token.
+            UserError: `input_ids` are no tokens, the shape of the mask or the labels is another, the mask has values
+                other than 0 and 1, or the default way predicts no token.
         """
+        call.check_tokens(input_ids)
         for name, given in (("attention_mask", attention_mask), ("labels", labels)):
             if given is not None and given.shape != input_ids.shape:
                 raise UserError(f"{name} has the shape {list(given.shape)}: give {list(input_ids.shape)}.")
         way = self.config.way(self.config.default_way)
-        valid_BL = None if attention_mask is None else attention_mask.bool()
+        valid_BL = None if attention_mask is None else call.valid_of(attention_mask)
         logits_BLV = self.logits(call.read_as(self, way, input_ids, valid_BL))
         if labels is None:
             return CallOutput(None, logits_BLV)

@@ -21,7 +21,7 @@ from torch import Tensor
 from anyorder.errors import UserError
 from anyorder.orders.kinds import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
 from anyorder.utils import rng
-from anyorder.utils.annotations import checked
+from anyorder.utils.annotations import checked, shown
 from anyorder.utils.reprs import counted
 
 Lengths = int | Sequence[int]
@@ -376,10 +376,13 @@ def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]
         return values_BL, torch.ones_like(values_BL, dtype=torch.bool)
     try:
         rows = [[operator.index(value) for value in row] for row in _rows(values)]
-    except TypeError:
+    except (TypeError, KeyError):  # of mappings
         rows = []
     if not rows or not all(rows):
-        raise UserError(f"{name} is {values!r}: give a list of whole numbers for each text, none of them empty.")
+        remedy = "give a list of whole numbers for each text, none of them empty"
+        raise UserError(f"{name} is {shown(values)}: {remedy}.")
+    if any(abs(value) > _FAR for row in rows for value in row):
+        raise UserError(f"{name} is {shown(values)}: give smaller numbers.")
     longest = max(map(len, rows))
     filled = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
     return filled, _starts([len(row) for row in rows], longest)
@@ -402,7 +405,7 @@ def _booleans(name: str, marks: Any) -> Tensor:
         or not marks
         or not all(isinstance(row, Sequence) and all(isinstance(m, bool) for m in row) for row in marks)
     ):
-        raise UserError(f"{name} is {marks!r}: give a list of booleans for each text.")
+        raise UserError(f"{name} is {shown(marks)}: give a list of booleans for each text.")
     filled, valid = _integers(name, marks)
     return filled.bool() & valid
 

@@ -34,6 +34,9 @@ Result = TypeVar("Result")
 LARGEST = 2**64 - 1
 """The largest whole number that PyTorch takes anywhere, as a seed; no quantity is above it."""
 
+LONGEST_NAME = 255
+"""Bytes that file systems allow in the name of a file or folder."""
+
 SHOWN = 100
 """Characters of a value that an error shows."""
 
@@ -214,7 +217,7 @@ def _number(value: Any) -> float:
         raise UnfitError("a finite number")
     if abs(number) > sys.float_info.max:
         raise UnfitError("a smaller number")
-    return number
+    return float(number) if abs(number) > LARGEST else number  # PyTorch takes no larger whole numbers
 
 
 def _truth(value: Any) -> bool:
@@ -236,6 +239,12 @@ def _path(value: Any) -> Path:
     path = value if isinstance(value, Path) else Path(os.fsdecode(value))
     if "\0" in str(path):
         raise UnfitError("a path without the character NUL")
+    try:
+        longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    except UnicodeEncodeError:
+        raise UnfitError("a path without halves of characters (surrogates)") from None
+    if longest > LONGEST_NAME:
+        raise UnfitError(f"a path whose names have at most {LONGEST_NAME} bytes")
     return path
 
 
@@ -462,14 +471,22 @@ def _mapping(key: Kind, value: Kind) -> Kind:
     return Kind(f"a dict{words}", fit, f"dicts{words}")
 
 
-PLAIN = (str, bytes, int, float, complex, list, tuple, dict, set, types.NoneType, Path, type, types.FunctionType)
+PLAIN = (
+    str, bytes, bytearray, int, float, complex, list, tuple, dict, set, frozenset, range, slice, types.NoneType,
+    types.EllipsisType, types.NotImplementedType, Path, type, types.FunctionType, BaseException,
+    collections.abc.Iterator,
+)  # fmt: skip
 
 
 def _object(kind: type) -> Kind:
-    """Objects of a class, and what stands for them, such as a network with adapters around it; no plain data."""
+    """Objects of a class, and what stands for them, such as a network with adapters around it; no plain data.
+
+    Nothing stands for records and for PyTorch's own, such as tensors.
+    """
+    alone = kind.__module__.partition(".")[0] == "torch" or dataclasses.is_dataclass(kind)
 
     def fit(value: Any) -> Any:
-        if not isinstance(value, kind) and (isinstance(value, PLAIN) or hasattr(value, "ndim")):
+        if not isinstance(value, kind) and (alone or isinstance(value, PLAIN) or hasattr(value, "ndim")):
             raise UnfitError
         return value
 

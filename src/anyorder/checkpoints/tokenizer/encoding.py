@@ -7,14 +7,22 @@ ends in what they add. A text that is learnt begins like a prompt and ends in ex
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ANCHORS = ("\n", "a", ".")
 """Texts to go on from; of the first that leaves its own tokens alone the rest is what the text is made of."""
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half of a character, which no tokenizer takes."""
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -80,5 +88,8 @@ def _begun(begin: Sequence[int], ids: list[int]) -> list[int]:
 def _plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
+    for text in texts:
+        if SURROGATE.search(text):
+            raise UserError(f"the text {shown(text)} has half a character (a surrogate alone): write it anew as UTF-8.")
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
     return ids

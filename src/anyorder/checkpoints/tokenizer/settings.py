@@ -12,6 +12,7 @@ from typing import Any
 from tokenizers import AddedToken
 
 from anyorder.checkpoints.json_files import read_json
+from anyorder.checkpoints.tokenizer.encoding import SURROGATE
 from anyorder.errors import UserError
 
 CONFIG = "tokenizer_config.json"
@@ -163,6 +164,9 @@ class _Fields:
 
     def token(self, name: str, value: object) -> str | AddedToken:
         """A token as text, or as an object with its flags."""
+        text = value.get("content") if isinstance(value, dict) else value
+        if isinstance(text, str) and SURROGATE.search(text):
+            self.refuse(name, "give tokens of whole characters, no surrogate alone")
         if isinstance(value, str):
             return value
         if isinstance(value, dict) and isinstance(value.get("content"), str):
@@ -226,6 +230,7 @@ class _Fields:
         for name, token_id in self.fields.items():
             if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 2**31:
                 self.refuse(name, "give the id of a token")
+            self.token(name, name)
         return {
             token_id: AddedToken(name, special=name in special, normalized=name not in special)
             for name, token_id in self.fields.items()
