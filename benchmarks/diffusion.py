@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from anyorder.decoding.canvas import continuation
-from anyorder.decoding.diffusion.decoder import DiffusionSampler, diffusion_steps
+from anyorder.decoding.diffusion.decoder import diffusion_steps
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.inspection.speed import machine, twin
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama

@@ -26,8 +26,7 @@ import anyorder
 from anyorder import DiffusionSampler
 from anyorder.decoding.canvas import continuation
 from anyorder.decoding.diffusion.commit import Commit, EntropyBound, Threshold
-from anyorder.decoding.diffusion.decoder import diffusion_steps
-from anyorder.inspection.cache_drift import Drift
+from anyorder.inspection.drift import Drift, watched_steps
 from anyorder.model.llama import Llama
 from anyorder.objectives.lesson import Batch, summed_loss
 from anyorder.objectives.masked_diffusion import MaskedDiffusion
@@ -129,14 +128,13 @@ def judged(teacher: Llama, prompts: list[list[int]], texts: list[list[int]]) -> 
 
 def drift(model: Llama, prompts: list[list[int]], sampler: DiffusionSampler) -> tuple[float, float]:
     """Divergence and changed tokens of the passes with a cache, the mean over positions."""
-    drifts: list[Drift] = []
     canvases = [continuation(prompt, NEW) for prompt in prompts]
     way, rows = model.config.way("diffusion"), range(len(prompts))
-    for _ in diffusion_steps(model, canvases, sampler, way=way, rows=rows, on_drift=drifts.append):
+    steps, drifts = watched_steps(model, canvases, sampler, way=way, rows=rows)
+    for _ in steps:
         pass
-    positions = sum(one.positions for one in drifts)
-    divergence = sum(one.divergence * one.positions for one in drifts) / positions
-    return divergence, sum(one.changed * one.positions for one in drifts) / positions
+    mean = Drift.join(drifts)
+    return mean.divergence, mean.changed
 
 
 def plot(points: dict[str, list[dict[str, float]]], path: Path) -> None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import torch
 
-from anyorder.decoding.fusion.decoder import Fusion, Question, write_fused
+import anyorder
 from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.inspection.speed import SIZES, machine
 from anyorder.model.llama import Llama
@@ -98,18 +98,22 @@ def candidates(model: Llama, count: int, options: argparse.Namespace) -> dict[st
 
     prefix, suffix = tokens(options.prefix), tokens(options.suffix)
     segments = tuple(tokens(options.segment) for _ in range(count))
-    question = Question(segments=segments, prefix=prefix, suffix=suffix)
-    repeated = Question(segments=tuple(prefix + segment for segment in segments), suffix=suffix)
     prompts = [[*prefix, *segment, *suffix] for segment in segments]
 
     some = min(options.naive_new, options.new)
 
     def fused(method: str) -> Way:
-        return Way(lambda: write_fused(model, [question], fusion=Fusion(method=method), max_new_tokens=options.new))
+        return Way(
+            lambda: anyorder.fuse(
+                model, None, segments, prefix=prefix, suffix=suffix, method=method, max_new_tokens=options.new
+            )
+        )
 
-    def uncached(asked: Question) -> Way:
-        fusion = Fusion(positions="running")
-        run = functools.partial(write_fused, model, [asked], fusion=fusion, use_cache=False, max_new_tokens=some)
+    def uncached(segments: Sequence[Sequence[int]], prefix: Sequence[int]) -> Way:
+        run = functools.partial(
+            anyorder.fuse, model, None, segments, prefix=prefix, suffix=suffix, positions="running", use_cache=False,
+            max_new_tokens=some,
+        )  # fmt: skip
         return Way(run, options.new / some)
 
     def separate(asked: Sequence[Sequence[int]]) -> Way:
@@ -121,8 +125,8 @@ def candidates(model: Llama, count: int, options: argparse.Namespace) -> dict[st
         "one run": separate(prompts[:1]),
         "ensemble here": fused("logit-mean"),
         "ensemble of separate runs": separate(prompts),
-        "masked, no cache": uncached(question),
-        "naive": uncached(repeated),
+        "masked, no cache": uncached(segments, prefix),
+        "naive": uncached([prefix + segment for segment in segments], ()),
     }
 
 

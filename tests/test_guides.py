@@ -18,8 +18,10 @@ from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.cli import command_names, command_of
 from anyorder.cli._order_options import chosen_order
 from anyorder.cli._parser import options
-from anyorder.decoding.diffusion.presets import PRESETS
-from anyorder.decoding.fusion.decoder import CORRECTIONS, METHODS, POSITIONS
+from anyorder.decoding.diffusion.sampler import PRESETS
+from anyorder.decoding.fusion.layout import POSITIONS
+from anyorder.decoding.fusion.question import METHODS
+from anyorder.decoding.fusion.weighting import CORRECTIONS
 from anyorder.orders.names import NAMES
 from tests.pages import Reader, blocks_of
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from anyorder.api.fuse import fuse, stream_fused
     from anyorder.api.generate import convert, generate, load, save, stream
-    from anyorder.decoding.diffusion.decoder import DiffusionSampler
+    from anyorder.decoding.diffusion.sampler import DiffusionSampler
     from anyorder.decoding.fusion.layout import concatenate_paraphrases_with_positions, create_segment_isolation_mask
     from anyorder.errors import UserError
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
@@ -27,7 +27,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "AnyOrderConfig": "huggingface",
     "AnyOrderForCausalLM": "huggingface",
-    "DiffusionSampler": "decoding.diffusion.decoder",
+    "DiffusionSampler": "decoding.diffusion.sampler",
     "GroupPlan": "orders.plan",
     "LLaDAForMaskedLM": "huggingface",
     "LlamaTwoStreamForCausalLM": "huggingface",

@@ -82,8 +82,8 @@ def test_a_gap_is_never_text(in_any_order: Path, folder: Path, capsys: pytest.Ca
     assert main(["generate", str(in_any_order), *words, "--order", "any-order"]) == 0
     assert capsys.readouterr().out == filled
     assert mistake(capsys, "generate", str(in_any_order), *words, "--order", "left-to-right") == (
-        "order is 'left-to-right', which fills no gap, and prompt 0 has one ([...], or -1 among token ids): leave out "
-        "the order, or give 'any-order'."
+        "--order is 'left-to-right', which fills no gap, and prompt 0 has one ([...], or -1 among token ids): leave "
+        "out the order, or give 'any-order'."
     )
     assert "alone, which fills none: load a network that writes in any order or by" in mistake(
         capsys, "generate", str(folder), *words
@@ -100,7 +100,7 @@ def test_a_gap_is_never_text(in_any_order: Path, folder: Path, capsys: pytest.Ca
         ("--draft 3 --steps 4", "draft is 3 beside options of diffusion: leave out one of them."),
         (
             "--order left-to-right --draft 3",
-            "order is 'left-to-right', which is of another way than any-order: give",
+            "--order is 'left-to-right', which is of another way than any-order: give",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from anyorder.checkpoints import hub
 from anyorder.checkpoints.weights import DTYPES
 from anyorder.cli import _values
 from anyorder.cli._messages import as_options
-from anyorder.decoding.diffusion.presets import PRESETS, REMASKING
+from anyorder.decoding.diffusion.sampler import PRESETS, REMASKING
 from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.question import METHODS, SAME_METHODS
 from anyorder.evaluation.protocol import RUN_METHODS

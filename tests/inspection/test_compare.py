@@ -9,10 +9,9 @@ import anyorder
 from anyorder import DiffusionSampler, GroupPlan
 from anyorder.checkpoints.adapt import adapt
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.diffusion.decoder import diffusion_steps
 from anyorder.errors import UserError
-from anyorder.inspection.cache_drift import Drift
 from anyorder.inspection.compare import compare_sampling_methods, method_named, usual_methods
+from anyorder.inspection.drift import Drift, watched_steps
 from anyorder.likelihood.diffusion import Enumeration, MonteCarlo, diffusion_log_prob
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
 from anyorder.model.llama import Llama
@@ -68,9 +67,8 @@ def test_drift_is_told_of_approximate_caches_alone(model: Llama) -> None:
         "blocks": "blocks",
     }
     compared = compare_sampling_methods(able, PROMPTS, methods, max_new_tokens=6, likelihood=Enumeration(), drift=True)
-    drifts: list[Drift] = []
     canvases = [[*prompt, *[BLANK] * 6] for prompt in PROMPTS]
-    steps = diffusion_steps(able, canvases, cached, way=diffusion(MASK), rows=range(2), on_drift=drifts.append)
+    steps, drifts = watched_steps(able, canvases, cached, way=diffusion(MASK), rows=range(2))
     assert len(list(steps)) == compared[0].passes
     positions = [drift.positions for drift in drifts]
     by = torch.tensor([drift.divergence for drift in drifts]), torch.tensor([drift.changed for drift in drifts])
@@ -124,7 +122,10 @@ def test_methods_in_words() -> None:
     assert method_named(words) == expected
     with pytest.raises(UserError, match=r"method 'llada,steps' has the option 'steps': write it as name=value\."):
         method_named("llada,steps")
-    with pytest.raises(UserError, match=r"^method is 'lada': give one of left-to-right, .* blocks:N, llada, "):
+    with pytest.raises(
+        UserError,
+        match=r"^method is 'lada': did you mean llada\? If not, give one of left-to-right, .* blocks:N, llada, ",
+    ):
         method_named("lada")
     with pytest.raises(UserError, match=r"method 'llada,stepz=3' has an option that presets do not have"):
         method_named("llada,stepz=3")

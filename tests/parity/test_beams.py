@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import anyorder
-from anyorder.decoding.left_to_right.beams import write_by_beam_search
+from anyorder.decoding.beams import Beams, BeamSearch, search_beams, write_by_beam_search
+from anyorder.decoding.left_to_right.reader import CausalReader
+from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
@@ -47,7 +49,12 @@ def networks(ends: tuple[int, ...]) -> tuple[LlamaForCausalLM, Llama]:
 
 def expected(theirs: Any, prompt: list[int], beams: int, **options: Any) -> list[int]:
     """What transformers writes after one prompt alone, so that no padding is near."""
-    ids = theirs.generate(
+    return all_expected(theirs, prompt, beams, **options)[0]
+
+
+def all_expected(theirs: Any, prompt: list[int], beams: int, **options: Any) -> list[list[int]]:
+    """The same for all that it returns, without its padding."""
+    found = theirs.generate(
         torch.tensor([prompt]),
         attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         num_beams=beams,
@@ -55,10 +62,11 @@ def expected(theirs: Any, prompt: list[int], beams: int, **options: Any) -> list
         max_new_tokens=LENGTH,
         eos_token_id=theirs.config.eos_token_id,
         pad_token_id=0,
+        return_dict_in_generate=True,
         **options,
     )
-    written: list[int] = ids[0, len(prompt) :].tolist()
-    return written
+    lengths = (found.beam_indices >= 0).sum(1).tolist()
+    return [ids[len(prompt) :][:length] for ids, length in zip(found.sequences.tolist(), lengths, strict=True)]
 
 
 @pytest.mark.parametrize("use_cache", [True, False], ids=["cached", "uncached"])
@@ -72,6 +80,24 @@ def test_best_beam(beams: int, use_cache: bool, ends: tuple[int, ...]) -> None:
         assert "end" in generation.stopped
     greedy = anyorder.generate(ours, None, PROMPTS, max_new_tokens=LENGTH)
     assert greedy.token_ids != generation.written
+
+
+@pytest.mark.parametrize("ends", [(17, 44), tuple(range(30, 42))], ids=["two end tokens", "many end tokens"])
+@pytest.mark.parametrize("early_stopping", [False, True, "never"])
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.5, -1.0])
+def test_all_beams(ends: tuple[int, ...], early_stopping: bool | Literal["never"], length_penalty: float) -> None:
+    """Each text that is found, best first, whatever decides when to stop and what counts as the best."""
+    theirs, ours = networks(ends)
+    search = BeamSearch(beams=4, early_stopping=early_stopping, length_penalty=length_penalty)
+    texts = [
+        [CausalText(row, prompt, torch.Generator(), ends, len(prompt) + LENGTH) for _ in range(search.beams)]
+        for row, prompt in enumerate(PROMPTS)
+    ]
+    prompts = [Beams(of_prompt, search, None) for of_prompt in texts]
+    search_beams(prompts, CausalReader(ours, [text for of_prompt in texts for text in of_prompt]), search)
+    for beams, prompt in zip(prompts, PROMPTS, strict=True):
+        options = {"length_penalty": length_penalty, "early_stopping": early_stopping, "num_return_sequences": 4}
+        assert [list(one.hypothesis.token_ids) for one in beams.complete] == all_expected(theirs, prompt, 4, **options)
 
 
 @pytest.mark.parametrize("penalty", [1.3, 0.8])

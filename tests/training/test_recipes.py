@@ -119,7 +119,7 @@ def test_a_log_that_cannot_be_sent_is_told_before_anything_is_written(
     )
     (tmp_path / "d.txt").write_text("some words\n" * 50)
     words = ["pretrain", "--data", str(tmp_path / "d.txt"), "--output", str(tmp_path / "out"), "--wandb"]
-    expected = "wandb is True, but its package is not installed: pip install wandb, or leave it out."
+    expected = "--wandb is given, but its package is not installed: pip install wandb, or leave it out."
     assert mistake(capsys, *words) == expected
     assert not (tmp_path / "out").exists()
 

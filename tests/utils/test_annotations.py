@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import anyorder
 from anyorder.data import prepare
 from anyorder.decoding.diffusion.commit import Threshold
-from anyorder.decoding.diffusion.decoder import DiffusionSampler
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.objectives import BlockDiffusion, MaskedDiffusion

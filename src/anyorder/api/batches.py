@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 from anyorder.api.dispatch import Order, decoder_of, prompts_for, text_of
 from anyorder.api.output import Finished
 from anyorder.api.text import Continuation, Prompt, stop_strings
-from anyorder.decoding.diffusion.decoder import DiffusionSampler
+from anyorder.decoding.beams import write_by_beam_search
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step
 from anyorder.errors import UserError
@@ -130,9 +131,6 @@ class Batches:
                 if watch is not None:
                     watch(step)
             return recorder.generation()
-        # Here, because it needs transformers' models, which take a second to import.
-        from anyorder.decoding.left_to_right.beams import write_by_beam_search
-
         return write_by_beam_search(
             self._model, prompts, beams=self._options.num_beams, max_new_tokens=self._options.max_new_tokens,
             repetition_penalty=self._options.sampling.repetition_penalty, stop=condition,

@@ -11,8 +11,8 @@ from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.any_order.speculation import Speculative, speculative_steps
 from anyorder.decoding.canvas import BLANK, check_canvases, continuation
 from anyorder.decoding.checks import check_prompts
-from anyorder.decoding.diffusion.decoder import DiffusionSampler, diffusion_steps
-from anyorder.decoding.diffusion.presets import sampler_of_order
+from anyorder.decoding.diffusion.decoder import diffusion_steps
+from anyorder.decoding.diffusion.sampler import DiffusionSampler, sampler_of_order
 from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from anyorder.api.prompt_forms import plain_prompt
+from anyorder.api.prompt_forms import listed, plain_prompt
 from anyorder.api.text import Messages
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
 from anyorder.decoding.fusion.question import Question
@@ -31,34 +31,37 @@ Phrasings = Sequence[Part] | Sequence[Sequence[Part]] | Tensor | Sequence[Messag
 def read_questions(
     phrasings: Phrasings,
     tokenizer: PreTrainedTokenizerBase | None,
-    *,
     prefix: Part | Sequence[Part] = "",
     suffix: Part | Sequence[Part] = "",
     separator: Part = "",
-    weights: Sequence[float] | Sequence[Sequence[float]] | None = None,
+    weights: str | Sequence[float] | Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[Question], bool]:
     """The questions, and whether a single one was given, not a list of them; arguments as in `anyorder.fuse`.
 
     Raises:
         UserError: a part is of another kind or empty, or there is text without a tokenizer.
     """
-    asked, single = _asked(phrasings, tokenizer)
-    prefixes = _one_each(prefix, "prefix", len(asked))
-    suffixes = _one_each(suffix, "suffix", len(asked))
-    shares = _weights_each(weights, len(asked))
+    of_questions, single = _by_question(phrasings, tokenizer)
+    prefixes = _one_each(listed(prefix), "prefix", len(of_questions))
+    suffixes = _one_each(listed(suffix), "suffix", len(of_questions))
+    shares = _weights_each(listed(weights), len(of_questions))
     questions = []
-    for number, of_question in enumerate(asked):
+    for number, of_question in enumerate(of_questions):
         name = "" if single else f" of question {number}"
         spell = _Speller(tokenizer, prefixes[number], of_question)
         if not of_question:
             raise UserError(f"there are 0 phrasings{name}: give at least one.")
-        segments = []
         for index, phrasing in enumerate(of_question):
             if not (phrasing.strip() if isinstance(phrasing, str) else phrasing):
                 raise UserError(f"phrasing {index}{name} is {phrasing!r}: write a question in it, or leave it out.")
-            segments.append(spell.segment(phrasing, separator))
-        ids = tuple(spell.going_on(suffixes[number]))
-        questions.append(Question(segments=tuple(segments), prefix=spell.prefix, suffix=ids, weights=shares[number]))
+        questions.append(
+            Question(
+                segments=tuple(spell.segment(phrasing, listed(separator)) for phrasing in of_question),
+                prefix=spell.prefix,
+                suffix=spell.continuing(suffixes[number]),
+                weights=shares[number],
+            )
+        )
     return questions, single
 
 
@@ -76,28 +79,25 @@ class _Speller:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, prefix: Part, phrasings: Sequence[Part]) -> None:
         self.tokenizer = tokenizer
-        self.begins = isinstance(prefix, str) and not prefix  # phrasings are how texts begin
-        if not isinstance(prefix, str):
-            self.prefix = tuple(prefix)
-        elif prefix or any(isinstance(phrasing, str) for phrasing in phrasings):
-            self.prefix = tuple(prompt_tokens(self._require(prefix), prefix))
-        else:
-            self.prefix = ()
+        self.begins = prefix == ""  # phrasings are how texts begin
+        if isinstance(prefix, str):
+            any_text = prefix or any(isinstance(phrasing, str) for phrasing in phrasings)
+            prefix = prompt_tokens(self._require(prefix), prefix) if any_text else ()
+        self.prefix = tuple(prefix)
 
     def segment(self, phrasing: Part, separator: Part) -> tuple[int, ...]:
         """A phrasing and its separator: one text where both are text."""
         if isinstance(phrasing, str) and isinstance(separator, str):
             phrasing, separator = phrasing + separator, ""
         if isinstance(phrasing, str) and self.begins:
-            ids = prompt_tokens(self._require(phrasing), phrasing)
-            return (*ids[len(self.prefix) :], *self.going_on(separator))
-        return (*self.going_on(phrasing), *self.going_on(separator))
+            phrasing = prompt_tokens(self._require(phrasing), phrasing)[len(self.prefix) :]
+        return self.continuing(phrasing) + self.continuing(separator)
 
-    def going_on(self, part: Part) -> Sequence[int]:
+    def continuing(self, part: Part) -> tuple[int, ...]:
         """A part that is not the first."""
         if isinstance(part, str):
-            return continuing_tokens(self._require(part), part) if part else ()
-        return part
+            return tuple(continuing_tokens(self._require(part), part)) if part else ()
+        return tuple(part)
 
     def _require(self, text: str) -> PreTrainedTokenizerBase:
         if self.tokenizer is None:
@@ -105,7 +105,7 @@ class _Speller:
         return self.tokenizer
 
 
-def _asked(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[list[Part]], bool]:
+def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[list[Part]], bool]:
     """The phrasings of each question, and whether there is a single question.
 
     A phrasing can have the forms of a prompt: messages, or what tokenizers return; so can all of a question at once.
@@ -127,11 +127,10 @@ def _asked(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> t
 
 
 def _parts(given: Sequence[Any], name: str) -> list[Part]:
-    parts = [part.tolist() if isinstance(part, Tensor) else part for part in given]
-    for index, part in enumerate(parts):
+    for index, part in enumerate(given):
         if not (_is_part(part) or part == []):
             raise UserError(f"{name.format(index)} is {_short(part)}: give a text or a list of token ids.")
-    return parts
+    return list(given)
 
 
 def _is_part(value: object) -> bool:
@@ -141,23 +140,22 @@ def _is_part(value: object) -> bool:
     return isinstance(value, Sequence) and bool(value) and all(type(token_id) is int for token_id in value)
 
 
-def _one_each(given: Part | Sequence[Part] | Tensor, name: str, count: int) -> list[Part]:
+def _one_each(given: Any, name: str, count: int) -> list[Part]:
     """One part for each question."""
-    value: Any = given.tolist() if isinstance(given, Tensor) else given
-    if _is_part(value) or value in ([], ()):
-        return [value] * count
-    if not isinstance(value, Sequence) or len(value) != count:
-        entries = len(value) if isinstance(value, Sequence) else _short(value)
+    if _is_part(given) or given == []:
+        return [given] * count
+    if not isinstance(given, Sequence) or len(given) != count:
+        entries = len(given) if isinstance(given, Sequence) else _short(given)
         raise UserError(f"{name} has {entries} entries for {count} questions: give one, or one for each question.")
-    return _parts(value, f"{name} {{}}")
+    return _parts(given, f"{name} {{}}")
 
 
 def _weights_each(given: Any, count: int) -> list[tuple[float, ...] | None]:
-    if given is None:
+    """The weights of each question; None where there are none, or the name of a score that gives them later."""
+    if given is None or isinstance(given, str):
         return [None] * count
-    value = given.tolist() if isinstance(given, Tensor) else list(given)
-    if not any(isinstance(entry, Sequence) for entry in value):
-        return [tuple(value)] * count
-    if len(value) != count or not all(isinstance(entry, Sequence) for entry in value):
-        raise UserError(f"weights has {len(value)} entries for {count} questions: give one list for each question.")
-    return [tuple(entry) for entry in value]
+    if not any(isinstance(entry, Sequence) for entry in given):
+        return [tuple(given)] * count
+    if len(given) != count or not all(isinstance(entry, Sequence) for entry in given):
+        raise UserError(f"weights has {len(given)} entries for {count} questions: give one list for each question.")
+    return [tuple(entry) for entry in given]

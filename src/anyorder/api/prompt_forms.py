@@ -27,13 +27,13 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
             the shape of the ids.
     """
     if isinstance(prompt, Mapping) and "input_ids" in prompt:
-        return _without_padding(_listed(prompt["input_ids"]), _listed(prompt.get("attention_mask")))
+        return _without_padding(listed(prompt["input_ids"]), listed(prompt.get("attention_mask")))
     if isinstance(prompt, Mapping):
         raise UserError(
             f"the prompt is {_short(dict(prompt))}: give a string, token ids, or a list of messages, each with a role "
             "and content."
         )
-    prompt = _listed(prompt)
+    prompt = listed(prompt)
     if _are_messages(prompt):
         return _rendered(prompt, tokenizer)
     if isinstance(prompt, list):
@@ -41,12 +41,12 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     return prompt
 
 
-def _listed(value: Any) -> Any:
+def listed(value: Any) -> Any:
     """Tensors, arrays and their numbers as lists of Python's integers, also within lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, list | tuple):
-        return [_listed(entry) for entry in value]
+        return [listed(entry) for entry in value]
     return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
 
 

@@ -38,6 +38,10 @@ class BiasTerm:
         """`[batch]`, or `[1]` for one number, in float64."""
         return torch.as_tensor(self.value, dtype=torch.float64, device=device).reshape(-1)
 
+    def select(self, sample_N: Tensor) -> BiasTerm:
+        """The term of these samples of the batch, repeats allowed."""
+        return BiasTerm(self.relation, self.value_per_sample(sample_N.device)[sample_N])
+
 
 @dataclass(frozen=True)
 class Request:

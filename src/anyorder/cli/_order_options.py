@@ -48,7 +48,7 @@ def chosen_order(
         remedy = "leave out one of them, or give semi_ar_padding"
         raise UserError(f"block_length is {block_length} beside sampling_method fixed_length, one block: {remedy}.")
 
-    from anyorder.decoding.diffusion.decoder import DiffusionSampler
+    from anyorder.decoding.diffusion.sampler import DiffusionSampler
 
     by_blocks = name is not None and name.kind == "blocks"
     semi = sampling_method in ("semi_ar_origin", "semi_ar_padding")

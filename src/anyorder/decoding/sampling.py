@@ -23,6 +23,7 @@ from transformers import (
 
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
+from anyorder.utils.ragged import pad
 from anyorder.utils.reprs import changed_fields
 from anyorder.utils.rng import generator
 
@@ -111,19 +112,22 @@ class Sampling:
 
     def _scores(self, logits_BV: Tensor, history: History | None) -> Tensor:
         dtype = torch.float64 if self.temperature > 0 else torch.promote_types(logits_BV.dtype, torch.float32)
-        scores_BV = logits_BV.to(dtype)
-        if self.repetition_penalty != 1:
-            if history is None:
-                raise UserError(f"repetition_penalty is {self.repetition_penalty} without ids before: give history.")
-            # Whether a row has a token counts, not how often; a token beside the vocabulary pads.
-            size, width = scores_BV.shape[-1], max(map(len, history), default=0)
-            padded = [[*ids, *[size] * (width - len(ids))] for ids in history]
-            ids_BL = torch.tensor(padded, dtype=torch.int64, device=scores_BV.device).view(len(padded), width)
-            penalize = RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))
-            scores_BV = penalize(ids_BL, F.pad(scores_BV, (0, 1)))[:, :size]  # type: ignore[arg-type]
+        scores_BV = self.penalized(logits_BV.to(dtype), history)
         for keep in self._filters():
             scores_BV = keep(None, scores_BV)  # type: ignore[arg-type]  # these never look at the ids before
         return scores_BV
+
+    def penalized(self, scores_BV: Tensor, history: History | None) -> Tensor:
+        """The scores `[B, V]` after the repetition penalty; arguments and errors as in `choose`."""
+        if self.repetition_penalty == 1:
+            return scores_BV
+        if history is None:
+            raise UserError(f"repetition_penalty is {self.repetition_penalty} without ids before: give history.")
+        # Whether a row has a token counts, not how often; a token beside the vocabulary pads.
+        size = scores_BV.shape[-1]
+        ids_BL, _ = pad(history, scores_BV.device, filling=size)
+        penalize = RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))
+        return penalize(ids_BL, F.pad(scores_BV, (0, 1)))[:, :size]  # type: ignore[arg-type]
 
     def _filters(self) -> list[LogitsProcessor]:
         if self.temperature == 0:

@@ -15,8 +15,7 @@ from anyorder.api.generate import generate
 from anyorder.api.output import Output
 from anyorder.api.text import Prompt, prompts_with_gaps
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.diffusion.decoder import DiffusionSampler
-from anyorder.decoding.diffusion.presets import PRESETS
+from anyorder.decoding.diffusion.sampler import PRESETS, DiffusionSampler
 from anyorder.errors import UserError
 from anyorder.inspection.drift import cache_drift
 from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_log_prob

@@ -28,7 +28,7 @@ from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
-from anyorder.utils.ragged import pad_right
+from anyorder.utils.ragged import log_probs_of, pad_right
 from anyorder.visibility import bidirectional, block_diffusion
 
 if TYPE_CHECKING:
@@ -349,8 +349,7 @@ def _read(model: Llama, way: Way, batch: Sequence[_Copy], guidance: float) -> li
             logits_NV = guided(logits_NV, blind_NV, guidance)
     else:
         logits_NV = _block_logits(model, way, way.block_length, batch, owner_N, at_N)
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    log_prob_N = wide_NV.log_softmax(-1).gather(1, target_N.to(wide_NV.device)[:, None])[:, 0]
+    log_prob_N = log_probs_of(logits_NV, target_N.to(logits_NV.device))
     sums = torch.zeros(len(batch), dtype=torch.float64)
     return sums.index_add(0, owner_N, weight_N * log_prob_N.to("cpu", torch.float64)).tolist()
 

@@ -23,6 +23,7 @@ from anyorder.model.llama import Llama
 from anyorder.orders.kinds import LeftToRight, Order
 from anyorder.orders.plan import GroupPlan
 from anyorder.utils.annotations import checked
+from anyorder.utils.ragged import log_probs_of
 from anyorder.utils.reprs import counted
 from anyorder.visibility import causal, groups
 from anyorder.ways import refuse_unless_causal
@@ -239,9 +240,7 @@ def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
 
 
 def _of_targets(model: Llama, hidden_NE: Tensor, target_N: Tensor) -> Tensor:
-    logits_NV = model.logits(hidden_NE)
-    wide_NV = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-    return wide_NV.log_softmax(-1).gather(1, target_N.unsqueeze(1))[:, 0]
+    return log_probs_of(model.logits(hidden_NE), target_N)
 
 
 def _placed(nats_N: Tensor, sample_N: Tensor, at_N: Tensor, predicted_BL: Tensor) -> LogProb:

@@ -115,10 +115,10 @@ def test_the_test_finds_the_variant_that_does_not_draw_from_what_is_left(monkeyp
 
     def biased(place: Any, draft: Any) -> tuple[int, bool]:
         token_id = draft.choice.token_id
-        u = torch.rand((), dtype=torch.float64, generator=place.generator)
+        u = torch.rand((), dtype=torch.float64, generator=place.rng)
         if u * draft.probability_V[token_id] < place.probability_V[token_id]:
             return token_id, True
-        return int(speculation.draw(place.probability_V[None], [place.generator])), False
+        return int(speculation.draw(place.probability_V[None], [place.rng])), False
 
     monkeypatch.setattr(speculation, "_judged", biased)
     found, expected = counted(*CASES["left to right"], draft=3, seed=0)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.decoding.diffusion.commit import EntropyBound, Factor, Threshold, Timesteps
-from anyorder.decoding.diffusion.confidence import choose
-from anyorder.decoding.diffusion.decoder import DiffusionSampler, diffusion_steps
+from anyorder.decoding.diffusion.confidence import TokenChooser
+from anyorder.decoding.diffusion.decoder import assemble, diffusion_steps
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, collect
 from anyorder.errors import UserError
-from anyorder.inspection.cache_drift import Drift
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
@@ -427,14 +427,12 @@ def test_one_step_draws_from_the_softmax_of_the_logits_over_the_temperature() ->
 
 
 def test_large_logits_do_not_overflow() -> None:
-    sampler = DiffusionSampler(temperature=0.5)
+    choose = TokenChooser(mask_token_id=2, end_token_ids=(), temperature=0.5)
     logits_NV = torch.tensor([[3e4, 1e4, -3e4], [900.0, 899.0, 0.0]])
-    generators = Sampling(seed=0).generators(range(2))
+    texts, _, _ = assemble(network(), [[BLANK], [BLANK]], DiffusionSampler(), way=DIFFUSION, rows=range(2))
     for _ in range(50):
-        choices = choose(
-            logits_NV.clone(), sampler, mask_token_id=2, end_token_ids=(), early=[False] * 2, generators=generators
-        )
-        assert choices.token[0] == 0
+        choices = choose(logits_NV.clone(), {text: [0] for text in texts})
+        assert choices.token_ids[0] == 0
         assert all(bool(column.isfinite().all()) for column in choices)
 
 
@@ -487,9 +485,12 @@ def test_canvases_that_cannot_be_filled_are_refused_at_once(
         ({"steps": 0}, "steps of the sampler is 0: give a whole number above 0, or None."),
         (
             {"confidence": "low"},
-            "confidence of the sampler is 'low': give one of probability, random, margin, entropy.",
+            "confidence of the sampler is 'low': give one of probability, random, margin, entropy or a function.",
         ),
-        ({"cache": "all"}, "cache of the sampler is 'all': give one of none, prefix, dual."),
+        (
+            {"cache": "all"},
+            "cache of the sampler is 'all': give one of none, prefix, dual or an object of the class CachePolicy.",
+        ),
         ({"edit": 1.5}, "edit of the sampler is 1.5: give a probability above 0, or None."),
         ({"cfg_scale": -0.5}, "cfg_scale of the sampler is -0.5: give 0 for no guidance, or more."),
         ({"min_new_tokens": -1}, "min_new_tokens of the sampler is -1: give a number of tokens from 0 on."),
@@ -515,38 +516,4 @@ def test_scores_that_are_not_numbers_are_named() -> None:
     torch.nn.init.constant_(model.lm_head.weight, torch.nan)
     with pytest.raises(UserError) as caught:
         write([[1, BLANK]], DiffusionSampler(), model=model)
-    assert str(caught.value) == "the network's scores are NaN: check its weights, or load it in float32."
-
-
-def test_the_drift_of_a_cache_is_that_of_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two rows, blocks of 4: the logits of both readers, in each pass within a block, compared by hand."""
-    model, drifts = network(torch.float64), list[Drift]()
-    canvases = [continuation([1, 2, 3], 8), continuation([5], 8)]
-    sampler = DiffusionSampler(cache="dual", block_length=4)
-    unwatched = write(canvases, sampler, model=model)
-    made: list[Tensor] = []
-    project = model.logits
-
-    def logits(hidden: Tensor) -> Tensor:
-        made.append(project(hidden).clone())
-        return made[-1]
-
-    monkeypatch.setattr(model, "logits", logits)
-    watched = write(canvases, sampler, model=model, on_drift=drifts.append)
-    assert watched.sequences == unwatched.sequences
-    assert watched.trace.passes == unwatched.trace.passes == 8
-    assert [drift.positions for drift in drifts] == [6, 4, 2, 6, 4, 2]
-    for drift, (cached, exact) in zip(drifts, [made[at : at + 2] for at in (1, 3, 5, 8, 10, 12)], strict=True):
-        p, q = exact.softmax(-1), cached.softmax(-1)
-        assert drift.divergence == pytest.approx(float((p * (p / q).log()).sum(-1).mean()))
-        assert drift.largest == pytest.approx(float((p.log() - q.log()).abs().max()))
-        assert drift.changed == float((p.argmax(-1) != q.argmax(-1)).double().mean())
-        assert drift.divergence > 1e-6
-
-
-def test_exact_caches_have_no_drift() -> None:
-    drifts: list[Drift] = []
-    canvas = continuation([1, 2, 3], 8)
-    write([canvas], DiffusionSampler(cache="dual", block_length=4, refresh=1), on_drift=drifts.append)
-    write([canvas], DiffusionSampler(cache="dual"), way=WAYS["blocks"], on_drift=drifts.append)
-    assert drifts == []
+    assert str(caught.value) == "the network's scores for row 0 are NaN: check its weights, or load it in float32."

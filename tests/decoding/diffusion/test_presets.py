@@ -11,7 +11,7 @@ import torch
 import anyorder
 from anyorder import DiffusionSampler
 from anyorder.decoding.diffusion.commit import Factor, PerStep, Threshold, Timesteps
-from anyorder.decoding.diffusion.presets import PRESETS
+from anyorder.decoding.diffusion.sampler import PRESETS
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama

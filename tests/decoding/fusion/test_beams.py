@@ -9,16 +9,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyorder.decoding.fusion.beams import write_fused_by_beam_search
-from anyorder.decoding.fusion.decoder import METHODS, Fusion, Question, fusion_reader, write_fused
-from anyorder.decoding.left_to_right.beams import write_by_beam_search
+from anyorder.decoding.beams import write_by_beam_search
+from anyorder.decoding.fusion.question import METHODS, Fusion, Question
+from anyorder.decoding.sampling import Sampling
+from anyorder.decoding.trace import Generation
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.cache import Cache
-from tests.decoding.fusion.test_decoder import fusions, net, questions
+from anyorder.model.llama import Llama
+from tests.decoding.fusion.test_decoder import fusions, logits, net, questions
+from tests.decoding.fusion.writing import write_fused
 
 ENDS = (7, 21)
 LOOP = settings(max_examples=6, deadline=None)
+
+
+def write_fused_by_beam_search(
+    model: Llama, asked: list[Question], *, beams: int, repetition_penalty: float = 1.0, **options: Any
+) -> Generation:
+    return write_fused(model, asked, beams=beams, sampling=Sampling(repetition_penalty=repetition_penalty), **options)
 
 
 @LOOP
@@ -59,11 +68,9 @@ def test_log_probs_are_those_of_the_fused_answer() -> None:
     model = net(eos_token_ids=ENDS)
     question = Question(segments=((1, 2, 3), (4, 5)), prefix=(8, 9), suffix=(10,))
     found = write_fused_by_beam_search(model, [question], fusion=Fusion(), beams=4, max_new_tokens=5)
-    reader = fusion_reader(model, [question], Fusion(), 5)
-    logits = reader.first()
-    for event in found.trace.events:
-        assert event.log_prob == pytest.approx(float(logits[0].log_softmax(-1)[event.token_id]), abs=1e-9)
-        logits = reader.next([event.token_id])
+    for step, event in enumerate(found.trace.events):
+        scores = logits(model, question, tuple(found.written[0][:step]))
+        assert event.log_prob == pytest.approx(float(scores.log_softmax(-1)[event.token_id]), abs=1e-9)
     greedy = write_fused(model, [question], max_new_tokens=5)
     score = [sum(e.log_prob for e in one.trace.events) / len(one.trace.events) for one in (found, greedy)]
     assert score[0] >= score[1] - 1e-12

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import anyorder
 from anyorder.decoding.any_order.speculation import Speculative
-from anyorder.decoding.fusion.decoder import POSITIONS
+from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind

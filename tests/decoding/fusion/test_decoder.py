@@ -12,15 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.fusion.decoder import APE, CORRECTIONS, POSITIONS, Fusion, Question, fusion_reader, write_fused
-from anyorder.decoding.fusion.prefill import read_joined, read_pieces
-from anyorder.decoding.fusion.question import METHODS, fused_layouts
-from anyorder.decoding.fusion.reader import AttentionReader
+from anyorder.decoding.fusion.decoder import answer_to, fusion_reader
+from anyorder.decoding.fusion.layout import POSITIONS
+from anyorder.decoding.fusion.prefill import masked_pass, read_joined
+from anyorder.decoding.fusion.question import METHODS, Fusion, Question
+from anyorder.decoding.fusion.reader import FusedReader
+from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
 from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary
+from tests.decoding.fusion.writing import write_fused
 from tests.decoding.fusion_oracle import fused_logits, single_logits
 from tests.model.networks import LAYERS, VOCABULARY, network
 
@@ -57,14 +60,30 @@ def parts() -> dict[str, tuple[int, ...]]:
     return {"prefix": (1, *drawn[:16]), "segment": tuple(drawn[16:25]), "suffix": tuple(drawn[25:28])}
 
 
+@torch.no_grad()
 def logits(model: Llama, question: Question, answer: tuple[int, ...] = (), **options: Any) -> torch.Tensor:
     """Of the token after the answer so far, which is read token by token."""
-    use_cache = options.pop("use_cache", True)
-    reader = fusion_reader(model, [question], Fusion(**options), len(answer) + 1, use_cache)
-    out = reader.first()
+    use_cache, fusion = options.pop("use_cache", True), Fusion(**options)
+    text = answer_to(question, fusion, len(answer) + 1, 0, torch.Generator())
+    reader = fusion_reader(model, [text], [question], fusion, use_cache)
+    out = reader.logits({text: text.queries()})
     for token in answer:
-        out = reader.next([token])
+        text.tokens.append(token)
+        out = reader.logits({text: text.queries()})
     return out[0]
+
+
+def shapes_read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Batch and length of each pass from now on."""
+    rows: list[tuple[int, int]] = []
+    hidden = Llama.hidden
+
+    def watched(self: Llama, input_ids_BR: torch.Tensor, *others: Any) -> torch.Tensor:
+        rows.append((input_ids_BR.shape[0], input_ids_BR.shape[1]))
+        return hidden(self, input_ids_BR, *others)
+
+    monkeypatch.setattr(Llama, "hidden", watched)
+    return rows
 
 
 # ---- the identity --------------------------------------------------------------------------------------------------
@@ -169,10 +188,10 @@ def test_a_segment_that_changes_leaves_the_keys_of_the_others_alone(
     changed = (other * length)[:length]
     segments = (*question.segments[:index], changed, *question.segments[index + 1 :])
     caches = [
-        read_joined(model, fused_layouts([asked], positions), 0).cache
+        read_joined(model, [asked.layout(positions)], 0).cache
         for asked in (question, Question(segments=segments, prefix=question.prefix, suffix=question.suffix))
     ]
-    (layout,) = fused_layouts([question], positions)
+    layout = question.layout(positions)
     start, end = layout.segment_spans[index]
     for one, two in zip(caches[0].layers, caches[1].layers, strict=True):
         for mine, theirs in ((one.keys, two.keys), (one.values, two.values)):
@@ -289,35 +308,52 @@ def test_the_cache_grows_with_prefix_and_sum_of_segments() -> None:
     prefix, suffix, answer = tuple(range(20)), (1, 2), 5
     for count in (1, 4, 9):
         question = Question(segments=((3, 4, 5),) * count, prefix=prefix, suffix=suffix)
-        reader = AttentionReader(model, fused_layouts([question], "shared"), [question.shares], "1/N", answer)
+        text = answer_to(question, Fusion(), answer, 0, torch.Generator())
+        reader = FusedReader(model, [text], [question], Fusion())
+        reader.logits({text: text.queries()})
+        assert reader.cache is not None
         assert reader.cache.extent == len(prefix) + 3 * count + len(suffix)
         assert reader.cache.capacity == reader.cache.extent + answer
         for token in range(answer):
-            reader.next([token])
+            text.tokens.append(token)
+            reader.logits({text: text.queries()})
         assert reader.cache.extent == reader.cache.capacity
 
 
 def test_a_prefix_is_read_once_for_all_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
-    rows: list[tuple[int, int]] = []
-    hidden = Llama.hidden
-
-    def watched(self: Llama, input_ids_BR: torch.Tensor, *others: Any) -> torch.Tensor:
-        rows.append((input_ids_BR.shape[0], input_ids_BR.shape[1]))
-        return hidden(self, input_ids_BR, *others)
-
-    monkeypatch.setattr(Llama, "hidden", watched)
-    asked = [Question(segments=((1, 2), (3,)), prefix=(9,) * 7, suffix=(4,)) for _ in range(3)]
+    rows = shapes_read(monkeypatch)
+    asked = [Question(segments=((1, 2), (3,)), prefix=(9,) * 7, suffix=(number,)) for number in range(3)]
     generation = write_fused(model, asked, max_new_tokens=2)
     assert rows == [(1, 7), (6, 2), (3, 1), (3, 1)]
     assert generation.trace.passes == 4
 
 
-def test_it_takes_no_gradient() -> None:
+def test_equal_questions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
-    reader = fusion_reader(model, [Question(segments=((1,), (2,)), suffix=(3,))], Fusion(), 2)
-    assert not reader.first().requires_grad
-    assert not reader.next([1]).requires_grad
+    asked = [Question(segments=((1, 2), (number,)), suffix=(4,)) for number in (3, 5, 3)]
+    alone = [
+        write_fused(model, [question], rows=[row], max_new_tokens=3).written[0] for row, question in enumerate(asked)
+    ]
+    rows = shapes_read(monkeypatch)
+    assert write_fused(model, asked, max_new_tokens=3).written == alone
+    assert rows == [(4, 2), (2, 1), (3, 1), (3, 1)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_takes_no_gradient(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    enabled: list[bool] = []
+    logits = Llama.logits
+
+    def watched(self: Llama, hidden: torch.Tensor) -> torch.Tensor:
+        enabled.append(torch.is_grad_enabled())
+        return logits(self, hidden)
+
+    monkeypatch.setattr(Llama, "logits", watched)
+    asked = Question(segments=((1,), (2,)), suffix=(3,))
+    write_fused(net(), [asked], fusion=Fusion(method=method), max_new_tokens=2)
+    assert enabled
+    assert not any(enabled)
 
 
 # ---- mistakes ------------------------------------------------------------------------------------------------------
@@ -393,12 +429,11 @@ def test_answers_end_where_the_trained_length_does() -> None:
     assert len(write_fused(dynamic, [question], max_new_tokens=50).written[0]) == 15 - 13
 
 
-def test_pieces_without_a_cache_are_the_whole_masked_sequence() -> None:
+def test_the_masked_pass_is_that_of_segments() -> None:
     """What the guide draws is what the network reads."""
     model = net()
     question = Question(segments=((1, 2, 3), (4,)), prefix=(7, 8), suffix=(9, 10))
-    (layout,) = fused_layouts([question], "shared")
     with torch.no_grad():
-        hidden = read_pieces(model, [(layout, 0, layout.length)], None)
-        out = model.logits(hidden)[0, -1]
+        rows, views = masked_pass(model, [question], Fusion(correction="none"), [()])
+        out = model.logits(model.hidden(rows.ids, views))[0, -1]
     torch.testing.assert_close(out, fused_logits(model, question, "shared", "none"), rtol=0, atol=1e-9)

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.decoding.fusion.decoder import HYBRID, Fusion, Question, write_fused
 from anyorder.decoding.fusion.ensembles import POOLS, WEIGHED
+from anyorder.decoding.fusion.question import HYBRID, Fusion, Question
 from anyorder.decoding.sampling import Sampling
 from anyorder.model.llama import Llama
 from tests.decoding.fusion.test_decoder import net, questions
+from tests.decoding.fusion.writing import write_fused
 from tests.decoding.fusion_oracle import fused_logits, single_logits
 
 

@@ -13,15 +13,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.fusion.decoder import METHODS, Fusion, Question, write_fused
 from anyorder.decoding.fusion.prefill import read_joined
-from anyorder.decoding.fusion.question import fused_layouts
+from anyorder.decoding.fusion.question import METHODS, Fusion, Question
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.rope import YarnRotary
 from anyorder.utils.files import claimed
 from tests.decoding.fusion.test_decoder import net, questions
+from tests.decoding.fusion.writing import write_fused
 from tests.model.networks import LAYERS
 
 LOOP = settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -55,8 +55,8 @@ def test_recalled_is_read(
     """All of it, or what one of the questions has in common with the others; also turned to another place."""
     model = net(layers, rotary=YARN)
     store = SegmentStore(tmp_path_factory.mktemp("store"), model)
-    layouts = fused_layouts(asked, positions)
-    read_joined(model, fused_layouts(asked[:1] if half else asked, "shared"), 0, store)
+    layouts = [question.layout(positions) for question in asked]
+    read_joined(model, [question.layout("shared") for question in (asked[:1] if half else asked)], 0, store)
     fresh, recalled = read_joined(model, layouts, 0), read_joined(model, layouts, 0, store)
     assert torch.equal(fresh.cache.present, recalled.cache.present)
     for name, label in fresh.cache.labels.items():

@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from anyorder.decoding.any_order.decoder import Choice, Text, texts_of
-from anyorder.decoding.any_order.reader import Content, Query, Reader
-from anyorder.decoding.checks import checked_log_prob
+from anyorder.decoding.any_order.decoder import texts_of
+from anyorder.decoding.any_order.reader import Query, TwoStreamReader
+from anyorder.decoding.any_order.text import AnyOrderText, Content
+from anyorder.decoding.loop import write_step
 from anyorder.decoding.sampling import Sampling, draw
+from anyorder.decoding.text import Choice
 from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.errors import UserError
 from anyorder.orders.kinds import MostConfident, Order
@@ -76,36 +78,35 @@ def speculative_steps(
 
 @torch.no_grad()
 def _steps(
-    model: Llama, texts: Sequence[Text], draft: int, sampling: Sampling, stop: Stop | None, use_cache: bool
+    model: Llama, texts: Sequence[AnyOrderText], draft: int, sampling: Sampling, stop: Stop | None, use_cache: bool
 ) -> Iterator[Step]:
-    reader = Reader(model, len(texts), max(len(text.tokens) for text in texts) if use_cache else None)
-    end_token_ids = model.config.eos_token_ids
+    reader = TwoStreamReader(model, texts, use_cache=use_cache)
     writing = list(texts)
     for number in itertools.count():
-        step = _Writing(2 * number, end_token_ids, stop)
-        places = {text.number: _next_places(text, draft) for text in writing}
-        _ask(reader, texts, {text.number: text.fresh for text in writing}, places, sampling)
-        drafts = {text.number: _drafts(places[text.number]) for text in writing}
+        step = _Writing(2 * number, stop)
+        places = {text.sample_id: _next_places(text, draft) for text in writing}
+        _ask(reader, texts, {text.sample_id: text.fresh for text in writing}, places, sampling)
+        drafts = {text.sample_id: _drafts(places[text.sample_id]) for text in writing}
         for text in writing:
-            step.write(text, [drafts[text.number][position].choice for position in text.groups[0]])
+            step.write(text, [drafts[text.sample_id][position].choice for position in text.groups[0]])
         yield step.done()
 
-        writing = [text for text in writing if text.number not in step.stopped]
+        writing = [text for text in writing if text.sample_id not in step.stopped]
         if not writing:
             return
-        step = _Writing(2 * number + 1, end_token_ids, stop)
-        content = {text.number: list(text.fresh) for text in writing}
+        step = _Writing(2 * number + 1, stop)
+        content = {text.sample_id: list(text.fresh) for text in writing}
         for text in writing:
-            read, places[text.number] = _in_their_order(text, drafts[text.number])
-            content[text.number] += read
+            read, places[text.sample_id] = _in_their_order(text, drafts[text.sample_id])
+            content[text.sample_id] += read
         _ask(reader, texts, content, places, sampling)
         for text in writing:
-            _judge(text, places[text.number], drafts[text.number], step)
+            _judge(text, places[text.sample_id], drafts[text.sample_id], step)
         # Those that were rejected, and all that saw them; what is fresh has not been read as it is.
-        reader.forget([min((row.rank for row in text.fresh), default=text.turn) for text in texts])
+        reader.forget([min((row.rank for row in text.fresh), default=text.rank) for text in texts])
         yield step.done()
 
-        writing = [text for text in writing if text.number not in step.stopped]
+        writing = [text for text in writing if text.sample_id not in step.stopped]
         if not writing:
             return
 
@@ -120,16 +121,17 @@ class _Place:
         log_prob_V: what the trace tells.
     """
 
-    def __init__(self, text: Text, position: int, rank: int, history: list[int]) -> None:
+    def __init__(self, text: AnyOrderText, position: int, rank: int, history: list[int]) -> None:
         self.position = position
         self.rank = rank
         self.history = history
-        self.generator = text.generator
+        self.rng = text.rng
         self.probability_V = self.log_prob_V = torch.empty(0)
 
     def choice(self, token_id: int) -> Choice:
         """A token, as it is written."""
-        return Choice(self.position, token_id, float(self.log_prob_V[token_id]))
+        log_prob = float(self.log_prob_V[token_id])
+        return Choice(self.position, token_id, log_prob, log_prob)
 
 
 class _Draft(NamedTuple):
@@ -139,17 +141,17 @@ class _Draft(NamedTuple):
     probability_V: Tensor
 
 
-def _next_places(text: Text, draft: int) -> list[_Place]:
+def _next_places(text: AnyOrderText, draft: int) -> list[_Place]:
     """Those of the next groups, all of them asked about as if they came next."""
     history = text.history
-    return [_Place(text, position, text.turn, history) for group in text.groups[:draft] for position in group]
+    return [_Place(text, position, text.rank, history) for group in text.groups[:draft] for position in group]
 
 
-def _in_their_order(text: Text, drafts: Mapping[int, _Draft]) -> tuple[list[Content], list[_Place]]:
+def _in_their_order(text: AnyOrderText, drafts: Mapping[int, _Draft]) -> tuple[list[Content], list[_Place]]:
     """Drafts as rows that are read, group by group; and their places, with those of the group behind them."""
     read: list[Content] = []
     places: list[_Place] = []
-    for rank, group in enumerate(text.groups, start=text.turn):
+    for rank, group in enumerate(text.groups, start=text.rank):
         history = text.history + [row.token_id for row in read]
         places += [_Place(text, position, rank, history) for position in group]
         if any(position not in drafts for position in group):
@@ -160,7 +162,7 @@ def _in_their_order(text: Text, drafts: Mapping[int, _Draft]) -> tuple[list[Cont
 
 def _drafts(places: Sequence[_Place]) -> dict[int, _Draft]:
     """A token for each place, by position."""
-    tokens = draw(torch.stack([place.probability_V for place in places]), [place.generator for place in places])
+    tokens = draw(torch.stack([place.probability_V for place in places]), [place.rng for place in places])
     return {
         place.position: _Draft(place.choice(token_id), place.probability_V)
         for place, token_id in zip(places, tokens.tolist(), strict=True)
@@ -170,22 +172,19 @@ def _drafts(places: Sequence[_Place]) -> dict[int, _Draft]:
 class _Writing:
     """A step while it is made."""
 
-    def __init__(self, number: int, end_token_ids: Sequence[int], stop: Stop | None) -> None:
+    def __init__(self, number: int, stop: Stop | None) -> None:
         self.number = number
-        self.end_token_ids = end_token_ids
         self.stop = stop
         self.written: list[Written] = []
         self.stopped: dict[int, StopReason] = {}
         self.drafted = self.accepted = 0
 
-    def write(self, text: Text, choices: Sequence[Choice]) -> bool:
-        """Writes a group; whether the groups that were to follow still do."""
+    def write(self, text: AnyOrderText, choices: Sequence[Choice]) -> bool:
+        """Write a group; return whether the groups that were to follow still do."""
         following = text.groups[1:]
-        for position, token_id, log_prob in text.write(choices, self.end_token_ids):
-            log_prob = checked_log_prob(log_prob, text.number)
-            self.written.append(Written(self.number, text.number, position, token_id, log_prob))
-        if why := text.why_complete(self.end_token_ids, self.stop):
-            self.stopped[text.number] = why
+        group = write_step(self.number, [(text, choices)], self.stop)
+        self.written += group.written
+        self.stopped |= group.stopped
         return text.groups == following
 
     def done(self) -> Step:
@@ -193,20 +192,20 @@ class _Writing:
 
 
 def _ask(
-    reader: Reader, texts: Sequence[Text], content: Mapping[int, Sequence[Content]],
+    reader: TwoStreamReader, texts: Sequence[AnyOrderText], content: Mapping[int, Sequence[Content]],
     places: Mapping[int, Sequence[_Place]], sampling: Sampling,
 ) -> None:  # fmt: skip
     """One pass: tells each place its distribution. What is not written any more is neither read nor asked about."""
-    asked = [places[text.number] if text.number in content else () for text in texts]
+    asked = [places[text.sample_id] if text.sample_id in content else () for text in texts]
     queries = [[Query(place.position, place.rank) for place in of_text] for of_text in asked]
-    logits_NV = reader.logits([content.get(text.number, ()) for text in texts], queries)
+    logits_NV = reader.read([content.get(text.sample_id, ()) for text in texts], queries)
     flat = [place for of_text in asked for place in of_text]
     probability_NV, log_prob_NV = sampling.distribution(logits_NV, [place.history for place in flat])
     for place, probability_V, log_prob_V in zip(flat, probability_NV.cpu(), log_prob_NV.cpu(), strict=True):
         place.probability_V, place.log_prob_V = probability_V, log_prob_V
 
 
-def _judge(text: Text, places: Sequence[_Place], drafts: Mapping[int, _Draft], step: _Writing) -> None:
+def _judge(text: AnyOrderText, places: Sequence[_Place], drafts: Mapping[int, _Draft], step: _Writing) -> None:
     """Writes the drafts of a text, group by group, until one is rejected or there are none."""
     for _, group in itertools.groupby(places, key=lambda place: place.rank):
         choices: list[Choice] = []
@@ -222,7 +221,7 @@ def _judge(text: Text, places: Sequence[_Place], drafts: Mapping[int, _Draft], s
             step.drafted += 1
             step.accepted += stays
         goes_on &= step.write(text, choices)
-        if not goes_on or text.number in step.stopped:
+        if not goes_on or text.sample_id in step.stopped:
             return
         text.fresh = []  # read as it is
 
@@ -230,7 +229,7 @@ def _judge(text: Text, places: Sequence[_Place], drafts: Mapping[int, _Draft], s
 def _judged(place: _Place, draft: _Draft) -> tuple[int, bool]:
     """The draft, or the token that stands instead of it; and whether it is the draft."""
     p_V, q_V, token_id = place.probability_V, draft.probability_V, draft.choice.token_id
-    u = torch.rand((), dtype=torch.float64, generator=place.generator)
+    u = torch.rand((), dtype=torch.float64, generator=place.rng)
     if u * q_V[token_id] < p_V[token_id]:
         return token_id, True
-    return int(draw((p_V - q_V).clamp(min=0)[None], [place.generator])), False
+    return int(draw((p_V - q_V).clamp(min=0)[None], [place.rng])), False

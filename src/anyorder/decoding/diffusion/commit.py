@@ -1,9 +1,12 @@
-"""How many of a row's candidates are written in a step: the surest ones, and a rule says how many of them."""
+"""Commit rules: which of a row's candidates are written in a step.
+
+To add one, subclass `Commit`, or `Count` where only the number is to be decided; nothing else changes.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,22 +32,50 @@ class Progress:
 
 
 class Commit(ABC):
-    """A rule. `planned`: whether it makes do with the planned steps, or takes as many as it needs."""
+    """A rule that selects the positions to write.
+
+    Attributes:
+        planned: whether a block is over after its planned steps, masks or not; otherwise it takes as many as it needs,
+            and each step must select at least one position.
+    """
 
     planned: ClassVar[bool] = False
 
     @abstractmethod
-    def count(self, ranked: Sequence[float], progress: Progress) -> int:
-        """How many candidates to write.
+    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: Progress) -> Iterable[int]:
+        """Return some of the positions.
 
         Args:
-            ranked: their confidences, the surest first; at least one.
-            progress: where the row is.
+            confidence: of each candidate; a row of numbers where the confidence function gives several.
+            positions: the candidates, at least one, in ascending order.
+            progress: of the row in its block.
         """
 
 
+class Count(Commit):
+    """The simple case: a rule that says how many positions to write, those of highest confidence.
+
+    Of equals, the lowest position is first.
+    """
+
+    @abstractmethod
+    def count(self, ranked: Sequence[float], progress: Progress) -> int:
+        """Return how many candidates to write.
+
+        Args:
+            ranked: their confidences, the highest first; at least one.
+            progress: of the row in its block.
+        """
+
+    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: Progress) -> Iterable[int]:
+        """Return the positions of highest confidence."""
+        ranked = sorted(zip(confidence, positions, strict=True), key=lambda candidate: -candidate[0])
+        count = self.count([number for number, _ in ranked], progress)
+        return [position for _, position in ranked[:count]]
+
+
 @dataclass(frozen=True)
-class PerStep(Commit):
+class PerStep(Count):
     """LLaDA's: the block's masks in equal parts, the first steps one more where they do not divide."""
 
     planned = True
@@ -55,7 +86,7 @@ class PerStep(Commit):
 
 
 @dataclass(frozen=True)
-class Timesteps(Commit):
+class Timesteps(Count):
     """Dream's: from time t to s, the share 1 - s / t of the masks that are left; all of them in the last step.
 
     Attributes:
@@ -73,7 +104,7 @@ class Timesteps(Commit):
 
 
 @dataclass(frozen=True)
-class Threshold(Commit):
+class Threshold(Count):
     """Fast-dLLM's: all whose confidence is above `above`, at least one."""
 
     above: float
@@ -87,7 +118,7 @@ class Threshold(Commit):
 
 
 @dataclass(frozen=True)
-class Factor(Commit):
+class Factor(Count):
     """Fast-dLLM's: the n-th surest as long as its confidence is at least 1 - factor / (n + 1), at least one.
 
     Attributes:
@@ -111,7 +142,7 @@ class Factor(Commit):
 
 
 @dataclass(frozen=True)
-class EntropyBound(Commit):
+class EntropyBound(Count):
     """As many as keep a bound on what is lost by writing them at once; for the confidence "entropy".
 
     The tokens of a step are chosen as if they were independent. What that neglects is at most the sum of their

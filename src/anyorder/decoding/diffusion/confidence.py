@@ -1,109 +1,144 @@
-"""A token for each candidate, and a number that ranks the candidates: how sure the network is of each.
+"""A token for each candidate, and a confidence that ranks the candidates.
 
 Shapes: N candidates (positions of all rows, row after row), V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from anyorder.decoding.checks import not_numbers
+from anyorder.decoding.diffusion.row import CanvasRow
+from anyorder.decoding.loop import Choices, Queries
 from anyorder.decoding.sampling import Sampling
-
-if TYPE_CHECKING:
-    from anyorder.decoding.diffusion.decoder import DiffusionSampler
-
-Confidence = Literal["probability", "random", "margin", "entropy"]
+from anyorder.utils.ragged import log_probs_of
 
 TINY = 1e-10  # keeps the logarithm of probability 0 finite, as Dream does
 
 
-class Choices(NamedTuple):
-    """What would be written at each candidate, each `[N]`.
+# ---- confidence ----------------------------------------------------------------------------------------------------
+
+
+class Candidates(NamedTuple):
+    """What a confidence is computed from.
 
     Attributes:
-        token: ids.
-        log_prob: natural logarithm of the probability that the token was chosen by.
-        confidence: the higher, the earlier it is written.
+        logits: `[N, V]`; after temperature, top-p and top-k where confidence is tempered.
+        token_ids: the token chosen for each candidate, `[N]`.
+        rows: the row of each candidate.
+        positions: the position of each candidate.
     """
 
-    token: Tensor
-    log_prob: Tensor
-    confidence: Tensor
+    logits: Tensor
+    token_ids: Tensor
+    rows: Sequence[CanvasRow]
+    positions: Sequence[int]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Probabilities `[N, V]`, in the dtype of the logits, as published."""
+        return self.logits.softmax(-1)
 
 
-def choose(
-    logits_NV: Tensor,
-    sampler: DiffusionSampler,
-    *,
-    mask_token_id: int,
-    end_token_ids: Sequence[int],
-    early: Sequence[bool],
-    generators: Sequence[torch.Generator],
-) -> Choices:
-    """A token and a confidence for each candidate.
+Confidence = Callable[[Candidates], Tensor]
+"""The confidence of each candidate, `[N]`, the highest first; `[N, K]` for a commit rule that reads several numbers."""
 
-    Args:
-        logits_NV: the network's scores; changed here.
-        sampler: all that it says of tokens and of confidence counts here.
-        mask_token_id: not chosen unless the sampler lets it be; it counts in confidence, though, as in published code.
-        end_token_ids: what `suppress_end` suppresses.
-        early: candidates where no end token may be chosen.
-        generators: that of the row of each candidate; asked for one number where a token is drawn, and for one where
-            confidence is.
 
-    Raises:
-        UserError: scores are not numbers.
+def probability(candidates: Candidates) -> Tensor:
+    """The probability of the token."""
+    return candidates.probabilities.gather(-1, candidates.token_ids.unsqueeze(1)).squeeze(1)
+
+
+def margin(candidates: Candidates) -> Tensor:
+    """The difference between the two highest probabilities."""
+    best_N2 = candidates.probabilities.topk(2, dim=-1).values
+    return best_N2[:, 0] - best_N2[:, 1]
+
+
+def negative_entropy(candidates: Candidates) -> Tensor:
+    """Of the distribution, in nats."""
+    probabilities_NV = candidates.probabilities
+    return (probabilities_NV * (probabilities_NV + TINY).log()).sum(-1)
+
+
+def uniform(candidates: Candidates) -> Tensor:
+    """A random number from 0 to 1, from the row's own source."""
+    drawn = [torch.rand(1, dtype=torch.float64, generator=row.rng) for row in candidates.rows]
+    return torch.cat(drawn).to(candidates.token_ids.device)
+
+
+ConfidenceName = Literal["probability", "random", "margin", "entropy"]
+
+CONFIDENCES: dict[str, Confidence] = {
+    "probability": probability,
+    "random": uniform,
+    "margin": margin,
+    "entropy": negative_entropy,
+}
+"""By the name in `DiffusionSampler.confidence`, which takes a function as well."""
+
+
+# ---- tokens --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenChooser:
+    """Choose a token and a confidence for each candidate.
+
+    Attributes:
+        mask_token_id: never chosen unless `may_choose_mask`; it counts in confidence, though, as in published code.
+        end_token_ids: the tokens that `suppress_end` suppresses.
+        confidence: a function of `CONFIDENCES`, or another one.
+        temperature, top_k, top_p, tempered_confidence, suppress_end, may_choose_mask: see `DiffusionSampler`.
     """
-    ends = torch.tensor(end_token_ids, dtype=torch.int64, device=logits_NV.device)
-    closed = [True] * len(early) if sampler.suppress_end == "choice" else early
-    closed_N1 = torch.tensor(closed, dtype=torch.bool, device=logits_NV.device).unsqueeze(1)
-    logits_NV[:, ends] = logits_NV[:, ends].masked_fill(closed_N1, -torch.inf)
-    eligible_NV = logits_NV
-    if not sampler.may_choose_mask:
-        eligible_NV = logits_NV.index_fill(1, torch.tensor([mask_token_id], device=logits_NV.device), -torch.inf)
-    if sampler.temperature > 0:
-        token_N, log_prob_N = Sampling(temperature=1.0).choose(filtered(eligible_NV, sampler), generators)
-    else:
-        token_N = eligible_NV.argmax(-1)
-        wide_NV = eligible_NV.to(torch.promote_types(logits_NV.dtype, torch.float32))
-        log_prob_N = _at(wide_NV.log_softmax(-1), token_N)
-    if bool(log_prob_N.isnan().any()):
-        raise not_numbers()
-    if sampler.confidence == "random":
-        drawn = [torch.rand(1, dtype=torch.float64, generator=generator) for generator in generators]
-        return Choices(token_N, log_prob_N, torch.cat(drawn).to(token_N.device))
-    judged_NV = filtered(logits_NV, sampler) if sampler.tempered_confidence else logits_NV
-    if sampler.suppress_end != "confidence":
-        return Choices(token_N, log_prob_N, _confidence(judged_NV, token_N, sampler.confidence))
-    confidence_N = _confidence(judged_NV.index_fill(1, ends, -torch.inf), token_N, sampler.confidence)
-    return Choices(token_N, log_prob_N, confidence_N.masked_fill(torch.isin(token_N, ends), -torch.inf))
 
+    mask_token_id: int
+    end_token_ids: Sequence[int]
+    confidence: Confidence = probability
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    tempered_confidence: bool = False
+    suppress_end: Literal["no", "choice", "confidence"] = "no"
+    may_choose_mask: bool = False
 
-def filtered(logits_NV: Tensor, sampler: DiffusionSampler) -> Tensor:
-    """Scores after temperature (in float64), top-p and top-k, in this order, which is Dream's."""
-    scores_NV = logits_NV.double() / sampler.temperature if sampler.temperature > 0 else logits_NV
-    if sampler.top_p is not None and sampler.top_p < 1:
-        scores_NV = TopPLogitsWarper(sampler.top_p)(None, scores_NV)  # type: ignore[arg-type]  # it reads no ids
-    if sampler.top_k is not None:
-        scores_NV = TopKLogitsWarper(sampler.top_k)(None, scores_NV)  # type: ignore[arg-type]
-    return scores_NV
+    def __call__(self, logits_NV: Tensor, queries: Queries[CanvasRow]) -> Choices:
+        """Choose for each query; changes the logits in place."""
+        rows = [row for row, positions in queries.items() for _ in positions]
+        positions = [position for of_row in queries.values() for position in of_row]
+        ends = torch.tensor(self.end_token_ids, dtype=torch.int64, device=logits_NV.device)
+        closed = [self.suppress_end == "choice" or at in row.early for row, at in zip(rows, positions, strict=True)]
+        closed_N1 = torch.tensor(closed, dtype=torch.bool, device=logits_NV.device).unsqueeze(1)
+        logits_NV[:, ends] = logits_NV[:, ends].masked_fill(closed_N1, -torch.inf)
+        token_ids, log_probs = self._tokens(logits_NV, [row.rng for row in rows])
+        judged_NV = self.filtered(logits_NV) if self.tempered_confidence else logits_NV
+        if self.suppress_end != "confidence" or self.confidence is uniform:  # random order ignores it, as published
+            return Choices(token_ids, log_probs, self.confidence(Candidates(judged_NV, token_ids, rows, positions)))
+        judged_NV = judged_NV.index_fill(1, ends, -torch.inf)
+        confidence = self.confidence(Candidates(judged_NV, token_ids, rows, positions))
+        confidence[torch.isin(token_ids, ends)] = -torch.inf
+        return Choices(token_ids, log_probs, confidence)
 
+    def _tokens(self, logits_NV: Tensor, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Return token ids and log-probabilities, each `[N]`."""
+        if not self.may_choose_mask:
+            mask = torch.tensor([self.mask_token_id], device=logits_NV.device)
+            logits_NV = logits_NV.index_fill(1, mask, -torch.inf)
+        if self.temperature > 0:
+            return Sampling(temperature=1.0).choose(self.filtered(logits_NV), rngs)
+        token_ids = logits_NV.argmax(-1)
+        return token_ids, log_probs_of(logits_NV, token_ids)
 
-def _confidence(scores_NV: Tensor, token_N: Tensor, kind: Confidence) -> Tensor:
-    probability_NV = scores_NV.softmax(-1)  # in the dtype of the scores, as published
-    if kind == "probability":
-        return _at(probability_NV, token_N)
-    if kind == "margin":
-        best_N2 = probability_NV.topk(2, dim=-1).values
-        return best_N2[:, 0] - best_N2[:, 1]
-    return (probability_NV * (probability_NV + TINY).log()).sum(-1)
-
-
-def _at(scores_NV: Tensor, token_N: Tensor) -> Tensor:
-    return scores_NV.gather(-1, token_N.unsqueeze(1))[:, 0]
+    def filtered(self, logits_NV: Tensor) -> Tensor:
+        """Return logits after temperature (in float64), top-p and top-k, in this order, which is Dream's."""
+        scores_NV = logits_NV.double() / self.temperature if self.temperature > 0 else logits_NV
+        if self.top_p is not None and self.top_p < 1:
+            scores_NV = TopPLogitsWarper(self.top_p)(None, scores_NV)  # type: ignore[arg-type]  # it reads no ids
+        if self.top_k is not None:
+            scores_NV = TopKLogitsWarper(self.top_k)(None, scores_NV)  # type: ignore[arg-type]
+        return scores_NV

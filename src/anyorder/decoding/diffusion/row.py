@@ -3,61 +3,68 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
 
 import torch
 
 from anyorder.decoding.canvas import BLANK, blanks
-from anyorder.decoding.diffusion.commit import Progress
-from anyorder.decoding.diffusion.reader import CachePolicy, Span
+from anyorder.decoding.diffusion.cache import CachePolicy
+from anyorder.decoding.diffusion.commit import Commit, Progress
 from anyorder.decoding.diffusion.schedule import Block
-
-if TYPE_CHECKING:
-    from anyorder.decoding.diffusion.decoder import DiffusionSampler
+from anyorder.decoding.text import Choice, Text
+from anyorder.errors import UserError
+from anyorder.ways import Way
 
 EDITING_STEPS = 16
 """Steps of a block that only edit, at most, as two edits could undo each other for ever."""
 
 
-class Choice(NamedTuple):
-    """What would be written at a position."""
-
-    position: int
-    token_id: int
-    log_prob: float
-    confidence: float
-
-
-@dataclass
-class CanvasRow:
+class CanvasRow(Text):
     """The state of one row.
 
+    Args:
+        way: of writing, with the mask token.
+        blocks: to write, from left to right, at least one.
+        commit, cache, edit, grow, stop_at_end: see `DiffusionSampler`.
+        early: positions where no end token may be chosen.
+        sample_id, canvas, rng, end_token_ids: see `Text`.
+
     Attributes:
-        number: among all prompts.
-        tokens: its canvas, `BLANK` at masked positions.
-        blocks: those that are still to be written; the first one is being written.
-        generator: of its random numbers.
+        blocks: those still to be written; the first one is being written.
         step: of the block, from 0.
-        known: positions from the first whose keys are in an exact cache.
-        early: positions where no end token may stand.
+        given: which positions held a token from the beginning.
+        fresh: positions written since they were last read; in the beginning, all that are given.
+        complete: start of the block that was read last, before which nothing changes any more.
     """
 
-    number: int
-    tokens: list[int]
-    blocks: list[Block]
-    generator: torch.Generator
-    early: frozenset[int] = frozenset()
-    step: int = 0
-    known: int = 0
-    given: tuple[bool, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.given = tuple(token_id != BLANK for token_id in self.tokens)
-        self.first = self.tokens.index(BLANK)
-        self.continues = not any(self.given[self.first :])
-        self._editing = 0
+    def __init__(
+        self,
+        sample_id: int,
+        canvas: Sequence[int],
+        rng: torch.Generator,
+        end_token_ids: Sequence[int],
+        *,
+        way: Way,
+        blocks: Sequence[Block],
+        commit: Commit,
+        cache: CachePolicy,
+        edit: float | None = None,
+        grow: bool = False,
+        stop_at_end: bool = False,
+        early: Iterable[int] = (),
+    ) -> None:
+        super().__init__(sample_id, canvas, rng, end_token_ids)
+        self.way = way
+        self.blocks = list(blocks)
+        self.rule = commit
+        self.cache = cache
+        self.edit = edit
+        self.grow = grow
+        self.stop_at_end = stop_at_end
+        self.early = frozenset(early)
+        self.step = self.complete = self._edited = 0
+        self.given = [token_id != BLANK for token_id in canvas]
+        self.fresh = [position for position, is_given in enumerate(self.given) if is_given]
         self._masks = self._masked_in_block()
 
     @property
@@ -66,69 +73,97 @@ class CanvasRow:
         return self.blocks[0]
 
     @property
-    def text(self) -> list[int]:
-        """What stands from the first position that was to be written up to the first masked one."""
-        front = self.tokens.index(BLANK) if BLANK in self.tokens else len(self.tokens)
-        return self.tokens[self.first : front]
+    def sight(self) -> int:
+        """Exclusive end of the positions that may be attended to at present."""
+        return self.block.stop if self.grow or self.way.block_length is not None else len(self.tokens)
+
+    def logits_at(self, position: int) -> int:
+        """Return the position whose logits predict this one."""
+        return self.way.row(position)
+
+    def queries(self) -> Sequence[int]:
+        """Return the masked positions that the next pass reads; where tokens are edited, also those just written.
+
+        A position of an earlier block is masked only where the mask token itself was chosen. It is predicted again
+        when the canvas is read from its beginning.
+        """
+        reads = self.cache.reads(self)
+        readable = reads if isinstance(reads, range) else frozenset(reads)
+        edits, start, shifted = self.edit is not None, self.block.start, self.way.shifted
+        queries = [
+            at
+            for at in range(0 if 0 in readable else start, self.block.stop)
+            if (self.tokens[at] == BLANK or (edits and at >= start and not self.given[at]))
+            and (self.logits_at(at) if shifted else at) in readable
+        ]
+        if not queries:
+            raise UserError(f"{type(self.cache).__name__} reads none of the masked positions: let reads return them.")
+        return queries
+
+    def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:
+        """Write the choices that the rule selects, and the edits; go to the next block where this one is complete."""
+        committed = self._selected([choice for choice in choices if self.tokens[choice.position] == BLANK])
+        if self.edit is not None:
+            committed += [choice for choice in choices if self._edits(choice, self.edit)]
+            self.reread()
+        written = [choice for choice in committed if choice.token_id != self.way.mask_token_id]
+        for choice in written:
+            self.tokens[choice.position] = choice.token_id
+        self.fresh = [choice.position for choice in written]
+        self.complete = self.block.start
+        self._advance(bool(committed))
+        return committed if self.blocks else [*committed, *self._left_masked()]
+
+    def _selected(self, masked: Sequence[Choice]) -> list[Choice]:
+        if not masked:
+            return []
+        positions = [choice.position for choice in masked]
+        progress = Progress(masks=self._masks, step=self.step, steps=self.block.steps)
+        selected = set(self.rule.select([choice.confidence for choice in masked], positions, progress))
+        if not selected <= set(positions) or not (selected or self.rule.planned):
+            raise UserError(
+                f"{type(self.rule).__name__} selects {sorted(selected)} of the positions {positions}: select at least "
+                "one of them, or set planned = True for a rule that keeps to the planned steps."
+            )
+        return [choice for choice in masked if choice.position in selected]
+
+    def _edits(self, choice: Choice, above: float) -> bool:
+        """Whether a choice replaces a token that was written before."""
+        return self.tokens[choice.position] not in (BLANK, choice.token_id) and math.exp(choice.log_prob) > above
+
+    def _advance(self, committed: bool) -> None:
+        """Count the step, and begin the next block where this one is complete."""
+        self.step += 1
+        if self._masked_in_block() and not (self.rule.planned and self.step >= self.block.steps):
+            return
+        self._edited += 1
+        if self.edit is not None and committed and self._edited <= EDITING_STEPS:
+            return
+        self.blocks = self.blocks[1:]
+        self.step = self._edited = 0
+        if self.blocks:
+            self._masks = self._masked_in_block()
 
     def _masked_in_block(self) -> int:
         return self.tokens[self.block.start : self.block.stop].count(BLANK)
 
-    def sight(self, policy: CachePolicy, grow: bool) -> int:
-        """Where what can be seen of it ends."""
-        return self.block.stop if grow or policy.causal else len(self.tokens)
+    def _left_masked(self) -> list[Choice]:
+        """Return the mask tokens of a row whose steps are over, as its trace shows them."""
+        mask = self.way.mask_token_id
+        assert mask is not None, "a network that diffuses has one"
+        return [Choice(position, mask, 0.0, 0.0) for position in blanks(self.tokens)]
 
-    def span(self, policy: CachePolicy, grow: bool) -> Span:
-        """What the next pass reads of it."""
-        span = policy.span(self.block, self.step, self.sight(policy, grow), self.known)
-        self.known = self.block.start
-        return span
+    @property
+    def remaining(self) -> bool:
+        """Whether a block is left."""
+        return bool(self.blocks)
 
-    def wanted(self, span: Span, edit: bool) -> list[int]:
-        """Positions that may be written in this step: masked ones, and with `edit` those written in the block.
+    @property
+    def settled(self) -> bool:
+        """Whether no token of an incomplete block may still be edited."""
+        return self.edit is None or self.step == 0
 
-        A position of an earlier block is masked only where the mask token itself was chosen.
-        """
-        low = 0 if span.start == 0 else self.block.start
-        return [
-            position
-            for position in range(low, self.block.stop)
-            if self.tokens[position] == BLANK or (edit and not self.given[position] and position >= self.block.start)
-        ]
-
-    def commit(self, choices: Sequence[Choice], sampler: DiffusionSampler) -> list[Choice]:
-        """Which of the choices stand; the surest first, of equals the one at the lowest position."""
-        masked = [choice for choice in choices if self.tokens[choice.position] == BLANK]
-        ranked = sorted(masked, key=lambda choice: -choice.confidence)
-        progress = Progress(masks=self._masks, step=self.step, steps=self.block.steps)
-        count = sampler.commit.count([choice.confidence for choice in ranked], progress) if ranked else 0
-        edits = [
-            choice
-            for choice in choices
-            if sampler.edit is not None
-            and self.tokens[choice.position] not in (BLANK, choice.token_id)
-            and math.exp(choice.log_prob) > sampler.edit
-        ]
-        return sorted(ranked[:count]) + edits
-
-    def write(self, choices: Sequence[Choice], mask_token_id: int, sampler: DiffusionSampler) -> None:
-        """Writes the choices that stand, and goes to the next block where this one is complete."""
-        for choice in choices:
-            if choice.token_id != mask_token_id:
-                self.tokens[choice.position] = choice.token_id
-        self.step += 1
-        if self._masked_in_block() and not (sampler.commit.planned and self.step >= self.block.steps):
-            return
-        self._editing += 1
-        if sampler.edit is not None and choices and self._editing <= EDITING_STEPS:
-            return
-        self.blocks = self.blocks[1:]
-        self.step = self._editing = 0
-        if self.blocks:
-            self._masks = self._masked_in_block()
-
-    def left_masked(self, mask_token_id: int) -> list[Choice]:
-        """The mask tokens of a row that is complete: their steps are over, and nobody chose anything else."""
-        if self.blocks:
-            return []
-        return [Choice(position, mask_token_id, 0.0, 0.0) for position in blanks(self.tokens)]
+    @property
+    def ends_early(self) -> bool:
+        """Whether an end token completes the row: at once, or where the canvas grows, with its block."""
+        return self.stop_at_end or (self.grow and self.step == 0)

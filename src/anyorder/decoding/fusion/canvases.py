@@ -1,23 +1,23 @@
-"""Canvases in which phrasings stand side by side, for ways of writing that fill canvases.
+"""Fused questions as canvases, for decoding in any order and by masked diffusion.
 
-Whatever a network sees in its way of writing, it sees here too, but no phrasing sees another one. All other rows see
-all phrasings, corrected as in fusion from left to right, so that N copies of a phrasing are the single one exactly.
+A mode's own visibility holds here too, except that no phrasing sees another one. All other rows see all phrasings, with
+the correction of fusion from left to right, so that N copies of a phrasing are the single one exactly.
 
-Shape suffixes: B canvases, L places of the longest, R places that are read.
+Shape suffixes: B canvases, L positions of the longest, R positions that are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from anyorder.attention import BiasTerm, Tempered
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.fusion.layout import SEGMENT, FusionLayout
-from anyorder.decoding.fusion.weighting import Correction, corrected
+from anyorder.decoding.fusion.layout import SEGMENT, Piece, lay_out
+from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.weighting import corrected
 from anyorder.visibility import Visibility, key_is, query_is, same
 
 
@@ -26,61 +26,51 @@ def apart() -> Visibility:
     return ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
 
 
-class Sight(NamedTuple):
-    """How places of canvases are read, besides what the way of writing says.
-
-    Attributes:
-        labels: "position", "part" and "segment", each `[batch, places]`.
-        bias, tempered, rotary_positions: as `Llama.prepare` takes them.
-    """
-
-    labels: dict[str, Tensor]
-    bias: list[BiasTerm]
-    tempered: Tempered | None
-    rotary_positions: Tensor | None
-
-
 class FusedCanvases:
-    """Where the tokens of fused questions and of their answers stand.
+    """Canvases of fused questions and their answers.
 
     Args:
-        layouts: of the questions.
-        answers: tokens to be written to each.
-        weights, correction: as `corrected` takes them.
+        questions: one for each canvas.
+        fusion: the positions and the correction.
+        answers: number of tokens to write to each.
         device: of the network.
+
+    Attributes:
+        canvases: token ids, `BLANK` where a token is to be written.
+        lengths: positions that each canvas takes, fewer than it has tokens where segments share some.
     """
 
     def __init__(
-        self,
-        layouts: Sequence[FusionLayout],
-        answers: Sequence[int],
-        weights: Sequence[Sequence[float]],
-        correction: Correction,
-        device: torch.device,
-    ) -> None:
-        self.canvases = [[*layout.token_ids, *[BLANK] * new] for layout, new in zip(layouts, answers, strict=True)]
-        self.lengths = [layout.next_place + new for layout, new in zip(layouts, answers, strict=True)]
-        self._bias, self._tempered = corrected(layouts, weights, correction)
-        shape = (len(layouts), max(map(len, self.canvases)))
-        self._place_BL = torch.zeros(shape, dtype=torch.float64, device=device)
-        self._label_BL = {name: torch.zeros(shape, dtype=torch.long, device=device) for name in LABELS}
-        for b, (layout, new) in enumerate(zip(layouts, answers, strict=True)):
-            self._place_BL[b, : layout.length + new] = layout.rotary_positions(new, device)[0]
-            labels = layout.labels(new, device)
-            for name in LABELS:
-                self._label_BL[name][b, : layout.length + new] = labels[name][0]
-        self._whole = bool((self._place_BL == self._label_BL["position"]).all())
+        self, questions: Sequence[Question], fusion: Fusion, answers: Sequence[int], device: torch.device
+    ) -> None:  # fmt: skip
+        layouts = [question.layout(fusion.positions) for question in questions]
+        pieces = [Piece.whole(layout, [BLANK] * new) for layout, new in zip(layouts, answers, strict=True)]
+        self.canvases = [[*layout.token_ids, *answer] for layout, _, _, answer in pieces]
+        self.lengths = [layout.next_place + len(answer) for layout, _, _, answer in pieces]
+        self._rows = lay_out(pieces, device)
+        self._place_BL = self._rows.rotary_positions
+        self._bias, self._tempered = corrected(questions, fusion.correction)
 
-    def sight(self, rows: Sequence[int], at_BR: Tensor) -> Sight:
-        """How these places are read, of the canvases with these indices."""
+    def narrow(
+        self, rows: Sequence[int], visibility: Visibility, labels: Mapping[str, Tensor]
+    ) -> tuple[Visibility, dict[str, Tensor], dict[str, Any]]:
+        """Keep phrasings apart in a pass.
+
+        Args:
+            rows: indices of the canvases that are read.
+            visibility: of the way of writing.
+            labels: of what is read, with "position" `[rows, places]`, the index in the canvas.
+
+        Returns:
+            The narrowed visibility; the labels, with positions that phrasings share; the other arguments of
+            `Llama.prepare`.
+        """
+        at_BR = labels["position"]
         row_B = torch.tensor(rows, device=at_BR.device)
-        return Sight(
-            labels={name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._label_BL.items()},
-            bias=[BiasTerm(term.relation, term.value_per_sample(at_BR.device)[row_B]) for term in self._bias],
-            tempered=self._tempered,
-            rotary_positions=None if self._whole else self._place_BL[row_B].gather(1, at_BR),
-        )
-
-
-LABELS = ("position", "part", "segment")
-"""What rows carry."""
+        own = {name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()}
+        others = {
+            "bias": [term.select(row_B) for term in self._bias],
+            "tempered": self._tempered,
+            "rotary_positions": None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR),
+        }
+        return visibility & apart(), {**labels, **own}, others

@@ -1,29 +1,39 @@
-"""Ensembles: each phrasing is asked alone, and the scores of the next token are made one before a token is chosen.
+"""Ensembles: each phrasing is a text of its own, a row of one batch that reads its prefix once.
 
-All phrasings then go on with that token. They are rows of one batch, and read their prefix once.
+Pools choose one token from the distributions of all members, which then go on with that token. In a vote, members
+write whole answers, and one of them is elected.
 
-Shape suffixes: N phrasings of a question, V vocabulary.
+Shape suffixes: N phrasings of a question, M members of all questions, V vocabulary.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from anyorder.decoding.fusion.reader import Reader
+from anyorder.decoding.left_to_right.reader import BeamReader
+from anyorder.decoding.left_to_right.text import CausalText
+from anyorder.decoding.loop import Queries
+from anyorder.decoding.trace import Step, StopReason, Written
+from anyorder.utils.ragged import log_softmax
+
+if TYPE_CHECKING:
+    from anyorder.decoding.fusion.question import Question
 
 CONTRAST = 0.25
-"""How strongly "contrast" moves away from what is answered without any phrasing."""
+"""How strongly "contrast" moves away from the answer without any phrasing."""
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 """From log-probabilities `[N, V]` and weights `[N, 1]` that add up to 1 to scores `[V]`."""
 
 
 def logit_mean(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The mean of logits. That of log-probabilities differs from it by one number for all tokens: the same."""
+    """The mean of logits: that of log-probabilities, which differs from it by one number for all tokens."""
     return (weight_N1 * log_probs_NV).sum(0)
 
 
@@ -33,18 +43,14 @@ def probability_mean(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
 
 
 def highest(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """For each token the probability of the phrasing that is surest of it."""
+    """The highest probability of each token."""
     return log_probs_NV.amax(0)
 
 
 def lowest_entropy(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The distribution of the phrasing that is surest of all."""
-    return log_probs_NV[entropy(log_probs_NV).argmin()]
-
-
-def entropy(log_probs_NV: Tensor) -> Tensor:
-    """Of each distribution, in nats, `[N]`."""
-    return -(log_probs_NV.exp() * log_probs_NV).nan_to_num(0.0).sum(-1)
+    """The distribution of the lowest entropy."""
+    entropy_N = -(log_probs_NV.exp() * log_probs_NV).nan_to_num(0.0).sum(-1)
+    return log_probs_NV[entropy_N.argmin()]
 
 
 def contrast(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
@@ -65,85 +71,133 @@ POOLS: dict[str, Pool] = {
 }
 """By the name of the method."""
 
+MEMBER = 2**32
+"""Member i of a vote on question q draws as prompt number q + i * MEMBER; the first one as the question."""
+
 WEIGHED = ("logit-mean", "probability-mean")
-"""Those in which weights count."""
+"""Those that take weights into account."""
 
 
-class PooledReader(Reader):
-    """One distribution of several rows.
+def pooled(pool: Pool, log_probs_NV: Tensor, weights: Sequence[float]) -> Tensor:
+    """The scores `[V]` that a pool makes of log-probabilities and weights."""
+    return pool(log_probs_NV, log_probs_NV.new_tensor(weights).unsqueeze(1))
+
+
+class PooledReader(BeamReader):
+    """One distribution of several members for each text.
 
     Args:
-        reader: scores every phrasing; those of a question stand next to each other.
-        counts: rows of each question.
-        weights: of the phrasings of each question, adding up to 1.
-        pool: how they are made one.
+        reader: of all members, those of a text next to each other.
+        members: of each text; they go on with the tokens of the text.
+        weights: of the members of each text, adding up to 1.
+        pool: combines the distributions of the members.
     """
 
-    def __init__(self, reader: Reader, counts: Sequence[int], weights: Sequence[Sequence[float]], pool: Pool) -> None:
+    def __init__(
+        self,
+        reader: BeamReader,
+        members: Mapping[CausalText, Sequence[CausalText]],
+        weights: Sequence[Sequence[float]],
+        pool: Pool,
+    ) -> None:
         self.reader = reader
-        self.counts = list(counts)
-        self.weights = list(weights)
+        self.members = members
+        self.weights = dict(zip(members, weights, strict=True))
         self.pool = pool
 
     @property
     def passes(self) -> int:
+        """Forward passes so far."""
         return self.reader.passes
 
-    def first(self) -> Tensor:
-        return self._pooled(self.reader.first())
-
-    def next(self, tokens: Sequence[int | None]) -> Tensor:
-        of_rows = [token for token, count in zip(tokens, self.counts, strict=True) for _ in range(count)]
-        return self._pooled(self.reader.next(of_rows))
-
-    def _pooled(self, logits_RV: Tensor) -> Tensor:
-        log_probs_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)).log_softmax(-1)
+    def logits(self, queries: Queries[CausalText]) -> Tensor:
+        """Combine the distributions of the members: scores `[texts of the pass, vocabulary]`."""
+        for text in queries:
+            for member in self.members[text]:
+                member.tokens[member.first :] = text.tokens[text.first :]
+        members = {member: member.queries() for text in queries for member in self.members[text]}
+        log_probs_MV = log_softmax(self.reader.logits(members))
+        of_texts = log_probs_MV.split([len(self.members[text]) for text in queries])
         return torch.stack(
             [
-                self.pool(log_probs_NV, log_probs_NV.new_tensor(shares).unsqueeze(1))
-                for log_probs_NV, shares in zip(log_probs_RV.split(self.counts), self.weights, strict=True)
+                pooled(self.pool, log_probs_NV, self.weights[text])
+                for text, log_probs_NV in zip(queries, of_texts, strict=True)
             ]
         )
 
-    def select(self, questions: Sequence[int]) -> None:
-        blocks = self._blocks()
-        self.reader.select([row for question in questions for row in blocks[question]])
-        self.counts = [self.counts[question] for question in questions]
-        self.weights = [self.weights[question] for question in questions]
-
     def reorder(self, parents: Sequence[int]) -> None:
-        blocks = self._blocks()
-        self.reader.reorder([row for parent in parents for row in blocks[parent]])
-
-    def _blocks(self) -> list[range]:
-        ends = list(itertools.accumulate(self.counts))
-        return [range(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
+        """Let each text go on from the keys of the text with this index."""
+        number = itertools.count()
+        rows = [[next(number) for _ in members] for members in self.members.values()]
+        self.reader.reorder([row for parent in parents for row in rows[parent]])
 
 
-class HybridReader(Reader):
-    """The mean of the log-probabilities of several readers: one more ensemble, whose members are methods."""
+class HybridReader(BeamReader):
+    """The mean of the log-probabilities of several readers of the same texts."""
 
-    def __init__(self, *readers: Reader) -> None:
+    def __init__(self, *readers: BeamReader) -> None:
         self.readers = readers
 
     @property
     def passes(self) -> int:
+        """Forward passes so far."""
         return sum(reader.passes for reader in self.readers)
 
-    def first(self) -> Tensor:
-        return self._mean([reader.first() for reader in self.readers])
-
-    def next(self, tokens: Sequence[int | None]) -> Tensor:
-        return self._mean([reader.next(tokens) for reader in self.readers])
-
-    def _mean(self, logits: Sequence[Tensor]) -> Tensor:
-        wide = torch.promote_types(logits[0].dtype, torch.float32)
-        return torch.stack([one.to(wide).log_softmax(-1) for one in logits]).mean(0)
-
-    def select(self, questions: Sequence[int]) -> None:
-        for reader in self.readers:
-            reader.select(questions)
+    def logits(self, queries: Queries[CausalText]) -> Tensor:
+        """The mean, `[texts of the pass, vocabulary]`."""
+        return torch.stack([log_softmax(reader.logits(queries)) for reader in self.readers]).mean(0)
 
     def reorder(self, parents: Sequence[int]) -> None:
+        """Let each text go on from the keys of the text with this index."""
         for reader in self.readers:
             reader.reorder(parents)
+
+
+# ---- votes ---------------------------------------------------------------------------------------------------------
+
+
+def members_of(questions: Sequence[Question], rows: Sequence[int]) -> tuple[list[Question], list[int]]:
+    """Each phrasing as a question of its own, and their numbers."""
+    members = [
+        (member, row + index * MEMBER)
+        for row, question in zip(rows, questions, strict=True)
+        for index, member in enumerate(question.members())
+    ]
+    return [member for member, _ in members], [number for _, number in members]
+
+
+def elect(
+    steps: Iterator[Step],
+    questions: Sequence[Question],
+    rows: Sequence[int],
+    same_answer: Callable[[Sequence[int]], Hashable],
+) -> Iterator[Step]:
+    """The answer of each question that has the most weight; of several such, the likeliest. One step.
+
+    Args:
+        steps: write the answers to `members_of` the questions.
+        questions, rows, same_answer: as in `fusion_steps`.
+    """
+    events: dict[int, list[Written]] = defaultdict(list)
+    stopped: dict[int, StopReason] = {}
+    passes = 0
+    for step in steps:
+        stopped |= step.stopped
+        passes += step.passes
+        for event in step.written:
+            events[event.row].append(event)
+    found: list[Written] = []
+    reasons: dict[int, StopReason] = {}
+    for row, question in zip(rows, questions, strict=True):
+        numbers = [row + index * MEMBER for index in range(len(question.segments))]
+        keys = [same_answer([event.token_id for event in events[number]]) for number in numbers]
+        votes: dict[Hashable, float] = defaultdict(float)
+        for key, share in zip(keys, question.shares, strict=True):
+            votes[key] += share
+        most = max(votes.values()) * (1 - 1e-9)
+        candidates = [number for number, key in zip(numbers, keys, strict=True) if votes[key] >= most]
+        best = max(candidates, key=lambda number: sum(event.log_prob for event in events[number]))
+        start = question.layout("shared").length
+        found += [event._replace(row=row, position=start + event.step) for event in events[best]]
+        reasons[row] = stopped[best]
+    yield Step(tuple(sorted(found)), reasons, passes)

@@ -1,26 +1,28 @@
-"""Where everything stands when several phrasings of one question are read apart and answered together.
+"""The layout of one question in several phrasings: `prefix | segment 1 .. N | suffix | answer`, in token ids.
 
-`prefix | segment 1 .. N | suffix | answer`: a segment sees the prefix and itself, suffix and answer see everything
-before them. A layout is built from token ids, and says of each token which part it belongs to and at which position
-it is read.
+A segment sees the prefix and itself; suffix and answer see everything before them. The layout gives each token its part
+and the position at which it is read.
 
-Shape suffixes: L tokens.
+Shape suffixes: B pieces, R rows of the longest, L tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from anyorder.errors import UserError
+from anyorder.utils.ragged import pad
 from anyorder.visibility import segments as isolated_segments
 
 POSITIONS = ("shared", "running", "right", "spread")
-"""Where segments are read: all right behind the prefix, one after the other as they stand, ending together, or spread
-evenly over the length of the longest."""
+"""Positions of segments: all right behind the prefix, one after the other, ending together, or spread evenly over the
+length of the longest."""
 
 PREFIX, SEGMENT, ANSWER = 0, 1, 2
 """The label "part"; the suffix is part of the answer."""
@@ -31,11 +33,11 @@ class FusionLayout:
     """One question: prefix, segments and suffix in one sequence.
 
     Attributes:
-        token_ids: of all of it, as it is laid out.
-        segment_spans: start and end of each segment in it, the end not included.
+        token_ids: of the whole sequence.
+        segment_spans: start and exclusive end of each segment in it.
         suffix_start: index of the first token behind the segments.
-        places: the position at which each token is read; fractions where segments are spread.
-        next_place: the position of the first token of the answer.
+        places: rotary position of each token; fractions where segments are spread.
+        next_place: position of the first token of the answer.
     """
 
     token_ids: tuple[int, ...]
@@ -60,26 +62,85 @@ class FusionLayout:
         return self.token_ids[: self.prefix_length]
 
     def labels(self, answer: int = 0, device: torch.device | None = None) -> dict[str, Tensor]:
-        """What the rows carry, each `[1, length + answer]`, also for so many tokens of an answer.
+        """Labels of the rows, each `[1, length + answer]`, followed by those of an answer of so many tokens.
 
-        "order" is the place in the sequence, "part" a number of this module, "segment" 0 for the prefix, 1 to N for the
-        segments and N + 1 behind them, "position" where a token is read, rounded down.
+        "order" is the index in the sequence, "part" a constant of this module, "segment" 0 for the prefix, 1 to N for
+        the segments and N + 1 behind them, "position" the position of the token, rounded down.
         """
-        total = self.length + answer
-        segment_L = torch.full((total,), len(self.segment_spans) + 1)
-        segment_L[: self.prefix_length] = 0
-        for number, (start, end) in enumerate(self.segment_spans, start=1):
-            segment_L[start:end] = number
-        order_L = torch.arange(total)
-        inside_L = (order_L >= self.prefix_length) & (order_L < self.suffix_start)
-        part_L = torch.where(inside_L, SEGMENT, torch.where(order_L < self.suffix_start, PREFIX, ANSWER))
-        labels = {"order": order_L, "part": part_L, "segment": segment_L, "position": self.rotary_positions(answer)[0]}
-        return {name: label.long().view(1, -1).to(device) for name, label in labels.items()}
+        labels = self._rows(answer, device).labels
+        return {"order": torch.arange(self.length + answer, device=device).unsqueeze(0), **labels}
 
     def rotary_positions(self, answer: int = 0, device: torch.device | None = None) -> Tensor:
         """`places` and those of the answer, float64 `[1, length + answer]`."""
-        behind = range(self.next_place, self.next_place + answer)
-        return torch.tensor([[*self.places, *behind]], dtype=torch.float64, device=device)
+        return self._rows(answer, device).places
+
+    def _rows(self, answer: int, device: torch.device | None) -> Rows:
+        return lay_out([Piece.whole(self, (0,) * answer)], torch.device("cpu") if device is None else device)
+
+
+class Piece(NamedTuple):
+    """The tokens from `start` to `end`, exclusive, of a layout with an answer behind it."""
+
+    layout: FusionLayout
+    start: int
+    end: int
+    answer: Sequence[int] = ()
+
+    @classmethod
+    def whole(cls, layout: FusionLayout, answer: Sequence[int] = ()) -> Piece:
+        """All of the layout and the answer."""
+        return cls(layout, 0, layout.length + len(answer), answer)
+
+    @property
+    def empty(self) -> Piece:
+        """The same place without a token."""
+        return self._replace(end=self.start)
+
+    @property
+    def columns(self) -> tuple[Sequence[int], Sequence[float], Sequence[int]]:
+        """The token id, the place and the label "segment" of each token."""
+        layout, part = self.layout, slice(self.start, self.end)
+        spans, last = layout.segment_spans, layout.next_place + len(self.answer)
+        numbers = [number for number, (start, end) in enumerate(spans, start=1) for _ in range(start, end)]
+        behind = [len(spans) + 1] * (layout.length + len(self.answer) - layout.suffix_start)
+        return (
+            (*layout.token_ids, *self.answer)[part],
+            (*layout.places, *range(layout.next_place, last))[part],
+            [*[0] * layout.prefix_length, *numbers, *behind][part],
+        )
+
+
+class Rows(NamedTuple):
+    """A batch of pieces, padded on the right with zeros.
+
+    Attributes:
+        ids: token ids `[batch, rows]`.
+        valid: rows that are not padding, boolean `[batch, rows]`.
+        places: rotary positions, float64 `[batch, rows]`.
+        labels: "position", "part" and "segment", each `[batch, rows]`.
+    """
+
+    ids: Tensor
+    valid: Tensor
+    places: Tensor
+    labels: dict[str, Tensor]
+
+    @property
+    def rotary_positions(self) -> Tensor | None:
+        """`places` where some are fractions; None where all equal the label "position"."""
+        return self.places if bool((self.places != self.labels["position"]).any()) else None
+
+
+def lay_out(pieces: Sequence[Piece], device: torch.device) -> Rows:
+    """The tokens, positions and labels of pieces, one row of the batch for each."""
+    ids, places, segments = zip(*(piece.columns for piece in pieces), strict=True)
+    id_BR, valid_BR = pad(ids, device)
+    segment_BR, _ = pad(segments, device)
+    place_BR = pad_sequence([torch.tensor(row, dtype=torch.float64) for row in places], batch_first=True).to(device)
+    count_B1 = torch.tensor([[len(piece.layout.segment_spans)] for piece in pieces], device=device)
+    part_BR = (segment_BR > 0) * SEGMENT + (segment_BR > count_B1) * (ANSWER - SEGMENT)
+    labels = {"position": place_BR.floor().long(), "part": part_BR, "segment": segment_BR}
+    return Rows(id_BR, valid_BR, place_BR, labels)
 
 
 def concatenate_paraphrases_with_positions(
@@ -89,7 +150,7 @@ def concatenate_paraphrases_with_positions(
     positions: str = "shared",
     separator: Sequence[int] = (),
 ) -> FusionLayout:
-    """Lays out prefix, segments and suffix, all of them token ids.
+    """Lay out prefix, segments and suffix, all of them token ids.
 
     Args:
         segments: one for each phrasing.

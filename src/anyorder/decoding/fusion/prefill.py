@@ -1,45 +1,43 @@
-"""Reading questions laid out for fusion.
+"""Reading questions up to their answers.
 
-A prefix is read once for all segments behind it. All segments of all questions are then one batch, each beside the
-keys of its prefix; no large masked matrix is needed, as they do not see each other. Their keys and values are joined
-per question, for suffix and answer to be read over the joined cache.
+A prefix is read once for all segments behind it. All segments of all questions are then one batch, each behind the keys
+of its prefix, so plain causal attention keeps them apart. Their keys are joined per question, for suffix and answer to
+be read over the joined cache.
 
-Shape suffixes: Q questions, S segments of all questions, B rows of a batch, R tokens of a row, E hidden size,
-V vocabulary.
+Shape suffixes: B rows of a batch, R tokens of a row, Q questions, S slots or rows of all questions, N rows of one
+question, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from anyorder.attention import BiasTerm, Tempered
-from anyorder.decoding.fusion.layout import FusionLayout
-from anyorder.decoding.fusion.store import Entry, SegmentStore, find_all
-from anyorder.visibility import segments
+from anyorder.decoding.fusion.ensembles import logit_mean, pooled
+from anyorder.decoding.fusion.layout import FusionLayout, Piece, Rows, lay_out
+from anyorder.decoding.fusion.weighting import corrected
+from anyorder.utils.ragged import log_softmax, pad
+from anyorder.visibility import causal, segments
 
 if TYPE_CHECKING:
+    from anyorder.attention import BiasTerm, Tempered
+    from anyorder.decoding.fusion.question import Fusion, Question
+    from anyorder.decoding.fusion.store import SegmentStore
     from anyorder.model.cache import Cache
     from anyorder.model.llama import Llama, Views
 
-Piece = tuple[FusionLayout, int, int]
-"""The tokens from start to end of a layout."""
 
-
-@dataclass(frozen=True)
-class Joined:
+class Joined(NamedTuple):
     """Prefix and segments of each question, read.
 
     Attributes:
         cache: their keys and values, one sample per question, with room for what follows.
         before: for each question the last row `[1, hidden]` of its prefix, or `[0, hidden]` where there is none.
         segments: for each question the rows `[tokens, hidden]` of each segment.
-        passes: forward passes that it took.
+        passes: forward passes made.
     """
 
     cache: Cache
@@ -48,142 +46,148 @@ class Joined:
     passes: int
 
 
+class Prefilled(NamedTuple):
+    """Questions, read up to their answers.
+
+    Attributes:
+        cache: keys and values, one sample per question.
+        logits: of the first token of each answer, `[questions, vocabulary]`.
+        bias, tempered: as `corrected` returns them, for whatever is read over the cache.
+        passes: forward passes made.
+    """
+
+    cache: Cache
+    logits: Tensor
+    bias: list[BiasTerm]
+    tempered: Tempered | None
+    passes: int
+
+
+@torch.no_grad()
+def prefill(
+    model: Llama, questions: Sequence[Question], fusion: Fusion, new_tokens: int, store: SegmentStore | None = None
+) -> Prefilled:  # fmt: skip
+    """Read prefixes and segments, then suffixes over all segments, leaving room for so many new tokens."""
+    layouts = [question.layout(fusion.positions) for question in questions]
+    bias, tempered = corrected(questions, fusion.correction)
+    suffixes = [Piece(layout, layout.suffix_start, layout.length) for layout in layouts]
+    lengths = [len(question.suffix) for question in questions]
+    joined = read_joined(model, layouts, max(lengths) + new_tokens, store)
+    if any(lengths):
+        hidden_QRE = read_rows(model, lay_out(suffixes, model.device), joined.cache, bias, tempered)
+    last = [
+        hidden_QRE[q, length - 1 : length] if length else torch.cat([rows[-1:] for rows in of_segments] or [before])
+        for q, (length, of_segments, before) in enumerate(zip(lengths, joined.segments, joined.before, strict=True))
+    ]
+    passes = joined.passes + any(lengths)
+    return Prefilled(joined.cache, next_logits(model, questions, last), bias, tempered, passes)
+
+
+def next_logits(model: Llama, questions: Sequence[Question], last: Sequence[Tensor]) -> Tensor:
+    """The logits `[questions, vocabulary]` of the next token of each answer.
+
+    Args:
+        model: the network.
+        questions: the questions.
+        last: of each question, the last row `[1, hidden]`; the last row of each segment, `[segments, hidden]`, where
+            nothing is read behind them, so that no row sees all of them. Then log-probabilities are averaged.
+    """
+    logits_SV = model.logits(torch.cat(list(last))).split([len(rows_NE) for rows_NE in last])
+    wide = torch.promote_types(model.dtype, torch.float32)
+    return torch.stack(
+        [
+            logits_NV[0].to(wide)
+            if len(logits_NV) == 1
+            else pooled(logit_mean, log_softmax(logits_NV), question.shares)
+            for question, logits_NV in zip(questions, logits_SV, strict=True)
+        ]
+    )
+
+
+@torch.no_grad()
+def masked_pass(
+    model: Llama, questions: Sequence[Question], fusion: Fusion, answers: Sequence[Sequence[int]]
+) -> tuple[Rows, Views]:  # fmt: skip
+    """The rows and views that read each question and its answer as one masked sequence, without a cache."""
+    layouts = [question.layout(fusion.positions) for question in questions]
+    rows = lay_out([Piece.whole(*pair) for pair in zip(layouts, answers, strict=True)], model.device)
+    order_BR = torch.arange(rows.ids.shape[1], device=model.device).expand_as(rows.ids)
+    bias, tempered = corrected(questions, fusion.correction)
+    views = model.prepare(
+        segments(), {"order": order_BR, **rows.labels}, valid=rows.valid, bias=bias, tempered=tempered,
+        rotary_positions=rows.rotary_positions,
+    )  # fmt: skip
+    return rows, views
+
+
 @torch.no_grad()
 def read_joined(model: Llama, layouts: Sequence[FusionLayout], more: int, store: SegmentStore | None = None) -> Joined:
-    """Reads prefixes and segments, with room for `more` tokens behind them; not what the store has."""
-    prefixes = list(dict.fromkeys(layout.prefix for layout in layouts))
-    pieces = {layout.prefix: (layout, 0, layout.prefix_length) for layout in layouts}
+    """Read the prefixes and segments that the store lacks, leaving room for `more` tokens behind them."""
+    prefixes = {layout.prefix: Piece(layout, 0, layout.prefix_length) for layout in layouts}
     cache = model.new_cache(len(prefixes), max(map(len, prefixes)))
-    hidden, passes = _read(model, [pieces[prefix] for prefix in prefixes], cache, store)
-    of_question = [prefixes.index(layout.prefix) for layout in layouts]
+    of_prefix, prefix_passes = _read(model, list(prefixes.values()), cache, store)
+    number_of = {prefix: number for number, prefix in enumerate(prefixes)}
 
-    # A question without segments has a row as well, with no token, that holds its prefix.
-    spans = [layout.segment_spans or ((0, 0),) for layout in layouts]
-    read = [(layout, start, end) for layout, of_layout in zip(layouts, spans, strict=True) for start, end in of_layout]
-    ends = list(itertools.accumulate(map(len, spans)))
-    rows = [range(end - len(of_layout), end) for of_layout, end in zip(spans, ends, strict=True)]
-    prefix_of_row = [b for b, of_layout in zip(of_question, spans, strict=True) for _ in of_layout]
-    longest = max(end - start for _, start, end in read)
-    cache = cache.gather(torch.tensor(prefix_of_row, device=model.device), capacity=cache.capacity + longest)
-    of_row, more_passes = _read(model, read, cache, store)
-    segments = [
-        [of_row[row] for row, _ in zip(of_layout, layout.segment_spans, strict=False)]
-        for layout, of_layout in zip(layouts, rows, strict=True)
-    ]
-    before = [hidden[b][-1:] for b in of_question]
-    return Joined(_join(cache, layouts, rows, more), before, segments, passes + more_passes)
+    # A question without segments has an empty piece, whose row of the batch holds its prefix.
+    pieces = [[Piece(layout, *span) for span in layout.segment_spans or [(0, 0)]] for layout in layouts]
+    flat = [piece for of_question in pieces for piece in of_question]
+    copies = torch.tensor([number_of[piece.layout.prefix] for piece in flat], device=model.device)
+    longest = max(piece.end - piece.start for piece in flat)
+    cache = cache.gather(copies, capacity=cache.capacity + longest)
+    of_piece, passes = _read(model, flat, cache, store)
 
-
-def _read(model: Llama, pieces: Sequence[Piece], cache: Cache, store: SegmentStore | None) -> tuple[list[Tensor], int]:
-    """Puts pieces behind what the cache has: their rows `[tokens, hidden]`, and the passes that it took."""
-    found = find_all(store, pieces)
-    missing = [piece if entry is None else (piece[0], 0, 0) for piece, entry in zip(pieces, found, strict=True)]
-    lengths = [end - start for _, start, end in pieces]
-    first = cache.next_slot.tolist()
-    passes = int(any(end > start for _, start, end in missing))
-    hidden_BRE = torch.zeros(len(pieces), 0, model.config.hidden_size, dtype=model.dtype, device=model.device)
-    if passes:
-        hidden_BRE = read_pieces(model, missing, cache)
-    if any(found):
-        _recall(pieces, cache, found)
-    rows = [
-        hidden_BRE[b, : lengths[b]] if entry is None else entry.rows for b, entry in enumerate(found)
-    ]  # fmt: skip
-    if store is not None:
-        for b, (piece, entry) in enumerate(zip(pieces, found, strict=True)):
-            if entry is None and lengths[b]:
-                slots = slice(first[b], first[b] + lengths[b])
-                keys, values = (
-                    torch.stack([getattr(layer, name)[b, slots] for layer in cache.layers])
-                    for name in ("keys", "values")
-                )
-                store.keep(*piece, Entry(keys, values, rows[b]))
-    return rows, passes
-
-
-def _recall(pieces: Sequence[Piece], cache: Cache, found: Sequence[Entry | None]) -> None:
-    """Writes what was found into the cache, as if it had been read."""
-    shown = [piece if entry is not None else (piece[0], 0, 0) for piece, entry in zip(pieces, found, strict=True)]
-    _, valid_BR, _, labels = lay_out(shown, cache.present.device)
-    slots_BR = cache.put(labels, valid_BR)
-    for number, layer in enumerate(cache.layers):
-        keys, values = (layer.keys.new_zeros((*valid_BR.shape, *layer.keys.shape[2:])) for _ in range(2))
-        for b, entry in enumerate(found):
-            if entry is not None:
-                keys[b, : entry.keys.shape[1]] = entry.keys[number]
-                values[b, : entry.values.shape[1]] = entry.values[number]
-        layer.update(keys, values, slots_BR, 0)
-
-
-def _join(cache: Cache, layouts: Sequence[FusionLayout], rows: Sequence[Sequence[int]], more: int) -> Cache:
-    """From a sample per segment to one per question, which has its prefix once."""
-    total = max(layout.suffix_start for layout in layouts)
-    row_QS, slot_QS = torch.zeros(2, len(layouts), total, dtype=torch.long)
-    keep_QS = torch.zeros(len(layouts), total, dtype=torch.bool)
-    for q, (layout, of_question) in enumerate(zip(layouts, rows, strict=True)):
-        keep_QS[q, : layout.suffix_start] = True
-        row_QS[q, : layout.prefix_length] = of_question[0]
-        slot_QS[q, : layout.prefix_length] = torch.arange(layout.prefix_length)
-        for row, (start, end) in zip(of_question, layout.segment_spans, strict=False):
-            row_QS[q, start:end] = row
-            slot_QS[q, start:end] = layout.prefix_length + torch.arange(end - start)
-    device = cache.present.device
-    return cache.gather(row_QS.to(device), slot_QS.to(device), keep_QS.to(device), total + more)
-
-
-def read_pieces(
-    model: Llama,
-    pieces: Sequence[Piece],
-    cache: Cache | None,
-    bias: Sequence[BiasTerm] = (),
-    tempered: Tempered | None = None,
-    written: Sequence[Sequence[int]] | None = None,
-) -> Tensor:
-    """Reads a part of each layout, and what was `written` behind it: rows `[batch, tokens, hidden]`, padded."""
-    ids_BR, views, _ = prepare_pieces(model, pieces, cache, bias, tempered, written)
-    return model.hidden(ids_BR, views, cache)
-
-
-def prepare_pieces(
-    model: Llama,
-    pieces: Sequence[Piece],
-    cache: Cache | None,
-    bias: Sequence[BiasTerm] = (),
-    tempered: Tempered | None = None,
-    written: Sequence[Sequence[int]] | None = None,
-) -> tuple[Tensor, Views, dict[str, Tensor]]:
-    """Tokens, views and labels of such a pass, before it is made."""
-    ids_BR, valid_BR, place_BR, labels = lay_out(pieces, model.device, written)
-    fractional = bool((place_BR != labels["position"]).any())
-    views = model.prepare(
-        segments(),
-        labels,
-        valid=valid_BR,
-        cache=cache,
-        bias=bias,
-        tempered=tempered,
-        rotary_positions=place_BR if fractional else None,
+    rows = iter(range(len(flat)))
+    rows_of = [[next(rows) for _ in of_question] for of_question in pieces]
+    return Joined(
+        cache=_join(cache, layouts, rows_of, more),
+        before=[of_prefix[number_of[layout.prefix]][-1:] for layout in layouts],
+        segments=[
+            [of_piece[row] for row in rows[: len(layout.segment_spans)]]
+            for layout, rows in zip(layouts, rows_of, strict=True)
+        ],
+        passes=prefix_passes + passes,
     )
-    return ids_BR, views, labels
 
 
-def lay_out(
-    pieces: Sequence[Piece], device: torch.device, written: Sequence[Sequence[int]] | None = None
-) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Tokens, which of them are no padding, places and labels of pieces, each `[batch, tokens]`."""
-    width = max(end - start for _, start, end in pieces)
-    shape = (len(pieces), width)
-    ids_BR = torch.zeros(shape, dtype=torch.long)
-    valid_BR = torch.zeros(shape, dtype=torch.bool)
-    place_BR = torch.zeros(shape, dtype=torch.float64)
-    label_BR: dict[str, Tensor] = {}
-    for b, (layout, start, end) in enumerate(pieces):
-        behind = () if written is None else written[b]
-        part = slice(0, end - start)
-        ids_BR[b, part] = torch.tensor((*layout.token_ids, *behind)[start:end], dtype=torch.long)
-        valid_BR[b, part] = True
-        place_BR[b, part] = layout.rotary_positions(len(behind))[0, start:end]
-        for name, label in layout.labels(len(behind)).items():
-            label_BR.setdefault(name, torch.zeros(shape, dtype=torch.long))[b, part] = label[0, start:end]
-    labels = {name: label.to(device) for name, label in label_BR.items()}
-    return ids_BR.to(device), valid_BR.to(device), place_BR.to(device), labels
+def _read(
+    model: Llama, pieces: Sequence[Piece], cache: Cache, store: SegmentStore | None
+) -> tuple[list[Tensor], int]:  # fmt: skip
+    """Append pieces to the cache: the rows `[tokens, hidden]` of each, and the number of forward passes."""
+    first = cache.next_slot.tolist()
+    recalled = {} if store is None else store.recall(pieces, cache)
+    missing = [piece.empty if b in recalled else piece for b, piece in enumerate(pieces)]
+    lengths = [piece.end - piece.start for piece in missing]
+    if not any(lengths):
+        nothing = torch.zeros(0, model.config.hidden_size, dtype=model.dtype, device=model.device)
+        return [recalled.get(b, nothing) for b in range(len(pieces))], 0
+    hidden_BRE = read_rows(model, lay_out(missing, model.device), cache)
+    rows = [recalled.get(b, hidden_BRE[b, :length]) for b, length in enumerate(lengths)]
+    if store is not None:
+        store.keep(missing, cache, first, rows)
+    return rows, 1
+
+
+def read_rows(
+    model: Llama, rows: Rows, cache: Cache, bias: Sequence[BiasTerm] = (), tempered: Tempered | None = None
+) -> Tensor:  # fmt: skip
+    """Read rows behind what the cache holds, each seeing all keys up to its position: `[batch, rows, hidden]`."""
+    views = model.prepare(
+        causal(), rows.labels, valid=rows.valid, cache=cache, bias=bias, tempered=tempered,
+        rotary_positions=rows.rotary_positions,
+    )  # fmt: skip
+    return model.hidden(rows.ids, views, cache)
+
+
+def _join(cache: Cache, layouts: Sequence[FusionLayout], rows_of: Sequence[Sequence[int]], more: int) -> Cache:
+    """From a sample per segment to one per question, which holds its prefix once."""
+    sources, slots = [], []
+    for layout, rows in zip(layouts, rows_of, strict=True):
+        behind = layout.prefix_length
+        lengths = [end - start for start, end in layout.segment_spans]
+        of_segment = [row for row, length in zip(rows, lengths, strict=False) for _ in range(length)]
+        sources.append([rows[0]] * behind + of_segment)
+        slots.append([*range(behind), *(behind + index for length in lengths for index in range(length))])
+    device = cache.present.device
+    source_QS, keep_QS = pad(sources, device)
+    slot_QS, _ = pad(slots, device)
+    return cache.gather(source_QS, slot_QS, keep_QS, keep_QS.shape[1] + more)

@@ -1,13 +1,10 @@
-"""What is asked, and how it shall be answered.
-
-Questions are token ids here. Everything that can be wrong with them is found before the network reads anything.
-"""
+"""Questions as token ids, the options of fusion, and their checks before anything is read."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from anyorder.decoding.checks import check_max_new_tokens, check_token_ids
@@ -46,22 +43,31 @@ class Question:
     prefix: tuple[int, ...] = ()
     suffix: tuple[int, ...] = ()
     weights: tuple[float, ...] | None = None
+    _layouts: dict[str, FusionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def layout(self, positions: str) -> FusionLayout:
+        """The layout under these positions, one of `POSITIONS`, made once."""
+        if positions not in self._layouts:
+            self._layouts[positions] = concatenate_paraphrases_with_positions(
+                self.segments, self.prefix, self.suffix, positions
+            )
+        return self._layouts[positions]
 
     @property
     def shares(self) -> list[float]:
         """The weights, adding up to 1."""
-        if self.weights is None:
-            return [1 / len(self.segments)] * len(self.segments)
-        return [weight / sum(self.weights) for weight in self.weights]
+        weights = (1.0,) * len(self.segments) if self.weights is None else self.weights
+        return [weight / sum(weights) for weight in weights]
 
     def only(self, indices: Sequence[int]) -> Question:
         """The question in these phrasings alone."""
         weights = None if self.weights is None else tuple(self.weights[index] for index in indices)
         return replace(self, segments=tuple(self.segments[index] for index in indices), weights=weights)
 
-    def alone(self) -> list[Question]:
-        """Each phrasing as a question of its own."""
-        return [replace(self, segments=(segment,), weights=None) for segment in self.segments]
+    def members(self, *, unconditional: bool = False) -> list[Question]:
+        """Each phrasing as a question of its own; at the end, if wanted, the question without any."""
+        segments = [(segment,) for segment in self.segments]
+        return [replace(self, segments=own, weights=None) for own in (*segments, *[()] * unconditional)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ class Fusion:
 
     Attributes:
         method: one of `METHODS`.
-        positions: one of `POSITIONS`; "attention" alone looks at it, as at the correction.
+        positions: one of `POSITIONS`; only "attention" depends on it, as on the correction.
         correction: one of `CORRECTIONS`, or an `APE`.
 
     Raises:
@@ -90,37 +96,26 @@ class Fusion:
         object.__setattr__(self, "correction", read_correction(self.correction))
 
 
-def fused_layouts(questions: Sequence[Question], positions: str) -> list[FusionLayout]:
-    """Where the tokens of each question stand."""
-    return [
-        concatenate_paraphrases_with_positions(question.segments, question.prefix, question.suffix, positions)
-        for question in questions
-    ]
-
-
 def check_questions(
     config: ModelConfig, questions: Sequence[Question], fusion: Fusion, max_new_tokens: int, rows: Sequence[int]
 ) -> list[int]:
-    """Refuses questions that the network cannot read, and tells how many tokens each answer may have.
+    """The number of tokens that each answer may have; refuse questions that the network cannot read.
 
     Raises:
-        UserError: see `write_fused`.
+        UserError: see `fusion_steps`.
     """
     if not questions:
         raise UserError("there are 0 questions: give at least one.")
     check_max_new_tokens(max_new_tokens)
     if len(rows) != len(questions) or len(set(rows)) != len(rows):
         raise UserError(f"rows is {list(rows)} for {len(questions)} questions: give each a number of its own.")
-    return [
-        min(
-            max_new_tokens, _room(config, question, fusion, f"question {row}" if len(questions) > 1 else "the question")
-        )
-        for row, question in zip(rows, questions, strict=True)
-    ]
+    names = [f"question {row}" for row in rows] if len(questions) > 1 else ["the question"]
+    rooms = [_room(config, question, fusion, name) for question, name in zip(questions, names, strict=True)]
+    return [min(max_new_tokens, room) for room in rooms]
 
 
 def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) -> int:
-    """How many tokens can be written behind a question."""
+    """The number of tokens that can be written behind a question."""
     if not question.segments:
         raise UserError(f"{name} has 0 phrasings: give at least one.")
     weights = question.weights
@@ -141,7 +136,7 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
         )
     check_token_ids(config, itertools.chain(question.prefix, *question.segments, question.suffix), name)
     positions = fusion.positions if fusion.method in ("attention", HYBRID) else "shared"
-    (layout,) = fused_layouts([question], positions)
+    layout = question.layout(positions)
     cacheable = config.cacheable
     longest = config.context_length if cacheable is None else min(config.context_length, cacheable)
     room = longest - layout.next_place
@@ -150,12 +145,12 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
         segments = ("all phrasings", sum(lengths)) if positions == "running" else ("the longest phrasing", max(lengths))
         parts = [("the prefix", len(question.prefix)), segments, ("the suffix", len(question.suffix))]
         part = max(parts, key=lambda part: part[1])[0]
-        told = ", ".join(f"{part_name} {length}" for part_name, length in parts)
+        described = ", ".join(f"{part_name} {length}" for part_name, length in parts)
         remedy = f"shorten {part} by {1 - room}"
         if positions == "running" and layout.next_place - sum(lengths) + max(lengths) < longest:
             remedy += ", or take the positions 'shared'"
         raise UserError(
-            f"{name} reaches over {layout.next_place} positions ({told}) and the network over {longest}, one of which "
-            f"is for the answer: {remedy}."
+            f"{name} reaches over {layout.next_place} positions ({described}) and the network over {longest}, one of "
+            f"which is for the answer: {remedy}."
         )
     return room

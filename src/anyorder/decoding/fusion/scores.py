@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.decoding.fusion.prefill import read_joined
-from anyorder.decoding.fusion.question import Question, fused_layouts
-from anyorder.decoding.fusion.reader import AttentionReader
+from anyorder.decoding.fusion.prefill import prefill, read_joined
+from anyorder.decoding.fusion.question import Fusion, Question
 from anyorder.errors import UserError
+from anyorder.utils.ragged import log_probs_of
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -23,10 +23,9 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def confidence(model: Llama, questions: Sequence[Question]) -> list[list[float]]:
-    """How probable the most probable first token of the answer is, where the phrasing is asked alone."""
-    alone = [single for question in questions for single in question.alone()]
-    reader = AttentionReader(model, fused_layouts(alone, "shared"), [[1.0]] * len(alone), "none", 0)
-    highest = iter(reader.first().softmax(-1).amax(-1).tolist())
+    """How probable the most probable first token of the answer is, behind the phrasing alone."""
+    alone = [member for question in questions for member in question.members()]
+    highest = iter(prefill(model, alone, Fusion(), 0).logits.softmax(-1).amax(-1).tolist())
     return [[next(highest) for _ in question.segments] for question in questions]
 
 
@@ -36,15 +35,14 @@ def likelihood(model: Llama, questions: Sequence[Question]) -> list[list[float]]
 
     Without a prefix the first token is not counted.
     """
-    joined = read_joined(model, fused_layouts(questions, "shared"), 0)
+    joined = read_joined(model, [question.layout("shared") for question in questions], 0)
     found = []
     for question, before_1E, segments in zip(questions, joined.before, joined.segments, strict=True):
         of_question = []
         for ids, rows_RE in zip(question.segments, segments, strict=True):
             logits_RV = model.logits(torch.cat((before_1E, rows_RE[:-1])))
-            log_probs_RV = logits_RV.to(torch.promote_types(logits_RV.dtype, torch.float32)).log_softmax(-1)
-            counted = torch.tensor(ids[len(ids) - len(log_probs_RV) :], dtype=torch.long, device=model.device)
-            log_probs_R = log_probs_RV.gather(-1, counted.unsqueeze(1))
+            counted = torch.tensor(ids[len(ids) - len(logits_RV) :], dtype=torch.long, device=model.device)
+            log_probs_R = log_probs_of(logits_RV, counted)
             uniform = -math.log(model.config.vocab_size)
             of_question.append(math.exp(float(log_probs_R.mean()) if len(counted) else uniform))
         found.append(of_question)

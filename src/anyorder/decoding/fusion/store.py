@@ -20,16 +20,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyorder.decoding.fusion.layout import FusionLayout
+from anyorder.decoding.fusion.layout import Piece, lay_out
 from anyorder.errors import UserError
 from anyorder.model.rope import rotate
 from anyorder.utils.files import BeingWrittenError, whole_file
 
 if TYPE_CHECKING:
+    from anyorder.model.cache import Cache
     from anyorder.model.llama import Llama
 
 SAMPLED = 1024
-"""Weights of each tensor that tell networks apart."""
+"""Weights of each tensor that enter the fingerprint of a network."""
 
 
 @dataclass(frozen=True)
@@ -65,49 +66,72 @@ class SegmentStore:
         self.model = model
         self.network = _fingerprint(model)
 
-    def find(self, layout: FusionLayout, start: int, end: int) -> Entry | None:
-        """What was read of this part of a layout; None where it has not been read.
+    def recall(self, pieces: Sequence[Piece], cache: Cache) -> dict[int, Tensor]:
+        """Append to the cache what was read of these pieces before: the rows `[tokens, hidden]` by index of the piece.
 
         Raises:
-            UserError: its file is damaged.
+            UserError: a file is damaged.
         """
-        file = self._file(layout, start, end)
-        if not file.is_file():
+        found = {b: entry for b, piece in enumerate(pieces) if (entry := self._find(piece)) is not None}
+        if found:
+            rows = lay_out([piece if b in found else piece.empty for b, piece in enumerate(pieces)], self.model.device)
+            slots_BR = cache.put(rows.labels, rows.valid)
+            for number, layer in enumerate(cache.layers):
+                keys, values = (layer.keys.new_zeros((*slots_BR.shape, *layer.keys.shape[2:])) for _ in range(2))
+                for b, entry in found.items():
+                    keys[b, : len(entry.rows)] = entry.keys[number]
+                    values[b, : len(entry.rows)] = entry.values[number]
+                layer.update(keys, values, slots_BR, 0)
+        return {b: entry.rows for b, entry in found.items()}
+
+    def keep(self, pieces: Sequence[Piece], cache: Cache, first: Sequence[int], rows: Sequence[Tensor]) -> None:
+        """Write each piece that has tokens to its file, whole or not at all; existing files stay.
+
+        Args:
+            pieces: one for each sample of the cache.
+            cache: holds their keys and values.
+            first: slot of the first token of each.
+            rows: after the last layer, `[tokens, hidden]` of each.
+        """
+        for b, piece in enumerate(pieces):
+            if piece.end == piece.start or (file := self._file(piece)).exists():
+                continue
+            slots = slice(first[b], first[b] + piece.end - piece.start)
+            tensors = {
+                "keys": torch.stack([layer.keys[b, slots] for layer in cache.layers]),
+                "values": torch.stack([layer.values[b, slots] for layer in cache.layers]),
+                "rows": rows[b].contiguous(),
+            }
+            place = repr(piece.layout.places[piece.start])
+            metadata = {"place": place, "checksum": _checksum(place, *tensors.values())}
+            with suppress(BeingWrittenError), whole_file(file, replace=True) as partial:
+                save_file(tensors, partial, metadata=metadata)
+
+    def _find(self, piece: Piece) -> Entry | None:
+        """What the file of a piece holds, its keys turned to the place of the piece; None where there is no file."""
+        if piece.end == piece.start or not (file := self._file(piece)).is_file():
             return None
         try:
             with safe_open(file, "pt", device=str(self.model.device)) as stored:
                 keys, values, rows = (stored.get_tensor(name) for name in ("keys", "values", "rows"))
-                told = stored.metadata()
-            place = float(told["place"])
-            if told["checksum"] != _checksum(told["place"], keys, values, rows):
+                metadata = stored.metadata()
+            place = float(metadata["place"])
+            if metadata["checksum"] != _checksum(metadata["place"], keys, values, rows):
                 raise ValueError("its contents have changed")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(f"{str(file)!r} is damaged ({error}): delete it, and its text is read again.") from error
-        return Entry(self._turned(keys, layout.places[start] - place), values, rows)
+        return Entry(self._turned(keys, piece.layout.places[piece.start] - place), values, rows)
 
-    def keep(self, layout: FusionLayout, start: int, end: int, entry: Entry) -> None:
-        """Write down what was read, whole or not at all; what is there or being written already stays."""
-        file = self._file(layout, start, end)
-        if file.exists():
-            return
-        tensors = {
-            "keys": entry.keys.contiguous(),
-            "values": entry.values.contiguous(),
-            "rows": entry.rows.contiguous(),
-        }
-        place = repr(layout.places[start])
-        with suppress(BeingWrittenError), whole_file(file, replace=True) as partial:
-            save_file(tensors, partial, metadata={"place": place, "checksum": _checksum(place, *tensors.values())})
-
-    def _file(self, layout: FusionLayout, start: int, end: int) -> Path:
+    def _file(self, piece: Piece) -> Path:
+        layout, start, end, _ = piece
         before = layout.prefix if start >= layout.prefix_length else ()
         places = layout.places[start:end]
         anywhere = start == 0 or not before
         if any(kind.chunk is not None for kind in self.model.config.layers):
             anywhere = False  # chunks are cut at fixed places
         first = places[0] if anywhere else 0.0
-        told = ("with checksum", self.network, before, layout.token_ids[start:end], [place - first for place in places])
-        return self.folder / f"{hashlib.sha256(repr(told).encode()).hexdigest()[:40]}.safetensors"
+        key = ("with checksum", self.network, before, layout.token_ids[start:end], [place - first for place in places])
+        return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.safetensors"
 
     def _turned(self, keys_NRGD: Tensor, by: float) -> Tensor:
         """Keys as they are so many positions further on."""
@@ -140,10 +164,3 @@ def _fingerprint(model: Llama) -> str:
         sampled = flat[:: max(1, len(flat) // SAMPLED)].to(torch.float64)
         digest.update(f"{name} {tuple(weight.shape)}".encode() + sampled.cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def find_all(store: SegmentStore | None, pieces: Sequence[tuple[FusionLayout, int, int]]) -> list[Entry | None]:
-    """What was read of each piece before; nothing of those without a token."""
-    if store is None:
-        return [None] * len(pieces)
-    return [store.find(layout, start, end) if end > start else None for layout, start, end in pieces]

@@ -1,4 +1,4 @@
-"""How much each phrasing counts where the answer looks at all of them.
+"""The weight of each phrasing in the attention of suffix and answer.
 
 N copies of the same text take N times the attention of one. So -log N is added to the scores of the answer's rows
 towards all segments, and log(N w) towards a segment of weight w; weights add up to 1.
@@ -9,21 +9,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from anyorder.attention import BiasTerm, Tempered
-from anyorder.decoding.fusion.layout import SEGMENT, FusionLayout
+from anyorder.decoding.fusion.layout import SEGMENT
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
-from anyorder.visibility import key_is, query_is
+from anyorder.visibility import Visibility, key_is, query_is
+
+if TYPE_CHECKING:
+    from anyorder.decoding.fusion.question import Question
 
 CORRECTIONS = ("1/N", "none", "length")
 """Corrections by name; "ape:T,S" is another one, see `APE`."""
 
 
 TOWARDS_SEGMENTS = ~query_is("part", SEGMENT) & key_is("part", SEGMENT)
-"""Pairs that are corrected: rows outside of segments, of which those of a causal prefix see none."""
+"""Pairs that are corrected: query rows outside of segments, of which those of a causal prefix see no segment."""
 
 
 @dataclass(frozen=True)
@@ -67,49 +71,44 @@ def read_correction(correction: Correction) -> Correction:
     return APE(temperature, scale)
 
 
-def corrected(
-    layouts: Sequence[FusionLayout], weights: Sequence[Sequence[float]], correction: Correction
-) -> tuple[list[BiasTerm], Tempered | None]:
-    """What is added to scores and how they are tempered, where rows of the answer look at segments.
+def corrected(questions: Sequence[Question], correction: Correction) -> tuple[list[BiasTerm], Tempered | None]:
+    """The bias on the scores of `TOWARDS_SEGMENTS`, one value per question, and their tempering.
 
     Args:
-        layouts: one per question.
-        weights: of each segment of each question, above 0, adding up to 1 in a question.
+        questions: one per sample of the batch.
         correction: "1/N", "none", "length" (as 1/N, and each segment counts as if it had the mean length), or `APE`.
     """
-    most = max(len(layout.segment_spans) for layout in layouts)
-    added = [_added(layout, shares, correction) for layout, shares in zip(layouts, weights, strict=True)]
-    tempered = None
-    if isinstance(correction, APE):
-        tempered = Tempered(TOWARDS_SEGMENTS, correction.temperature, correction.scale)
+    added = [_log_weights(question, correction) for question in questions]
+    most = max(map(len, added))
+    by_relation: dict[Visibility, list[float]]
     if all(len(set(of_question)) <= 1 for of_question in added):  # one number for all segments of a question
-        values = [of_question[0] if of_question else 0.0 for of_question in added]
-        relations = {TOWARDS_SEGMENTS: values}
+        by_relation = {TOWARDS_SEGMENTS: [of_question[0] if of_question else 0.0 for of_question in added]}
     else:
-        padded = [[*of_question, *[0.0] * (most - len(of_question))] for of_question in added]
-        relations = {
-            TOWARDS_SEGMENTS & key_is("segment", number + 1): [of_question[number] for of_question in padded]
-            for number in range(most)
+        by_relation = {
+            TOWARDS_SEGMENTS & key_is("segment", index + 1): [
+                (*of_question, *[0.0] * most)[index] for of_question in added
+            ]
+            for index in range(most)
         }
     terms = [
         BiasTerm(relation, torch.tensor(values, dtype=torch.float64))
-        for relation, values in relations.items()
+        for relation, values in by_relation.items()
         if any(values)
     ]
-    return terms, tempered
+    if isinstance(correction, APE):
+        return terms, Tempered(TOWARDS_SEGMENTS, correction.temperature, correction.scale)
+    return terms, None
 
 
-def _added(layout: FusionLayout, weights: Sequence[float], correction: Correction) -> list[float]:
-    """What is added to the scores towards each segment of a question."""
-    lengths = [end - start for start, end in layout.segment_spans]
-    count = len(lengths)
-    if count == 0:
-        return []
-    # Where weights are equal this is exactly 0, so that they leave no trace.
-    weighed = [0.0 if len(set(weights)) == 1 else math.log(count * weight) for weight in weights]
+def _log_weights(question: Question, correction: Correction) -> list[float]:
+    """The value added to the scores towards each segment of a question."""
+    count, lengths = len(question.segments), [len(segment) for segment in question.segments]
+    # Exactly 0 where the weights are equal, so that no bias is left of them.
+    equal = len(set(question.shares)) == 1
+    weighed = [0.0 if equal else math.log(count * share) for share in question.shares]
     if correction == "1/N":
         return [log - math.log(count) for log in weighed]
     if correction == "length":
-        mean = sum(lengths) / count
+        mean = sum(lengths) / count if count else 0.0
         return [log + math.log(mean / length / count) for log, length in zip(weighed, lengths, strict=True)]
     return weighed

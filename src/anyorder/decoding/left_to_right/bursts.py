@@ -5,20 +5,28 @@ Shape suffixes: B batch, N tokens at most, E end tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch._higher_order_ops.while_loop import while_loop
 
+from anyorder.decoding.left_to_right.reader import CausalReader
+from anyorder.decoding.left_to_right.text import CausalText
+from anyorder.decoding.loop import Choose, decode, write_step
 from anyorder.decoding.sampling import Sampling
-from anyorder.model.compiled import Compiled, compiled
+from anyorder.decoding.text import Choice
+from anyorder.decoding.trace import Step
+from anyorder.model.compiled import CannotCompile, Compiled, compiled
 from anyorder.model.step import one_token, step_extent
 
 if TYPE_CHECKING:
     from anyorder.model.cache import Cache
     from anyorder.model.llama import Llama
+
+logger = logging.getLogger(__name__)
 
 AT_MOST = 16
 """Tokens of a call: few enough that who watches sees the text grow."""
@@ -75,6 +83,43 @@ def repeat(going: Callable[..., Tensor], write: Callable[..., State], state: Sta
     while bool(going(*state)):
         state = write(*state)
     return state
+
+
+@torch.no_grad()
+def burst_steps(texts: Sequence[CausalText], reader: CausalReader, choose: Choose[CausalText]) -> Iterator[Step]:
+    """Write most probable tokens, up to `AT_MOST` in a call, until all texts are complete or bursts impossible.
+
+    Args:
+        texts: the batch of the reader.
+        reader: with a cache, which the first step fills as usual.
+        choose: takes the most probable token.
+    """
+    greedy = GreedyCalls(reader.model)
+    step = next(decode(texts, reader, choose, stop=None))
+    yield step
+    writing = [text for text in texts if text.sample_id not in step.stopped]
+    number = 1
+    while writing and reader.cache is not None:
+        # A text that stops before the others is at its end or its own limit; the limit of the cache holds for all.
+        together = min(AT_MOST, reader.cacheable + 1 - max(len(text.tokens) for text in writing))
+        if together < 1:
+            return
+        left = [min(text.limit - len(text.tokens), together) if text in writing else 0 for text in texts]
+        try:
+            columns = greedy([text.tokens for text in texts], left, reader.cache)
+        except CannotCompile as error:
+            logger.warning("tokens are written one by one: several cannot be compiled (%s)", error)
+            return
+        for token_B, log_prob_B in columns:
+            choices = [
+                (text, [Choice(len(text.tokens), token_id, log_prob, log_prob)])
+                for text, token_id, log_prob in zip(texts, token_B, log_prob_B, strict=True)
+                if text in writing
+            ]
+            step = write_step(number, choices, stop=None)
+            yield step
+            writing = [text for text in writing if text.sample_id not in step.stopped]
+            number += 1
 
 
 class GreedyCalls:

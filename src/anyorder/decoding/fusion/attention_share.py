@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from anyorder.attention import attend
 from anyorder.decoding.fusion.layout import SEGMENT
-from anyorder.decoding.fusion.prefill import prepare_pieces
-from anyorder.decoding.fusion.question import Fusion, Question, fused_layouts
-from anyorder.decoding.fusion.weighting import corrected
+from anyorder.decoding.fusion.prefill import masked_pass
+from anyorder.decoding.fusion.question import Fusion, Question
 from anyorder.errors import UserError
 from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View
@@ -83,21 +82,18 @@ def segment_shares(
 
     Args:
         model: the network.
-        questions: what was asked.
-        fusion: positions and correction, as they were.
+        questions: the questions that were answered.
+        fusion: the positions and the correction of the answers.
         written: the answer of each question.
     """
-    layouts = fused_layouts(questions, fusion.positions)
-    bias, tempered = corrected(layouts, [question.shares for question in questions], fusion.correction)
-    pieces = [(layout, 0, layout.length + len(ids)) for layout, ids in zip(layouts, written, strict=True)]
-    with torch.no_grad():
-        ids_BR, views, labels = prepare_pieces(model, pieces, None, bias, tempered, written)
+    rows, views = masked_pass(model, questions, fusion, written)
     most = max(len(question.segments) for question in questions)
-    inside_BR = labels["part"] == SEGMENT
-    share_BRP = attention_shares(model, ids_BR, views, torch.where(inside_BR, labels["segment"] - 1, -1), most)
+    group_BR = torch.where(rows.labels["part"] == SEGMENT, rows.labels["segment"] - 1, -1)
+    share_BRP = attention_shares(model, rows.ids, views, group_BR, most)
     found = []
-    for b, (layout, _, end) in enumerate(pieces):
+    for share_RP, question, ids in zip(share_BRP, questions, written, strict=True):
+        layout = question.layout(fusion.positions)
         first = max(layout.length - 1, layout.suffix_start)  # without a suffix no row chose the first token alone
-        share_P = share_BRP[b, first : max(end - 1, first + 1), : len(layout.segment_spans)].mean(0)
-        found.append(share_P.tolist())
+        last = max(layout.length + len(ids) - 1, first + 1)
+        found.append(share_RP[first:last, : len(question.segments)].mean(0).tolist())
     return found

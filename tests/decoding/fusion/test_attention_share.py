@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.decoding.fusion.decoder import APE, Fusion, Question, write_fused
-from anyorder.decoding.fusion.question import fused_layouts
+from anyorder.decoding.fusion.attention_share import attention_shares, segment_shares
+from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.weighting import APE
 from anyorder.errors import UserError
-from anyorder.inspection.attention_share import attention_shares, segment_shares
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
 from tests.decoding.fusion.test_decoder import net, questions
+from tests.decoding.fusion.writing import write_fused
 from tests.model.oracle import narrowed, oracle_logits
 
 
@@ -88,7 +89,7 @@ def test_the_rows_are_those_that_chose_the_answer() -> None:
     """The last row of the suffix and those of the answer but the last; without a suffix those of the answer."""
     model = net()
     one = Question(segments=((1, 2), (3,)), prefix=(9,), suffix=(8, 7))
-    (layout,) = fused_layouts([one], "shared")
+    layout = one.layout("shared")
     first = segment_shares(model, [one], Fusion(), [[5]])[0]
     second = segment_shares(model, [Question(segments=one.segments, prefix=(9,), suffix=(8, 7, 5))], Fusion(), [[6]])[0]
     both = segment_shares(model, [one], Fusion(), [[5, 6]])[0]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.left_to_right.beams import write_by_beam_search
+from anyorder.decoding.beams import write_by_beam_search
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -72,7 +72,7 @@ def test_a_better_text_than_the_greedy_one_is_found() -> None:
 
 def test_trace_tells_steps_positions_log_probs_and_passes() -> None:
     generation = write_by_beam_search(NETWORK, [[1, 2, 3], [5]], beams=3, max_new_tokens=4, rows=[4, 2])
-    assert generation.trace.passes == 4 + 1
+    assert generation.trace.passes == 4
     assert [event.step for event in generation.trace.events] == sorted(event.step for event in generation.trace.events)
     for row, prompt, ids in zip([4, 2], [[1, 2, 3], [5]], generation.sequences, strict=True):
         events = [event for event in generation.trace.events if event.row == row]

@@ -1,0 +1,132 @@
+"""The decoding loop of every way of writing: ask, choose, write, stop.
+
+A `Text` says which positions to predict and which of the choices to write. A `Reader` runs the network: it decides
+which rows go through it and which keys are kept. `choose` turns logits into tokens. A new way of writing is a text and
+a reader; this loop stays as it is. (Compiled bursts and speculation write several groups per step and have loops of
+their own, over the same texts and readers.)
+
+Shapes: N queries (positions of all texts, text after text), V tokens of the vocabulary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Generic, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from anyorder.decoding.checks import not_numbers
+from anyorder.decoding.sampling import Sampling
+from anyorder.decoding.text import Choice, Text
+from anyorder.decoding.trace import Step, Stop, StopReason, Written
+
+TextT = TypeVar("TextT", bound=Text)
+
+Queries = Mapping[TextT, Sequence[int]]
+"""The positions to predict, of each text of a pass."""
+
+
+class Choices(NamedTuple):
+    """A token for each query: the fields of `Choice` as tensors, each `[N]`."""
+
+    token_ids: Tensor
+    log_probs: Tensor
+    confidence: Tensor
+
+
+Choose = Callable[[Tensor, Queries[TextT]], Choices]
+"""Choose a token for each query, from logits `[N, V]`."""
+
+
+class Reader(ABC, Generic[TextT]):
+    """Runs the network over the texts of one batch, which it was made for.
+
+    A simple reader has a plain attribute `passes` and counts it up.
+    """
+
+    @property
+    @abstractmethod
+    def passes(self) -> int:
+        """Forward passes so far."""
+
+    @abstractmethod
+    def logits(self, queries: Queries[TextT]) -> Tensor:
+        """Run one pass and return logits `[N, V]`, query after query.
+
+        Args:
+            queries: of the texts of this pass; texts of the batch that are not among them rest or are complete.
+        """
+
+    def next_batch(self, writing: Sequence[TextT]) -> Sequence[TextT]:
+        """Select which of the incomplete texts take part in the next pass, at least one; all unless overridden."""
+        return writing
+
+
+@torch.no_grad()
+def decode(
+    texts: Sequence[TextT], reader: Reader[TextT], choose: Choose[TextT], stop: Stop | None, first_step: int = 0
+) -> Iterator[Step]:
+    """Write texts to their end; yield each step as soon as it is taken.
+
+    Args:
+        texts: incomplete texts of the reader's batch.
+        reader: runs the network.
+        choose: picks a token for each query.
+        stop: see `Text.why_complete`.
+        first_step: number of the first step, in the trace.
+
+    Raises:
+        UserError: the logits are not numbers.
+    """
+    writing, passes = list(texts), reader.passes
+    for number in itertools.count(first_step):
+        queries = {text: text.queries() for text in reader.next_batch(writing)}
+        choices = choose(reader.logits(queries), queries)
+        step = write_step(number, by_text(choices, queries), stop, reader.passes - passes)
+        yield step
+        passes = reader.passes
+        writing = [text for text in writing if text.sample_id not in step.stopped]
+        if not writing:
+            return
+
+
+def write_step(
+    number: int, choices: Iterable[tuple[TextT, Sequence[Choice]]], stop: Stop | None, passes: int = 1
+) -> Step:
+    """Commit the choices of each text, and find out which texts are complete.
+
+    Raises:
+        UserError: a log-probability is not a number.
+    """
+    written: list[Written] = []
+    stopped: dict[int, StopReason] = {}
+    for text, of_text in choices:
+        if any(math.isnan(choice.log_prob) for choice in of_text):
+            raise not_numbers(f" for row {text.sample_id}")
+        written += [choice.written(number, text.sample_id) for choice in text.commit(of_text)]
+        if why := text.why_complete(stop):
+            stopped[text.sample_id] = why
+    return Step(tuple(written), stopped, passes)
+
+
+def by_text(choices: Choices, queries: Queries[TextT]) -> Iterator[tuple[TextT, list[Choice]]]:
+    """Yield each text with its choices."""
+    columns = zip(choices.token_ids.tolist(), choices.log_probs.tolist(), choices.confidence.tolist(), strict=True)
+    for text, positions in queries.items():
+        yield text, [Choice(at, *next(columns)) for at in positions]
+
+
+def by_sampling(sampling: Sampling) -> Choose[TextT]:
+    """Choose each token by `Sampling`; its log-probability is its confidence."""
+
+    def choose(logits_NV: Tensor, queries: Queries[TextT]) -> Choices:
+        texts = [text for text, positions in queries.items() for _ in positions]
+        history = None if sampling.repetition_penalty == 1 else [text.history for text in texts]
+        token_ids, log_probs = sampling.choose(logits_NV, [text.rng for text in texts], history)
+        return Choices(token_ids, log_probs, log_probs)
+
+    return choose
