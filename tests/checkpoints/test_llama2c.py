@@ -108,8 +108,7 @@ def test_heads_that_do_not_fit(tiny_config: ModelConfig, tmp_path: Path) -> None
 @pytest.mark.parametrize("content", [b"", b"\x40", b"PK\x03\x04" + b"\0" * 500, b"Once upon a time" * 20])
 def test_no_checkpoint_at_all(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.bin").write_bytes(content)
-    refusal = r"a\.bin' (says that \w+ is \d+: give a llama2.c checkpoint|has \d+ bytes, but)"
-    with pytest.raises(UserError, match=refusal):
+    with pytest.raises(UserError, match=r"a\.bin' (says that \w+ is \d+: give a llama2.c|has \d+ bytes, but)"):
         load_model(tmp_path / "a.bin")
 
 

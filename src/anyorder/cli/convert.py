@@ -18,7 +18,7 @@ def command(
     | None = None,
     revision: str | None = None,
 ) -> None:
-    """Turn any checkpoint into a folder, a llama2.c file or a GGUF file.
+    """Write a checkpoint as a Hugging Face folder, llama2.c or GGUF file.
 
     Args:
         source: Checkpoint to read: a Hugging Face folder, a Meta folder, a llama2.c file, or a hub id (org/name).
