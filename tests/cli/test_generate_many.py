@@ -219,5 +219,5 @@ def test_show_can_be_slowed(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     assert waits == [0.2] * 4
     capsys.readouterr()
     told = mistake(capsys, *words, "--delay", "0.2")
-    assert told == "--delay is 0.2 without show, which alone waits: add --show, or leave out --delay."
+    assert told == "--delay is 0.2 without --show, which alone waits: add --show, or leave out --delay."
     assert mistake(capsys, *words, "--show", "--delay=-1") == "--delay is -1.0: give seconds, such as 0.2."

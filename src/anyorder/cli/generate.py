@@ -119,7 +119,7 @@ def command(
     if not 0 <= delay < float("inf"):
         raise UserError(f"delay is {delay}: give seconds, such as 0.2.")
     if delay and not show:
-        raise UserError(f"delay is {delay} without show, which alone waits: add --show, or leave out --delay.")
+        raise UserError(f"delay is {delay} without --show, which alone waits: add --show, or leave out --delay.")
     if trace is not None:
         if interactive:
             raise UserError("trace is given with interactive, but one file holds one run: leave out one of them.")
