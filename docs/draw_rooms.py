@@ -165,7 +165,7 @@ def draw(path: Path = IMAGE) -> None:
         for room, (x, y) in places.items()
     }
     for room, below in direct(edges).items():
-        for other in below:
+        for other in sorted(below):  # the same picture each time
             ends = {"patchA": boxes[room], "patchB": boxes[other]}
             arrow = {"arrowstyle": "-|>", "color": "#6b7079", "shrinkA": 0, "shrinkB": 0, **ends}
             axes.annotate("", xy=places[other], xytext=places[room], arrowprops=arrow, zorder=0)

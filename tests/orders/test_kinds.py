@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from anyorder.errors import UserError
 from anyorder.orders.kinds import (
     Halves,
+    InSequence,
     LeftToRight,
     MostConfident,
     Order,
     Random,
     RightToLeft,
-    Sequence,
     Spaced,
     Spans,
 )
@@ -51,7 +51,7 @@ def test_fixed_orders(order: Order, groups: list[list[int]]) -> None:
 @pytest.mark.parametrize("kind", SEQUENCES)
 @given(count=st.integers(1, 20), size=st.integers(1, 6), seed=st.integers(0, 1000))
 @settings(max_examples=30, deadline=None)
-def test_sequences_are_cut_into_groups(kind: type[Sequence], count: int, size: int, seed: int) -> None:
+def test_sequences_are_cut_into_groups(kind: type[InSequence], count: int, size: int, seed: int) -> None:
     order = kind(size=size)
     sequence = order.sequence(count, generator(seed)).tolist()
     assert sorted(sequence) == list(range(count))
@@ -119,5 +119,6 @@ def test_draws_depend_on_all_of_the_key() -> None:
 
 
 def test_a_size_that_cannot_be() -> None:
-    with pytest.raises(UserError, match=r"^size of MostConfident is 0: give a whole number above 0\.$"):
-        MostConfident(size=0)
+    for size in (0, True):
+        with pytest.raises(UserError, match=rf"^size of MostConfident is {size}: give a whole number above 0\.$"):
+            MostConfident(size=size)

@@ -24,7 +24,7 @@ from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.objectives import Autoregressive
 from anyorder.training import Training, fit
-from anyorder.training.engine import checkpoints
+from anyorder.training.engine import whole_checkpoints
 from anyorder.training.samples import Row, Samples, StreamedSamples, make_batch
 from tests.model.networks import VOCABULARY, network
 
@@ -132,7 +132,7 @@ def test_a_resumed_training_is_the_same_bit_for_bit(tmp_path: Path) -> None:
     options = {"steps": 8, "folder": tmp_path / "cut", "save_every": 3}
     with pytest.raises(KeyboardInterrupt):
         trained(**options, callbacks=[Kill()])
-    assert [path.name for path in checkpoints(tmp_path / "cut")] == ["checkpoint-3"]
+    assert [path.name for path in whole_checkpoints(tmp_path / "cut")] == ["checkpoint-3"]
     resumed, log_of_resumed = trained(**options, resume=True)
     assert torch.equal(weights(resumed), weights(whole))
     assert curve(log_of_resumed) == curve(log)
@@ -140,7 +140,7 @@ def test_a_resumed_training_is_the_same_bit_for_bit(tmp_path: Path) -> None:
 
 def test_checkpoints_hold_the_weights_and_the_oldest_go(tmp_path: Path) -> None:
     model, _ = trained(steps=4, folder=tmp_path, save_every=1, keep=2)
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
     stored = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
     assert all(torch.equal(stored[name], weight) for name, weight in model.named_parameters())
     assert not (tmp_path / ".partial" / "checkpoint-4").exists()
@@ -175,12 +175,12 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path, project_root: Path) ->
     folder = tmp_path / "killed"
     for kills, moment in enumerate((1, 7, 15, 26)):
         process = run(folder, project_root, *(["resume"] if kills else []))
-        while not any(int(path.name.split("-")[1]) >= moment for path in checkpoints(folder)):
+        while not any(int(path.name.split("-")[1]) >= moment for path in whole_checkpoints(folder)):
             assert process.poll() is None
             time.sleep(0.003 * (kills + 1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        for path in checkpoints(folder):
+        for path in whole_checkpoints(folder):
             assert (path / "trainer_state.json").is_file()
     found = json.loads(run(folder, project_root, "resume").communicate()[0])
     assert found == expected
@@ -247,4 +247,4 @@ except UserError as error:
     said = subprocess.run(words, cwd=project_root, check=True, capture_output=True, text=True).stdout
     assert re.fullmatch(r"checkpoint '.*checkpoint-1' cannot be written \(.*\): make room, then .* resume\.\n", said)
     assert not list(tmp_path.rglob("*.safetensors"))
-    assert checkpoints(tmp_path) == []
+    assert whole_checkpoints(tmp_path) == []

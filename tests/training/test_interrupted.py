@@ -21,7 +21,7 @@ from transformers import TrainerCallback
 import anyorder
 from anyorder.errors import UserError
 from anyorder.training import runs
-from anyorder.training.engine import checkpoints
+from anyorder.training.engine import whole_checkpoints
 from anyorder.training.interruption import HEEDED, Interrupted
 from anyorder.training.settings import Run
 from anyorder.utils.files import BeingWrittenError, claimed
@@ -74,7 +74,7 @@ def test_a_signal_leaves_a_checkpoint_and_the_rest_is_the_same(tmp_path: Path, n
         trained(**options, callbacks=[AtStep(5, lambda: os.kill(os.getpid(), number))])
     assert raised.value.signal == number
     assert signal.getsignal(number) == before
-    assert checkpoints(tmp_path / "cut")[-1].name == "checkpoint-5"
+    assert whole_checkpoints(tmp_path / "cut")[-1].name == "checkpoint-5"
     resumed, log_of_resumed = trained(**options, resume=True)
     assert torch.equal(weights(resumed), weights(whole))
     assert curve(log_of_resumed) == curve(log)
@@ -87,7 +87,7 @@ def test_an_exception_leaves_the_last_whole_step(tmp_path: Path) -> None:
     options: dict[str, Any] = {"steps": 6, "log_every": 4, "folder": tmp_path, "save_every": 500}
     with pytest.raises(RuntimeError, match="cannot be read"):
         trained(**options, callbacks=[AtStep(4, fail)])
-    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-3"]
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["checkpoint-3"]
     resumed, log_of_resumed = trained(**options, resume=True)
     assert torch.equal(weights(resumed), weights(whole))
     assert (curve(log_of_resumed), summary(log_of_resumed)) == (curve(log), summary(log))
@@ -255,7 +255,7 @@ def test_a_full_disk_at_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
     message = r"^checkpoint '.*checkpoint-2' cannot be written \(No space left on device\): make room, then go on with"
     with pytest.raises(UserError, match=message):
         runs.run(settings(tmp_path, save_every=1))
-    assert [path.name for path in checkpoints(tmp_path / "out" / "checkpoints")] == ["checkpoint-1"]
+    assert [path.name for path in whole_checkpoints(tmp_path / "out" / "checkpoints")] == ["checkpoint-1"]
     assert len(list(tmp_path.glob("anyorder-*/out/model.safetensors"))) == 1
     monkeypatch.undo()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -312,7 +312,7 @@ def test_an_interrupted_command(tmp_path: Path, project_root: Path, number: int,
     assert process.returncode == code, error.decode()
     assert b"Traceback" not in error
     assert b"`--resume` with the same options goes on from the last checkpoint" in error.replace(b"\n", b" ")
-    assert len(checkpoints(tmp_path / "out" / "checkpoints")) == 1
+    assert len(whole_checkpoints(tmp_path / "out" / "checkpoints")) == 1
 
 
 @pytest.mark.slow
@@ -349,7 +349,7 @@ def test_killed_at_random_moments_and_resumed(tmp_path: Path, project_root: Path
     place = tmp_path / "killed" / "checkpoints"
     for kills, moment in enumerate((0, source.randrange(4, 25), source.randrange(25, 55))):
         process = start("killed", *(["--resume"] if kills else []))
-        while not (place.is_dir() if moment == 0 else any(_step(path) >= moment for path in checkpoints(place))):
+        while not (place.is_dir() if moment == 0 else any(_step(path) >= moment for path in whole_checkpoints(place))):
             assert process.poll() is None
             time.sleep(0.002)
         time.sleep(source.random() * 0.05)

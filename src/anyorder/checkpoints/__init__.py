@@ -1,4 +1,4 @@
-"""Checkpoints: one file per format, each with its names as data, a reader and a writer."""
+"""Checkpoints, a file a format: Hugging Face's and llama2.c's are read and written, Meta's read, GGUF written."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def train(settings: Run, *, tuning: bool) -> None:
     # Before PyTorch is imported: threads that wait by spinning made tiny steps ten times slower on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from anyorder.cli._progress import TrainingProgress
-    from anyorder.training.engine import checkpoints
+    from anyorder.training.engine import whole_checkpoints
     from anyorder.training.folder import CHECKPOINTS, CURVES
     from anyorder.training.runs import run
 
@@ -36,7 +36,7 @@ def train(settings: Run, *, tuning: bool) -> None:
         with _overwritten(settings), TrainingProgress(console, tokens_per_step=tokens) as progress:
             log = run(settings, tuning=tuning, callbacks=[progress], tell=tell)
     except KeyboardInterrupt:
-        if checkpoints(settings.output / CHECKPOINTS):
+        if whole_checkpoints(settings.output / CHECKPOINTS):
             console.print(f"\n`--resume` with the same options goes on from the last checkpoint in {settings.output}.")
         raise
     final = {name: value for entry in log for name, value in entry.items() if name == "loss" or "eval_" in name}
@@ -48,7 +48,7 @@ def train(settings: Run, *, tuning: bool) -> None:
 @contextmanager
 def _overwritten(settings: Run) -> Iterator[None]:
     """With `--force`, an earlier training in the folder of output stays until this one has a checkpoint."""
-    from anyorder.training.engine import checkpoints
+    from anyorder.training.engine import whole_checkpoints
     from anyorder.training.folder import CHECKPOINTS
 
     if not is_overwriting() or os.environ.get("RANK", "0") != "0":
@@ -60,5 +60,5 @@ def _overwritten(settings: Run) -> Iterator[None]:
         place = getattr(settings, name)
         if place is not None and Path(place).resolve().is_relative_to(settings.output.resolve()):
             raise UserError(f"{name} is {str(place)!r} in the folder that --force overwrites: give another output.")
-    with growing_folder(settings.output, lambda output: bool(checkpoints(output / CHECKPOINTS))):
+    with growing_folder(settings.output, lambda output: bool(whole_checkpoints(output / CHECKPOINTS))):
         yield

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from anyorder.model.config import ModelConfig
 
 
-def check_rows(rows: Sequence[int], prompts: int) -> None:
-    """Refuses no prompts at all, and numbers that are not one for each.
+def check_rows(rows: Sequence[int], prompts: int, kind: str = "prompt") -> None:
+    """Refuses no prompts at all, and numbers that are not one for each; `kind` is what messages call a prompt.
 
     Raises:
         UserError: see above.
     """
     if not prompts:
-        raise UserError("there are 0 prompts: give at least one.")
+        raise UserError(f"there are 0 {kind}s: give at least one.")
     if len(rows) != prompts or len(set(rows)) != len(rows):
-        raise UserError(f"rows is {list(rows)} for {prompts} prompts: give each prompt a number of its own.")
+        raise UserError(f"rows is {list(rows)} for {prompts} {kind}s: give each {kind} a number of its own.")
 
 
 def check_token_ids(config: ModelConfig, token_ids: Iterable[int], name: str) -> None:

@@ -2,8 +2,8 @@
 
 A `Text` says which positions to predict and which of the choices to write. A `Reader` runs the network: it decides
 which rows go through it and which keys are kept. `choose` turns logits into tokens. A new way of writing is a text and
-a reader; this loop stays as it is. (Compiled bursts and speculation write several groups per step and have loops of
-their own, over the same texts and readers.)
+a reader; this loop stays as it is. (Compiled bursts, speculation and beam search have loops of their own, over the same
+texts and readers.)
 
 Shapes: N queries (positions of all texts, text after text), V tokens of the vocabulary.
 """

@@ -1,6 +1,6 @@
 """A Llama-family network, with Hugging Face's parameter names.
 
-The network knows no objective and no way of writing: it is handed rows, and views that say who sees
+The layers know no objective and no way of writing: they are handed rows, and views that say who sees
 whom. `prepare` makes the views, `hidden` runs the layers, `logits` projects the rows that are wanted;
 `forward` is the three of them for a text in the network's default way of writing.
 

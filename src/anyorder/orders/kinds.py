@@ -26,9 +26,7 @@ class Order(ABC):
     """
 
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise UserError(f"{name} of {type(self).__name__} is {value!r}: give a whole number above 0.")
+        _check_counts(self)
 
     @abstractmethod
     def groups(self, count: int, draws: torch.Generator) -> Tensor:
@@ -41,7 +39,7 @@ class Order(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sequence(Order):
+class InSequence(Order):
     """Tokens one after the other, or a few at a time.
 
     Attributes:
@@ -60,21 +58,21 @@ class Sequence(Order):
         return group_N
 
 
-class LeftToRight(Sequence):
+class LeftToRight(InSequence):
     """From left to right."""
 
     def sequence(self, count: int, draws: torch.Generator) -> Tensor:
         return torch.arange(count)
 
 
-class RightToLeft(Sequence):
+class RightToLeft(InSequence):
     """From right to left."""
 
     def sequence(self, count: int, draws: torch.Generator) -> Tensor:
         return torch.arange(count - 1, -1, -1)
 
 
-class Random(Sequence):
+class Random(InSequence):
     """Every permutation equally often."""
 
     def sequence(self, count: int, draws: torch.Generator) -> Tensor:
@@ -82,7 +80,7 @@ class Random(Sequence):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spans(Sequence):
+class Spans(InSequence):
     """Neighbours stay together: spans in random order, each from left to right.
 
     Attributes:
@@ -132,11 +130,16 @@ class MostConfident:
         size: tokens that are written at once.
 
     Raises:
-        UserError: the size is not above 0.
+        UserError: the size is no whole number above 0.
     """
 
     size: int = 1
 
     def __post_init__(self) -> None:
-        if not isinstance(self.size, int) or self.size < 1:
-            raise UserError(f"size of MostConfident is {self.size!r}: give a whole number above 0.")
+        _check_counts(self)
+
+
+def _check_counts(order: Order | MostConfident) -> None:
+    for name, value in vars(order).items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{name} of {type(order).__name__} is {value!r}: give a whole number above 0.")

@@ -191,7 +191,7 @@ class LessonTrainer(Trainer):
             what = f"checkpoint {str(folder / name)!r} cannot be written"
             raise DiskError(what, reason, "make room, then go on with resume") from error
         if self.args.should_save:
-            for old in checkpoints(folder)[: -self.keep]:
+            for old in whole_checkpoints(folder)[: -self.keep]:
                 shutil.rmtree(old)
 
     def save_last_step(self) -> None:
@@ -232,7 +232,7 @@ class LessonTrainer(Trainer):
         self.progress.restore(record, step=_step(folder))
 
 
-def checkpoints(folder: Path) -> list[Path]:
+def whole_checkpoints(folder: Path) -> list[Path]:
     """The whole checkpoints of a training, oldest first."""
     found = [path for path in folder.glob(f"{CHECKPOINT}*") if path.name.removeprefix(CHECKPOINT).isdecimal()]
     return sorted(found, key=_step)
@@ -250,7 +250,7 @@ def check_checkpoint(folder: Path) -> None:
     """
     reason = damage(folder) if (folder / SEAL).exists() else None
     if reason is not None:
-        others = len(checkpoints(folder.parent)) > 1
+        others = len(whole_checkpoints(folder.parent)) > 1
         remedy = "go on from the one before" if others else "begin anew, without resume"
         raise UserError(f"checkpoint {str(folder)!r} is damaged ({reason}): delete it to {remedy}.")
 

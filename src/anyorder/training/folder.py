@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from anyorder import checkpoints
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.places import NETWORK
-from anyorder.training.engine import PARTIAL, sync
-from anyorder.training.engine import checkpoints as whole_checkpoints
+from anyorder.training.engine import PARTIAL, sync, whole_checkpoints
 from anyorder.utils.files import DiskError, disk_error
 
 if TYPE_CHECKING:

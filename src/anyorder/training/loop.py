@@ -18,7 +18,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
 from anyorder.training.curves import Log
-from anyorder.training.engine import PARTIAL, LessonTrainer, check_checkpoint, checkpoints
+from anyorder.training.engine import PARTIAL, LessonTrainer, check_checkpoint, whole_checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
 from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import LEARNING_RATES, Training
@@ -79,7 +79,7 @@ def fit(
             f"evaluate_every is {training.evaluate_every} without validation data: give some, or leave it out."
         )
     with _output(folder) as output:
-        latest = checkpoints(output)[-1:]
+        latest = whole_checkpoints(output)[-1:]
         if resume and not latest:
             raise UserError(f"folder {str(output)!r} has no checkpoint to resume from: leave out resume.")
         if resume:

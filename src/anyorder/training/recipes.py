@@ -185,6 +185,7 @@ def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, 
                 mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
                 opening_steps=run.opening_steps, random_length=run.random_length_prob,
             )  # fmt: skip
+    assert name == "block-diffusion", "no other objective is named"
     assert run.block_length is not None, "resolved by with_own_way"
     return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, eps=run.eps, times=times)
 

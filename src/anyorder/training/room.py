@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from anyorder import checkpoints
 from anyorder.errors import UserError
-from anyorder.training.engine import CHECKPOINT
-from anyorder.training.engine import checkpoints as whole_checkpoints
+from anyorder.training.engine import CHECKPOINT, whole_checkpoints
 from anyorder.training.folder import CHECKPOINTS
 
 if TYPE_CHECKING:

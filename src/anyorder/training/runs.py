@@ -28,7 +28,7 @@ from anyorder.model.llama import Llama
 from anyorder.objectives import Mixture
 from anyorder.training.announce import first_line, summary
 from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
-from anyorder.training.engine import checkpoints as whole_checkpoints
+from anyorder.training.engine import whole_checkpoints
 from anyorder.training.folder import CHECKPOINTS, CURVES, LOG, SETTINGS, nothing_trained, write_network
 from anyorder.training.loop import check_machine, fit, is_first_process, processes
 from anyorder.training.recipes import lost_ways, network_of, objective_of, prepared, with_own_way
