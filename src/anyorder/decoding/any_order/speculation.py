@@ -54,11 +54,11 @@ class Speculative:
     draft: int = 4
 
     def __post_init__(self) -> None:
+        if isinstance(self.order, MostConfident):
+            raise UserError("the order of a draft is MostConfident, known only as it is written: give a fixed order.")
         check_fields(self)
         if not isinstance(self.draft, int) or self.draft < 2:
             raise UserError(f"draft is {self.draft!r}: give a number of groups above 1, or leave speculation out.")
-        if isinstance(self.order, MostConfident):
-            raise UserError("the order of a draft is MostConfident, known only as it is written: give a fixed order.")
 
 
 def speculative_steps(
