@@ -129,7 +129,7 @@ def check_layers_of(folder: Path) -> None:
     """
     has_weights = any((folder / name).is_file() for names in INDICES.items() for name in names)
     if has_weights and (folder / CONFIG).is_file():
-        tensors = sum(1 for file in _weight_files(folder) for _ in _header(file))
+        tensors = sum(1 for file in _weight_files(folder) for _ in _entries(file))
         check_layers(folder, read_config(folder)[0], tensors)
 
 
@@ -232,6 +232,15 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
     Raises:
         UserError: the file is missing or damaged, or a dtype is none that weights are read in.
     """
+    for name, shape, dtype in _entries(file):
+        if isinstance(dtype, str) and dtype not in SAFETENSORS_DTYPES:
+            known = listed(DTYPES)
+            raise UserError(f"tensor {name!r} in {str(file)!r} is stored as {dtype}: store it as one of {known}.")
+        yield name, shape, DTYPES[SAFETENSORS_DTYPES[dtype]] if isinstance(dtype, str) else dtype
+
+
+def _entries(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
+    """As `_header`, but dtypes of safetensors are as in the file, whatever they are."""
     if file.suffix == PICKLED_SUFFIX and is_file(file):
         for name, tensor in _pickled(file).items():
             yield name, tuple(tensor.shape), tensor.dtype
@@ -244,14 +253,7 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
             for name in tensors.keys():  # noqa: SIM118 (no mapping)
                 if not IGNORED_TENSORS.fullmatch(name):
                     tensor = tensors.get_slice(name)
-                    dtype = tensor.get_dtype()
-                    if dtype not in SAFETENSORS_DTYPES:
-                        known = listed(DTYPES)
-                        message = f"tensor {name!r} in {str(file)!r} is stored as {dtype}: store it as one of {known}."
-                        raise UserError(message)
-                    yield name, tuple(tensor.get_shape()), DTYPES[SAFETENSORS_DTYPES[dtype]]
-    except UserError:
-        raise
+                    yield name, tuple(tensor.get_shape()), tensor.get_dtype()
     except (SafetensorError, OSError, ValueError) as error:
         size = file.stat().st_size
         raise UserError(
