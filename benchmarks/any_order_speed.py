@@ -24,9 +24,9 @@ from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.model.rope import Rotary
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 
 SIZES = (1, 2, 4, 8, 16, 32)
 NEW, PROMPT = 64, [1] * 16
@@ -36,7 +36,7 @@ SHAPES = {"260K": (512, 64, 172, 5, 8, 4), "25M": (8192, 512, 1376, 8, 8, 4)}
 
 
 def network(shape: Sequence[int]) -> Llama:
-    """Random weights, all ways of writing."""
+    """Random weights, all modes."""
     torch.manual_seed(0)
     vocabulary, hidden, intermediate, layers, heads, kv_heads = shape
     config = ModelConfig(

@@ -23,12 +23,12 @@ from transformers import PreTrainedTokenizerBase
 import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER
 from anyorder.objectives import Autoregressive, Batch, Objective, summed_loss
 from anyorder.objectives.permutation import Permutation
 from anyorder.objectives.schedules import Schedule
 from anyorder.orders.kinds import LeftToRight, Order, Random, RightToLeft, Spans
 from anyorder.utils.rng import generator
-from anyorder.ways import ANY_ORDER
 
 LENGTH, BATCH, LEARNING_RATE, HELD_BACK = 96, 16, 3e-3, 0.05
 ORDERS: tuple[tuple[float, Order], ...] = (
@@ -49,14 +49,14 @@ class WithGaps(Permutation):
     """In one of three texts, only a gap of 1 to 24 tokens is learnt; what stands around it is one group, given."""
 
     def plan(self, batch: Batch, seed: int) -> anyorder.GroupPlan:
-        learnt_BL = batch.learnt_BL.clone()
+        loss_mask_BL = batch.loss_mask_BL.clone()
         for row, sample in enumerate(batch.sample_B.tolist()):
             draws = generator("gap", seed, sample)
             if float(torch.rand((), generator=draws)) < 1 / 3:
                 size = int(torch.randint(1, 25, (), generator=draws))
                 start = int(torch.randint(1, LENGTH - size, (), generator=draws))
-                learnt_BL[row, :start] = learnt_BL[row, start + size :] = False
-        return super().plan(dataclasses.replace(batch, learnt_BL=learnt_BL), seed)
+                loss_mask_BL[row, :start] = loss_mask_BL[row, start + size :] = False
+        return super().plan(dataclasses.replace(batch, loss_mask_BL=loss_mask_BL), seed)
 
 
 def rows_of(text: str, tokenizer: PreTrainedTokenizerBase, bos_token_id: int) -> tuple[Tensor, Tensor]:
@@ -82,12 +82,12 @@ def train(model: Llama, objective: Objective, rows_NL: Tensor, steps: int, name:
         ids_BL = rows_NL[order[sample_B % len(order)]]
         everywhere_BL = torch.ones_like(ids_BL, dtype=torch.bool)
         batch = Batch(
-            ids_BL=ids_BL, valid_BL=everywhere_BL, learnt_BL=everywhere_BL & (torch.arange(LENGTH) > 0),
+            ids_BL=ids_BL, valid_BL=everywhere_BL, loss_mask_BL=everywhere_BL & (torch.arange(LENGTH) > 0),
             document_BL=torch.zeros_like(ids_BL), position_BL=torch.arange(LENGTH).expand_as(ids_BL),
             sample_B=sample_B, step=step,
         )  # fmt: skip
-        lesson = objective.lesson(batch, seed=0)
-        loss = summed_loss(model, lesson) / lesson.count
+        inputs = objective.inputs(batch, seed=0)
+        loss = summed_loss(model, inputs) / inputs.count
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -24,8 +24,8 @@ from anyorder.inspection.speed import machine
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
-from anyorder.objectives import Autoregressive, Lesson, summed_loss
-from anyorder.training.samples import LessonMaker, Samples
+from anyorder.objectives import Autoregressive, TrainingInputs, summed_loss
+from anyorder.training.samples import InputsMaker, Samples
 
 VOCABULARY, LENGTH, BATCH, STEPS = 8000, 256, 8, 8
 SOURCE_BYTES = 4_000_000
@@ -44,13 +44,13 @@ def main() -> None:
         rows = prepare(source, tokenizer, LENGTH, cache_dir=folder)
         tokens = report_of(rows).tokens
         samples = Samples(rows, STEPS * BATCH * 3, seed=0)
-        maker = LessonMaker(objective=Autoregressive(), seed=0, samples_per_step=BATCH)
+        maker = InputsMaker(objective=Autoregressive(), seed=0, samples_per_step=BATCH)
         batches = iter(DataLoader(samples, batch_size=BATCH, collate_fn=collate))
-        lessons = iter(DataLoader(samples, batch_size=BATCH, collate_fn=maker))
-        step = _step(next(lessons)["lesson"])
+        all_inputs = iter(DataLoader(samples, batch_size=BATCH, collate_fn=maker))
+        step = _step(next(all_inputs)["inputs"])
         runs: dict[str, Callable[[], object]] = {
             "rows of a batch as tensors": lambda: next(batches),
-            "and the objective's lesson": lambda: next(lessons),
+            "and the objective's training inputs": lambda: next(all_inputs),
             "optimizer step": step,
         }
         step()
@@ -73,7 +73,7 @@ def main() -> None:
         "prepare_seconds": prepared,
         "open_seconds": opened,
         "median_seconds": medians,
-        "share_of_step": medians["and the objective's lesson"] / whole,
+        "share_of_step": medians["and the objective's training inputs"] / whole,
     }
     RESULTS.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
@@ -83,7 +83,7 @@ def source_size(texts: list[str]) -> float:
     return sum(len(text.encode()) for text in texts) / 1e6
 
 
-def _step(lesson: Lesson) -> Callable[[], object]:
+def _step(inputs: TrainingInputs) -> Callable[[], object]:
     torch.manual_seed(0)
     model = Llama(
         ModelConfig(
@@ -100,7 +100,7 @@ def _step(lesson: Lesson) -> Callable[[], object]:
 
     def step() -> None:
         optimizer.zero_grad()
-        loss = summed_loss(model, lesson) / lesson.count
+        loss = summed_loss(model, inputs) / inputs.count
         loss.backward()
         optimizer.step()
 

@@ -25,9 +25,9 @@ from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.inspection.speed import machine, twin
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import diffusion
 from anyorder.model.rope import Rotary
 from anyorder.visibility import bidirectional
-from anyorder.ways import diffusion
 
 MASK, PROMPT, NEW, BLOCK, STEPS, ROUNDS = 8191, 64, 128, 32, 128, 3
 
@@ -39,7 +39,7 @@ CONFIG = ModelConfig(
     num_attention_heads=8,
     max_position_embeddings=512,
     rotary=Rotary(theta=10_000.0),
-    ways=(diffusion(MASK),),
+    modes=(diffusion(MASK),),
 )
 
 
@@ -87,7 +87,7 @@ def literal(logits_of: Callable[[Tensor], Tensor], prompt: list[int]) -> list[in
 def ours(model: Llama, prompt: list[int], sampler: DiffusionSampler) -> list[int]:
     """The same by the decoder."""
     canvas = continuation(prompt, NEW)
-    for step in diffusion_steps(model, [canvas], sampler, way=CONFIG.way("diffusion"), rows=[0]):
+    for step in diffusion_steps(model, [canvas], sampler, mode=CONFIG.mode("diffusion"), rows=[0]):
         for event in step.written:
             canvas[event.position] = event.token_id
     return canvas
@@ -101,26 +101,26 @@ def main() -> None:
     own, theirs = our_logits(model), their_logits(model)
     torch.testing.assert_close(own(ids := torch.tensor([prompt])), theirs(ids), rtol=1e-4, atol=1e-4)
     preset = DiffusionSampler.preset("llada", steps=STEPS, block_length=BLOCK)
-    ways: dict[str, Callable[[], list[int]]] = {
+    modes: dict[str, Callable[[], list[int]]] = {
         "literal loop, transformers' Llama": lambda: literal(theirs, prompt),
         "literal loop, our network": lambda: literal(own, prompt),
         "no cache": lambda: ours(model, prompt, preset),
         "prefix cache": lambda: ours(model, prompt, preset.replace(cache="prefix")),
         "dual cache": lambda: ours(model, prompt, preset.replace(cache="dual")),
     }
-    texts = {name: way() for name, way in ways.items()}  # warms up, too
+    texts = {name: mode() for name, mode in modes.items()}  # warms up, too
     assert texts["literal loop, our network"] == texts["no cache"]
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {name: [] for name in modes}
     for _ in range(ROUNDS):
-        for name, way in ways.items():
+        for name, mode in modes.items():
             started = time.perf_counter()
-            way()
+            mode()
             seconds[name].append(time.perf_counter() - started)
     median = {name: statistics.median(runs) for name, runs in seconds.items()}
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     print("\n| | tokens/s | times transformers' loop | times the loop on our network | keys |\n|---|---|---|---|---|")
     for name, took in median.items():
-        times = [f"{median[loop] / took:.2f}" for loop in ways if loop.startswith("literal")]
+        times = [f"{median[loop] / took:.2f}" for loop in modes if loop.startswith("literal")]
         keys = "approximate" if name in ("prefix cache", "dual cache") else "exact"
         print(f"| {name} | {NEW / took:.1f} | {' | '.join(times)} | {keys} |")
     record = {"machine": machine(), "prompt": PROMPT, "new_tokens": NEW, "block": BLOCK, "steps": STEPS}

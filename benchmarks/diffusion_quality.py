@@ -28,9 +28,9 @@ from anyorder.decoding.canvas import continuation
 from anyorder.decoding.diffusion.commit import Commit, EntropyBound, Threshold
 from anyorder.inspection.drift import Drift, watched_steps
 from anyorder.model.llama import Llama
-from anyorder.objectives.lesson import Batch, summed_loss
+from anyorder.model.modes import diffusion
+from anyorder.objectives.inputs import Batch, summed_loss
 from anyorder.objectives.masked_diffusion import MaskedDiffusion
-from anyorder.ways import diffusion
 
 MASK, BOS = 0, 1  # <unk>, which no story has, and <s>
 PROMPT, NEW, TEXTS = 16, 64, 64
@@ -39,7 +39,7 @@ LENGTH, BATCH, STEPS, RATE = 96, 24, 800, 4e-3
 
 def train(teacher: Llama, tokens: Sequence[int], steps: int) -> Llama:
     """A network that diffuses, from the weights of one that writes from left to right."""
-    model = Llama(teacher.config.replace(ways=(diffusion(MASK, shifted=True),), default_way="diffusion"))
+    model = Llama(teacher.config.replace(modes=(diffusion(MASK, shifted=True),), default_mode="diffusion"))
     model.load_state_dict(teacher.state_dict())
     objective = MaskedDiffusion(mask_token_id=MASK, shifted=True, opening_steps=steps // 8)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.0, betas=(0.9, 0.98))
@@ -49,8 +49,8 @@ def train(teacher: Llama, tokens: Sequence[int], steps: int) -> Llama:
     for step in range(steps):
         begins = torch.randint(len(tokens) - LENGTH, (BATCH,), generator=draws).tolist()
         rows = [[BOS, *tokens[at : at + LENGTH - 1]] for at in begins]
-        lesson = objective.lesson(Batch.of(rows, first_sample=step * BATCH, step=step), seed=0)
-        loss = summed_loss(model, lesson) / lesson.count
+        inputs = objective.inputs(Batch.of(rows, first_sample=step * BATCH, step=step), seed=0)
+        loss = summed_loss(model, inputs) / inputs.count
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,8 +129,8 @@ def judged(teacher: Llama, prompts: list[list[int]], texts: list[list[int]]) -> 
 def drift(model: Llama, prompts: list[list[int]], sampler: DiffusionSampler) -> tuple[float, float]:
     """Divergence and changed tokens of the passes with a cache, the mean over positions."""
     canvases = [continuation(prompt, NEW) for prompt in prompts]
-    way, rows = model.config.way("diffusion"), range(len(prompts))
-    steps, drifts = watched_steps(model, canvases, sampler, way=way, rows=rows)
+    mode, rows = model.config.mode("diffusion"), range(len(prompts))
+    steps, drifts = watched_steps(model, canvases, sampler, mode=mode, rows=rows)
     for _ in steps:
         pass
     mean = Drift.join(drifts)

@@ -2,10 +2,10 @@
 
     python benchmarks/objectives.py
 
-A step is what makes the lesson, the forward and the backward pass, without the optimizer, which costs all the same.
-All candidates take turns in one run; medians are compared, as a ratio to our own step from left to right. Prints a
-table and writes benchmarks/results/objectives-cpu.json. Where others use the machine as well, `--clock cpu` counts the
-seconds that the processor spent on the step, with OMP_NUM_THREADS=1, instead of those that passed.
+A step is making the training inputs, the forward and the backward pass, without the optimizer, which costs all the
+same. All candidates take turns in one run; medians are compared, as a ratio to our own step from left to right.
+Prints a table and writes benchmarks/results/objectives-cpu.json. Where others use the machine as well, `--clock cpu`
+counts the seconds that the processor spent on the step, with OMP_NUM_THREADS=1, instead of those that passed.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.inspection.speed import machine
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.model.rope import Rotary
 from anyorder.objectives import (
     Autoregressive,
@@ -36,7 +37,6 @@ from anyorder.objectives import (
     Stratified,
     summed_loss,
 )
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 
 RESULTS = Path(__file__).parent / "results" / "objectives-cpu.json"
 
@@ -123,8 +123,8 @@ def our_steps(options: argparse.Namespace) -> dict[str, Callable[[int], None]]:
         def run(repeat: int) -> None:
             ids = torch.randint(mask, (options.batch, options.length)).tolist()
             batch = Batch.of(ids, first_sample=repeat * options.batch, step=repeat)
-            lesson = objective.lesson(batch, 0)
-            (summed_loss(model, lesson) / lesson.count).backward()
+            inputs = objective.inputs(batch, 0)
+            (summed_loss(model, inputs) / inputs.count).backward()
             model.zero_grad()
 
         return run

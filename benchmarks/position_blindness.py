@@ -22,8 +22,8 @@ import torch.nn.functional as F
 import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER
 from anyorder.objectives import Batch, Permutation, predictions, summed_loss
-from anyorder.ways import ANY_ORDER
 
 LENGTH, BATCH, STEPS, PARAGRAPHS, HELD_BACK = 24, 32, 600, 12_000, 1024
 
@@ -71,8 +71,8 @@ def train(model: Llama, texts: list[list[int]], told: bool) -> None:
     started = time.perf_counter()
     for step in range(STEPS):
         chosen = [texts[order[(step * BATCH + i) % len(texts)]] for i in range(BATCH)]
-        lesson = Permutation().lesson(Batch.of(chosen, [1] * BATCH, first_sample=step * BATCH, step=step), 0)
-        loss = summed_loss(model, lesson) / lesson.count
+        inputs = Permutation().inputs(Batch.of(chosen, [1] * BATCH, first_sample=step * BATCH, step=step), 0)
+        loss = summed_loss(model, inputs) / inputs.count
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -85,8 +85,8 @@ def train(model: Llama, texts: list[list[int]], told: bool) -> None:
 @torch.no_grad()
 def by_seen(model: Llama, texts: list[list[int]]) -> torch.Tensor:
     """Mean loss of the predictions that could see 1, 2, ... `LENGTH` tokens, each in a random order."""
-    lesson = Permutation().lesson(Batch.of(texts, [1] * len(texts)), 1)
-    nats_N = F.cross_entropy(predictions(model.eval(), lesson), lesson.target_N, reduction="none")
+    inputs = Permutation().inputs(Batch.of(texts, [1] * len(texts)), 1)
+    nats_N = F.cross_entropy(predictions(model.eval(), inputs), inputs.target_N, reduction="none")
     return nats_N.view(len(texts), LENGTH).mean(0)
 
 

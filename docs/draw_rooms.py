@@ -35,7 +35,7 @@ FLOORS = (
 )
 """Rooms from the ground upwards. A room imports from the floors below it, and from no other."""
 
-LOOSE = {"ways": "model", "masks": "visibility"}
+LOOSE = {"masks": "visibility"}
 """Files beside the rooms that count as part of one."""
 
 ENTRANCES = ("__init__", "__main__")

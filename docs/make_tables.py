@@ -52,7 +52,7 @@ def gigabytes(count: int) -> str:
 
 def cache_of(config: ModelConfig) -> int:
     """Bytes of the keys and values of `CONTEXT` tokens in bfloat16; 0 where nothing is kept unless asked for."""
-    writes_by_diffusion = config.default_way == "diffusion"
+    writes_by_diffusion = config.default_mode == "diffusion"
     return 0 if writes_by_diffusion else CONTEXT * cache_bytes(config, DTYPES["bfloat16"])
 
 
@@ -98,12 +98,12 @@ def diffusion() -> Iterable[tuple[str, ...]]:
         config = config_from_json(entry["config"])
         form = form_of(entry["config"])
         assert form is not None, entry["name"]
-        [way] = config.ways
-        length = "" if way.block_length is None else f" of {way.block_length}"
-        mask = entry.get("mask", str(way.mask_token_id))
+        [mode] = config.modes
+        length = "" if mode.block_length is None else f" of {mode.block_length}"
+        mask = entry.get("mask", str(mode.mask_token_id))
         yield (
-            entry["name"], example_of(entry), model_type(entry), f"{way.name}{length}", "yes" if way.shifted else "no",
-            mask, f"`{form.name}`",
+            entry["name"], example_of(entry), model_type(entry), f"{mode.name}{length}",
+            "yes" if mode.shifted else "no", mask, f"`{form.name}`",
         )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 python examples/fuse_other_orders.py CHECKPOINT
 
-A checkpoint that was not trained for these ways is given them here, to show the calls: what it writes means nothing.
+A checkpoint that was not trained for these modes is given them here, to show the calls: what it writes means nothing.
 """
 
 import sys
@@ -10,7 +10,7 @@ from typing import Any
 
 import anyorder
 from anyorder.checkpoints.adapt import adapt
-from anyorder.ways import ANY_ORDER, diffusion
+from anyorder.model.modes import ANY_ORDER, diffusion
 
 PHRASINGS = [" there was a little girl.", " a small girl lived there."]
 

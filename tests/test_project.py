@@ -24,7 +24,7 @@ from anyorder.cli import main
 from anyorder.data import train_tokenizer
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 
 MODULES = [module.name for module in pkgutil.walk_packages(anyorder.__path__, "anyorder.")]
 
@@ -36,7 +36,7 @@ def blocks(project_root: Path, language: str) -> list[str]:
 
 @pytest.fixture
 def beside_a_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: ModelConfig) -> Path:
-    """A working directory with a network in `demo/`, as `make demo` leaves it, and one of several ways."""
+    """A working directory with a network in `demo/`, as `make demo` leaves it, and one of several modes."""
     tokenizer = train_tokenizer(["The text of a demo."], 300)
     torch.manual_seed(0)
     config = tiny_config.replace(vocab_size=len(tokenizer), max_position_embeddings=128)

@@ -3,7 +3,7 @@
 Every row that goes through the network carries integer labels (position, rank, stream, segment,
 document, ...), and so does every key. A `Visibility` is an expression over these labels that says
 which keys a row may see. It is a value, not a tensor: it compares equal to another one that was
-written the same way, and it prints as it was written. `mask` is its meaning in full, a boolean tensor
+written the same mode, and it prints as it was written. `mask` is its meaning in full, a boolean tensor
 that everything else is tested against; `attention/` compiles it to what the fast kernels want, with
 `bounds`, which reasons about whole sets of rows and keys at once, and `simplify`.
 

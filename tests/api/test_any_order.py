@@ -19,16 +19,16 @@ from anyorder.decoding.trace import collect
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.model.rope import Rotary
 from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random, RightToLeft
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.writers import BOS, END, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 
 
-def network(*ways: Way, **changes: Any) -> Llama:
+def network(*modes: Mode, **changes: Any) -> Llama:
     torch.manual_seed(0)
     config = ModelConfig(
         vocab_size=len(TOKENIZER),
@@ -42,7 +42,7 @@ def network(*ways: Way, **changes: Any) -> Llama:
         initializer_range=0.3,
         bos_token_id=BOS,
         eos_token_ids=(END,),
-        ways=ways or (ANY_ORDER, LEFT_TO_RIGHT),
+        modes=modes or (ANY_ORDER, LEFT_TO_RIGHT),
     )
     return Llama(config.replace(**changes) if changes else config).eval()
 
@@ -191,7 +191,7 @@ def test_tokenizers_are_needed_for_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ways", "default", "order"),
+    ("modes", "default", "order"),
     [
         ((LEFT_TO_RIGHT, ANY_ORDER, diffusion(5)), "left-to-right", "any-order"),
         ((LEFT_TO_RIGHT, diffusion(5)), "left-to-right", "diffusion"),
@@ -200,9 +200,9 @@ def test_tokenizers_are_needed_for_text() -> None:
     ],
 )
 def test_a_prompt_with_a_gap_takes_a_way_that_fills_it_whatever_stands_beside(
-    ways: tuple[Way, ...], default: str, order: str
+    modes: tuple[Mode, ...], default: str, order: str
 ) -> None:
-    model = network(*ways, default_way=default)
+    model = network(*modes, default_mode=default)
     prompts = ["Once upon", "Once [...] a time", [7, -1, 6], "Once"]
     options: dict[str, Any] = {"max_new_tokens": 4, "temperature": 1.0, "seed": 3}
     filling = anyorder.generate(model, TOKENIZER, prompts, order=order, **options)

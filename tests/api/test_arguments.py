@@ -13,10 +13,10 @@ import anyorder
 from anyorder import AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
 from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
-from anyorder.huggingface import Face
+from anyorder.huggingface import AnyOrderMixin
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.data.tokenizers import characters
 
 PLAN = anyorder.GroupPlan.from_order([0, 1])
@@ -92,17 +92,17 @@ def test_methods_of_transformers_are_named_where_they_are(tiny_config: ModelConf
     assert AnyOrderForCausalLM.of(network).generate(torch.tensor([[1, 2]]), max_new_tokens=2).shape == (1, 4)
 
 
-WAYS: dict[str, tuple[Any, type[Face], str]] = {
+MODES: dict[str, tuple[Any, type[AnyOrderMixin], str]] = {
     "left to right": (LEFT_TO_RIGHT, AnyOrderForCausalLM, "left-to-right"),
     "any order": (ANY_ORDER, LlamaTwoStreamForCausalLM, "any-order"),
     "diffusion": (diffusion(3), LLaDAForMaskedLM, "diffusion"),
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-def test_a_network_with_adapters_writes_as_when_they_are_merged(tiny_config: ModelConfig, way: str) -> None:
-    of, face, order = WAYS[way]
-    plain = Llama(tiny_config) if way == "left to right" else adapt(Llama(tiny_config), [of])
+@pytest.mark.parametrize("mode", MODES)
+def test_a_network_with_adapters_writes_as_when_they_are_merged(tiny_config: ModelConfig, mode: str) -> None:
+    of, face, order = MODES[mode]
+    plain = Llama(tiny_config) if mode == "left to right" else adapt(Llama(tiny_config), [of])
     config = peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False, lora_alpha=64)
     adapted = peft.get_peft_model(face.of(plain), config).eval()
 

@@ -13,7 +13,7 @@ import anyorder
 from anyorder.decoding.fusion.question import METHODS
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.decoding.fusion.test_decoder import net
 from tests.model.networks import network
 from tests.writers import END, byte_tokenizer, chain
@@ -188,7 +188,7 @@ def test_mistakes(options: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("order", ["random", "groups:3", "confidence", "diffusion"])
 def test_pieces_of_other_ways_are_the_text_that_fuse_gives(order: str) -> None:
     tokenizer = byte_tokenizer()
-    model = network(vocab_size=len(tokenizer), ways=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(9)), eos_token_ids=())
+    model = network(vocab_size=len(tokenizer), modes=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(9)), eos_token_ids=())
     options: dict[str, Any] = {"suffix": " was", "order": order, "max_new_tokens": 8, "temperature": 1.0, "seed": 5}
     for stop in (None, "e"):
         stream = anyorder.stream_fused(model, tokenizer, ["Once", " a"], stop=stop, **options)

@@ -25,8 +25,8 @@ from anyorder.decoding.trace import Step
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import diffusion
 from anyorder.model.rope import Rotary
-from anyorder.ways import diffusion
 from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, chain, sentencepiece_tokenizer
 
 
@@ -666,7 +666,7 @@ def test_compile_is_true_false_or_auto(tiny_config: ModelConfig, how: Any) -> No
 def test_a_network_of_another_way_is_not_written_from_left_to_right(tiny_config: ModelConfig) -> None:
     """Its logits are those of the row's own token, so what came out would be wrong without a word."""
     face = anyorder.AnyOrderForCausalLM.of(Llama(tiny_config))
-    face.config.ways = (diffusion(3),)
+    face.config.modes = (diffusion(3),)
     with pytest.raises(UserError, match=r"^this network writes by 'diffusion' and has no logits for the next token"):
         anyorder.generate(face, None, [1, 2], order="left-to-right")
     with pytest.raises(UserError, match=r"^this network writes by 'diffusion' and has no logits for the next token"):

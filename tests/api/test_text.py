@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from anyorder.api.text import UNREADABLE, Continuation, Gaps, Speller, filled, prompts_with_gaps
+from anyorder.api.text import UNREADABLE, Continuation, Gaps, IncrementalDetokenizer, filled, prompts_with_gaps
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, sentencepiece_tokenizer
@@ -32,9 +32,9 @@ def test_text_read_token_by_token_is_the_text(name: str, text: str, data: st.Dat
     tokenizer = MAKERS[name]
     ids = tokenizer(f"Once {text}.")["input_ids"]
     cut = data.draw(st.integers(1, len(ids)))
-    speller = Speller(tokenizer, ids[:cut])
-    read = "".join(speller.read([token_id]) for token_id in ids[cut:])
-    assert read == Speller(tokenizer, ids[:cut]).read(ids[cut:])
+    detokenizer = IncrementalDetokenizer(tokenizer, ids[:cut])
+    read = "".join(detokenizer.read([token_id]) for token_id in ids[cut:])
+    assert read == IncrementalDetokenizer(tokenizer, ids[:cut]).read(ids[cut:])
     assert f"Once {text}.".endswith(read)
     if not whole(tokenizer, ids[:cut]).endswith(UNREADABLE):
         assert whole(tokenizer, ids[:cut]) + read == whole(tokenizer, ids)
@@ -81,7 +81,7 @@ def test_pieces_joined_are_the_text_before_the_first_stop_string(
         rest = grown.text[len("".join(pieces)) :]
         assert rest == "" or any(stop.startswith(rest) for stop in stops), "nothing is held back without a reason"
     pieces.append(grown.piece(last=True))
-    full = Speller(tokenizer, ids[:cut]).read(ids[cut:])
+    full = IncrementalDetokenizer(tokenizer, ids[:cut]).read(ids[cut:])
     assert "".join(pieces) == grown.text
     assert not any(stop in grown.text for stop in stops)
     assert full.startswith(grown.text)
@@ -219,6 +219,6 @@ def test_word_pieces_read_token_by_token_are_the_text() -> None:
     tokenizer, draw = word_pieces(), random.Random(0)
     for _ in range(100):
         before, after = ([draw.randrange(3, len(tokenizer)) for _ in range(draw.randrange(9))] for _ in range(2))
-        speller = Speller(tokenizer, before)
-        pieces = [speller.read([token_id]) for token_id in after]
+        detokenizer = IncrementalDetokenizer(tokenizer, before)
+        pieces = [detokenizer.read([token_id]) for token_id in after]
         assert whole(tokenizer, before) + "".join(pieces) == whole(tokenizer, [*before, *after])

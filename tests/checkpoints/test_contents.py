@@ -20,19 +20,19 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.checkpoints.contents import contents_of
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.model.networks import network
 
 FACES: dict[str, Any] = {
     "plain": None, "causal": AnyOrderForCausalLM, "masked": LLaDAForMaskedLM, "two streams": LlamaTwoStreamForCausalLM,
 }  # fmt: skip
-WAYS = {"plain": LEFT_TO_RIGHT, "causal": LEFT_TO_RIGHT, "masked": diffusion(20), "two streams": ANY_ORDER}
+MODES = {"plain": LEFT_TO_RIGHT, "causal": LEFT_TO_RIGHT, "masked": diffusion(20), "two streams": ANY_ORDER}
 
 IDS = torch.tensor([[5, 6, 9, 8]])
 
 
 def made(name: str, **changes: Any) -> Any:
-    model = adapt(network("NoPE" if changes.pop("nope", False) else "plain", **changes), (WAYS[name],)).eval()
+    model = adapt(network("NoPE" if changes.pop("nope", False) else "plain", **changes), (MODES[name],)).eval()
     return model if FACES[name] is None else FACES[name].of(model)
 
 

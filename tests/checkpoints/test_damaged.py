@@ -18,8 +18,8 @@ from anyorder.checkpoints import load_model, save_model
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from anyorder.model.rope import DynamicRotary, Llama3Rotary, Rotary, YarnRotary
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.checkpoints.metas_form import write_metas_folder
 from tests.checkpoints.test_meta_forms import write_in_form
 
@@ -39,8 +39,8 @@ NAMES = (
     "sliding_window", "use_sliding_window", "max_window_layers", "no_rope_layers", "no_rope_layer_interval",
     "rope_parameters", "rope_scaling", "rope_theta", "tie_word_embeddings", "attention_bias", "mlp_bias", "hidden_act",
     "bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "bd_size", "partial_rotary_factor",
-    "quantization_config", "transformers_version", "torch_dtype", "initializer_range", "ways", "default_way", "layers",
-    "rotary", "attention", "qk_norm", "eos_token_ids", "is_causal", "original_max_position_embeddings",
+    "quantization_config", "transformers_version", "torch_dtype", "initializer_range", "modes", "default_mode",
+    "layers", "rotary", "attention", "qk_norm", "eos_token_ids", "is_causal", "original_max_position_embeddings",
 )  # fmt: skip
 
 META_NAMES = (
@@ -59,10 +59,10 @@ def sound(config: ModelConfig, place: Path) -> dict[str, Path]:
         "rotary": Llama(config.replace(rotary=Llama3Rotary(
             theta=1e4, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32,
         ))),
-        "ours": Llama(config.replace(ways=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(3)), layers=own)),
-        "blocks": Llama(config.replace(ways=(blocks(3, 4),))),
+        "ours": Llama(config.replace(modes=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(3)), layers=own)),
+        "blocks": Llama(config.replace(modes=(blocks(3, 4),))),
         "yarn": Llama(config.replace(
-            rotary=YarnRotary(theta=1e4, factor=2.0, original_max_position_embeddings=32), ways=(diffusion(3),)
+            rotary=YarnRotary(theta=1e4, factor=2.0, original_max_position_embeddings=32), modes=(diffusion(3),)
         )),
         "dynamic": Llama(config.replace(
             rotary=DynamicRotary(theta=1e4, factor=2.0, original_max_position_embeddings=64),
@@ -72,9 +72,9 @@ def sound(config: ModelConfig, place: Path) -> dict[str, Path]:
     for name, model in networks.items():
         save_model(model, place / name)
     save_model(plain, place / "sharded", max_shard_size=40_000)
-    save_model(Llama(config.replace(ways=(diffusion(3),))), place / "llada", form="llada")
-    save_model(Llama(config.replace(ways=(diffusion(3),))), place / "illada", form="illada")
-    shifted = config.replace(ways=(blocks(3, 4, shifted=True),), attention_bias=True)
+    save_model(Llama(config.replace(modes=(diffusion(3),))), place / "llada", form="llada")
+    save_model(Llama(config.replace(modes=(diffusion(3),))), place / "illada", form="illada")
+    shifted = config.replace(modes=(blocks(3, 4, shifted=True),), attention_bias=True)
     save_model(Llama(shifted), place / "fast", form="fast-dllm-v2")
     write_metas_folder(plain, place / "meta", 2)
     write_in_form(plain, place / "meta fused", "fused", 1)

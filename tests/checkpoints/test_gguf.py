@@ -21,8 +21,8 @@ from anyorder.checkpoints.gguf_tokenizer import vocabulary_of
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.model.rope import DynamicRotary, LinearRotary, Llama3Rotary, rotate
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf")
 
@@ -108,7 +108,7 @@ def test_queries_and_keys_are_turned_in_pairs_side_by_side(tiny_config: ModelCon
         ({"layers": (LayerKind(), LayerKind(window=4))}, "layers have windows, chunks or no rotary embedding"),
         ({"qk_norm": "learned"}, "qk_norm is 'learned'"),
         ({"attention_bias": True}, "attention_bias is True"),
-        ({"ways": (LEFT_TO_RIGHT, ANY_ORDER)}, "the network writes left-to-right, any-order"),
+        ({"modes": (LEFT_TO_RIGHT, ANY_ORDER)}, "the network writes left-to-right, any-order"),
     ],
 )
 def test_more_than_a_plain_llama(tiny_config: ModelConfig, tmp_path: Path, changes: Any, message: str) -> None:

@@ -11,7 +11,7 @@ from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.ways import diffusion
+from anyorder.model.modes import diffusion
 
 TEXTS = ["the cat sat on the mat and the dog sat on the cat"]
 
@@ -36,7 +36,7 @@ def test_a_row_is_added_where_there_is_none(tiny_config: ModelConfig, tied: bool
         assert 0 < float(distance.abs().max().detach()) < 0.5
     same = "model.layers.0.mlp.up_proj.weight"
     assert larger.get_parameter(same) is model.get_parameter(same)
-    assert adapt(larger, (diffusion(mask),)).config.way("diffusion").mask_token_id == mask
+    assert adapt(larger, (diffusion(mask),)).config.mode("diffusion").mask_token_id == mask
 
 
 def test_a_mask_token_that_there_is_stays(tiny_config: ModelConfig) -> None:
@@ -100,7 +100,7 @@ def test_a_number_is_an_id(tiny_config: ModelConfig, token: str | int) -> None:
 
 def test_the_mask_token_of_the_network_decides(tiny_config: ModelConfig, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = train_tokenizer(TEXTS, 260, mask_token="<mask>")
-    model = Llama(tiny_config.replace(vocab_size=len(tokenizer), ways=(diffusion(7),)))
+    model = Llama(tiny_config.replace(vocab_size=len(tokenizer), modes=(diffusion(7),)))
     assert with_mask_token(model, tokenizer) == (model, 7)
     assert f"The network's mask token is 7, the tokenizer's {tokenizer.mask_token_id}" in caplog.text
     assert with_mask_token(model, tokenizer, "7") == (model, 7)

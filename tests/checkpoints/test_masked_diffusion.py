@@ -20,8 +20,8 @@ from anyorder.checkpoints.weights import blank
 from anyorder.cli import main
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.model.modes import LEFT_TO_RIGHT, diffusion
 from anyorder.visibility import bidirectional
-from anyorder.ways import LEFT_TO_RIGHT, diffusion
 from tests.published import DREAM, LLADA, bidirectional_logits, write_dream, write_llada
 
 ILLADA: dict[str, Any] = {
@@ -63,10 +63,10 @@ def test_the_published_sizes_are_those_of_the_configurations(config: dict[str, A
 
 def test_the_ways_of_the_published_configurations() -> None:
     llada, illada, dream = map(config_from_json, (LLADA_8B, ILLADA_8B, DREAM_7B))
-    assert (llada.ways, llada.default_way) == ((diffusion(126_336),), "diffusion")
+    assert (llada.modes, llada.default_mode) == ((diffusion(126_336),), "diffusion")
     assert llada.eos_token_ids == (126_081, END_OF_TURN[126_464]) == (126_081, 126_348)
-    assert (illada.ways, illada.eos_token_ids, illada.head_layout) == ((diffusion(5),), (2,), "GQA")
-    assert (dream.ways, dream.eos_token_ids) == ((diffusion(151_666, shifted=True),), (151_643,))
+    assert (illada.modes, illada.eos_token_ids, illada.head_layout) == ((diffusion(5),), (2,), "GQA")
+    assert (dream.modes, dream.eos_token_ids) == ((diffusion(151_666, shifted=True),), (151_643,))
     assert (dream.attention_bias, dream.rotary.theta, llada.rotary.theta) == (True, 1e6, 5e5)
 
 
@@ -235,7 +235,7 @@ def test_configurations_that_are_refused(config: dict[str, Any], message: str) -
 def test_what_a_form_cannot_express_is_refused(tmp_path: Path) -> None:
     llada, dream = named_form("llada"), named_form("dream")
     config = config_from_json(LLADA)
-    both = config.replace(ways=(LEFT_TO_RIGHT, *config.ways), default_way="left-to-right")
+    both = config.replace(modes=(LEFT_TO_RIGHT, *config.modes), default_mode="left-to-right")
     with pytest.raises(UserError, match="form 'llada' is for networks that write by masked diffusion alone, not shift"):
         form_to_json(both, llada)
     with pytest.raises(UserError, match="form 'dream' is for networks that write by masked diffusion alone, shifted"):

@@ -26,8 +26,8 @@ import anyorder.huggingface  # makes the Auto classes know its own
 from anyorder.checkpoints import load_model, save_model
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.visibility import bidirectional, not_after
-from anyorder.ways import Way, blocks, diffusion
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -40,7 +40,7 @@ NATIVE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
 }
 
-PUBLISHED: dict[str, tuple[str, dict[str, Any], Way]] = {
+PUBLISHED: dict[str, tuple[str, dict[str, Any], Mode]] = {
     "illada": ("llama", {"model_type": "illada", "architectures": ["ILLaDAForCausalLM"]}, diffusion(5)),
     "illada, a mask named": (
         "llama", {"model_type": "illada", "architectures": ["ILLaDAForCausalLM"], "mask_token_id": 9}, diffusion(9),
@@ -110,10 +110,10 @@ def their_logits(twin: PreTrainedModel, ids: Tensor, block_length: int) -> Tenso
 
 @torch.no_grad()
 def our_logits(network: Llama, ids: Tensor) -> Tensor:
-    (way,) = network.config.ways
+    (mode,) = network.config.modes
     position = torch.arange(ids.shape[1]).expand_as(ids)
-    labels = {"position": position, "block": position // (way.block_length or ids.shape[1])}
-    visibility = bidirectional() if way.block_length is None else not_after("block")
+    labels = {"position": position, "block": position // (mode.block_length or ids.shape[1])}
+    visibility = bidirectional() if mode.block_length is None else not_after("block")
     return network.logits(network.hidden(ids, network.prepare(visibility, labels)))
 
 
@@ -126,14 +126,14 @@ def assert_equal_networks(a: Llama, b: Llama) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_folders_are_read_and_kept(name: str, tied: bool, tmp_path: Path) -> None:
-    native, fields, way = PUBLISHED[name]
+    native, fields, mode = PUBLISHED[name]
     twin = twin_of(native, tie_word_embeddings=tied)
     publish(twin, tmp_path / "published", fields)
     network, _ = anyorder.load(tmp_path / "published", device="cpu")
-    assert network.config.ways == (way,)
+    assert network.config.modes == (mode,)
     assert network.config.tie_word_embeddings == tied
     ids = torch.randint(SIZES["vocab_size"], (2, 10))
-    expected = their_logits(twin, ids, way.block_length or 10)
+    expected = their_logits(twin, ids, mode.block_length or 10)
     assert (our_logits(network, ids) - expected).abs().max() < 1e-5 * expected.abs().max()
     # Saved as ours, and in the published form.
     save_model(network, tmp_path / "ours")
@@ -179,14 +179,14 @@ def test_the_mask_token_is_the_tokenizers(form: str, tmp_path: Path) -> None:
         load_model(tmp_path, device="cpu")
     for name, content in TOKENIZERS[form].items():
         (tmp_path / name).write_text(json.dumps(content))
-    assert load_model(tmp_path, device="cpu").config.ways == (diffusion(7),)
+    assert load_model(tmp_path, device="cpu").config.modes == (diffusion(7),)
 
 
 def test_generation_config_names_another_mask_than_the_usual(tmp_path: Path) -> None:
     publish(twin_of("llama"), tmp_path, PUBLISHED["illada"][1])
-    assert load_model(tmp_path, device="cpu").config.ways == (diffusion(5),)
+    assert load_model(tmp_path, device="cpu").config.modes == (diffusion(5),)
     (tmp_path / "generation_config.json").write_text(json.dumps({"mask_token_id": 7}))
-    assert load_model(tmp_path, device="cpu").config.ways == (diffusion(7),)
+    assert load_model(tmp_path, device="cpu").config.modes == (diffusion(7),)
 
 
 def test_a_conversion_with_a_head_of_its_own_beside_a_tied_configuration(tmp_path: Path) -> None:
@@ -217,14 +217,14 @@ def test_padding_beyond_the_vocabulary(name: str, pad_token_id: int, tmp_path: P
 def test_end_tokens_beyond_the_vocabulary_end_nothing(
     name: str, eos: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    native, fields, way = PUBLISHED.get(name, ("llama", {}, None))
+    native, fields, mode = PUBLISHED.get(name, ("llama", {}, None))
     publish(twin_of(native), tmp_path / "published", fields | {"eos_token_id": eos, "bos_token_id": 99})
     (tmp_path / "published" / "generation_config.json").unlink(missing_ok=True)
     network = load_model(tmp_path / "published", device="cpu")
     assert network.config.eos_token_ids == ((2,) if isinstance(eos, list) else ())
     assert network.config.bos_token_id is None
     assert "are not among the network's 64 tokens" in caplog.text
-    order = "left-to-right" if way is None else "diffusion"
+    order = "left-to-right" if mode is None else "diffusion"
     assert anyorder.generate(network, None, [1, 8], order=order, max_new_tokens=4).token_ids
     with pytest.raises(UserError, match=r"configuration field 'eos_token_ids' is \(64,\): give ids from 0 to 63"):
         network.config.replace(eos_token_ids=(64,))
@@ -237,7 +237,7 @@ def test_what_is_no_such_model(tmp_path: Path) -> None:
         ({"model_type": "illada", "mask_token_id": 64}, "mask_token_id is 64: give an id from 0 to 63"),
         ({"model_type": "illada", "mask_token_id": 2}, "mask_token_id is 2, which is eos_token_id too"),
         ({"model_type": "illada", "mask_token_id": "5"}, "mask_token_id is '5': add the id of the mask token"),
-        ({"model_type": "Fast_dLLM_Qwen", "mask_token_id": 5, "bd_size": 0}, "block_length is 0 for the way 'blocks'"),
+        ({"model_type": "Fast_dLLM_Qwen", "mask_token_id": 5, "bd_size": 0}, "block_length is 0 for the mode 'blocks'"),
         ({"model_type": "Fast_dLLM_Qwen", "mask_token_id": 5, "bd_size": "8"}, "block_length is '8'.*: give a"),
     ):  # fmt: skip
         publish(twin, tmp_path, {"architectures": None} | fields)
@@ -256,20 +256,20 @@ def test_safetensors_without_tensors(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["illada", "a2d-qwen3", "fast-dllm-v2, small blocks"])
 def test_transformers_auto_classes_find_them(name: str, tmp_path: Path) -> None:
-    native, fields, way = PUBLISHED[name]
+    native, fields, mode = PUBLISHED[name]
     publish(twin_of(native, tie_word_embeddings=False), tmp_path, {**fields, "mask_token_id": None, "vocab_size": 64})
     mask = "<|mask|>"
     (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps({"mask_token": mask, "added_tokens_decoder": {str(way.mask_token_id): {"content": mask}}})
+        json.dumps({"mask_token": mask, "added_tokens_decoder": {str(mode.mask_token_id): {"content": mask}}})
     )
     if name.startswith("fast"):  # whose mask token is fixed in its code, but not in this vocabulary
         with pytest.raises(UserError, match="mask_token_id is 151665: give an id from 0 to 63"):
             AutoConfig.from_pretrained(tmp_path)
         (tmp_path / "config.json").write_text(
-            json.dumps(json.loads((tmp_path / "config.json").read_text()) | {"mask_id": way.mask_token_id})
+            json.dumps(json.loads((tmp_path / "config.json").read_text()) | {"mask_id": mode.mask_token_id})
         )
-    assert AutoConfig.from_pretrained(tmp_path).ways == (way,)
-    if way.name == "blocks":
+    assert AutoConfig.from_pretrained(tmp_path).modes == (mode,)
+    if mode.name == "blocks":
         return
     loaded = anyorder.LLaDAForMaskedLM.from_pretrained(tmp_path)
     ids = torch.randint(64, (1, 8))

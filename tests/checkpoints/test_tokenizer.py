@@ -17,7 +17,7 @@ from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.ways import diffusion
+from anyorder.model.modes import diffusion
 
 TEXTS = [
     "",
@@ -296,7 +296,7 @@ def test_a_folder_of_ours_is_not_asked_what_network_it_has(
 ) -> None:
     """transformers does not know our networks unless their face is imported, and would warn."""
     words = train_tokenizer(["a text"], 260)
-    model = Llama(tiny_config.replace(vocab_size=len(words), ways=(diffusion(3),)))
+    model = Llama(tiny_config.replace(vocab_size=len(words), modes=(diffusion(3),)))
     save_model(model, tmp_path / "ours", tokenizer=words)
     named = tmp_path / "ours" / "tokenizer_config.json"
     named.write_text(json.dumps(json.loads(named.read_text()) | {"tokenizer_class": its_class}))

@@ -12,8 +12,8 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.evaluation.order_search import by_likelihood
 from anyorder.evaluation.texts import cut_texts, gap_marks
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from anyorder.orders.kinds import Random
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.cli.test_main import mistake
 
 

@@ -12,7 +12,7 @@ import pytest
 import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.cli.test_main import mistake
 
 PHRASINGS = ["Once upon", "there was a", "Lily"]

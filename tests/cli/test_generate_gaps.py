@@ -12,8 +12,8 @@ import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.decoding.any_order.speculation import Speculative
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.orders.by_name import order_named
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.cli.test_main import mistake
 
 
@@ -74,7 +74,7 @@ def test_a_gap_on_a_terminal_is_not_streamed(
 
 
 def test_a_gap_is_never_text(in_any_order: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Without an order the way that fills gaps is taken; where none does, a sentence tells what would."""
+    """Without an order the mode that fills gaps is taken; where none does, a sentence tells what would."""
     words = ["Once [...] time", "--max_new_tokens", "3"]
     assert main(["generate", str(in_any_order), *words]) == 0
     filled = capsys.readouterr().out
@@ -100,7 +100,7 @@ def test_a_gap_is_never_text(in_any_order: Path, folder: Path, capsys: pytest.Ca
         ("--draft 3 --steps 4", "draft is 3 beside options of diffusion: leave out one of them."),
         (
             "--order left-to-right --draft 3",
-            "--order is 'left-to-right', which is of another way than any-order: give",
+            "--order is 'left-to-right', which is of another mode than any-order: give",
         ),
     ],
 )

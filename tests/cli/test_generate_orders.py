@@ -1,4 +1,4 @@
-"""`anyorder generate` with other ways of writing, and one prompt after another."""
+"""`anyorder generate` with other modes, and one prompt after another."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from anyorder.inspection.replay import Recording
 from anyorder.model.llama import Llama
-from anyorder.ways import LEFT_TO_RIGHT, blocks, diffusion
+from anyorder.model.modes import LEFT_TO_RIGHT, blocks, diffusion
 from tests.cli.test_main import mistake
 
 MASK = 279
@@ -28,7 +28,7 @@ MASK = 279
 def diffusing(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The network of `folder`, said to write by diffusion too."""
     model, tokenizer = anyorder.load(folder)
-    network = Llama(model.config.replace(ways=(LEFT_TO_RIGHT, diffusion(MASK)), default_way="diffusion"))
+    network = Llama(model.config.replace(modes=(LEFT_TO_RIGHT, diffusion(MASK)), default_mode="diffusion"))
     network.load_state_dict(model.state_dict())
     path = tmp_path_factory.mktemp("diffusing") / "tiny"
     anyorder.save(network, tokenizer, path)
@@ -86,18 +86,18 @@ def test_the_way_of_an_order_stays_beside_options(
     order: str, default: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, tokenizer = anyorder.load(folder)
-    both = Llama(model.config.replace(ways=(diffusion(MASK), blocks(MASK, 4)), default_way=default))
+    both = Llama(model.config.replace(modes=(diffusion(MASK), blocks(MASK, 4)), default_mode=default))
     both.load_state_dict(model.state_dict())
     anyorder.save(both, tokenizer, tmp_path / "both")
     words = ["generate", str(tmp_path / "both"), "Once upon", "--max_new_tokens", "16", "--order", order]
     assert main([*words, "--threshold", "0.99"]) == 0
-    by = DiffusionSampler.preset("llada", threshold=0.99).replace(way=order.partition(":")[0])
+    by = DiffusionSampler.preset("llada", threshold=0.99).replace(mode=order.partition(":")[0])
     if order == "blocks:8":
         by = by.replace(block_length=8, cache="prefix", stop_at_end=True)
     written = capsys.readouterr().out
     assert written == text(tmp_path / "both", order=by)
-    other = {"diffusion": "blocks", "blocks": "diffusion"}[str(by.way)]
-    assert written != text(tmp_path / "both", order=by.replace(way=other, cache="none"))
+    other = {"diffusion": "blocks", "blocks": "diffusion"}[str(by.mode)]
+    assert written != text(tmp_path / "both", order=by.replace(mode=other, cache="none"))
 
 
 def test_a_text_is_streamed_up_to_its_first_mask(diffusing: Path, capsys: pytest.CaptureFixture[str]) -> None:

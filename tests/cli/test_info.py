@@ -10,12 +10,12 @@ from torch import Tensor
 
 from anyorder import checkpoints
 from anyorder.cli import main
-from anyorder.cli._describe import heads, in_bytes, layers, rotary, ways
+from anyorder.cli._describe import heads, in_bytes, layers, modes, rotary
 from anyorder.inspection import head_sharing
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from anyorder.model.rope import Llama3Rotary
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.checkpoints.metas_form import write_metas_folder
 from tests.cli.test_main import mistake
 
@@ -56,9 +56,9 @@ def test_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
 
 def test_ways_are_told_the_default_first(tiny_config: ModelConfig) -> None:
     several = (LEFT_TO_RIGHT, diffusion(5, shifted=True), blocks(6, 4), ANY_ORDER)
-    config = tiny_config.replace(ways=several, default_way="blocks")
+    config = tiny_config.replace(modes=several, default_mode="blocks")
     told = "blocks of 4, mask token 6; left-to-right; diffusion, mask token 5, shifted; any-order"
-    assert ways(config) == told
+    assert modes(config) == told
 
 
 def test_choices_of_the_command_line(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

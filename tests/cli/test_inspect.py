@@ -18,7 +18,7 @@ from anyorder.inspection.attention import analyze_attention_patterns
 from anyorder.inspection.compare import method_named
 from anyorder.inspection.drift import cache_drift
 from anyorder.inspection.replay import Place, Recording
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.cli.test_main import mistake
 
 
@@ -93,10 +93,10 @@ def test_attention_prints_a_table_and_draws(folder: Path, tmp_path: Path, capsys
         assert line[1:] == [f"{value:.2f}" for value in layer[2:-2]]
     assert plot.read_bytes().startswith(b"\x89PNG")
     words = ["inspect", "attention", str(folder), "Once"]
-    assert "masks is 2, but the way 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
+    assert "masks is 2, but the mode 'left-to-right' has no mask token" in mistake(capsys, *words, "--masks", "2")
     assert "--masks is -1: give 0 or a number" in mistake(capsys, *words, "--masks", "-1")
-    assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--way", "diffusion")
-    assert "--way is 'foo': give one of" in mistake(capsys, *words, "--way", "foo")
+    assert "writes by 'left-to-right', not by 'diffusion'" in mistake(capsys, *words, "--mode", "diffusion")
+    assert "--mode is 'foo': give one of" in mistake(capsys, *words, "--mode", "foo")
 
 
 def test_compare_tells_the_drift_where_it_is_asked_for(

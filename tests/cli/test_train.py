@@ -74,18 +74,18 @@ def test_every_objective_from_whole_texts_to_a_network(
     assert f"objective {objective}" in said
     assert "bits_per_byte" in said
     model, tokenizer = anyorder.load(folder, device="cpu")
-    ways = {
+    modes = {
         "autoregressive": ["left-to-right"], "permutation": ["any-order"], "masked-diffusion": ["diffusion"],
         "block-diffusion": ["blocks"], "mixture": ["left-to-right", "diffusion"],
     }[objective]  # fmt: skip
-    assert [way.name for way in model.config.ways] == ways
+    assert [mode.name for mode in model.config.modes] == modes
     assert tokenizer is not None
-    masks = {way.mask_token_id for way in model.config.ways if way.mask_token_id is not None}
-    assert masks == ({tokenizer.mask_token_id} if {"diffusion", "blocks"} & set(ways) else set())
+    masks = {mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None}
+    assert masks == ({tokenizer.mask_token_id} if {"diffusion", "blocks"} & set(modes) else set())
     log = json.loads((folder / "log.json").read_text())["log"]
     assert [entry["step"] for entry in log if "loss" in entry] == [2, 4]
     looks = {name for entry in log for name in entry if name.startswith("eval_")}
-    assert len(looks) == 2 * len(ways)  # in nats and in bits
+    assert len(looks) == 2 * len(modes)  # in nats and in bits
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 

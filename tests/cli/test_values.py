@@ -46,7 +46,7 @@ WRONG = {
     "fuse run --model {here} --dataset x --shots=-1": "--shots is -1: give 0 or a number above.",
     "evaluate likelihood {here} {here} --orders forwards": "--orders is 'forwards': give one of left-to-right, ",
     "evaluate likelihood {here} nosuch": "data 'nosuch' is no file or folder here: check the path.",
-    "inspect attention {here} p --way upwards": "--way is 'upwards': give one of left-to-right, any-order, diffusion",
+    "inspect attention {here} p --mode upwards": "--mode is 'upwards': give one of left-to-right, any-order, diffusion",
     "inspect compare {here} p --method llda": "--method is 'llda': did you mean llada? If not, give one of ",
     "convert {here} {here}": "' is not empty: give a new folder, empty this one first, or overwrite it with --force.",
     "convert {here} out --kv-heads 0": "--kv_heads is 0: give a whole number above 0.",

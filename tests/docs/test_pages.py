@@ -17,8 +17,8 @@ from anyorder.cli import main
 from anyorder.data import train_tokenizer
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from anyorder.model.rope import Rotary
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.pages import blocks_of
 
 ROOT = Path(__file__).resolve().parents[2]

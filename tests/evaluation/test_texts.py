@@ -8,8 +8,8 @@ import pytest
 
 from anyorder.errors import UserError
 from anyorder.evaluation.texts import cut_texts, gap_marks, orders_by_name
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from anyorder.orders.kinds import LeftToRight, Random, RightToLeft
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.model.networks import network
 from tests.writers import BOS, byte_tokenizer
 
@@ -36,14 +36,14 @@ def test_what_is_given_around_a_gap() -> None:
 
 
 def test_orders_that_suit_a_network() -> None:
-    config = network(ways=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(3))).config
+    config = network(modes=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(3))).config
     assert orders_by_name(["random", "groups:2", "left-to-right", "diffusion"], config) == {
         "random": Random(), "groups:2": LeftToRight(size=2), "left-to-right": LEFT_TO_RIGHT, "diffusion": diffusion(3),
     }  # fmt: skip
     assert list(orders_by_name([], config)) == [
         "left-to-right", "any-order", "right-to-left", "random", "groups:4", "diffusion"
     ]  # fmt: skip
-    assert orders_by_name([], network(ways=(ANY_ORDER,)).config)["right-to-left"] == RightToLeft()
+    assert orders_by_name([], network(modes=(ANY_ORDER,)).config)["right-to-left"] == RightToLeft()
     assert list(orders_by_name([], network().config)) == ["left-to-right"]
     with pytest.raises(UserError, match=r"^order is 'confidence', which depends on what is written: a given"):
         orders_by_name(["confidence"], config)

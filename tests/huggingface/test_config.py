@@ -22,8 +22,8 @@ from anyorder.checkpoints.config_json import config_from_json
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.model.rope import DynamicRotary, Llama3Rotary, Rotary, YarnRotary
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.huggingface.twins import SHAPE
 from tests.model.networks import network
 
@@ -36,7 +36,7 @@ CHANGES: dict[str, dict[str, Any]] = {
         "layers": (LayerKind(window=3), LayerKind(rotary=False, chunk=4)), "attention": "MQA", "attention_bias": True,
         "attention_output_bias": True, "qk_norm": "weightless", "mlp_bias": True, "tie_word_embeddings": True,
         "initializer_range": 0.1, "bos_token_id": 1, "eos_token_ids": (2, 3), "pad_token_id": 4,
-        "ways": (LEFT_TO_RIGHT, ANY_ORDER, blocks(5, 4)), "default_way": "any-order",
+        "modes": (LEFT_TO_RIGHT, ANY_ORDER, blocks(5, 4)), "default_mode": "any-order",
     },
     "yarn": {"rotary": YarnRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16, mscale=0.7)},
     "dynamic": {"rotary": DynamicRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16)},
@@ -170,36 +170,36 @@ def test_folders_of_other_networks_are_refused(tmp_path: Path) -> None:
         AnyOrderConfig.from_pretrained(tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ ways
+# ------------------------------------------------------------------------------------------------ modes
 
 
 def test_networks_write_from_left_to_right_unless_they_say_otherwise(tiny_config: ModelConfig) -> None:
     config = AnyOrderConfig(backbone=tiny_config)
-    assert (config.ways, config.default_way) == ((LEFT_TO_RIGHT,), "left-to-right")
+    assert (config.modes, config.default_mode) == ((LEFT_TO_RIGHT,), "left-to-right")
 
 
 def test_ways_come_back(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    config = AnyOrderConfig(backbone=tiny_config, ways=(DIFFUSION, LEFT_TO_RIGHT))
-    assert config.default_way == "diffusion"
+    config = AnyOrderConfig(backbone=tiny_config, modes=(DIFFUSION, LEFT_TO_RIGHT))
+    assert config.default_mode == "diffusion"
     config.save_pretrained(tmp_path)
     again = AutoConfig.from_pretrained(tmp_path)
-    assert (again.ways, again.default_way) == ((DIFFUSION, LEFT_TO_RIGHT), "diffusion")
+    assert (again.modes, again.default_mode) == ((DIFFUSION, LEFT_TO_RIGHT), "diffusion")
     # No other reader may take it for a plain Llama, which it would read as one.
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "anyorder"
     assert config_from_json(json.loads((tmp_path / "config.json").read_text())) == again.backbone
 
 
 @pytest.mark.parametrize(
-    ("ways", "default", "message"),
+    ("modes", "default", "message"),
     [
-        ((), "", "default_way is '': give one of the ways"),
-        ((DIFFUSION,), "left-to-right", r"default_way is 'left-to-right': give one of the ways, which are \['diffus"),
-        ((DIFFUSION, DIFFUSION), "", r"ways is \['diffusion', 'diffusion'\]: give each way of writing once"),
+        ((), "", "default_mode is '': give one of the modes"),
+        ((DIFFUSION,), "left-to-right", r"default_mode is 'left-to-right': give one of the modes, which are \['diffus"),
+        ((DIFFUSION, DIFFUSION), "", r"modes is \['diffusion', 'diffusion'\]: give each mode once"),
     ],
 )
-def test_ways_that_are_refused(tiny_config: ModelConfig, ways: tuple[Way, ...], default: str, message: str) -> None:
+def test_ways_that_are_refused(tiny_config: ModelConfig, modes: tuple[Mode, ...], default: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        AnyOrderConfig(backbone=tiny_config, ways=ways, default_way=default)
+        AnyOrderConfig(backbone=tiny_config, modes=modes, default_mode=default)
 
 
 # ------------------------------------------------------------------------------------------------ every way of copying
@@ -208,8 +208,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "special tokens": {"bos_token_id": 1, "eos_token_ids": (2, 7), "pad_token_id": 0},
     "one end": {"eos_token_ids": (2,)},
-    "several ways": {"ways": (ANY_ORDER, diffusion(20)), "default_way": "diffusion", "eos_token_ids": (2, 7)},
-    "blocks": {"ways": (blocks(20, 4, shifted=True),)},
+    "several modes": {"modes": (ANY_ORDER, diffusion(20)), "default_mode": "diffusion", "eos_token_ids": (2, 7)},
+    "blocks": {"modes": (blocks(20, 4, shifted=True),)},
     "window": {"layers": (LayerKind(window=8),) * 3},
     "kinds of layers": {"layers": (LayerKind(chunk=4), LayerKind(rotary=False), LayerKind()), "qk_norm": "weightless"},
     "norms": {"qk_norm": "learned"},
@@ -258,13 +258,13 @@ def test_a_copy_says_the_same(kind: str, copies: str, tiny_config: ModelConfig, 
     again = COPIES[copies](config, tmp_path / "config")
     assert type(again) is AnyOrderConfig
     assert again.backbone == backbone
-    for name in ("use_cache", "output_hidden_states", "return_dict", "eos_token_id", "vocab_size", "default_way"):
+    for name in ("use_cache", "output_hidden_states", "return_dict", "eos_token_id", "vocab_size", "default_mode"):
         assert getattr(again, name) == getattr(config, name), name
     assert str(again.dtype).removeprefix("torch.") == "bfloat16"
 
 
 def test_end_tokens_that_disagree_are_refused(tiny_config: ModelConfig, tmp_path: Path) -> None:
-    config = AnyOrderConfig(backbone=tiny_config.replace(ways=(diffusion(20),), eos_token_ids=(2, 7)))
+    config = AnyOrderConfig(backbone=tiny_config.replace(modes=(diffusion(20),), eos_token_ids=(2, 7)))
     config.to_json_file(tmp_path / "config.json")
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["eos_token_id"] == fields["eos_token_ids"] == [2, 7]

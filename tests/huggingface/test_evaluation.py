@@ -18,7 +18,7 @@ from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.ways import diffusion
+from anyorder.model.modes import diffusion
 
 TEXT = "Once upon a time there was a little girl named Lily, who loved to play outside in the sun."
 PAIRS = [("Once upon", " a time"), ("Lily, who", " loved to play outside"), ("the little", " sun.")]
@@ -87,6 +87,6 @@ def test_generation(face: AnyOrderForCausalLM, tokenizer: PreTrainedTokenizerFas
 def test_networks_without_logits_for_the_next_token(
     face: AnyOrderForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    face.config.ways = (diffusion(3),)
+    face.config.modes = (diffusion(3),)
     with pytest.raises(UserError, match=r"writes by 'diffusion' and has no logits .* evaluation harnesses need"):
         harness(face, tokenizer).loglikelihood(requests("loglikelihood", *PAIRS), disable_tqdm=True)

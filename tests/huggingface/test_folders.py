@@ -18,19 +18,19 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from tests.model.networks import network
 
 MASK = 30
 ENDS = tuple(range(10, 20))
 SEVERAL = (ANY_ORDER, LEFT_TO_RIGHT, diffusion(MASK))
 
-FOLDERS: dict[str, tuple[tuple[Way, ...], dict[str, Any]]] = {
+FOLDERS: dict[str, tuple[tuple[Mode, ...], dict[str, Any]]] = {
     "a Llama": ((LEFT_TO_RIGHT,), {}),
     "a Mistral": ((LEFT_TO_RIGHT,), {"layers": (LayerKind(window=5),) * 2}),
     "ours": ((LEFT_TO_RIGHT,), {"layers": (LayerKind(rotary=False), LayerKind(chunk=5))}),
-    "several ways": (SEVERAL, {}),
-    "several ways, tied": (SEVERAL[::-1], {"tie_word_embeddings": True}),
+    "several modes": (SEVERAL, {}),
+    "several modes, tied": (SEVERAL[::-1], {"tie_word_embeddings": True}),
     "left to right first": ((LEFT_TO_RIGHT, diffusion(MASK)), {}),
     "any order": ((ANY_ORDER,), {}),
     "diffusion": ((diffusion(MASK, shifted=True),), {}),
@@ -43,16 +43,16 @@ PROMPT = [3, 4, 5]
 
 @pytest.fixture(scope="module", params=FOLDERS)
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Llama]:
-    ways, changes = FOLDERS[request.param]
+    modes, changes = FOLDERS[request.param]
     torch.manual_seed(0)
-    model = adapt(Llama(network(eos_token_ids=ENDS, bos_token_id=1).config.replace(**changes)), ways).eval()
+    model = adapt(Llama(network(eos_token_ids=ENDS, bos_token_id=1).config.replace(**changes)), modes).eval()
     path = tmp_path_factory.mktemp("folders") / "folder"
     anyorder.save(model, None, path)
     return path, model
 
 
 def causal(model: Llama) -> bool:
-    return LEFT_TO_RIGHT in model.config.ways
+    return LEFT_TO_RIGHT in model.config.modes
 
 
 def test_what_ends_a_text_is_in_every_folder(folder: tuple[Path, Llama]) -> None:
@@ -93,39 +93,39 @@ def test_generate_stops_where_anyorder_does(
     assert ended > 1  # or nothing would be said about ends
 
 
-@pytest.mark.parametrize("way", ["left-to-right", "any-order", "diffusion"])
+@pytest.mark.parametrize("mode", ["left-to-right", "any-order", "diffusion"])
 @torch.no_grad()
-def test_each_face_reads_its_way(folder: tuple[Path, Llama], way: str) -> None:
+def test_each_face_reads_its_way(folder: tuple[Path, Llama], mode: str) -> None:
     path, model = folder
     faces: dict[str, list[Any]] = {
         "left-to-right": CAUSAL, "any-order": [LlamaTwoStreamForCausalLM],
         "diffusion": [LLaDAForMaskedLM, AutoModelForMaskedLM],
     }  # fmt: skip
-    names = [known.name for known in model.config.ways]
+    names = [known.name for known in model.config.modes]
     native = json.loads((path / "config.json").read_text())["model_type"] != "anyorder"
     ids, mask = torch.randint(0, 30, (2, 7)), torch.tensor([[1] * 7, [0, 0, 1, 1, 1, 1, 1]])
-    for through in faces[way]:
+    for through in faces[mode]:
         if native and through is AutoModelForMaskedLM:
             continue  # transformers has no such class for a Llama
         face = through.from_pretrained(path)
-        if way not in names:
-            if way != "any-order":  # of which any network is a start
+        if mode not in names:
+            if mode != "any-order":  # of which any network is a start
                 with pytest.raises(UserError, match="this network writes by"):
                     face(ids)
             continue
-        by_default = adapt(model, model.config.ways, way)(ids, attention_mask=mask).logits
+        by_default = adapt(model, model.config.modes, mode)(ids, attention_mask=mask).logits
         torch.testing.assert_close(face(ids, attention_mask=mask).logits[mask.bool()], by_default[mask.bool()])
         generate = anyorder.generate
         if isinstance(face, Llama):
             assert face.config.eos_token_ids == ENDS
-            ours, theirs = (generate(one, None, PROMPT, order=way, max_new_tokens=8) for one in (model, face))
+            ours, theirs = (generate(one, None, PROMPT, order=mode, max_new_tokens=8) for one in (model, face))
             assert ours.token_ids == theirs.token_ids
 
 
 @pytest.mark.parametrize("face", [AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM])
 def test_what_a_face_saves_is_what_anyorder_saves(folder: tuple[Path, Llama], face: Any, tmp_path: Path) -> None:
     path, model = folder
-    if face is LlamaTwoStreamForCausalLM and ANY_ORDER not in model.config.ways:
+    if face is LlamaTwoStreamForCausalLM and ANY_ORDER not in model.config.modes:
         return
     face.from_pretrained(path).save_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {file.name for file in path.iterdir()}
@@ -139,7 +139,7 @@ def test_nothing_becomes_causal_without_a_word(
     folder: tuple[Path, Llama], through: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     path, model = folder
-    default = model.config.default_way
+    default = model.config.default_mode
     with caplog.at_level(logging.WARNING, "anyorder"):
         through.from_pretrained(path)
     told = [record.message for record in caplog.records if "by default, but AnyOrderForCausalLM" in record.message]

@@ -26,8 +26,8 @@ from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM, PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, diffusion
 from anyorder.visibility import causal
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, diffusion
 from tests.huggingface.twins import (
     SHAPE,
     Twins,
@@ -372,12 +372,12 @@ def test_what_tools_pass_to_other_networks(pair: Twins) -> None:
         (torch.tensor([[1.0, 1.0, 1.0, 1.0, float("nan")]]), "nan"),
     ],
 )
-@pytest.mark.parametrize("way", [LEFT_TO_RIGHT, diffusion(3), ANY_ORDER])
-def test_masks_with_other_values_are_refused(way: Way, mask: Tensor, value: str) -> None:
+@pytest.mark.parametrize("mode", [LEFT_TO_RIGHT, diffusion(3), ANY_ORDER])
+def test_masks_with_other_values_are_refused(mode: Mode, mask: Tensor, value: str) -> None:
     """They were read as 0 and 1, so that packed texts saw each other."""
-    network = adapt(Llama(face_of(llama()).config.backbone), (way,))
+    network = adapt(Llama(face_of(llama()).config.backbone), (mode,))
     face = {"left-to-right": AnyOrderForCausalLM, "diffusion": LLaDAForMaskedLM}.get(
-        way.name, LlamaTwoStreamForCausalLM
+        mode.name, LlamaTwoStreamForCausalLM
     )
     for model in (network, face.of(network)):
         with pytest.raises(UserError, match=f"^attention_mask has the value {re.escape(value)}: give 1 for"):
@@ -403,13 +403,13 @@ def test_what_is_no_batch_of_tokens_is_refused(ids: Any, message: str) -> None:
             model(ids)
 
 
-@pytest.mark.parametrize("way", [diffusion(3), ANY_ORDER])
-def test_networks_without_logits_for_the_next_token(pair: Twins, way: Way) -> None:
+@pytest.mark.parametrize("mode", [diffusion(3), ANY_ORDER])
+def test_networks_without_logits_for_the_next_token(pair: Twins, mode: Mode) -> None:
     """Whatever causal tool asks, it would predict wrongly."""
     ours, _ = pair
-    ours.config.ways = (way,)
+    ours.config.modes = (mode,)
     ids, mask = batch(5)
-    with pytest.raises(UserError, match=f"writes by '{way.name}' and has no .*: load a network"):
+    with pytest.raises(UserError, match=f"writes by '{mode.name}' and has no .*: load a network"):
         ours(ids)
     with pytest.raises(UserError, match="no logits for the next token"):
         ours(ids, labels=ids)

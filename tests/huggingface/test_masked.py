@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, Trainer, T
 import anyorder
 from anyorder import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM
 from anyorder.errors import UserError
-from anyorder.ways import diffusion
+from anyorder.model.modes import diffusion
 from tests.huggingface.twins import assert_close, batch, face_of, llama, positions
 from tests.model.networks import network
 from tests.published import bidirectional_logits, write_dream, write_llada
@@ -78,7 +78,7 @@ def test_what_is_saved_is_ours_and_loads_everywhere(tmp_path: Path) -> None:
     ids = torch.randint(0, 96, (1, 9))
     again = AutoModelForMaskedLM.from_pretrained(tmp_path / "ours")
     model, _ = anyorder.load(tmp_path / "ours", device="cpu")
-    assert again.config.ways == model.config.ways == face.config.ways
+    assert again.config.modes == model.config.modes == face.config.modes
     with torch.no_grad():
         assert torch.equal(again(ids).logits, face(ids).logits)
         assert torch.equal(LLaDAForMaskedLM.of(model)(ids).logits, face(ids).logits)
@@ -132,7 +132,7 @@ def test_mistakes_are_told_with_the_remedy(tmp_path: Path) -> None:
 def test_attention_weights() -> None:
     """Those of transformers' eager attention where every row sees all that is no padding."""
     theirs = llama(attn_implementation="eager")
-    backbone = face_of(theirs).config.backbone.replace(ways=(diffusion(mask_token_id=5),))
+    backbone = face_of(theirs).config.backbone.replace(modes=(diffusion(mask_token_id=5),))
     face = LLaDAForMaskedLM(AnyOrderConfig(backbone=backbone)).eval()
     face.load_state_dict(theirs.state_dict())
     ids, mask = batch(9, 5)

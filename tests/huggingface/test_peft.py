@@ -14,12 +14,12 @@ import anyorder
 from anyorder import AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
 from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
-from anyorder.huggingface import Face
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, diffusion
+from anyorder.huggingface import AnyOrderMixin
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, diffusion
 from tests.huggingface.twins import assert_close, batch, twins
 from tests.model.networks import network
 
-FACES: dict[type[Face], Way] = {
+FACES: dict[type[AnyOrderMixin], Mode] = {
     AnyOrderForCausalLM: LEFT_TO_RIGHT,
     LLaDAForMaskedLM: diffusion(30, shifted=True),
     LlamaTwoStreamForCausalLM: ANY_ORDER,
@@ -100,7 +100,7 @@ def test_adapters_are_saved_loaded_and_folded_in(face: Any, tmp_path: Path) -> N
     adapted: Any = peft.get_peft_model(face, lora())
     expected = adapted(input_ids=IDS).logits
     adapted.save_pretrained(tmp_path / "adapter")
-    beside = type(face).of(adapt(network(), config.ways)).eval()
+    beside = type(face).of(adapt(network(), config.modes)).eval()
     again: Any = peft.PeftModel.from_pretrained(beside, tmp_path / "adapter")
     assert_close(again(input_ids=IDS).logits, expected)
     with pytest.raises(UserError, match=r"adapter of PEFT: save what its merge_and_unload\(\) returns"):
@@ -130,7 +130,7 @@ def test_adapters_of_the_embedding_untie_the_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [LLaDAForMaskedLM, LlamaTwoStreamForCausalLM])
-def test_prefix_tuning_needs_a_cache(kind: type[Face]) -> None:
+def test_prefix_tuning_needs_a_cache(kind: type[AnyOrderMixin]) -> None:
     face = kind.of(adapt(network(), (FACES[kind],)))
     adapted = peft.get_peft_model(face, prefix())
     with pytest.raises(
@@ -202,7 +202,7 @@ def _longer(mask: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("face", FACES)
-def test_the_modules_of_a_llama_are_adapted_unless_others_are_named(face: type[Face]) -> None:
+def test_the_modules_of_a_llama_are_adapted_unless_others_are_named(face: type[AnyOrderMixin]) -> None:
     adapted = peft.get_peft_model(face.of(adapt(network(), [FACES[face]])), peft.LoraConfig())
     wrapped = {name.split(".")[-1] for name, module in adapted.named_modules() if hasattr(module, "lora_A")}
     assert wrapped == {"q_proj", "v_proj"}

@@ -17,7 +17,7 @@ import anyorder
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.llama import Llama
-from anyorder.ways import diffusion
+from anyorder.model.modes import diffusion
 from tests.huggingface.twins import VOCABULARY, Twins, assert_close, batch, face_of, llama, twins
 
 # transformers 5.16 knows no other names for it, PEFT asks for one of them.
@@ -122,7 +122,7 @@ def test_evaluation(tmp_path: Path) -> None:
 
 def test_trainer_on_a_network_without_logits_for_the_next_token(tmp_path: Path) -> None:
     ours, _ = small()
-    ours.config.ways = (diffusion(3),)
+    ours.config.modes = (diffusion(3),)
     with pytest.raises(UserError, match=r"writes by 'diffusion' and has no logits .* transformers' .*Trainer"):
         train(ours, tmp_path)
 

@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 
 from anyorder.checkpoints.config_json import config_from_json
 from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
-from anyorder.ways import ANY_ORDER, diffusion
+from anyorder.model.modes import ANY_ORDER, diffusion
 from tests.huggingface.mixins import MARKERS, Result, mixins
 from tests.huggingface.twins import SHAPE, VOCABULARY
 
@@ -53,13 +53,13 @@ class Inputs:
     batch_size, seq_length = 5, 7
     hidden_size, num_hidden_layers, num_attention_heads = 32, 2, 4
 
-    def __init__(self, ways: Any) -> None:
-        self.ways = ways
+    def __init__(self, modes: Any) -> None:
+        self.modes = modes
 
     def get_config(self) -> AnyOrderConfig:
         shape = SHAPE | {"num_hidden_layers": self.num_hidden_layers, "initializer_range": 0.02}
         backbone = config_from_json(LlamaConfig(**shape).to_dict() | {"architectures": None})
-        return AnyOrderConfig(backbone=backbone.replace(ways=self.ways) if self.ways else backbone)
+        return AnyOrderConfig(backbone=backbone.replace(modes=self.modes) if self.modes else backbone)
 
     def prepare_config_and_inputs_for_common(self) -> tuple[AnyOrderConfig, dict[str, Any]]:
         ids = torch.randint(4, VOCABULARY, (self.batch_size, self.seq_length))
@@ -84,13 +84,13 @@ def test_model_tester_mixin(name: str, pytestconfig: pytest.Config) -> None:
 
 def case(name: str) -> type[unittest.TestCase]:
     """transformers' tests of one face."""
-    face, ways = FACES[name]
+    face, modes = FACES[name]
 
     class Case(*mixins(generates=face.can_generate()), unittest.TestCase):  # type: ignore[misc]
         all_model_classes = (face,)
 
         def setUp(self) -> None:
-            self.model_tester = Inputs(ways)
+            self.model_tester = Inputs(modes)
 
         def _prepare_for_class(self, inputs: Any, model_class: Any, return_labels: bool = False) -> Any:
             # transformers' own adds labels for the classes of its tables.

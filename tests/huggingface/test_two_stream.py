@@ -17,7 +17,7 @@ from anyorder import AnyOrderConfig, AnyOrderForCausalLM, GroupPlan, LlamaTwoStr
 from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from tests.huggingface.twins import SHAPE, VOCABULARY, assert_close, batch, llama
 from tests.model.networks import network
 
@@ -147,7 +147,7 @@ def test_a_grouping_stays_until_it_is_reset() -> None:
 
 @pytest.mark.parametrize("layers", ["plain", "NoPE", "window", "chunk"])
 def test_the_content_pass_from_left_to_right_is_the_causal_network_bit_for_bit(layers: str) -> None:
-    model = network(layers, ways=(LEFT_TO_RIGHT, ANY_ORDER))
+    model = network(layers, modes=(LEFT_TO_RIGHT, ANY_ORDER))
     ids = torch.randint(0, 31, (2, 9))
     rows = GroupPlan.sequential([9, 9]).rows(queries=False)
     views = model.prepare(anyorder.visibility.groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
@@ -164,7 +164,7 @@ def test_a_plain_llama_is_a_start(tmp_path: Path) -> None:
     theirs.save_pretrained(tmp_path / "llama")
     torch.manual_seed(0)
     ours = LlamaTwoStreamForCausalLM.from_pretrained(tmp_path / "llama")
-    assert ours.config.default_way == "any-order"
+    assert ours.config.default_mode == "any-order"
     for name, weight in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], weight)
     assert ours.query_rows is not None
@@ -190,10 +190,10 @@ def test_any_configuration_is_a_start(attention: str | None) -> None:
     config = LlamaConfig(**SHAPE, **({"attn_implementation": attention} if attention else {}))
     ours = LlamaTwoStreamForCausalLM(config)
     assert ours.backend == (attention or "sdpa")
-    assert ours.config.ways == (ANY_ORDER, LEFT_TO_RIGHT)
+    assert ours.config.modes == (ANY_ORDER, LEFT_TO_RIGHT)
     assert ours.query_rows is not None
     assert LlamaTwoStreamForCausalLM(ours.config).config is ours.config
-    plain = AnyOrderConfig(backbone=ours.config.backbone.replace(ways=(LEFT_TO_RIGHT,)))
+    plain = AnyOrderConfig(backbone=ours.config.backbone.replace(modes=(LEFT_TO_RIGHT,)))
     assert LlamaTwoStreamForCausalLM(plain).config.has_query_rows
     assert not plain.has_query_rows, "what was given stays as it is"
 

@@ -14,7 +14,7 @@ from anyorder.errors import UserError
 from anyorder.inspection.attention import HeadStatistics, analyze_attention_patterns
 from anyorder.inspection.speed import twin
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.model.networks import VOCABULARY, network, random_ids
 
 MASK = VOCABULARY - 1
@@ -36,16 +36,16 @@ def of_transformers(model: Llama, ids: list[int], seen: torch.Tensor) -> torch.T
     return torch.cat(output.attentions)
 
 
-@pytest.mark.parametrize("way", ["left-to-right", "diffusion", "blocks", "any-order"])
-def test_weights_are_those_of_transformers(model: Llama, way: str) -> None:
+@pytest.mark.parametrize("mode", ["left-to-right", "diffusion", "blocks", "any-order"])
+def test_weights_are_those_of_transformers(model: Llama, mode: str) -> None:
     row, key = torch.arange(8)[:, None], torch.arange(8)
     seen = {
         "left-to-right": key <= row,
         "any-order": key <= row,
         "diffusion": torch.ones(8, 8, dtype=torch.bool),
         "blocks": key // 3 <= row // 3,
-    }[way]
-    patterns = analyze_attention_patterns(model, TEXT, way=way)
+    }[mode]
+    patterns = analyze_attention_patterns(model, TEXT, mode=mode)
     torch.testing.assert_close(patterns.weights_NHLL, of_transformers(network(), TEXT, seen), rtol=1e-4, atol=1e-6)
     assert patterns.ids == tuple(TEXT)
 
@@ -68,7 +68,7 @@ def test_layers_of_all_kinds_keep_their_order_and_their_narrowing(layers: str) -
 
 def test_statistics_are_means_over_the_rows(model: Llama) -> None:
     rows = [4, 5, 7]
-    patterns = analyze_attention_patterns(model, TEXT, way="diffusion", prompt_length=4, rows=rows)
+    patterns = analyze_attention_patterns(model, TEXT, mode="diffusion", prompt_length=4, rows=rows)
     assert len(patterns.statistics) == 8
     for statistics in patterns.statistics:
         weights = patterns.weights_NHLL[statistics.layer, statistics.head].double()
@@ -95,13 +95,13 @@ def test_the_network_and_its_faces_are_not_changed(model: Llama) -> None:
     for seen in (model, LLaDAForMaskedLM.of(model)):
         with torch.no_grad():
             before = seen(ids).logits
-            one = analyze_attention_patterns(seen, ids, way=diffusion(MASK)).weights_NHLL
+            one = analyze_attention_patterns(seen, ids, mode=diffusion(MASK)).weights_NHLL
             assert torch.equal(seen(ids).logits, before)
-        assert torch.equal(one, analyze_attention_patterns(model, TEXT, way="diffusion").weights_NHLL)
+        assert torch.equal(one, analyze_attention_patterns(model, TEXT, mode="diffusion").weights_NHLL)
 
 
 def test_plots_are_written(model: Llama, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    patterns = analyze_attention_patterns(model, TEXT, way="diffusion")
+    patterns = analyze_attention_patterns(model, TEXT, mode="diffusion")
     patterns.save_plot(tmp_path / "maps.svg", ["\n", *"abcdefg"])
     monkeypatch.setattr("anyorder.inspection.attention.MAPS", 7)  # of 8 heads: a map for each layer
     patterns.save_plot(tmp_path / "means.svg")
@@ -121,4 +121,4 @@ def test_mistakes_are_told_with_the_remedy(model: Llama) -> None:
     with pytest.raises(UserError, match=r"rows is \[8\]: give positions from 0 to 7, at least one\."):
         analyze_attention_patterns(model, TEXT, rows=[8])
     with pytest.raises(UserError, match=r"this network writes by 'left-to-right', not by 'diffusion': train it"):
-        analyze_attention_patterns(network(), TEXT, way="diffusion")
+        analyze_attention_patterns(network(), TEXT, mode="diffusion")

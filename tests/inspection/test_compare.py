@@ -15,7 +15,7 @@ from anyorder.inspection.drift import Drift, watched_steps
 from anyorder.likelihood.diffusion import Enumeration, MonteCarlo, diffusion_log_prob
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
 from anyorder.model.llama import Llama
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.model.networks import VOCABULARY, network
 
 MASK = VOCABULARY - 1
@@ -62,13 +62,13 @@ def test_drift_is_told_of_approximate_caches_alone(model: Llama) -> None:
     methods = {
         "approximate": cached,
         "renewed": cached.replace(refresh=1),
-        "exact": DiffusionSampler(way="blocks", cache="dual"),
+        "exact": DiffusionSampler(mode="blocks", cache="dual"),
         "none": "diffusion",
         "blocks": "blocks",
     }
     compared = compare_sampling_methods(able, PROMPTS, methods, max_new_tokens=6, likelihood=Enumeration(), drift=True)
     canvases = [[*prompt, *[BLANK] * 6] for prompt in PROMPTS]
-    steps, drifts = watched_steps(able, canvases, cached, way=diffusion(MASK), rows=range(2))
+    steps, drifts = watched_steps(able, canvases, cached, mode=diffusion(MASK), rows=range(2))
     assert len(list(steps)) == compared[0].passes
     positions = [drift.positions for drift in drifts]
     by = torch.tensor([drift.divergence for drift in drifts]), torch.tensor([drift.changed for drift in drifts])
@@ -93,9 +93,9 @@ def test_estimates_have_an_error(model: Llama) -> None:
 
 
 def test_other_ways_have_exact_likelihoods(model: Llama) -> None:
-    for way, exact in ((LEFT_TO_RIGHT, left_to_right_log_prob), (ANY_ORDER, log_prob)):
-        able = adapt(model, [way])
-        [one] = compare_sampling_methods(able, PROMPTS, {"a": way.name}, max_new_tokens=5)
+    for mode, exact in ((LEFT_TO_RIGHT, left_to_right_log_prob), (ANY_ORDER, log_prob)):
+        able = adapt(model, [mode])
+        [one] = compare_sampling_methods(able, PROMPTS, {"a": mode.name}, max_new_tokens=5)
         total = 0.0
         for prompt, written in zip(PROMPTS, one.token_ids, strict=True):
             ids = [*prompt, *written]

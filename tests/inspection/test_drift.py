@@ -10,7 +10,7 @@ from anyorder.decoding.canvas import continuation
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.trace import collect
 from anyorder.inspection.drift import watched_steps
-from tests.decoding.diffusion.test_decoder import DIFFUSION, WAYS, network, write
+from tests.decoding.diffusion.test_decoder import DIFFUSION, MODES, network, write
 
 
 def test_the_drift_of_a_cache_is_that_of_its_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +27,7 @@ def test_the_drift_of_a_cache_is_that_of_its_logits(monkeypatch: pytest.MonkeyPa
         return made[-1]
 
     monkeypatch.setattr(model, "logits", logits)
-    steps, drifts = watched_steps(model, canvases, sampler, way=DIFFUSION, rows=range(2))
+    steps, drifts = watched_steps(model, canvases, sampler, mode=DIFFUSION, rows=range(2))
     watched = collect(steps, canvases, range(2), model.config.eos_token_ids)
     assert watched.sequences == unwatched.sequences
     assert watched.trace.passes == unwatched.trace.passes == 8
@@ -42,10 +42,10 @@ def test_the_drift_of_a_cache_is_that_of_its_logits(monkeypatch: pytest.MonkeyPa
 
 def test_exact_caches_have_no_drift() -> None:
     canvas = continuation([1, 2, 3], 8)
-    for sampler, way in (
+    for sampler, mode in (
         (DiffusionSampler(cache="dual", block_length=4, refresh=1), DIFFUSION),
-        (DiffusionSampler(cache="dual"), WAYS["blocks"]),
+        (DiffusionSampler(cache="dual"), MODES["blocks"]),
     ):
-        steps, drifts = watched_steps(network(), [canvas], sampler, way=way, rows=[0])
+        steps, drifts = watched_steps(network(), [canvas], sampler, mode=mode, rows=[0])
         assert len(list(steps)) == 8
         assert drifts == []

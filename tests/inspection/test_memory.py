@@ -16,10 +16,10 @@ from anyorder.inspection.memory import cache_bytes, lora_bytes, training_bytes, 
 from anyorder.model.config import ModelConfig
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.model.rope import Rotary
 from anyorder.objectives import Autoregressive, Batch, summed_loss
 from anyorder.training.runs import _adapted
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 
 BOOL = st.booleans()
 FEW = settings(max_examples=12, deadline=None)
@@ -41,7 +41,7 @@ def configs(draw: st.DrawFn) -> ModelConfig:
         attention_bias=draw(BOOL),
         mlp_bias=draw(BOOL),
         tie_word_embeddings=draw(BOOL),
-        ways=(LEFT_TO_RIGHT, ANY_ORDER) if draw(BOOL) else (LEFT_TO_RIGHT,),
+        modes=(LEFT_TO_RIGHT, ANY_ORDER) if draw(BOOL) else (LEFT_TO_RIGHT,),
     )
 
 
@@ -93,8 +93,8 @@ def test_the_bytes_of_a_cache(tiny_config: ModelConfig) -> None:
 
 def test_gradients_of_a_real_step_are_as_large_as_the_weights(tiny_config: ModelConfig) -> None:
     model = Llama(tiny_config)
-    lesson = Autoregressive().lesson(Batch.of([[1, 2, 3]]), 0)
-    summed_loss(model, lesson).backward()
+    inputs = Autoregressive().inputs(Batch.of([[1, 2, 3]]), 0)
+    summed_loss(model, inputs).backward()
     assert total(weight.grad for weight in model.parameters() if weight.grad is not None) == total(model.parameters())
 
 

@@ -1,4 +1,4 @@
-"""Recordings: what stood where after each step, for every way of writing, as data and as a page."""
+"""Recordings: what stood where after each step, for every mode, as data and as a page."""
 
 from __future__ import annotations
 

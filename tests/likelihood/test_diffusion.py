@@ -22,8 +22,8 @@ from anyorder.likelihood.diffusion import (
     diffusion_log_prob,
 )
 from anyorder.model.llama import Llama
+from anyorder.model.modes import LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.visibility import bidirectional, causal, not_after
-from anyorder.ways import LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.model.networks import VOCABULARY, network, random_ids
 
 MASK = VOCABULARY - 1
@@ -80,7 +80,7 @@ def by_counts(model: Llama, ids: Sequence[int], scored: Sequence[int], chance_of
 
 def test_enumeration_is_the_mean_over_counts_and_over_orders(model: Llama, text: list[int]) -> None:
     scored = [2, 3, 5, 8]
-    [bound] = diffusion_log_prob(model, [text], [scored], way=DIFFUSION, method=Enumeration())
+    [bound] = diffusion_log_prob(model, [text], [scored], mode=DIFFUSION, method=Enumeration())
     assert bound == Bound(
         log_prob=bound.log_prob, standard_error=0.0, tokens=4, copies=15, exact=True
     )  # fmt: skip
@@ -90,22 +90,22 @@ def test_enumeration_is_the_mean_over_counts_and_over_orders(model: Llama, text:
 
 
 def test_the_network_knows_how_it_writes(model: Llama, text: list[int]) -> None:
-    """Its default way, or masked diffusion where that is another one."""
-    for ways, default, taken in (
+    """Its default mode, or masked diffusion where that is another one."""
+    for modes, default, taken in (
         ((blocks(MASK, 3), DIFFUSION), "blocks", blocks(MASK, 3)),
         ((LEFT_TO_RIGHT, DIFFUSION), "left-to-right", DIFFUSION),
     ):
-        able = adapt(model, ways, default)
-        bounds = [diffusion_log_prob(able, [text], [[4, 7]], method=Enumeration(), way=way) for way in (None, taken)]
+        able = adapt(model, modes, default)
+        bounds = [diffusion_log_prob(able, [text], [[4, 7]], method=Enumeration(), mode=mode) for mode in (None, taken)]
         assert bounds[0] == bounds[1]
     with pytest.raises(UserError, match=r"this network writes by 'left-to-right', not by 'diffusion': train it"):
         diffusion_log_prob(model, [text], [[4, 7]])
 
 
 def test_shifted_logits_are_read_one_row_before(model: Llama, text: list[int]) -> None:
-    way = diffusion(MASK, shifted=True)
+    mode = diffusion(MASK, shifted=True)
     for at in (0, 4):
-        [bound] = diffusion_log_prob(model, [text], [[at]], way=way)
+        [bound] = diffusion_log_prob(model, [text], [[at]], mode=mode)
         assert bound.log_prob == pytest.approx(shown_log_probs(model, text, [at], shifted=True)[at], rel=1e-12)
         assert (bound.exact, bound.copies) == (True, 1)  # of one token nothing needs to be drawn
 
@@ -127,7 +127,7 @@ def test_guidance_leans_away_from_the_text_without_what_was_given(model: Llama, 
             yield [weights]
 
     [bound] = diffusion_log_prob(
-        model, [text], [scored], way=DIFFUSION, method=Once(samples=2, draws="independent"), guidance=1.5
+        model, [text], [scored], mode=DIFFUSION, method=Once(samples=2, draws="independent"), guidance=1.5
     )
     assert bound.log_prob == pytest.approx(expected, rel=1e-12)
 
@@ -135,10 +135,10 @@ def test_guidance_leans_away_from_the_text_without_what_was_given(model: Llama, 
 def test_a_ragged_batch_is_its_texts_one_by_one(model: Llama) -> None:
     texts = [[token_id % MASK for token_id in ids] for ids in random_ids(5, 11, 7)]
     scored = [range(2, 5), [0, 3, 10], range(1, 7)]
-    for way in (DIFFUSION, diffusion(MASK, shifted=True), blocks(MASK, 3), blocks(MASK, 3, shifted=True)):
-        together = diffusion_log_prob(model, texts, scored, way=way, method=Enumeration(), batch_size=5)
+    for mode in (DIFFUSION, diffusion(MASK, shifted=True), blocks(MASK, 3), blocks(MASK, 3, shifted=True)):
+        together = diffusion_log_prob(model, texts, scored, mode=mode, method=Enumeration(), batch_size=5)
         alone = [
-            diffusion_log_prob(model, [ids], [at], way=way, method=Enumeration())[0]
+            diffusion_log_prob(model, [ids], [at], mode=mode, method=Enumeration())[0]
             for ids, at in zip(texts, scored, strict=True)
         ]
         for one, other in zip(together, alone, strict=True):
@@ -147,7 +147,7 @@ def test_a_ragged_batch_is_its_texts_one_by_one(model: Llama) -> None:
 
 def test_how_many_copies_are_read_at_a_time_does_not_matter(model: Llama, text: list[int]) -> None:
     counted: list[int] = []
-    options = {"way": DIFFUSION, "method": MonteCarlo(samples=48, group=8)}
+    options = {"mode": DIFFUSION, "method": MonteCarlo(samples=48, group=8)}
     [one] = answer_log_prob(model, [text[:3]], [text[3:]], batch_size=7, on_copies=counted.append, **options)
     [other] = answer_log_prob(model, [text[:3]], [text[3:]], batch_size=48, **options)
     assert one.log_prob == pytest.approx(other.log_prob, rel=1e-12)
@@ -155,7 +155,7 @@ def test_how_many_copies_are_read_at_a_time_does_not_matter(model: Llama, text: 
 
 
 def test_a_text_draws_by_its_number(model: Llama, text: list[int]) -> None:
-    options = {"way": DIFFUSION, "method": MonteCarlo(samples=32)}
+    options = {"mode": DIFFUSION, "method": MonteCarlo(samples=32)}
     together = diffusion_log_prob(model, [text] * 3, [[2, 5, 6, 8]] * 3, **options)
     [third] = diffusion_log_prob(model, [text], [[2, 5, 6, 8]], rows=[2], **options)
     assert third.log_prob == pytest.approx(together[2].log_prob, rel=1e-12)
@@ -167,15 +167,15 @@ def test_a_text_draws_by_its_number(model: Llama, text: list[int]) -> None:
 
 def test_one_block_is_masked_diffusion(model: Llama, text: list[int]) -> None:
     options = {"method": Enumeration()}
-    [whole] = diffusion_log_prob(model, [text], [[4, 6, 7]], way=DIFFUSION, **options)
-    [block] = diffusion_log_prob(model, [text], [[4, 6, 7]], way=blocks(MASK, 9), **options)
+    [whole] = diffusion_log_prob(model, [text], [[4, 6, 7]], mode=DIFFUSION, **options)
+    [block] = diffusion_log_prob(model, [text], [[4, 6, 7]], mode=blocks(MASK, 9), **options)
     assert block.log_prob == pytest.approx(whole.log_prob, rel=1e-12)
 
 
 @torch.no_grad()
 def test_blocks_add_up_each_after_clean_ones(model: Llama, text: list[int]) -> None:
-    way, scored = blocks(MASK, 3), [2, 4, 5, 7, 8]
-    [bound] = diffusion_log_prob(model, [text], [scored], way=way, method=Enumeration())
+    mode, scored = blocks(MASK, 3), [2, 4, 5, 7, 8]
+    [bound] = diffusion_log_prob(model, [text], [scored], mode=mode, method=Enumeration())
     expected = 0.0
     for block in ([2], [4, 5], [7, 8]):
         end = block[-1] // 3 * 3 + 3
@@ -191,7 +191,7 @@ def test_blocks_add_up_each_after_clean_ones(model: Llama, text: list[int]) -> N
 
 @torch.no_grad()
 def test_blocks_of_one_token_give_the_log_probability_itself(model: Llama, text: list[int]) -> None:
-    [bound] = diffusion_log_prob(model, [text], [range(3, 9)], way=blocks(MASK, 1))
+    [bound] = diffusion_log_prob(model, [text], [range(3, 9)], mode=blocks(MASK, 1))
     expected = 0.0
     for at in range(3, 9):
         views = model.prepare(causal(), {"position": torch.arange(at + 1)[None]})
@@ -203,8 +203,8 @@ def test_blocks_of_one_token_give_the_log_probability_itself(model: Llama, text:
 
 @torch.no_grad()
 def test_a_shifted_block_begins_after_the_clean_block_before(model: Llama, text: list[int]) -> None:
-    way = blocks(MASK, 3, shifted=True)
-    [bound] = diffusion_log_prob(model, [text], [[6]], way=way)
+    mode = blocks(MASK, 3, shifted=True)
+    [bound] = diffusion_log_prob(model, [text], [[6]], mode=mode)
     views = model.prepare(not_after("position", div=3), {"position": torch.arange(6)[None]})
     log_probs_LV = model.logits(model.hidden(torch.tensor([text[:6]]), views))[0].log_softmax(-1)
     assert bound.log_prob == pytest.approx(log_probs_LV[5, text[6]].item(), rel=1e-10)
@@ -248,7 +248,7 @@ def test_estimates_are_within_their_own_error_of_the_enumeration(model: Llama, t
     [ids] = random_ids(tokens + 3)
     ids = [token_id % MASK for token_id in ids]
     scored = range(3, tokens + 3)
-    [exact] = diffusion_log_prob(model, [ids], [scored], way=DIFFUSION, method=Enumeration())
+    [exact] = diffusion_log_prob(model, [ids], [scored], mode=DIFFUSION, method=Enumeration())
     worth = table(model, ids, scored)
     repeats = 300
     for method in unbiased():
@@ -268,7 +268,7 @@ def test_the_function_gives_that_mean_and_that_error(model: Llama, text: list[in
     scored = range(4, 9)
     worth = table(model, text, scored)
     for method in (*unbiased(), PUBLISHED):
-        bounds = diffusion_log_prob(model, [text, text], [scored, scored], way=DIFFUSION, method=method)
+        bounds = diffusion_log_prob(model, [text, text], [scored, scored], mode=DIFFUSION, method=method)
         assert bounds[0].log_prob != bounds[1].log_prob  # each text draws by its number
         for bound, generator in zip(bounds, Sampling(seed=0).generators(range(2)), strict=True):
             sums = [sum(map(worth, group)) for group in method.groups([5], generator)]
@@ -321,7 +321,7 @@ def test_the_published_scheme_has_its_bias(model: Llama) -> None:
     assert shares == pytest.approx([1 / 16, 3 / 16] * 4, abs=0.01)
 
     worth = table(model, ids, scored)
-    [exact] = diffusion_log_prob(model, [ids], [scored], way=DIFFUSION, method=Enumeration())
+    [exact] = diffusion_log_prob(model, [ids], [scored], mode=DIFFUSION, method=Enumeration())
     biased = by_counts(model, ids, scored, chances)
     sums = [
         sum(map(worth, group))
@@ -338,14 +338,18 @@ def test_the_published_scheme_has_its_bias(model: Llama) -> None:
 
 def test_mistakes_are_told_with_the_remedy(model: Llama, text: list[int]) -> None:
     def refused(
-        message: str, scored: Sequence[int] = (3, 4), ids: Sequence[int] = text, way: Way = DIFFUSION, **options: object
+        message: str,
+        scored: Sequence[int] = (3, 4),
+        ids: Sequence[int] = text,
+        mode: Mode = DIFFUSION,
+        **options: object,
     ) -> None:
         with pytest.raises(UserError, match=message):
-            diffusion_log_prob(model, [ids], [scored], way=way, **options)
+            diffusion_log_prob(model, [ids], [scored], mode=mode, **options)
 
     refused(r"cache is 'dual', which keeps keys .* outdated.*: give 'none'\.", cache="dual")
-    refused(r"the way is 'left-to-right', which has no mask token: .*anyorder\.log_prob", way=LEFT_TO_RIGHT)
-    refused(r"guidance is 0\.5 with blocks of 4: leave it out\.", way=blocks(MASK, 4), guidance=0.5)
+    refused(r"the mode is 'left-to-right', which has no mask token: .*anyorder\.log_prob", mode=LEFT_TO_RIGHT)
+    refused(r"guidance is 0\.5 with blocks of 4: leave it out\.", mode=blocks(MASK, 4), guidance=0.5)
     refused(r"positions of text 0 are \[4, 3\]: give rising positions from 0 to 8, at least one\.", scored=[4, 3])
     refused(r"positions of text 0 are \[\]: ", scored=[])
     refused(r"positions of text 0 are \[3, 9\]: ", scored=[3, 9])
@@ -357,9 +361,9 @@ def test_mistakes_are_told_with_the_remedy(model: Llama, text: list[int]) -> Non
         scored=range(13), ids=long, method=Enumeration(),
     )  # fmt: skip
     with pytest.raises(UserError, match=r"there are 2 texts and positions for 1: give positions for each\."):
-        diffusion_log_prob(model, [text, text], [[1]], way=DIFFUSION)
+        diffusion_log_prob(model, [text, text], [[1]], mode=DIFFUSION)
     with pytest.raises(UserError, match=r"there are 1 prompts and 2 answers: give one answer for each\."):
-        answer_log_prob(model, [[1]], [[2], [3]], way=DIFFUSION)
+        answer_log_prob(model, [[1]], [[2], [3]], mode=DIFFUSION)
     with pytest.raises(UserError, match=r"samples is 16 in groups of 16: give a multiple of 16 of at least 32, "):
         MonteCarlo(samples=16)
     with pytest.raises(UserError, match=r"samples is 1 in single copies: give a multiple of 1 of at least 2, "):

@@ -17,8 +17,8 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.likelihood.exact import gap_log_prob, left_to_right_log_prob, log_prob, over_orders
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.orders.kinds import RightToLeft
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.model.doubled import doubled_log_probs
 from tests.model.networks import LAYERS, network, random_ids
 from tests.orders.test_plan import plans
@@ -27,7 +27,7 @@ EXACT = {"rtol": 0.0, "atol": 1e-9}
 
 
 def any_order(layers: str = "plain", seed: int = 0, **changes: object) -> Llama:
-    return network(layers, seed=seed, ways=(ANY_ORDER, LEFT_TO_RIGHT), **changes).double()
+    return network(layers, seed=seed, modes=(ANY_ORDER, LEFT_TO_RIGHT), **changes).double()
 
 
 def padded(rows: list[list[int]], length: int) -> Tensor:
@@ -141,7 +141,7 @@ def test_left_to_right_is_the_loss_of_the_causal_network(left: bool) -> None:
     first = valid.long().cumsum(1) == 1
     plan = GroupPlan.from_masks(first & valid, valid & ~first)
     found = left_to_right_log_prob(model, ids, plan)
-    causal = adapt(model, model.config.ways, "left-to-right")
+    causal = adapt(model, model.config.modes, "left-to-right")
     for sample, row in enumerate(ids):
         nats = causal(torch.tensor([row]), labels=torch.tensor([row])).loss * (len(row) - 1)
         torch.testing.assert_close(found.total[sample], -nats.detach(), **EXACT)
@@ -197,6 +197,6 @@ def test_networks_that_were_not_trained_for_it() -> None:
     with pytest.raises(UserError, match=r"writes by 'left-to-right', not by 'any-order': train it .*--objective perm"):
         log_prob(network(), [1, 2], GroupPlan.sequential(2))
     with pytest.raises(UserError, match="has no logits for the next token"):
-        left_to_right_log_prob(network(ways=(ANY_ORDER,)), [1, 2], GroupPlan.sequential(2, given=[1]))
+        left_to_right_log_prob(network(modes=(ANY_ORDER,)), [1, 2], GroupPlan.sequential(2, given=[1]))
     with pytest.raises(UserError, match=r"^the first token is to be predicted, but from left to right nothing stands"):
         left_to_right_log_prob(network(), [1, 2], GroupPlan.sequential(2))

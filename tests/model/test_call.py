@@ -1,4 +1,4 @@
-"""A plain call, `model(ids)`: the network's default way of writing, whatever padding there is."""
+"""A plain call, `model(ids)`: the network's default mode, whatever padding there is."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.inspection.speed import twin
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.training import train_causal
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.model.networks import VOCABULARY, network
 from tests.published import bidirectional_logits, write_dream, write_llada
 
 MASK = 30
 
-WAYS = {
+MODES = {
     "left to right": LEFT_TO_RIGHT, "any order": ANY_ORDER, "diffusion": diffusion(MASK),
     "shifted diffusion": diffusion(MASK, shifted=True), "blocks": blocks(MASK, 3),
     "shifted blocks": blocks(MASK, 3, shifted=True),
 }  # fmt: skip
 
 
-def writing(*ways: Way, **changes: object) -> Llama:
-    return adapt(network(**changes), ways).eval()
+def writing(*modes: Mode, **changes: object) -> Llama:
+    return adapt(network(**changes), modes).eval()
 
 
 def close(one: Tensor, other: Tensor) -> bool:
@@ -90,11 +90,11 @@ def test_of_several_ways_the_default_is_taken() -> None:
     assert close(writing(other, one)(ids).logits, masked)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", MODES)
 @settings(max_examples=25, deadline=None)
 @given(mask=st.lists(st.booleans(), min_size=1, max_size=9).filter(any), seed=st.integers(0, 99))
 def test_padding_anywhere_changes_neither_logits_nor_loss(name: str, mask: list[bool], seed: int) -> None:
-    model = writing(WAYS[name])
+    model = writing(MODES[name])
     valid = torch.tensor([mask])
     random = torch.Generator().manual_seed(seed)
     ids, labels = torch.randint(0, VOCABULARY, (2, 1, len(mask)), generator=random)
@@ -105,9 +105,9 @@ def test_padding_anywhere_changes_neither_logits_nor_loss(name: str, mask: list[
         torch.testing.assert_close(padded.loss, plain.loss)
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", MODES)
 def test_the_loss_counts_each_label_once(name: str) -> None:
-    model = writing(WAYS[name])
+    model = writing(MODES[name])
     ids = torch.randint(0, VOCABULARY, (2, 6))
     labels = ids.masked_fill(torch.rand(2, 6) < 0.3, -100)
     found = model(ids, labels=labels)
@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_refused() -> None:
         model(ids, attention_mask=torch.ones(1, 3))
     with pytest.raises(UserError, match=r"^labels has the shape \[1, 5\]: give \[1, 4\]\.$"):
         model(ids, labels=torch.zeros((1, 5), dtype=torch.long))
-    unshifted = writing(Way(name="left-to-right", shifted=False))
+    unshifted = writing(Mode(name="left-to-right", shifted=False))
     with pytest.raises(UserError, match="'left-to-right' is not shifted: give a network"):
         unshifted(ids)
 
@@ -137,7 +137,7 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_nothing_is_trained_causally_without_a_word(name: str) -> None:
     with pytest.raises(UserError, match="has no logits for the next token"):
         train_causal(
-            writing(WAYS[name]), torch.zeros((4, 5), dtype=torch.long), steps=1, batch_size=2, learning_rate=1e-3
+            writing(MODES[name]), torch.zeros((4, 5), dtype=torch.long), steps=1, batch_size=2, learning_rate=1e-3
         )
 
 

@@ -20,21 +20,21 @@ from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from anyorder.model.rope import DynamicRotary, LinearRotary, Rotary, YarnRotary
 from anyorder.model.step import one_token
 from anyorder.orders.plan import GroupPlan
 from anyorder.visibility import causal
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.model.networks import FAST, SLOW, network, random_ids
 from tests.model.oracle import narrowed, oracle_logits
 
 YARN = YarnRotary(theta=100.0, factor=4.0, original_max_position_embeddings=16)
-WAYS = (LEFT_TO_RIGHT, ANY_ORDER, diffusion(30))
+MODES = (LEFT_TO_RIGHT, ANY_ORDER, diffusion(30))
 
 
 def several(**changes: Any) -> Llama:
     """A network with three rotary embeddings, and a layer with none."""
-    return network("own rotary", **{"ways": WAYS, **changes})
+    return network("own rotary", **{"modes": MODES, **changes})
 
 
 @pytest.mark.usefixtures("float64")
@@ -115,7 +115,7 @@ def test_transformers_with_angles_exchanged_by_layer() -> None:
 def test_the_networks_own_embedding_by_layer_is_no_other_kind() -> None:
     config = several().config
     assert config.replace(layers=(LayerKind(rotary=Rotary(theta=100.0)),) * 4).layers == (LayerKind(),) * 4
-    assert config_to_json(config.replace(ways=(LEFT_TO_RIGHT,), layers=(LayerKind(rotary=Rotary(theta=100.0)),) * 4))[
+    assert config_to_json(config.replace(modes=(LEFT_TO_RIGHT,), layers=(LayerKind(rotary=Rotary(theta=100.0)),) * 4))[
         "model_type"
     ] == "llama"  # fmt: skip
 

@@ -9,15 +9,15 @@ import torch
 
 from anyorder import GroupPlan
 from anyorder.likelihood.exact import log_prob
+from anyorder.model.modes import ANY_ORDER
 from anyorder.objectives import Batch, summed_loss
 from anyorder.objectives.permutation import Permutation
-from anyorder.ways import ANY_ORDER
 from tests.model.networks import network
 
 
 def first_loss(knows_position: bool) -> float:
     """Nats of the first token of random orders, after learning texts whose tokens follow from their positions."""
-    model = network(ways=(ANY_ORDER,), seed=1, initializer_range=0.1, vocab_size=4).train()
+    model = network(modes=(ANY_ORDER,), seed=1, initializer_range=0.1, vocab_size=4).train()
     assert model.query_rows is not None
     if not knows_position:
         model.query_rows.position.weight.data.zero_()
@@ -27,11 +27,11 @@ def first_loss(knows_position: bool) -> float:
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     for step in range(60):
         batch = Batch(
-            ids_BL=ids, valid_BL=everywhere, learnt_BL=everywhere, document_BL=torch.zeros_like(ids),
+            ids_BL=ids, valid_BL=everywhere, loss_mask_BL=everywhere, document_BL=torch.zeros_like(ids),
             position_BL=torch.arange(4).expand_as(ids), sample_B=torch.arange(8) + 8 * step,
         )  # fmt: skip
-        lesson = Permutation().lesson(batch, seed=0)
-        loss = summed_loss(model, lesson) / lesson.count
+        inputs = Permutation().inputs(batch, seed=0)
+        loss = summed_loss(model, inputs) / inputs.count
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

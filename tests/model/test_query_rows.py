@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from anyorder.model.modes import ANY_ORDER
 from anyorder.model.query_rows import FEATURES, QueryRows, features
 from anyorder.visibility import causal, groups
-from anyorder.ways import ANY_ORDER
 from tests.model.networks import network
 
 
@@ -33,7 +33,7 @@ def test_rows_differ_by_their_position_alone() -> None:
 
 @pytest.mark.usefixtures("float64")
 def test_two_streams_are_rows_put_one_behind_the_other() -> None:
-    model = network(ways=(ANY_ORDER,))
+    model = network(modes=(ANY_ORDER,))
     assert model.query_rows is not None
     ids, position = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 1, 2, 1, 3]])
     stream = torch.tensor([[0, 0, 0, 1, 1]])
@@ -47,8 +47,8 @@ def test_two_streams_are_rows_put_one_behind_the_other() -> None:
 def test_without_query_rows_two_streams_are_one() -> None:
     """And what would make query rows has a gradient, so that no process waits for it."""
     ids, position = torch.tensor([[5, 6, 7]]), torch.tensor([[0, 1, 2]])
-    for ways in ((ANY_ORDER,), ()):
-        model = network(ways=ways) if ways else network()
+    for modes in ((ANY_ORDER,), ()):
+        model = network(modes=modes) if modes else network()
         found = model.two_streams(ids, position[:, 3:], model.prepare(causal(), {"position": position}))
         assert torch.equal(found, model.hidden(ids, model.prepare(causal(), {"position": position})))
         found.sum().backward()

@@ -6,6 +6,7 @@ import torch
 
 from anyorder.checkpoints.adapt import adapt
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.objectives import (
     Antithetic,
     Autoregressive,
@@ -21,7 +22,6 @@ from anyorder.objectives import (
 )
 from anyorder.objectives.schedules import Always
 from anyorder.orders.kinds import LeftToRight, Spans
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.model.networks import VOCABULARY, network
 
 MASK, END = VOCABULARY - 1, VOCABULARY - 2

@@ -21,7 +21,7 @@ def packed(*documents: list[int]) -> Batch:
 
     valid_BL = row([1] * len(ids)).bool()
     return Batch(
-        ids_BL=row(ids), valid_BL=valid_BL, learnt_BL=valid_BL, document_BL=row(number), position_BL=row(position),
+        ids_BL=row(ids), valid_BL=valid_BL, loss_mask_BL=valid_BL, document_BL=row(number), position_BL=row(position),
         sample_B=torch.tensor([0]),
     )  # fmt: skip
 
@@ -29,10 +29,10 @@ def packed(*documents: list[int]) -> Batch:
 @pytest.mark.usefixtures("float64")
 def test_packed_documents_are_learnt_as_if_alone() -> None:
     model, documents = network(), ([3, 1, 4, 1], [5, 9], [2, 6, 5])
-    lesson = Autoregressive().lesson(packed(*documents), seed=0)
-    assert lesson.count == 3 + 1 + 2
+    inputs = Autoregressive().inputs(packed(*documents), seed=0)
+    assert inputs.count == 3 + 1 + 2
     expected = torch.zeros(())
     for document in documents:
         log_prob_LV = model(torch.tensor([document])).logits[0].log_softmax(-1)
         expected = expected - sum(log_prob_LV[at - 1, document[at]] for at in range(1, len(document)))
-    assert summed_loss(model, lesson).item() == pytest.approx(expected.item(), rel=1e-12)
+    assert summed_loss(model, inputs).item() == pytest.approx(expected.item(), rel=1e-12)

@@ -17,10 +17,10 @@ from tests.objectives.cases import MASK, ragged
 def test_loss_equals_that_of_each_block_alone(block_length: int) -> None:
     """The slow twin: clean blocks before, then the noised block, whose tokens see all; CE / p of its own time."""
     model, batch = network(), ragged(7, 5, prompts=True)
-    lesson = BlockDiffusion(mask_token_id=MASK, block_length=block_length, times=Stratified()).lesson(batch, seed=5)
+    inputs = BlockDiffusion(mask_token_id=MASK, block_length=block_length, times=Stratified()).inputs(batch, seed=5)
     expected = 0.0
     for b, (sample, length) in enumerate(batch.samples()):
-        clean, noised = batch.ids_BL[b].tolist(), lesson.ids_BR[b].tolist()
+        clean, noised = batch.ids_BL[b].tolist(), inputs.ids_BR[b].tolist()
         times = Stratified().draw(5, sample, -(-length // block_length)).tolist()
         for number, begin in enumerate(range(0, length, block_length)):
             end = min(begin + block_length, length)
@@ -30,11 +30,11 @@ def test_loss_equals_that_of_each_block_alone(block_length: int) -> None:
             )
             for at in range(begin, end):
                 if noised[at] == MASK:
-                    assert batch.learnt_BL[b, at]
+                    assert batch.loss_mask_BL[b, at]
                     p = (1 - 1e-3) * times[number] + 1e-3
                     expected -= float(logits[at].log_softmax(-1)[clean[at]]) / p
-    assert lesson.count == float((batch.learnt_BL & batch.valid_BL).sum())
-    assert summed_loss(model, lesson).item() == pytest.approx(expected, rel=1e-10)
+    assert inputs.count == float((batch.loss_mask_BL & batch.valid_BL).sum())
+    assert summed_loss(model, inputs).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_documents_have_blocks_and_times_of_their_own() -> None:
@@ -46,12 +46,12 @@ def test_documents_have_blocks_and_times_of_their_own() -> None:
 
 
 def test_the_rows_are_the_noised_text_and_the_clean_one() -> None:
-    lesson = BlockDiffusion(mask_token_id=MASK, block_length=2).lesson(Batch.of([[1, 2, 3]]), 0)
-    assert lesson.ids_BR[0, 3:].tolist() == [1, 2, 3]
-    assert lesson.labels["position"].tolist() == [[0, 1, 2, 0, 1, 2]]
-    assert lesson.labels["block"].tolist() == [[0, 0, 1, 0, 0, 1]]
-    assert lesson.n_keys == 6
-    assert lesson.visibility.draw(lesson.labels, lesson.labels) == (
+    inputs = BlockDiffusion(mask_token_id=MASK, block_length=2).inputs(Batch.of([[1, 2, 3]]), 0)
+    assert inputs.ids_BR[0, 3:].tolist() == [1, 2, 3]
+    assert inputs.labels["position"].tolist() == [[0, 1, 2, 0, 1, 2]]
+    assert inputs.labels["block"].tolist() == [[0, 0, 1, 0, 0, 1]]
+    assert inputs.n_keys == 6
+    assert inputs.visibility.draw(inputs.labels, inputs.labels) == (
         "0 # # . . . .\n1 # # . . . .\n2 . . # # # .\n3 . . . # # .\n4 . . . # # .\n5 . . . # # #"
     )
 
@@ -68,7 +68,7 @@ def test_the_rows_are_the_noised_text_and_the_clean_one() -> None:
             "eps is 2: give a number above 0 and at most 1, such as 1e-3.",
         ),
         (
-            lambda: BlockDiffusion(mask_token_id=MASK, block_length=2).lesson(Batch.of([[MASK]]), 0),
+            lambda: BlockDiffusion(mask_token_id=MASK, block_length=2).inputs(Batch.of([[MASK]]), 0),
             "sample 0 has the mask token 30 at position 0: take it out of the data, or give the token that stands for "
             "masks alone.",
         ),

@@ -45,22 +45,22 @@ def constant_scores(model: Llama) -> Llama:
 def test_pre_training_by_hand() -> None:
     """At t = 1 all 4 + 2 tokens are masked with p = 1; each costs ln 31; divided by the 6 tokens."""
     model = constant_scores(network())
-    lesson = MaskedDiffusion(mask_token_id=MASK, times=At(1.0), random_length=0.0).lesson(
+    inputs = MaskedDiffusion(mask_token_id=MASK, times=At(1.0), random_length=0.0).inputs(
         Batch.of([[1, 2, 3, 4], [5, 6]]), 0
     )
-    assert lesson.ids_BR.tolist() == [[MASK] * 4, [MASK, MASK, 0, 0]]
-    assert lesson.target_N.tolist() == [1, 2, 3, 4, 5, 6]
-    assert lesson.count == 6
-    assert summed_loss(model, lesson).item() / 6 == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert inputs.ids_BR.tolist() == [[MASK] * 4, [MASK, MASK, 0, 0]]
+    assert inputs.target_N.tolist() == [1, 2, 3, 4, 5, 6]
+    assert inputs.count == 6
+    assert summed_loss(model, inputs).item() / 6 == pytest.approx(math.log(VOCABULARY), rel=1e-6)
 
 
 def test_weights_are_one_over_p() -> None:
     """t = 0.25, eps = 0.2: p = 0.8 x 0.25 + 0.2 = 0.4, so each masked token counts 2.5."""
-    lesson = MaskedDiffusion(mask_token_id=MASK, times=At(0.25), eps=0.2, random_length=0.0).lesson(ragged(30), 0)
-    assert 0 < len(lesson.target_N) < 30
-    assert lesson.weight_N.tolist() == [2.5] * len(lesson.target_N)
-    loss = summed_loss(constant_scores(network()), lesson) / lesson.count
-    assert loss.item() == pytest.approx(len(lesson.target_N) * 2.5 * math.log(VOCABULARY) / 30, rel=1e-6)
+    inputs = MaskedDiffusion(mask_token_id=MASK, times=At(0.25), eps=0.2, random_length=0.0).inputs(ragged(30), 0)
+    assert 0 < len(inputs.target_N) < 30
+    assert inputs.weight_N.tolist() == [2.5] * len(inputs.target_N)
+    loss = summed_loss(constant_scores(network()), inputs) / inputs.count
+    assert loss.item() == pytest.approx(len(inputs.target_N) * 2.5 * math.log(VOCABULARY) / 30, rel=1e-6)
 
 
 @pytest.mark.usefixtures("float64")
@@ -69,61 +69,61 @@ def test_loss_equals_its_formula_on_a_plain_network(shifted: bool) -> None:
     """Each sample alone, through the slow network without a mask: sum of CE / p over masked, over all tokens."""
     model, batch = network(), ragged(7, 5)
     objective = MaskedDiffusion(mask_token_id=MASK, shifted=shifted, random_length=0.0)
-    lesson = objective.lesson(batch, seed=4)
+    inputs = objective.inputs(batch, seed=4)
     expected = 0.0
     for b, (sample, length) in enumerate(batch.samples()):
         [t] = Independent().draw(4, sample).tolist()
         p = (1 - 1e-3) * t + 1e-3
-        noised = lesson.ids_BR[b, :length].tolist()
+        noised = inputs.ids_BR[b, :length].tolist()
         logits = oracle_logits(model, noised, range(length), lambda kind, query, key: True, length)
         for at, (seen, token) in enumerate(zip(noised, batch.ids_BL[b].tolist(), strict=False)):
             assert seen in (token, MASK)
             if seen == MASK:
                 row = max(at - 1, 0) if shifted else at  # the first token keeps its own row
                 expected -= float(logits[row].log_softmax(-1)[token]) / p
-    assert lesson.count == 12
-    assert summed_loss(model, lesson).item() == pytest.approx(expected, rel=1e-10)
+    assert inputs.count == 12
+    assert summed_loss(model, inputs).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_each_token_counts_one_in_the_mean() -> None:
     """E[1 masked / p] = 1: 4000 samples of 8 tokens; the standard error is about 0.02 with eps = 0.05."""
     objective = MaskedDiffusion(mask_token_id=MASK, eps=0.05, random_length=0.0)
-    lesson = objective.lesson(Batch.of([[1] * 8] * 4000), 0)
-    assert float(lesson.weight_N.sum()) / lesson.count == pytest.approx(1, abs=0.06)
-    masked = torch.bincount(lesson.row_N, minlength=8) / 4000
+    inputs = objective.inputs(Batch.of([[1] * 8] * 4000), 0)
+    assert float(inputs.weight_N.sum()) / inputs.count == pytest.approx(1, abs=0.06)
+    masked = torch.bincount(inputs.row_N, minlength=8) / 4000
     assert (masked - 0.525).abs().max() < 0.04  # (1 - eps) / 2 + eps at every position, five standard errors
 
 
 def test_a_share_of_the_steps_is_cropped() -> None:
     objective = MaskedDiffusion(mask_token_id=MASK, random_length=0.25)
-    lengths = [objective.lesson(ragged(12, 6, step=step), 0).valid_BR.sum(1).tolist() for step in range(400)]
+    lengths = [objective.inputs(ragged(12, 6, step=step), 0).valid_BR.sum(1).tolist() for step in range(400)]
     cropped = [pair for pair in lengths if pair != [12, 6]]
     assert 50 < len(cropped) < 134  # 92, as those cropped to the full length do not show; five standard deviations
     assert {pair[0] for pair in cropped} == set(range(1, 12))
     assert {pair[1] for pair in cropped} == set(range(1, 7))
     assert all(math.ceil(pair[0] / 2) == pair[1] for pair in cropped)  # one draw for the step
     never = MaskedDiffusion(mask_token_id=MASK, random_length=0.0)
-    assert all(never.lesson(ragged(12, step=step), 0).ids_BR.shape[1] == 12 for step in range(50))
+    assert all(never.inputs(ragged(12, step=step), 0).ids_BR.shape[1] == 12 for step in range(50))
 
 
 def test_prompts_are_not_masked_in_pre_training_either() -> None:
     batch = ragged(9, 6, prompts=True)
-    lesson = MaskedDiffusion(mask_token_id=MASK, times=At(1.0), random_length=0.0).lesson(batch, 0)
-    assert ((lesson.ids_BR == MASK) == batch.learnt_BL).all()
-    assert lesson.count == 6 + 4
+    inputs = MaskedDiffusion(mask_token_id=MASK, times=At(1.0), random_length=0.0).inputs(batch, 0)
+    assert ((inputs.ids_BR == MASK) == batch.loss_mask_BL).all()
+    assert inputs.count == 6 + 4
 
 
 def test_a_causal_mask_is_opened_step_by_step() -> None:
     objective = MaskedDiffusion(mask_token_id=MASK, opening_steps=10)
     shares = []
     for step in (0, 5, 9, 10, 11):
-        lesson = objective.lesson(ragged(40, step=step), 0)
-        seen = lesson.visibility.mask(lesson.labels, lesson.labels)[0]
+        inputs = objective.inputs(ragged(40, step=step), 0)
+        seen = inputs.visibility.mask(inputs.labels, inputs.labels)[0]
         assert seen.tril().sum() == 40 * 41 / 2
         shares.append(float(seen.triu(1).sum()) / (40 * 39 / 2))
     assert shares == [0, pytest.approx(0.5, abs=0.1), pytest.approx(0.9, abs=0.06), 1, 1]
-    lesson = objective.lesson(ragged(5, step=10), 0)
-    plain = simplified(lesson.visibility, lesson.labels, lesson.labels, lesson.valid_BR, lesson.valid_BR)
+    inputs = objective.inputs(ragged(5, step=10), 0)
+    plain = simplified(inputs.visibility, inputs.labels, inputs.labels, inputs.valid_BR, inputs.valid_BR)
     assert plain == bidirectional()
 
 
@@ -132,30 +132,30 @@ def test_a_causal_mask_is_opened_step_by_step() -> None:
 
 def test_tuning_by_hand() -> None:
     """Answers of 3 and 1 tokens, all masked with p = 1: the mean over two samples of ln 31."""
-    lesson = MaskedDiffusionTuning(mask_token_id=MASK, times=At(1.0)).lesson(
+    inputs = MaskedDiffusionTuning(mask_token_id=MASK, times=At(1.0)).inputs(
         Batch.of([[1, 2, 3, 4, 5], [6, 7]], [2, 1]), 0
     )
-    assert lesson.ids_BR.tolist() == [[1, 2, MASK, MASK, MASK], [6, MASK, 0, 0, 0]]
-    assert lesson.weight_N.tolist() == [1 / 3] * 3 + [1]
-    assert lesson.count == 2
-    assert summed_loss(constant_scores(network()), lesson).item() / 2 == pytest.approx(math.log(VOCABULARY), rel=1e-6)
+    assert inputs.ids_BR.tolist() == [[1, 2, MASK, MASK, MASK], [6, MASK, 0, 0, 0]]
+    assert inputs.weight_N.tolist() == [1 / 3] * 3 + [1]
+    assert inputs.count == 2
+    assert summed_loss(constant_scores(network()), inputs).item() / 2 == pytest.approx(math.log(VOCABULARY), rel=1e-6)
 
 
 def test_end_tokens_are_masked_scored_and_counted() -> None:
     """Up to 6 tokens: answers of 4 and 5 tokens, of which 1 and 4 are end tokens."""
     objective = MaskedDiffusionTuning(mask_token_id=MASK, times=At(1.0), length=6, end_token_id=END)
-    lesson = objective.lesson(Batch.of([[1, 2, 3, 4, 5], [6, 7]], [2, 1]), 0)
-    assert lesson.ids_BR.tolist() == [[1, 2, MASK, MASK, MASK, MASK], [6, MASK, MASK, MASK, MASK, MASK]]
-    assert lesson.target_N.tolist() == [3, 4, 5, END, 7, END, END, END, END]
-    assert lesson.weight_N.tolist() == [1 / 4] * 4 + [1 / 5] * 5
-    assert lesson.labels["position"].tolist() == [list(range(6))] * 2
-    assert lesson.valid_BR.all()
+    inputs = objective.inputs(Batch.of([[1, 2, 3, 4, 5], [6, 7]], [2, 1]), 0)
+    assert inputs.ids_BR.tolist() == [[1, 2, MASK, MASK, MASK, MASK], [6, MASK, MASK, MASK, MASK, MASK]]
+    assert inputs.target_N.tolist() == [3, 4, 5, END, 7, END, END, END, END]
+    assert inputs.weight_N.tolist() == [1 / 4] * 4 + [1 / 5] * 5
+    assert inputs.labels["position"].tolist() == [list(range(6))] * 2
+    assert inputs.valid_BR.all()
 
 
 def test_end_tokens_do_not_depend_on_the_batch() -> None:
     objective = MaskedDiffusionTuning(mask_token_id=MASK, length=12, end_token_id=END)
     batch = ragged(9, 4, prompts=True)
-    both, alone = objective.lesson(batch, 0), objective.lesson(batch.only([1]), 0)
+    both, alone = objective.inputs(batch, 0), objective.inputs(batch.only([1]), 0)
     assert both.ids_BR[1].tolist() == alone.ids_BR[0].tolist()
 
 
@@ -163,13 +163,13 @@ def test_of_several_turns_one_is_learnt_and_the_rest_left_out() -> None:
     """Answers at 2-3, 6 and 9-11; each is drawn about equally often in 300 samples (four standard deviations)."""
     batch = Batch.of([list(range(1, 13))] * 300)
     learnt_L = torch.tensor([0, 0, 1, 1, 0, 0, 1, 0, 0, 1, 1, 1]).bool()
-    batch = batch.replace(learnt_BL=learnt_L.expand(300, 12))
-    lesson = MaskedDiffusionTuning(mask_token_id=MASK, times=At(1.0)).lesson(batch, 0)
+    batch = batch.replace(loss_mask_BL=learnt_L.expand(300, 12))
+    inputs = MaskedDiffusionTuning(mask_token_id=MASK, times=At(1.0)).inputs(batch, 0)
     seen = {(4, 2): 0, (7, 1): 0, (12, 3): 0}
-    for valid_L, ids_L in zip(lesson.valid_BR, lesson.ids_BR, strict=True):
+    for valid_L, ids_L in zip(inputs.valid_BR, inputs.ids_BR, strict=True):
         seen[int(valid_L.sum()), int((ids_L == MASK).sum())] += 1
     assert min(seen.values()) > 100 - 4 * 8.2
-    assert sorted(set(lesson.weight_N.tolist())) == [1 / 3, 1 / 2, 1]
+    assert sorted(set(inputs.weight_N.tolist())) == [1 / 3, 1 / 2, 1]
 
 
 # ---- times ----------------------------------------------------------------------------------------
@@ -232,16 +232,16 @@ def test_stratified_times_vary_less() -> None:
             "end_token_id is None beside the length 5: give the token that ends an answer.",
         ),
         (
-            lambda: MaskedDiffusion(mask_token_id=MASK).lesson(Batch.of([[1], [2, MASK]], first_sample=7), 0),
+            lambda: MaskedDiffusion(mask_token_id=MASK).inputs(Batch.of([[1], [2, MASK]], first_sample=7), 0),
             "sample 8 has the mask token 30 at position 1: take it out of the data, or give the token that stands for "
             "masks alone.",
         ),
         (
-            lambda: MaskedDiffusionTuning(mask_token_id=MASK).lesson(Batch.of([[1, 2]], [2], first_sample=3), 0),
+            lambda: MaskedDiffusionTuning(mask_token_id=MASK).inputs(Batch.of([[1, 2]], [2], first_sample=3), 0),
             "sample 3 has no token to learn: give each sample an answer.",
         ),
         (
-            lambda: MaskedDiffusionTuning(mask_token_id=MASK, length=2, end_token_id=END).lesson(ragged(3), 0),
+            lambda: MaskedDiffusionTuning(mask_token_id=MASK, length=2, end_token_id=END).inputs(ragged(3), 0),
             "a sample has 3 tokens, but length is 2: raise it or leave it out.",
         ),
     ],

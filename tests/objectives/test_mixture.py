@@ -1,4 +1,4 @@
-"""Several objectives for one network: shares, keys of the draws, ways."""
+"""Several objectives for one network: shares, keys of the draws, modes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from anyorder.errors import UserError
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from anyorder.objectives import (
     Autoregressive,
     Batch,
@@ -15,16 +16,15 @@ from anyorder.objectives import (
     Permutation,
     summed_loss,
 )
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from tests.objectives.cases import MASK, learner, ragged
 
 PARTS = (Autoregressive(), Permutation(), MaskedDiffusion(mask_token_id=MASK, random_length=0.0))
 
 
 def kind(mixture: Mixture, batch: Batch) -> int:
-    """Which part made the lesson of a single sample."""
-    lesson = mixture.lesson(batch, 0)
-    return 1 if "rank" in lesson.labels else 2 if "sample" in lesson.labels else 0
+    """Which part made the training inputs of a single sample."""
+    inputs = mixture.inputs(batch, 0)
+    return 1 if "rank" in inputs.labels else 2 if "sample" in inputs.labels else 0
 
 
 @pytest.mark.parametrize("by", ["sample", "step"])
@@ -47,9 +47,9 @@ def test_the_loss_of_a_mixture_is_that_of_its_parts() -> None:
     total, count = 0.0, 0.0
     for row in range(5):
         alone = batch.only([row])
-        lesson = PARTS[kind(mixture, alone)].lesson(alone, 0)
-        total, count = total + summed_loss(model, lesson).item(), count + lesson.count
-    whole = mixture.lesson(batch, 0)
+        inputs = PARTS[kind(mixture, alone)].inputs(alone, 0)
+        total, count = total + summed_loss(model, inputs).item(), count + inputs.count
+    whole = mixture.inputs(batch, 0)
     assert len({kind(mixture, batch.only([row])) for row in range(5)}) > 1
     assert whole.count == count
     assert summed_loss(model, whole).item() == pytest.approx(total, rel=1e-12)
@@ -58,7 +58,7 @@ def test_the_loss_of_a_mixture_is_that_of_its_parts() -> None:
 def test_query_rows_have_a_gradient_in_every_step() -> None:
     """Or processes whose samples all are causal would leave the others waiting for it."""
     model = learner()
-    summed_loss(model, Autoregressive().lesson(ragged(5), 0)).backward()
+    summed_loss(model, Autoregressive().inputs(ragged(5), 0)).backward()
     assert model.query_rows is not None
     for weight in model.query_rows.parameters():
         assert weight.grad is not None
@@ -66,7 +66,7 @@ def test_query_rows_have_a_gradient_in_every_step() -> None:
 
 
 def test_the_network_learns_all_ways() -> None:
-    assert Mixture(parts=PARTS, shares=(1, 1, 1)).ways == (LEFT_TO_RIGHT, ANY_ORDER, diffusion(MASK))
+    assert Mixture(parts=PARTS, shares=(1, 1, 1)).modes == (LEFT_TO_RIGHT, ANY_ORDER, diffusion(MASK))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_network_learns_all_ways() -> None:
                 parts=(MaskedDiffusion(mask_token_id=MASK), MaskedDiffusion(mask_token_id=MASK, shifted=True)),
                 shares=(1, 1),
             ),
-            "two objectives teach the same way of writing with different conventions: give the same.",
+            "two objectives teach the same mode with different conventions: give the same.",
         ),
     ],
 )

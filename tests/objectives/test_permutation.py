@@ -10,10 +10,10 @@ from transformers import LlamaForCausalLM
 from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.objectives import Always, Annealing, Autoregressive, Batch, Permutation, Stages, growing, summed_loss
 from anyorder.orders.kinds import LeftToRight, Random, RightToLeft, Spans
 from anyorder.visibility import not_after
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.objectives.cases import learner, ragged
 from tests.parity.test_model import twins
 
@@ -28,8 +28,8 @@ def test_gradients_equal_those_of_each_prediction_alone(predicted: float) -> Non
     """The slow twin: for each predicted token a pass of its own over the tokens before it, and one query row."""
     model, batch = learner(), ragged(7, 5, 6, prompts=True, packed=True)
     objective = Permutation(predicted=predicted)
-    lesson = objective.lesson(batch, seed=3)
-    loss = summed_loss(model, lesson) / lesson.count
+    inputs = objective.inputs(batch, seed=3)
+    loss = summed_loss(model, inputs) / inputs.count
     loss.backward()
     ours = gradients_of(model)
     model.zero_grad()
@@ -57,7 +57,7 @@ def test_gradients_equal_those_of_each_prediction_alone(predicted: float) -> Non
             logits_V = model.logits(model.read(rows, views)[0, -1])
             total = total - logits_V.log_softmax(-1)[batch.ids_BL[b, token]]
             count += 1
-    assert count == lesson.count
+    assert count == inputs.count
     (total / count).backward()
     assert loss.item() == pytest.approx(total.item() / count, rel=1e-12)
     for name, gradient in gradients_of(model).items():
@@ -92,8 +92,8 @@ def test_gradients_equal_transformers_on_the_doubled_sequence(
     ours = adapt(plain.to(dtype), (LEFT_TO_RIGHT, ANY_ORDER))
     batch = ragged(14, 9, 11, prompts=True)  # the prompts are given: no row sees nothing, of which SDPA makes NaN
     objective = Permutation(predicted=0.7)
-    lesson = objective.lesson(batch, seed=0)
-    loss = summed_loss(ours, lesson) / lesson.count
+    inputs = objective.inputs(batch, seed=0)
+    loss = summed_loss(ours, inputs) / inputs.count
     loss.backward()
     query = [weight.grad for weight in ours.query_rows.parameters()] if ours.query_rows else []
     for weight in ours.query_rows.parameters() if ours.query_rows else ():
@@ -115,17 +115,17 @@ def test_the_last_of_the_order_are_predicted_and_rounded_up() -> None:
     full, sixth = (Permutation(predicted=share).plan(batch, seed=0) for share in (1.0, 1 / 6))
     assert [steps[-count:] for steps, count in zip(full.steps, (2, 1), strict=True)] == sixth.steps
     assert sixth.rank_BL.tolist() == full.rank_BL.tolist()
-    lesson = Permutation(predicted=1 / 6).lesson(batch, seed=0)
-    assert lesson.ids_BR.shape == (2, 12 + 2)
-    assert lesson.count == 3
+    inputs = Permutation(predicted=1 / 6).inputs(batch, seed=0)
+    assert inputs.ids_BR.shape == (2, 12 + 2)
+    assert inputs.count == 3
     # 0.1 x 30 is a little more than 3 in floating point.
-    assert Permutation(predicted=0.1).lesson(ragged(30), seed=0).count == 3
+    assert Permutation(predicted=0.1).inputs(ragged(30), seed=0).count == 3
 
 
 def test_prompts_are_given_and_padding_is_nothing() -> None:
     batch = ragged(9, 6, prompts=True)
     plan = Permutation().plan(batch, seed=0)
-    assert plan.given_BL.tolist() == (batch.valid_BL & ~batch.learnt_BL).tolist()
+    assert plan.given_BL.tolist() == (batch.valid_BL & ~batch.loss_mask_BL).tolist()
     assert {rank for rank, given in zip(plan.rank_BL[0].tolist(), plan.given_BL[0].tolist(), strict=True) if given} == {
         0
     }
@@ -133,13 +133,13 @@ def test_prompts_are_given_and_padding_is_nothing() -> None:
 
 def test_left_to_right_content_is_the_causal_network_to_the_bit() -> None:
     model, batch = learner(), ragged(8)
-    lesson = Permutation(schedule=Always(LeftToRight())).lesson(batch, seed=0)
-    views = model.prepare(lesson.visibility, lesson.labels, n_keys=lesson.n_keys, valid=lesson.valid_BR)
-    queries = model.query_rows(lesson.labels["position"][:, 8:]) if model.query_rows else None
+    inputs = Permutation(schedule=Always(LeftToRight())).inputs(batch, seed=0)
+    views = model.prepare(inputs.visibility, inputs.labels, n_keys=inputs.n_keys, valid=inputs.valid_BR)
+    queries = model.query_rows(inputs.labels["position"][:, 8:]) if model.query_rows else None
     assert queries is not None
     rows = torch.cat((model.model.embed_tokens(batch.ids_BL), queries), 1)
     content = model.read(rows, views)[:, :8]
-    causal_lesson = Autoregressive().lesson(batch, seed=0)
+    causal_lesson = Autoregressive().inputs(batch, seed=0)
     views = model.prepare(causal_lesson.visibility, causal_lesson.labels)
     torch.testing.assert_close(content, model.hidden(batch.ids_BL, views), rtol=1e-6, atol=1e-6)
 
@@ -184,7 +184,7 @@ def test_annealing_moves_the_share_of_the_last_order() -> None:
         (lambda: growing(0), "every is 0: give a number of steps above 0."),
         (lambda: Annealing(steps=0), "steps is 0: give the number of steps of the annealing, above 0."),
         (
-            lambda: Permutation().lesson(Batch.of([[1, 2]], [2]), 0),
+            lambda: Permutation().inputs(Batch.of([[1, 2]], [2]), 0),
             "sample 0 has nothing to predict: leave at least one of its tokens not given.",
         ),
     ],

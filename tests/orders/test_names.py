@@ -1,4 +1,4 @@
-"""Orders by name, and the ways of writing that they ask for."""
+"""Orders by name, and the modes that they ask for."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from anyorder.api.dispatch import resolve
 from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, TRAINED_BY, Mode, blocks, diffusion, find_mode
+from anyorder.model.modes import NAMES as MODE_NAMES
 from anyorder.orders.by_name import CLASSES, order_named
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random
-from anyorder.orders.names import MIXTURE, NAMES, OBJECTIVES, WAY_OF_ORDER, objective_named, read_order
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, TRAINED_BY, Way, blocks, diffusion, find_way
-from anyorder.ways import NAMES as WAY_NAMES
+from anyorder.orders.names import MIXTURE, MODE_OF_ORDER, NAMES, OBJECTIVES, objective_named, read_order
 from tests.model.networks import network
 
 ALL = (LEFT_TO_RIGHT, ANY_ORDER, diffusion(3), blocks(3, 4))
 
 
 def config(default: str = "left-to-right") -> ModelConfig:
-    return network(ways=ALL, default_way=default).config
+    return network(modes=ALL, default_mode=default).config
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,7 +39,7 @@ def test_orders_have_names(name: str) -> None:
 
 
 def test_every_way_is_asked_for_by_its_name() -> None:
-    assert {WAY_OF_ORDER[name] for name in TRAINED_BY} == set(TRAINED_BY)
+    assert {MODE_OF_ORDER[name] for name in TRAINED_BY} == set(TRAINED_BY)
     assert read_order("blocks:32") == ("blocks", 32)
     assert read_order("blocks").number is None
 
@@ -62,33 +62,33 @@ def test_what_no_order_is_called(words: Any) -> None:
 
 
 def test_names_of_other_ways_are_no_order_of_places() -> None:
-    with pytest.raises(UserError, match=r"^order is 'blocks:8', which is of another way than any-order: give one of"):
+    with pytest.raises(UserError, match=r"^order is 'blocks:8', which is of another mode than any-order: give one of"):
         order_named("blocks:8")
 
 
 @pytest.mark.parametrize("default", ["diffusion", "blocks"])
 @pytest.mark.parametrize(
-    ("order", "way"),
+    ("order", "mode"),
     [
         ("left-to-right", LEFT_TO_RIGHT),
         ("diffusion", diffusion(3)),
         ("blocks", blocks(3, 4)),
         ("blocks:8", blocks(3, 4)),
-        (DiffusionSampler(way="diffusion"), diffusion(3)),
-        (DiffusionSampler(way="blocks"), blocks(3, 4)),
+        (DiffusionSampler(mode="diffusion"), diffusion(3)),
+        (DiffusionSampler(mode="blocks"), blocks(3, 4)),
         (Random(), ANY_ORDER),
         (MostConfident(), ANY_ORDER),
         (Speculative(order=LeftToRight()), ANY_ORDER),
     ],
 )
-def test_an_order_keeps_its_way_whatever_the_default_is(order: Any, way: Any, default: str) -> None:
-    assert resolve(order, config(default)) == (way, order)
+def test_an_order_keeps_its_way_whatever_the_default_is(order: Any, mode: Any, default: str) -> None:
+    assert resolve(order, config(default)) == (mode, order)
 
 
 @pytest.mark.parametrize("default", ["left-to-right", "any-order", "diffusion", "blocks"])
 def test_without_an_order_the_default_writes(default: str) -> None:
-    way, order = resolve(None, config(default))
-    assert way.name == default
+    mode, order = resolve(None, config(default))
+    assert mode.name == default
     assert order == (LeftToRight() if default == "any-order" else default)
 
 
@@ -96,33 +96,33 @@ def test_a_sampler_that_names_no_way_takes_the_default_or_the_one_that_diffuses(
     sampler = DiffusionSampler()
     assert resolve(sampler, config("blocks"))[0].name == "blocks"
     assert resolve(sampler, config("left-to-right"))[0].name == "diffusion"
-    assert resolve(sampler, network(ways=(LEFT_TO_RIGHT, blocks(3, 4))).config)[0].name == "blocks"
-    with pytest.raises(UserError, match=r"^way of the sampler is 'any-order': choose one of None, diffusion, blocks"):
-        DiffusionSampler(way="any-order")
+    assert resolve(sampler, network(modes=(LEFT_TO_RIGHT, blocks(3, 4))).config)[0].name == "blocks"
+    with pytest.raises(UserError, match=r"^mode of the sampler is 'any-order': choose one of None, diffusion, blocks"):
+        DiffusionSampler(mode="any-order")
     with pytest.raises(UserError, match=r"not by 'blocks': train it for that"):
-        resolve(DiffusionSampler(way="blocks"), network(ways=(diffusion(3),)).config)
+        resolve(DiffusionSampler(mode="blocks"), network(modes=(diffusion(3),)).config)
 
 
 # ------------------------------------------------------------------------------------------------ other names
 
 
-@pytest.mark.parametrize("way", WAY_NAMES)
-def test_every_name_of_a_way_is_understood_wherever_one_is_given(way: str) -> None:
-    for name in (way, *WAY_NAMES[way]):
+@pytest.mark.parametrize("mode", MODE_NAMES)
+def test_every_name_of_a_way_is_understood_wherever_one_is_given(mode: str) -> None:
+    for name in (mode, *MODE_NAMES[mode]):
         for words in (name, name.upper(), name.replace("-", "_"), f" {name} ".replace("-", " ")):
-            assert read_order(words).way == way
-            assert objective_named(words) == (TRAINED_BY[way], None)
-            assert find_way(ALL, words).name == way
-            assert resolve(words, config())[0].name == way
-            assert config(words).default_way == way
-            assert Way(name=words, shifted=False, mask_token_id=3, block_length=4).name == way
+            assert read_order(words).mode == mode
+            assert objective_named(words) == (TRAINED_BY[mode], None)
+            assert find_mode(ALL, words).name == mode
+            assert resolve(words, config())[0].name == mode
+            assert config(words).default_mode == mode
+            assert Mode(name=words, shifted=False, mask_token_id=3, block_length=4).name == mode
 
 
 def test_no_name_stands_for_two_things() -> None:
-    everything = [name for way, names in WAY_NAMES.items() for name in (way, *names)]
+    everything = [name for mode, names in MODE_NAMES.items() for name in (mode, *names)]
     assert len(set(everything)) == len(everything)
     assert {*NAMES, MIXTURE} & set(everything) == {"any-order"}
-    assert {names[0] for names in WAY_NAMES.values()} == set(OBJECTIVES)
+    assert {names[0] for names in MODE_NAMES.values()} == set(OBJECTIVES)
     assert list(CLASSES) == list(NAMES)
 
 
@@ -157,7 +157,7 @@ def test_a_misspelt_order_is_led_to_the_right_one() -> None:
 
 
 def test_a_sampler_takes_the_names_of_ways() -> None:
-    assert DiffusionSampler(way="block_diffusion").way == "blocks"
+    assert DiffusionSampler(mode="block_diffusion").mode == "blocks"
 
 
 def test_names_need_no_torch() -> None:
@@ -168,4 +168,4 @@ def test_names_need_no_torch() -> None:
 def test_the_guide_lists_every_name() -> None:
     guide = Path(__file__).parents[2] / "docs" / "coming-from.md"
     rows = re.findall(r"^  \| `([\w-]+)` \| (.*) \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
-    assert {way: tuple(re.findall(r"`([\w-]+)`", others)) for way, others in rows} == WAY_NAMES
+    assert {mode: tuple(re.findall(r"`([\w-]+)`", others)) for mode, others in rows} == MODE_NAMES

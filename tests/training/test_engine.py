@@ -79,13 +79,13 @@ def test_each_epoch_has_every_row_once_in_another_order() -> None:
 def test_batches_of_packed_rows_and_of_answers() -> None:
     batch = make_batch([{"input_ids": [5, 6, 7, 8, 9], "document": [0, 0, 0, 1, 1], "sample": 3}])
     assert batch.position_BL.tolist() == [[0, 1, 2, 0, 1]]
-    assert batch.learnt_BL.all()
+    assert batch.loss_mask_BL.all()
     rows = [
         {"input_ids": [1, 2, 3, 4, 5, 6], "prompt_length": 2, "turns": [[2, 3], [4, 6]], "sample": 0},
         {"input_ids": [1, 2, 3], "prompt_length": 1, "turns": [[1, 3]], "sample": 1},
     ]
     batch = make_batch(rows)
-    assert batch.learnt_BL.tolist() == [[False, False, True, False, True, True], [False, True, True, *[False] * 3]]
+    assert batch.loss_mask_BL.tolist() == [[False, False, True, False, True, True], [False, True, True, *[False] * 3]]
     assert batch.valid_BL.tolist() == [[True] * 6, [True] * 3 + [False] * 3]
     assert batch.sample_B.tolist() == [0, 1]
 

@@ -1,4 +1,4 @@
-"""From settings to what is learnt: the network's own way unless told, and no way lost without a word."""
+"""From settings to what is learnt: the network's own mode unless told, and no mode lost without a word."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from anyorder.cli import main
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.objectives import BlockDiffusion, MaskedDiffusion, MaskedDiffusionTuning
 from anyorder.training import loop
-from anyorder.training.recipes import lost_ways, objective_of, with_own_way
+from anyorder.training.recipes import lost_modes, objective_of, with_own_mode
 from anyorder.training.settings import Run, Training
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, blocks, diffusion
 from tests.cli.test_main import mistake
 from tests.model.networks import network
 
@@ -31,7 +31,7 @@ def settings(**changes: Any) -> Run:
 
 
 @pytest.mark.parametrize(
-    ("way", "objective", "shifted", "block_length"),
+    ("mode", "objective", "shifted", "block_length"),
     [
         (LEFT_TO_RIGHT, "autoregressive", False, None),
         (ANY_ORDER, "permutation", False, None),
@@ -40,56 +40,56 @@ def settings(**changes: Any) -> Run:
         (blocks(MASK, 4), "block-diffusion", False, 4),
     ],
 )
-def test_a_network_keeps_its_own_way(way: Way, objective: str, shifted: bool, block_length: int | None) -> None:
-    config = network().config.replace(ways=(way,))
-    run = with_own_way(settings(), config)
+def test_a_network_keeps_its_own_way(mode: Mode, objective: str, shifted: bool, block_length: int | None) -> None:
+    config = network().config.replace(modes=(mode,))
+    run = with_own_mode(settings(), config)
     assert (run.objective, run.shifted, run.block_length) == (objective, shifted, block_length)
-    (taught,) = objective_of(run, MASK, config, tuning=False).ways
-    assert taught == way
-    assert lost_ways(run, config) == []
+    (taught,) = objective_of(run, MASK, config, tuning=False).modes
+    assert taught == mode
+    assert lost_modes(run, config) == []
 
 
 def test_conventions_of_the_network_stay_with_the_objective_named() -> None:
-    dream = network().config.replace(ways=(diffusion(MASK, shifted=True),))
-    assert with_own_way(settings(objective="masked-diffusion"), dream).shifted
-    assert not with_own_way(settings(objective="block-diffusion"), dream).shifted
-    assert with_own_way(settings(objective="block-diffusion"), dream).block_length == 32
-    in_blocks = network().config.replace(ways=(blocks(MASK, 4),))
-    assert with_own_way(settings(objective="block-diffusion", block_length=8), in_blocks).block_length == 8
+    dream = network().config.replace(modes=(diffusion(MASK, shifted=True),))
+    assert with_own_mode(settings(objective="masked-diffusion"), dream).shifted
+    assert not with_own_mode(settings(objective="block-diffusion"), dream).shifted
+    assert with_own_mode(settings(objective="block-diffusion"), dream).block_length == 32
+    in_blocks = network().config.replace(modes=(blocks(MASK, 4),))
+    assert with_own_mode(settings(objective="block-diffusion", block_length=8), in_blocks).block_length == 8
 
 
 def test_of_several_ways_the_one_to_keep_is_asked_for() -> None:
-    config = network().config.replace(ways=(LEFT_TO_RIGHT, diffusion(MASK)))
+    config = network().config.replace(modes=(LEFT_TO_RIGHT, diffusion(MASK)))
     with pytest.raises(UserError) as error:
-        with_own_way(settings(), config)
+        with_own_mode(settings(), config)
     assert str(error.value) == (
         "objective is not given, and the network in 'z' writes by left-to-right and diffusion, of which training keeps "
         "what it teaches: give one of autoregressive, masked-diffusion, or mixture with shares of several."
     )
-    run = with_own_way(settings(objective="autoregressive"), config)
-    assert lost_ways(run, config) == ["diffusion"]
+    run = with_own_mode(settings(objective="autoregressive"), config)
+    assert lost_modes(run, config) == ["diffusion"]
     mixture = settings(objective="mixture", shares=["autoregressive=1", "masked-diffusion=1"])
-    assert lost_ways(with_own_way(mixture, config), config) == []
+    assert lost_modes(with_own_mode(mixture, config), config) == []
 
 
 def test_a_setting_of_another_way_is_refused_when_the_network_is_known() -> None:
     with pytest.raises(UserError, match="for the objective 'masked-diffusion', which does not have it"):
-        with_own_way(settings(predicted=0.5), network().config.replace(ways=(diffusion(MASK),)))
+        with_own_mode(settings(predicted=0.5), network().config.replace(modes=(diffusion(MASK),)))
 
 
 def test_noise_as_the_settings_say() -> None:
-    config = network().config.replace(ways=(diffusion(MASK),), eos_token_ids=(2,))
-    run = with_own_way(settings(eps=0.01, random_length_prob=0.2), config)
+    config = network().config.replace(modes=(diffusion(MASK),), eos_token_ids=(2,))
+    run = with_own_mode(settings(eps=0.01, random_length_prob=0.2), config)
     whole = objective_of(run, MASK, config, tuning=False)
     assert isinstance(whole, MaskedDiffusion)
     assert (whole.eps, whole.random_length) == (0.01, 0.2)
     with pytest.raises(UserError, match="but answers are not cropped: leave it out"):
         objective_of(run, MASK, config, tuning=True)
-    tuned = objective_of(with_own_way(settings(eps=0.01), config), MASK, config, tuning=True)
+    tuned = objective_of(with_own_mode(settings(eps=0.01), config), MASK, config, tuning=True)
     assert isinstance(tuned, MaskedDiffusionTuning)
     assert tuned.eps == 0.01
     in_blocks = objective_of(
-        with_own_way(settings(objective="block-diffusion", eps=0.5), config), MASK, config, tuning=True
+        with_own_mode(settings(objective="block-diffusion", eps=0.5), config), MASK, config, tuning=True
     )
     assert isinstance(in_blocks, BlockDiffusion)
     assert in_blocks.eps == 0.5
@@ -137,7 +137,7 @@ def test_training_from_a_network_that_diffuses_leaves_one_that_does(
     tokenizer.add_special_tokens({"mask_token": "<m>"})
     mask_token_id: int = tokenizer.mask_token_id
     config = network().config.replace(
-        vocab_size=len(tokenizer), ways=(diffusion(mask_token_id, shifted=True),),
+        vocab_size=len(tokenizer), modes=(diffusion(mask_token_id, shifted=True),),
         eos_token_ids=(tokenizer.eos_token_id,), bos_token_id=None, pad_token_id=None, max_position_embeddings=64,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -150,7 +150,7 @@ def test_training_from_a_network_that_diffuses_leaves_one_that_does(
     assert main([command, *map(str, words), *more]) == 0
     assert "objective masked-diffusion" in capsys.readouterr().err
     trained, _ = anyorder.load(tmp_path / "out", device="cpu")
-    assert trained.config.ways == config.ways
+    assert trained.config.modes == config.modes
     words[5] = tmp_path / "other"
     assert main([command, *map(str, words), *more, "--objective=autoregressive"]) == 0
     assert "will no longer write by diffusion: a mixture keeps what it teaches" in " ".join(

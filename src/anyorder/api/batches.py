@@ -94,15 +94,15 @@ class Batches:
         read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens)
         samples = options.num_samples or 1
         self._decoders = {
-            way.name: decoder_of(
-                way, order, model, sampling=options.sampling, max_new_tokens=options.max_new_tokens,
+            mode.name: decoder_of(
+                mode, order, model, sampling=options.sampling, max_new_tokens=options.max_new_tokens,
                 use_cache=options.use_cache, compile=options.compile, num_beams=options.num_beams, num_samples=samples,
             )
-            for way, order in {way.name: (way, order) for way, order in read.ways}.values()
+            for mode, order in {mode.name: (mode, order) for mode, order in read.modes}.values()
         }  # fmt: skip
         self.single = read.single
         self.rows = [ids for ids in read.rows for _ in range(samples)]
-        self._ways = [way.name for way, _ in read.ways for _ in range(samples)]
+        self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
         self._prompts = [text for text in read.texts for _ in range(samples)]
         self._stops = stop_strings(options.stop, tokenizer)
         self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self.rows]
@@ -116,18 +116,18 @@ class Batches:
             yield Finished.of(self._generation(rows, watch), texts, [self._prompts[row] for row in rows])
 
     def _generation(self, rows: range, watch: Watch | None) -> Generation:
-        """The rows of each way at once, and then in their order again."""
-        by_way = {name: [row for row in rows if self._ways[row] == name] for name in self._decoders}
-        parts = [self._written(name, of_way, watch) for name, of_way in by_way.items() if of_way]
-        places = [row for of_way in by_way.values() for row in of_way]
+        """The rows of each mode at once, and then in their order again."""
+        by_mode = {name: [row for row in rows if self._modes[row] == name] for name in self._decoders}
+        parts = [self._written(name, of_mode, watch) for name, of_mode in by_mode.items() if of_mode]
+        places = [row for of_mode in by_mode.values() for row in of_mode]
         return Generation.join(parts).select([places.index(row) for row in rows])
 
-    def _written(self, way: str, rows: Sequence[int], watch: Watch | None) -> Generation:
+    def _written(self, mode: str, rows: Sequence[int], watch: Watch | None) -> Generation:
         prompts = [self.rows[row] for row in rows]
         condition = self._stopped if self._stops else None
         if self._options.num_beams == 1:
             recorder = Recorder(prompts, rows, self._model.config.eos_token_ids)
-            for step in recorder.watch(self._decoders[way](prompts, rows, condition)):
+            for step in recorder.watch(self._decoders[mode](prompts, rows, condition)):
                 if watch is not None:
                     watch(step)
             return recorder.generation()

@@ -1,4 +1,4 @@
-"""From an order, by name or as an object, to the decoder that writes in it: one case for each way of writing."""
+"""From an order, by name or as an object, to the decoder that writes in it: one case for each mode."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, refuse_unless_causal
 from anyorder.orders.by_name import AnyOrder, order_named
 from anyorder.orders.names import read_order
 from anyorder.orders.plan import GroupPlan
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way, refuse_unless_causal
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 FILL_GAPS = (ANY_ORDER.name, "diffusion", "blocks")
-"""The ways that fill gaps, in the order in which they are taken where none is named."""
+"""The modes that fill gaps, in the order in which they are taken where none is named."""
 
 Order = str | AnyOrder | Speculative | DiffusionSampler
 """What `generate` takes as an order."""
@@ -39,16 +39,16 @@ Decoder = Callable[[Sequence[Sequence[int]], Sequence[int], Stop | None], Iterat
 """Given prompts (from left to right) or canvases, their numbers and a condition to stop, the steps that write them."""
 
 
-def resolve(order: Order | None, config: ModelConfig, *, gap_in: str | None = None) -> tuple[Way, Order]:
-    """The way of the network that an order asks for, and the order itself.
+def resolve(order: Order | None, config: ModelConfig, *, gap_in: str | None = None) -> tuple[Mode, Order]:
+    """The mode of the network that an order asks for, and the order itself.
 
     Args:
-        order: a name or an object; unless given, the network's default, or a way that fills gaps where there is one.
+        order: a name or an object; unless given, the network's default, or a mode that fills gaps where there is one.
         config: of the network.
         gap_in: the name of a prompt that has a gap.
 
     Returns:
-        Of the way "any-order", the order is an object. A name of another way stays one, since it has no more to say,
+        Of the mode "any-order", the order is an object. A name of another mode stays one, since it has no more to say,
         or its sampler depends on how tokens are drawn.
 
     Raises:
@@ -61,26 +61,26 @@ def resolve(order: Order | None, config: ModelConfig, *, gap_in: str | None = No
     if order is not None and not isinstance(order, str):
         if not isinstance(order, AnyOrder | Speculative):
             read_order(order)  # says what an order is
-        return config.way(ANY_ORDER.name), order
-    words = config.default_way if order is None else order
+        return config.mode(ANY_ORDER.name), order
+    words = config.default_mode if order is None else order
     name = read_order(words)
-    if name.way == LEFT_TO_RIGHT.name:
-        refuse_unless_causal(config.ways, config.default_way)
-    way = config.way(name.way)
-    return way, order_named(words) if way.name == ANY_ORDER.name else words
+    if name.mode == LEFT_TO_RIGHT.name:
+        refuse_unless_causal(config.modes, config.default_mode)
+    mode = config.mode(name.mode)
+    return mode, order_named(words) if mode.name == ANY_ORDER.name else words
 
 
 def _filling_gaps(order: Order | None, config: ModelConfig, gap_in: str) -> Order:
-    """The order; unless given, the network's default, if that fills gaps, or else a way that does."""
-    has = {way.name for way in config.ways}
-    fills = [name for name in (config.default_way, *FILL_GAPS) if name in has.intersection(FILL_GAPS)]
+    """The order; unless given, the network's default, if that fills gaps, or else a mode that does."""
+    has = {mode.name for mode in config.modes}
+    fills = [name for name in (config.default_mode, *FILL_GAPS) if name in has.intersection(FILL_GAPS)]
     if not fills:
         raise UserError(
             f"{gap_in} has a gap ({GAP}, or {BLANK} among token ids), and this network writes by "
-            f"{config.default_way!r} alone, which fills none: load a network that writes in any order or by diffusion, "
-            f"or give token ids where {GAP} is meant as text."
+            f"{config.default_mode!r} alone, which fills none: load a network that writes in any order or by "
+            f"diffusion, or give token ids where {GAP} is meant as text."
         )
-    if isinstance(order, str) and read_order(order).way == LEFT_TO_RIGHT.name:
+    if isinstance(order, str) and read_order(order).mode == LEFT_TO_RIGHT.name:
         raise UserError(
             f"order is {order!r}, which fills no gap, and {gap_in} has one ({GAP}, or {BLANK} among token ids): leave "
             f"out the order, or give {fills[0]!r}."
@@ -88,22 +88,24 @@ def _filling_gaps(order: Order | None, config: ModelConfig, gap_in: str) -> Orde
     return fills[0] if order is None else order
 
 
-def _diffusing(sampler: DiffusionSampler, config: ModelConfig) -> Way:
-    """The way that a sampler names; otherwise the network's default, if that diffuses, or the one that does."""
-    if sampler.way is not None:
-        return config.way(sampler.way)
-    has = {way.name for way in config.ways} & {"diffusion", "blocks"}
-    return config.way(next((name for name in (config.default_way, "diffusion", "blocks") if name in has), "diffusion"))
+def _diffusing(sampler: DiffusionSampler, config: ModelConfig) -> Mode:
+    """The mode that a sampler names; otherwise the network's default, if that diffuses, or the one that does."""
+    if sampler.mode is not None:
+        return config.mode(sampler.mode)
+    has = {mode.name for mode in config.modes} & {"diffusion", "blocks"}
+    return config.mode(
+        next((name for name in (config.default_mode, "diffusion", "blocks") if name in has), "diffusion")
+    )
 
 
 def decoder_of(
-    way: Way, order: Order, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
+    mode: Mode, order: Order, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
     compile: bool | Literal["auto"], num_beams: int = 1, num_samples: int = 1, fused: FusedCanvases | None = None,
 ) -> Decoder:  # fmt: skip
     """What writes in this order.
 
     Args:
-        way, order: from `resolve`.
+        mode, order: from `resolve`.
         num_samples: texts of each prompt, which share its plan.
         fused: where phrasings of questions stand in canvases.
         model, sampling, max_new_tokens, use_cache, compile, num_beams: as in `anyorder.generate`.
@@ -111,9 +113,9 @@ def decoder_of(
     Raises:
         UserError: options that only writing from left to right has, or that an order does not know.
     """
-    if way.name in (LEFT_TO_RIGHT.name, ANY_ORDER.name):
+    if mode.name in (LEFT_TO_RIGHT.name, ANY_ORDER.name):
         sampling.check_filters()
-    if way.name == LEFT_TO_RIGHT.name:
+    if mode.name == LEFT_TO_RIGHT.name:
         return lambda prompts, rows, stop: left_to_right_steps(
             model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
             compile=compile, rows=rows,
@@ -122,11 +124,11 @@ def decoder_of(
         raise UserError(f"num_beams is {num_beams!r}, but beams are written from left to right: leave it out.")
     if compile is True:
         raise UserError("compile is True, but only writing from left to right is compiled: leave it out.")
-    if way.name != ANY_ORDER.name:
-        assert isinstance(order, str | DiffusionSampler), "an order of another way was known above"
+    if mode.name != ANY_ORDER.name:
+        assert isinstance(order, str | DiffusionSampler), "an order of another mode was known above"
         sampler = sampler_of_order(order, sampling, use_cache=use_cache)
         return lambda canvases, rows, stop: diffusion_steps(
-            model, canvases, sampler, way=way, rows=rows, seed=sampling.seed, stop=stop, fused=fused
+            model, canvases, sampler, mode=mode, rows=rows, seed=sampling.seed, stop=stop, fused=fused
         )
 
     def of(planned: Any, rows: Sequence[int]) -> Any:
@@ -151,13 +153,13 @@ class Prompts:
 
     Attributes:
         rows: token ids of each; a canvas, unless it is written from left to right.
-        ways: the way of each, and the order in which it is written.
+        modes: the mode of each, and the order in which it is written.
         texts: each as it was given, where that is text.
         single: whether a single prompt was given, not a list of them.
     """
 
     rows: list[list[int]]
-    ways: list[tuple[Way, Order]]
+    modes: list[tuple[Mode, Order]]
     texts: list[str | None]
     single: bool
 
@@ -184,9 +186,9 @@ def prompts_for(
     )
     gaps = [number for number, row in enumerate(rows) if BLANK in row]
     filling = resolve(order, config, gap_in=f"prompt {gaps[0]}") if gaps else by_order
-    ways = [filling if BLANK in row else by_order for row in rows]
-    for number, (row, (way, _)) in enumerate(zip(rows, ways, strict=True)):
-        if way.name == LEFT_TO_RIGHT.name:
+    modes = [filling if BLANK in row else by_order for row in rows]
+    for number, (row, (mode, _)) in enumerate(zip(rows, modes, strict=True)):
+        if mode.name == LEFT_TO_RIGHT.name:
             check_prompts(config, [row], [number])
             continue
         if BLANK not in row:
@@ -194,7 +196,7 @@ def prompts_for(
         check_canvases(config, [row], [number])
     entries = [prompt] if isinstance(prompt, str) else prompt if isinstance(prompt, list | tuple) else ()
     texts = [entry if isinstance(entry, str) else None for entry in entries]
-    return Prompts(rows, ways, texts if len(texts) == len(rows) else [None] * len(rows), single)
+    return Prompts(rows, modes, texts if len(texts) == len(rows) else [None] * len(rows), single)
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]) -> Continuation | Gaps:

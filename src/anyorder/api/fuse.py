@@ -22,8 +22,8 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, Stop, collect
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.model.modes import LEFT_TO_RIGHT
 from anyorder.utils.annotations import checked
-from anyorder.ways import LEFT_TO_RIGHT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,7 +107,7 @@ def fuse(
         store: a folder that keeps the keys of prefixes and phrasings, which are then not read again.
         attention_share: whether to measure how much attention each phrasing got, which takes a pass more.
         use_cache: False reads the whole masked sequence again for each token (slow reference path).
-        order: the way of writing, as `generate` takes it: from left to right, in any order, or by masked diffusion,
+        order: the mode, as `generate` takes it: from left to right, in any order, or by masked diffusion,
             where the whole answer sees all phrasings while it is written; the network's default unless given. Methods
             other than "attention", beams, stored parts and scores of phrasings are for writing from left to right.
 
@@ -231,9 +231,9 @@ class _Fuser:
         self.model, self.tokenizer = model, tokenizer
         self.questions, self.single = questions
         self.fusion, self.sampling = fusion, sampling
-        self.way, self.order = resolve(order, model.config)
+        self.mode, self.order = resolve(order, model.config)
         self.max_new_tokens, self.use_cache = max_new_tokens, use_cache
-        if self.way.name == LEFT_TO_RIGHT.name:
+        if self.mode.name == LEFT_TO_RIGHT.name:
             sampling.check_filters()
         self.stops = stop_strings(stop, tokenizer)
         self.score = weights if isinstance(weights, str) else None
@@ -248,9 +248,9 @@ class _Fuser:
 
     def refuse_unless_causal(self, given: Mapping[str, bool]) -> None:
         """Refuse the options, by name, that are given although only answers from left to right have them."""
-        for name in (name for name, is_given in given.items() if is_given and self.way.name != LEFT_TO_RIGHT.name):
+        for name in (name for name, is_given in given.items() if is_given and self.mode.name != LEFT_TO_RIGHT.name):
             raise UserError(
-                f"{name} is for answers from left to right, but this is one by {self.way.name!r}: leave it out."
+                f"{name} is for answers from left to right, but this is one by {self.mode.name!r}: leave it out."
             )
 
     def weighed(self, rows: range, keep: int | None) -> tuple[list[Question], list[list[int]]]:
@@ -270,7 +270,7 @@ class _Fuser:
         self, questions: Sequence[Question], rows: range, stop: Stop | None, beams: int = 1
     ) -> tuple[Sequence[Sequence[int]], Iterator[Step]]:
         """The prompts or canvases of these questions, and the steps that write their answers."""
-        if self.way.name == LEFT_TO_RIGHT.name:
+        if self.mode.name == LEFT_TO_RIGHT.name:
             steps = fusion_steps(
                 self.model, questions, fusion=self.fusion, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
                 stop=stop, rows=rows, beams=beams, use_cache=self.use_cache, store=self.store,
@@ -279,7 +279,7 @@ class _Fuser:
             return [question.layout(self.fusion.positions).token_ids for question in questions], steps
         fused = FusedCanvases(questions, self.fusion, [self.limits[row] for row in rows], self.model.device)
         decoder = decoder_of(
-            self.way, self.order, self.model, sampling=self.sampling, max_new_tokens=self.max_new_tokens,
+            self.mode, self.order, self.model, sampling=self.sampling, max_new_tokens=self.max_new_tokens,
             use_cache=self.use_cache, compile="auto", fused=fused,
         )  # fmt: skip
         return fused.canvases, decoder(fused.canvases, rows, stop)

@@ -12,8 +12,8 @@ from anyorder.api.text import Prompt
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from anyorder.likelihood.exact import log_prob
+from anyorder.model.modes import ANY_ORDER
 from anyorder.orders.plan import GroupPlan
-from anyorder.ways import ANY_ORDER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,7 +51,7 @@ class LikeliestLengths:
             raise UserError(f"gap_tokens is {lengths!r}: give at least one length.")
         self._lengths = list(lengths)
         self._refuse(num_samples=options.num_samples)
-        model.config.way(ANY_ORDER.name)
+        model.config.mode(ANY_ORDER.name)
         self._model = model
         self._by_length = [Batches(model, tokenizer, prompt, options, length) for length in lengths]
         self.rows, self.single = self._by_length[0].rows, self._by_length[0].single

@@ -122,7 +122,7 @@ def generate(
             `apply_chat_template` returns, whose padding is dropped. A list may be ragged. Nothing is added to token
             ids, and to text nothing that it carries already. `[...]` in a text is a gap to be filled, and -1 among
             token ids a token to be written.
-        order: the way of writing: "left-to-right", "any-order", "random", "groups:4" (and other names of
+        order: the mode: "left-to-right", "any-order", "random", "groups:4" (and other names of
             `anyorder.orders.names`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
             of `anyorder.orders`, `MostConfident`, `Speculative`, a `DiffusionSampler`. Unless given, the network's
             default; for a prompt with a gap, which is not filled from left to right, "any-order" or else "diffusion".
@@ -227,9 +227,9 @@ def stream(
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use generate.")
     if not read.single:
         raise UserError(f"the prompt of a stream is a list of {len(read.rows)}: give one of them, or use generate.")
-    [(way, order)] = read.ways
+    [(mode, order)] = read.modes
     write = decoder_of(
-        way, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
+        mode, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
     )
     text = text_of(tokenizer, read.rows[0], stop_strings(stop, tokenizer))
     if isinstance(text, Gaps):

@@ -49,7 +49,7 @@ def read_questions(
     questions = []
     for number, of_question in enumerate(of_questions):
         name = "" if single else f" of question {number}"
-        spell = _Speller(tokenizer, prefixes[number], of_question)
+        spell = _Detokenizer(tokenizer, prefixes[number], of_question)
         if not of_question:
             raise UserError(f"there are 0 phrasings{name}: give at least one.")
         for index, phrasing in enumerate(of_question):
@@ -66,7 +66,7 @@ def read_questions(
     return questions, single
 
 
-class _Speller:
+class _Detokenizer:
     """Makes token ids of the parts of one question.
 
     Args:

@@ -178,7 +178,7 @@ class Continuation:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str] = ()) -> None:
         self.text = ""
         self.tokenizer = tokenizer
-        self._speller = Speller(tokenizer, prompt)
+        self._detokenizer = IncrementalDetokenizer(tokenizer, prompt)
         self._stops = stops
         special = set(stops) & set(tokenizer.all_special_tokens) if stops else set()
         self._stop_ids = {tokenizer.convert_tokens_to_ids(stop) for stop in special}
@@ -190,7 +190,7 @@ class Continuation:
         """Reads on, given all that was written so far; whether the text comes to a stop string with what is new."""
         fresh, self._tokens = written[self._tokens :], len(written)
         may_begin = max(0, len(self.text) - self._longest + 1)
-        self.text += self._speller.read(fresh)
+        self.text += self._detokenizer.read(fresh)
         found = [at for stop in self._stops if (at := self.text.find(stop, may_begin)) >= 0]
         self.text = self.text[: min(found, default=None)]
         return bool(found) or not self._stop_ids.isdisjoint(fresh)
@@ -230,8 +230,8 @@ class Gaps:
         for is_blank, run in itertools.groupby(range(len(filled)), lambda at: self._canvas[at] == BLANK):
             positions = list(run)
             if is_blank:
-                speller = Speller(self._tokenizer, filled[: positions[0]])
-                self.parts.append(speller.read([filled[at] for at in positions]))
+                detokenizer = IncrementalDetokenizer(self._tokenizer, filled[: positions[0]])
+                self.parts.append(detokenizer.read([filled[at] for at in positions]))
         return False
 
 
@@ -243,10 +243,10 @@ def filled(prompt: str, parts: Sequence[str]) -> str:
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     """The text of token ids, without special tokens and bytes at the end that are no whole character."""
-    return Speller(tokenizer, ()).read(ids)
+    return IncrementalDetokenizer(tokenizer, ()).read(ids)
 
 
-class Speller:
+class IncrementalDetokenizer:
     """Spells tokens one after another: each costs the decoding of a few, however long the text is.
 
     Tokens cannot be decoded one by one. Alone they would read otherwise: SentencePiece drops the space at the

@@ -1,4 +1,4 @@
-"""A network that shall learn further ways of writing."""
+"""A network that shall learn further modes."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from torch import nn
 
 from anyorder.checkpoints import weights
 from anyorder.model.llama import Llama
-from anyorder.ways import Way
+from anyorder.model.modes import Mode
 
 
-def adapt(model: Llama, ways: Sequence[Way], default_way: str = "", seed: int = 0) -> Llama:
-    """The same network with these ways of writing: what it has is shared, and what it lacks is drawn.
+def adapt(model: Llama, modes: Sequence[Mode], default_mode: str = "", seed: int = 0) -> Llama:
+    """The same network with these modes: what it has is shared, and what it lacks is drawn.
 
     Only query rows can be lacking, which "any-order" needs; the backbone stays as it is, so a causal network still
     writes what it wrote.
 
     Args:
         model: the network; its weights are shared, not copied.
-        ways: all ways that the new one shall have, with those that it had if they are to stay.
-        default_way: the name of the one that is taken unless another is asked for; the first unless given.
+        modes: all modes that the new one shall have, with those that it had if they are to stay.
+        default_mode: the name of the one that is taken unless another is asked for; the first unless given.
         seed: decides what is drawn.
 
     Raises:
-        UserError: the ways exclude each other, or a mask token is outside the vocabulary.
+        UserError: the modes exclude each other, or a mask token is outside the vocabulary.
     """
-    config = model.config.replace(ways=tuple(ways), default_way=default_way)
+    config = model.config.replace(modes=tuple(modes), default_mode=default_mode)
     adapted = weights.blank(config, model.backend)
     had = dict(model.named_parameters(remove_duplicate=False))
     generator = torch.Generator().manual_seed(seed)

@@ -37,14 +37,14 @@ from anyorder.checkpoints.rotary_json import (
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
+from anyorder.model.modes import Mode
 from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention, attention_class
 from anyorder.utils.annotations import shown
-from anyorder.ways import Way
 
 logger = logging.getLogger(__name__)
 
-Record = typing.TypeVar("Record", LayerKind, Way)
+Record = typing.TypeVar("Record", LayerKind, Mode)
 
 OURS = "AnyOrderForCausalLM"
 """The class of networks that no architecture of transformers can express, under `model_type: "anyorder"`."""
@@ -87,8 +87,8 @@ def _check_classes(fields: Json, names: tuple[str, ...]) -> None:
 
 def _from_form(fields: Json, form: Form) -> ModelConfig:
     _check_classes(fields, form.class_names)
-    way = form.way(fields)
-    return _from_native(form.read(fields), _native(form)).replace(ways=(way,), default_way=way.name)
+    mode = form.mode(fields)
+    return _from_native(form.read(fields), _native(form)).replace(modes=(mode,), default_mode=mode.name)
 
 
 def _native(form: Form) -> Architecture:
@@ -103,13 +103,13 @@ def form_to_json(config: ModelConfig, form: Form) -> Json:
     Raises:
         UserError: the form cannot express the network.
     """
-    way, *others = config.ways
-    if others or way.name not in ("diffusion", "blocks") or way.shifted != form.shifted:
+    mode, *others = config.modes
+    if others or mode.name not in ("diffusion", "blocks") or mode.shifted != form.shifted:
         wanted = f"masked diffusion alone, {'shifted' if form.shifted else 'not shifted'}"
         raise UserError(f"form {form.name!r} is for networks that write by {wanted}: leave out the form.")
     native = _to_native(config, _native(form))
     names = {"model_type": form.model_type, "architectures": [form.class_names[0]]}
-    fields = form.write(native, way) | names
+    fields = form.write(native, mode) | names
     plain = config.with_exact_angles
     if attention_class(config) is not SelfAttention or _from_form(fields, form) != plain:
         remedy = f"it is no {form.native} but for who sees whom, or its end tokens differ"
@@ -244,7 +244,17 @@ def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) ->
         return False
 
 
+RENAMED = {"ways": "modes", "default_way": "default_mode"}
+"""Fields of our own form under the names that earlier versions wrote, and their names now."""
+
+
+def with_new_names(fields: Json) -> Json:
+    """Return the fields of our own form, also where an earlier version wrote them."""
+    return {RENAMED.get(name, name): value for name, value in fields.items()}
+
+
 def _from_anyorder(fields: Json) -> ModelConfig:
+    fields = with_new_names(fields)
     ours = {field.name for field in dataclasses.fields(ModelConfig)}
     beside = {"model_type", "architectures", "eos_token_id", *OF_TRANSFORMERS}
     for name in fields:
@@ -258,9 +268,9 @@ def _from_anyorder(fields: Json) -> ModelConfig:
             raise UserError(f"field {name!r} is {shown(known[name])}: give a list.")
     known["layers"] = tuple(_record(LayerKind, "layers", _with_rotary(entry)) for entry in known["layers"])
     known["eos_token_ids"] = _our_ends(fields.get("eos_token_id"), tuple(known["eos_token_ids"]))
-    if "ways" in known:
-        ways = known["ways"] if isinstance(known["ways"], list | tuple) else [known["ways"]]
-        known["ways"] = tuple(_record(Way, "ways", entry) for entry in ways)
+    if "modes" in known:
+        modes = known["modes"] if isinstance(known["modes"], list | tuple) else [known["modes"]]
+        known["modes"] = tuple(_record(Mode, "modes", entry) for entry in modes)
     _require(known)
     check_types(known, typing.get_type_hints(ModelConfig))
     return ModelConfig(**known)
@@ -324,7 +334,7 @@ def our_config_to_json(config: ModelConfig) -> Json:
         "layers": [_layer_to_json(layer) for layer in config.layers],
         "eos_token_ids": list(config.eos_token_ids),
         "eos_token_id": ends_to_json(config.eos_token_ids),  # which transformers and others read
-        "ways": [dataclasses.asdict(way) for way in config.ways],
+        "modes": [dataclasses.asdict(mode) for mode in config.modes],
     }
 
 

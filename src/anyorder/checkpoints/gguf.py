@@ -15,9 +15,9 @@ from anyorder.checkpoints.contents import EMBEDDING, Contents, contents_of
 from anyorder.checkpoints.gguf_tokenizer import Vocabulary, vocabulary_of
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.modes import LEFT_TO_RIGHT
 from anyorder.model.rope import LinearRotary, Llama3Rotary, Rotary
 from anyorder.utils.files import whole_file
-from anyorder.ways import LEFT_TO_RIGHT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -179,8 +179,8 @@ def _add_tokenizer(writer: Any, config: ModelConfig, words: Vocabulary | None) -
 def _beyond(contents: Contents) -> str | None:
     """What of the network a GGUF file, as written here, cannot hold."""
     config = contents.config
-    if config.ways != (LEFT_TO_RIGHT,):
-        return f"the network writes {', '.join(way.name for way in config.ways)}"
+    if config.modes != (LEFT_TO_RIGHT,):
+        return f"the network writes {', '.join(mode.name for mode in config.modes)}"
     if type(config.rotary) not in (Rotary, LinearRotary, Llama3Rotary):
         return f"rotary is {type(config.rotary).__name__}"
     if any(kind != LayerKind() for kind in config.layers):

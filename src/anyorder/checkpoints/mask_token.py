@@ -39,7 +39,7 @@ def with_mask_token(
 ) -> tuple[Llama, int]:  # fmt: skip
     """The network with a token that hides others, and the id of that.
 
-    In this order: the mask token of one of the network's ways; `token` as an id; the tokenizer's mask token; `token`
+    In this order: the mask token of one of the network's modes; `token` as an id; the tokenizer's mask token; `token`
     where the vocabulary has that text, or, unless a text is chosen, its one token with the name of a mask. The row of
     such a token stays as it is, since it may have been trained. Otherwise `token` is added to the vocabulary, in an
     embedding that is spare or in a new row. The new row, of the embedding and of an untied head, is the mean of all
@@ -62,7 +62,7 @@ def with_mask_token(
         raise UserError(
             f"mask_token is {_short(token)}, but the network has {size} tokens: give an id below that, or a text."
         )
-    known = next((way.mask_token_id for way in model.config.ways if way.mask_token_id is not None), None)
+    known = next((mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None), None)
     if known is not None:
         if token_id not in (None, known):
             raise UserError(f"mask_token is {token!r}, but the network's own mask token is {known}: leave it out.")

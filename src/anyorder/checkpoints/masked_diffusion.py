@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from anyorder.errors import UserError
+from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.utils.annotations import shown
-from anyorder.ways import Way, blocks, diffusion
 
 Json = dict[str, Any]
 
@@ -94,7 +94,7 @@ def _read_llada(fields: Json) -> Json:
     return {"model_type": "llama", **ours}
 
 
-def _write_llada(native: Json, way: Way) -> Json:
+def _write_llada(native: Json, mode: Mode) -> Json:
     end = native["eos_token_id"]
     fields = {there: native[here] for there, here in LLADA_FIELDS.items()}
     return {
@@ -103,7 +103,7 @@ def _write_llada(native: Json, way: Way) -> Json:
         **fields,
         "vocab_size": native["vocab_size"],
         "eos_token_id": end[0] if isinstance(end, list) else end,
-        "mask_token_id": way.mask_token_id,
+        "mask_token_id": mode.mask_token_id,
     }
 
 
@@ -119,13 +119,13 @@ def _read_dream(fields: Json) -> Json:
     return {**fields, **ends, "is_causal": None}
 
 
-def _write_plain(native: Json, way: Way) -> Json:
-    return {**native, "mask_token_id": way.mask_token_id, "use_cache": False}
+def _write_plain(native: Json, mode: Mode) -> Json:
+    return {**native, "mask_token_id": mode.mask_token_id, "use_cache": False}
 
 
-def _write_in_blocks(native: Json, way: Way) -> Json:
-    length = {} if way.block_length is None else {BLOCK_FIELDS[0]: way.block_length}
-    return _write_plain(native, way) | length
+def _write_in_blocks(native: Json, mode: Mode) -> Json:
+    length = {} if mode.block_length is None else {BLOCK_FIELDS[0]: mode.block_length}
+    return _write_plain(native, mode) | length
 
 
 # ------------------------------------------------------------------------------------------- forms
@@ -162,14 +162,14 @@ class Form:
     native: str
     shifted: bool = False
     read: Callable[[Json], Json] = _read_plain
-    write: Callable[[Json, Way], Json] = _write_plain
+    write: Callable[[Json, Mode], Json] = _write_plain
     tensors: Mapping[str, str] = field(default_factory=dict)
     mask_token_id: int | None = None
     in_blocks: bool = False
     block_length: int | None = None
     own_head: bool = False
 
-    def way(self, fields: Json) -> Way:
+    def mode(self, fields: Json) -> Mode:
         """How the network writes.
 
         Raises:

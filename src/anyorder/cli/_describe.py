@@ -11,8 +11,8 @@ from rich.table import Table
 from anyorder.checkpoints.rotary_json import rotary_to_json
 from anyorder.inspection.head_sharing import HeadSharing
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.modes import Mode
 from anyorder.model.rope import Rotary
-from anyorder.ways import Way
 
 
 def layers(kinds: tuple[LayerKind, ...]) -> str:
@@ -47,16 +47,16 @@ def heads(config: ModelConfig) -> str:
     return f"{config.head_layout}: {queries} query and {shared} key-value heads of width {config.head_dim}"
 
 
-def ways(config: ModelConfig) -> str:
+def modes(config: ModelConfig) -> str:
     """What the network can write, the default first: "diffusion, mask token 5, shifted; left-to-right"."""
 
-    def conventions(way: Way) -> str:
-        block = "" if way.block_length is None else f" of {way.block_length}"
-        mask = "" if way.mask_token_id is None else f", mask token {way.mask_token_id}"
-        shifted = ", shifted" if way.shifted and way.mask_token_id is not None else ""
-        return f"{way.name}{block}{mask}{shifted}"
+    def conventions(mode: Mode) -> str:
+        block = "" if mode.block_length is None else f" of {mode.block_length}"
+        mask = "" if mode.mask_token_id is None else f", mask token {mode.mask_token_id}"
+        shifted = ", shifted" if mode.shifted and mode.mask_token_id is not None else ""
+        return f"{mode.name}{block}{mask}{shifted}"
 
-    return "; ".join(map(conventions, sorted(config.ways, key=lambda way: way.name != config.default_way)))
+    return "; ".join(map(conventions, sorted(config.modes, key=lambda mode: mode.name != config.default_mode)))
 
 
 def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:

@@ -1,4 +1,4 @@
-"""What `anyorder generate` is told about the way of writing, as the `order` that `anyorder.generate` takes."""
+"""What `anyorder generate` is told about the mode, as the `order` that `anyorder.generate` takes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def chosen_order(
     if sampling_method == "fixed_length":
         sampler = sampler.replace(block_length=None)
     grow = sampling_method == "semi_ar_origin"
-    return sampler.replace(way=name and name.way, top_k=top_k, top_p=top_p, grow=grow, stop_at_end=by_blocks)
+    return sampler.replace(mode=name and name.mode, top_k=top_k, top_p=top_p, grow=grow, stop_at_end=by_blocks)
 
 
 def with_drafts(order: Any, draft: int | None) -> Any:

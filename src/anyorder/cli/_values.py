@@ -13,10 +13,10 @@ from typing import Any
 
 from anyorder.cli._groups import OVERWRITE
 from anyorder.errors import UserError
+from anyorder.model.modes import NAMES, mode_named
 from anyorder.orders.names import read_order
 from anyorder.utils.annotations import shown
 from anyorder.utils.files import check_place
-from anyorder.ways import NAMES, way_named
 
 DTYPES = ("auto", "float32", "bfloat16", "float16", "float64", "int8")
 """Names of data types; where int8 is none of them, the library says so."""
@@ -122,8 +122,8 @@ def _method(name: str, value: Any) -> None:
             read_order(words, name, others=PRESETS)
 
 
-def _way(name: str, value: Any) -> None:
-    if way_named(value) is None:
+def _mode(name: str, value: Any) -> None:
+    if mode_named(value) is None:
         raise UserError(f"{name} is {shown(value)}: give one of {', '.join(NAMES)}.")
 
 
@@ -185,7 +185,7 @@ CHECKS: dict[str, Check] = {
     "order": _order,
     "orders": _order,
     "inspect compare method": _method,
-    "way": _way,
+    "mode": _mode,
     "plot": _picture,
     "fuse method": _one_of(FUSIONS),
     "fuse run method": _one_of(RUN_METHODS),

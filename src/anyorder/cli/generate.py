@@ -61,7 +61,7 @@ def command(
             messages or prompt_token_ids in each. "-" is standard input.
         interactive: Continue one prompt after another, each a line that is typed; Ctrl-D ends.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
-        order: Way of writing, such as left-to-right, any-order, random, groups:4, confidence, diffusion or blocks:32;
+        order: Mode, such as left-to-right, any-order, random, groups:4, confidence, diffusion or blocks:32;
             that of the model unless given, or one that fills gaps.
         max_new_tokens: Tokens to write per text at most.
         gap_tokens: Tokens of each gap, [...] in the prompt; of several lengths, such as 2,4,8, the most probable one

@@ -54,7 +54,7 @@ def command(
         "width": f"{config.hidden_size}, feed-forward {config.intermediate_size}",
         "heads": _describe.heads(config),
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
-        "writes": _describe.ways(config),
+        "writes": _describe.modes(config),
         "trained length": f"{config.max_position_embeddings:,} tokens",
         "rotary": _describe.rotary(config.rotary),
         "key-value cache": f"{in_bytes(cache_bytes)} per token, "

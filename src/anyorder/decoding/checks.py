@@ -1,4 +1,4 @@
-"""What decoders refuse, in the same words whatever the way of writing."""
+"""What decoders refuse, in the same words whatever the mode."""
 
 from __future__ import annotations
 

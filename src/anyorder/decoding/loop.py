@@ -1,7 +1,7 @@
-"""The decoding loop of every way of writing: ask, choose, write, stop.
+"""The decoding loop of every mode: ask, choose, write, stop.
 
 A `Text` says which positions to predict and which of the choices to write. A `Reader` runs the network: it decides
-which rows go through it and which keys are kept. `choose` turns logits into tokens. A new way of writing is a text and
+which rows go through it and which keys are kept. `choose` turns logits into tokens. A new mode is a text and
 a reader; this loop stays as it is. (Compiled bursts, speculation and beam search have loops of their own, over the same
 texts and readers.)
 

@@ -36,7 +36,7 @@ class Text(ABC):
     """One sample of a batch, from prompt or canvas to the complete text.
 
     Subclasses say which positions to predict next (`queries`), which choices to write (`commit`) and whether anything
-    remains (`remaining`). When a text is complete is decided here, for every way of writing.
+    remains (`remaining`). When a text is complete is decided here, for every mode.
 
     Args:
         sample_id: number of the prompt in the whole list of prompts; names the text in traces and messages.
@@ -63,7 +63,7 @@ class Text(ABC):
         self._front = self.first
         self._judged: list[int] = []
 
-    # ---- what a way of writing defines ----
+    # ---- what a mode defines ----
 
     @abstractmethod
     def queries(self) -> Sequence[int]:

@@ -1,7 +1,7 @@
 """The record of a generation: what was written where, at which step and how surely.
 
 Every decoder yields `Step`s; a `Recorder` keeps them, `collect` runs them to the end. Chat, plots, replays
-and benchmarks read the `Trace` alone, so it says nothing that only one way of writing has: a step may write
+and benchmarks read the `Trace` alone, so it says nothing that only one mode has: a step may write
 one token or many, in any order, and a later event at a position is an edit of it.
 """
 

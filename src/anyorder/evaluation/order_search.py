@@ -21,10 +21,10 @@ from anyorder.decoding.trace import Trace, collect
 from anyorder.errors import UserError
 from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
+from anyorder.model.modes import Mode
 from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import Order
 from anyorder.orders.plan import GroupPlan
-from anyorder.ways import Way
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -58,7 +58,7 @@ class OrderLikelihood:
 def by_likelihood(
     model: Llama,
     texts: Sequence[Sequence[int]],
-    orders: Mapping[str, Order | Way],
+    orders: Mapping[str, Order | Mode],
     given: Sequence[Sequence[bool]] | None = None,
     *,
     draws: int = 1,
@@ -71,7 +71,7 @@ def by_likelihood(
     Args:
         model: the network.
         texts: token ids of each text.
-        orders: by name, of the tokens to be written; or another way of writing that the network has: from left to
+        orders: by name, of the tokens to be written; or another mode that the network has: from left to
             right without query rows, where each token is given all before it and none behind, or masked diffusion.
         given: which tokens are given (one group, the first) and not scored; the first of each text unless told.
         draws: of each random order, averaged.
@@ -98,13 +98,13 @@ def by_likelihood(
                 if done is not None:
                     done(len(batch))
             of_draws.append(totals)
-        bound = isinstance(order, Way) and order.mask_token_id is not None
+        bound = isinstance(order, Mode) and order.mask_token_id is not None
         found.append(dataclasses.replace(_likelihood(name, of_draws, counts), bound=bound))
     return sorted(found, key=lambda order: -order.per_token)
 
 
 def _totals(
-    model: Llama, texts: Sequence[Sequence[int]], marks: Sequence[Sequence[bool]], order: Order | Way, seed: int,
+    model: Llama, texts: Sequence[Sequence[int]], marks: Sequence[Sequence[bool]], order: Order | Mode, seed: int,
     numbers: Sequence[int],
 ) -> list[float]:  # fmt: skip
     predicted = [[not mark for mark in row] for row in marks]
@@ -116,7 +116,7 @@ def _totals(
         return left_to_right_log_prob(model, texts, plan).total.tolist()
     scored = [[at for at, is_predicted in enumerate(row) if is_predicted] for row in predicted]
     method = MonteCarlo(samples=64, seed=seed)
-    bounds = diffusion_log_prob(model, texts, scored, way=order, method=method, rows=numbers)
+    bounds = diffusion_log_prob(model, texts, scored, mode=order, method=method, rows=numbers)
     return [bound.log_prob for bound in bounds]
 
 

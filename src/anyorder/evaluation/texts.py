@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from anyorder.api.dispatch import resolve
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.errors import UserError
+from anyorder.model.modes import ANY_ORDER, Mode
 from anyorder.orders.kinds import MostConfident, Order
 from anyorder.orders.names import read_order
-from anyorder.ways import ANY_ORDER, Way
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 USUAL = ("left-to-right", "any-order", "right-to-left", "random", "groups:4", "diffusion", "blocks")
-"""Orders that are compared unasked, as far as a network has their ways."""
+"""Orders that are compared unasked, as far as a network has their modes."""
 
 
 def cut_texts(
@@ -74,21 +74,21 @@ def gap_marks(length: int, gap: int | None) -> list[bool]:
     return [not start <= at < start + gap for at in range(length)]
 
 
-def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order | Way]:
-    """Orders, or ways that have no order, by name; those that suit the network unless given.
+def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order | Mode]:
+    """Orders, or modes that have no order, by name; those that suit the network unless given.
 
     Raises:
         UserError: a name stands for no order, for one that the network was not trained for, or for one that is not
             known before it is taken.
     """
     if not names:
-        has = {way.name for way in config.ways}
-        names = [name for name in USUAL if read_order(name).way in has]
-    found: dict[str, Order | Way] = {}
+        has = {mode.name for mode in config.modes}
+        names = [name for name in USUAL if read_order(name).mode in has]
+    found: dict[str, Order | Mode] = {}
     for name in names:
-        way, order = resolve(name, config)
-        if way.name != ANY_ORDER.name:
-            found[name] = way
+        mode, order = resolve(name, config)
+        if mode.name != ANY_ORDER.name:
+            found[name] = mode
             continue
         if isinstance(order, MostConfident):
             raise UserError(f"order is {name!r}, which depends on what is written: a given text has no such order.")

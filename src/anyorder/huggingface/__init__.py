@@ -11,13 +11,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from anyorder.huggingface.causal import AnyOrderForCausalLM
 from anyorder.huggingface.config import PUBLISHED_CONFIGS, AnyOrderConfig
-from anyorder.huggingface.face import Face
 from anyorder.huggingface.masked import LLaDAForMaskedLM
+from anyorder.huggingface.mixin import AnyOrderMixin
 from anyorder.huggingface.past import PastKeyValues
 from anyorder.huggingface.two_stream import LlamaTwoStreamForCausalLM
 
 __all__ = [
-    "AnyOrderConfig", "AnyOrderForCausalLM", "Face", "LLaDAForMaskedLM", "LlamaTwoStreamForCausalLM", "PastKeyValues",
+    "AnyOrderConfig", "AnyOrderForCausalLM", "AnyOrderMixin", "LLaDAForMaskedLM", "LlamaTwoStreamForCausalLM",
+    "PastKeyValues",
 ]  # fmt: skip
 
 _configs: tuple[type[AnyOrderConfig], ...] = (AnyOrderConfig, *PUBLISHED_CONFIGS)

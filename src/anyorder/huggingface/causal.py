@@ -18,18 +18,18 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from anyorder.errors import UserError
 from anyorder.huggingface.dynamic_cache import fill, past_from
-from anyorder.huggingface.face import Face, inputs_of, watch_attention
+from anyorder.huggingface.mixin import AnyOrderMixin, inputs_of, watch_attention
 from anyorder.huggingface.past import PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
 from anyorder.model import call
 from anyorder.model.llama import Views
+from anyorder.model.modes import LEFT_TO_RIGHT, refuse_unless_causal
 from anyorder.visibility import documents, not_after
-from anyorder.ways import LEFT_TO_RIGHT, refuse_unless_causal
 
 logger = logging.getLogger(__name__)
 
 
-class AnyOrderForCausalLM(Face, GenerationMixin):
+class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
     """The network as transformers' tools know networks that write from left to right.
 
     Takes part in everything that a `Llama` does here as well, such as `anyorder.generate`.
@@ -40,12 +40,12 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         """As other faces; a warning says where the network would write otherwise if no class were named."""
         loaded = super().from_pretrained(*args, **kwargs)
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
-        if config.default_way != LEFT_TO_RIGHT.name:
-            has = any(way.name == LEFT_TO_RIGHT.name for way in config.ways)
+        if config.default_mode != LEFT_TO_RIGHT.name:
+            has = any(mode.name == LEFT_TO_RIGHT.name for mode in config.modes)
             does = "reads and writes it from left to right" if has else "refuses to be called"
             logger.warning(
                 "the network writes by %r by default, but %s %s: anyorder.load and anyorder.generate take the default",
-                config.default_way, cls.__name__, does,
+                config.default_mode, cls.__name__, does,
             )  # fmt: skip
         return loaded
 
@@ -55,7 +55,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         Raises:
             UserError: the network does not write from left to right, or shall guess with its own first layers.
         """
-        refuse_unless_causal(self.config.ways, self.config.default_way)
+        refuse_unless_causal(self.config.modes, self.config.default_mode)
         configured = kwargs.get("generation_config") or self.generation_config
         layers = kwargs.get("assistant_early_exit", getattr(configured, "assistant_early_exit", None))
         if layers is not None:
@@ -140,7 +140,7 @@ class AnyOrderForCausalLM(Face, GenerationMixin):
         Raises:
             UserError: the network does not write from left to right, or the arguments do not fit each other.
         """
-        refuse_unless_causal(self.config.ways, self.config.default_way)
+        refuse_unless_causal(self.config.modes, self.config.default_mode)
         self.refuse_others(others)
         if output_attentions is None:
             output_attentions = self.config.output_attentions

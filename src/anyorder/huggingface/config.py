@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json
+from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json, with_new_names
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.huggingface.versions import CACHE_NAMES
@@ -156,7 +156,7 @@ PUBLISHED_CONFIGS: tuple[type[PublishedConfig], ...] = tuple(
 def _in_our_fields(fields: dict[str, Any]) -> dict[str, Any]:
     ours = AnyOrderConfig.model_type
     if fields.get("model_type", ours) == ours:
-        return fields
+        return with_new_names(fields)
     kept = {name: fields[name] for name in OF_CALLS if name in fields}
     dtype = fields.get("dtype", fields.get("torch_dtype"))
     return {"model_type": ours, "backbone": config_from_json(fields), "dtype": dtype, **kept}

@@ -12,12 +12,12 @@ from torch import Tensor
 from transformers.modeling_outputs import MaskedLMOutput
 
 from anyorder.errors import UserError
-from anyorder.huggingface.face import NotCausalFace, inputs_of, watch_attention
+from anyorder.huggingface.mixin import NotCausalMixin, inputs_of, watch_attention
 from anyorder.model import call
 from anyorder.visibility import bidirectional
 
 
-class LLaDAForMaskedLM(NotCausalFace):
+class LLaDAForMaskedLM(NotCausalMixin):
     """The network as transformers' tools know networks that fill in masked tokens.
 
     Every row sees all tokens, and `logits[:, i]` are those of token i. It takes part in everything that a `Llama` does
@@ -59,7 +59,7 @@ class LLaDAForMaskedLM(NotCausalFace):
         Raises:
             UserError: the network does not write by masked diffusion, or the arguments do not fit each other.
         """
-        way = self.config.way("diffusion")
+        mode = self.config.mode("diffusion")
         self.refuse_others(others)
         rows_BLE = self.rows_of(input_ids, inputs_embeds, attention_mask=attention_mask, labels=labels)
         shape = rows_BLE.shape[:2]
@@ -84,8 +84,8 @@ class LLaDAForMaskedLM(NotCausalFace):
             output_hidden_states = self.config.output_hidden_states
         with inputs_of(self.model.layers if output_hidden_states else ()) as states:
             hidden_BLE = self.read(rows_BLE, views)
-        row_BL = call.predicting_rows(way.shifted, position_BL, valid_BL)
-        logits_BLV = self.logits(call.gather_rows(hidden_BLE, row_BL) if way.shifted else hidden_BLE)
+        row_BL = call.predicting_rows(mode.shifted, position_BL, valid_BL)
+        logits_BLV = self.logits(call.gather_rows(hidden_BLE, row_BL) if mode.shifted else hidden_BLE)
         loss = None
         if labels is not None:
             target_BL = labels.masked_fill(~valid_BL, call.IGNORED)

@@ -18,12 +18,12 @@ from transformers.modeling_outputs import CausalLMOutput
 from anyorder.checkpoints.config_json import config_from_json
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
-from anyorder.huggingface.face import NotCausalFace, inputs_of, watch_attention
+from anyorder.huggingface.mixin import NotCausalMixin, inputs_of, watch_attention
 from anyorder.model import call
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER
 from anyorder.orders.plan import GroupPlan
 from anyorder.visibility import groups
-from anyorder.ways import ANY_ORDER
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ GroupIds = Tensor | Sequence[int] | Sequence[Sequence[int]]
 """The rank of each token, whole numbers `[batch, length]`; `[1, length]` and `[length]` count for all texts."""
 
 
-class LlamaTwoStreamForCausalLM(NotCausalFace):
+class LlamaTwoStreamForCausalLM(NotCausalMixin):
     """The network as transformers' tools know it, in two streams: `logits[:, i]` are those of token i itself.
 
     Content rows see the tokens of their own group and of those before it; query rows, which the logits are read from,
@@ -54,7 +54,7 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
         Raises:
             UserError: the network has no query rows.
         """
-        network.config.way(ANY_ORDER.name)
+        network.config.mode(ANY_ORDER.name)
         return super().of(network)
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
@@ -174,15 +174,15 @@ class LlamaTwoStreamForCausalLM(NotCausalFace):
 
 
 def _two_stream(config: PreTrainedConfig) -> AnyOrderConfig:
-    """The same configuration, of any architecture that is read, with any order among its ways of writing."""
+    """The same configuration, of any architecture that is read, with any order among its modes."""
     if isinstance(config, AnyOrderConfig):
         ours = config
         if not config.has_query_rows:
             ours = copy.deepcopy(config)
-            ours.ways = (ANY_ORDER, *config.ways)
+            ours.modes = (ANY_ORDER, *config.modes)
     else:
         backbone = config_from_json(config.to_dict() | {"architectures": None})
-        backbone = backbone.replace(ways=(ANY_ORDER, *backbone.ways))
+        backbone = backbone.replace(modes=(ANY_ORDER, *backbone.modes))
         attention = config._attn_implementation
         ours = AnyOrderConfig(backbone=backbone, dtype=config.dtype, attn_implementation=attention)
     if (attention := _with_masks(ours._attn_implementation)) != ours._attn_implementation:

@@ -22,7 +22,7 @@ from anyorder.utils.files import whole_file
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
-    from anyorder.ways import Way
+    from anyorder.model.modes import Mode
 
 MAPS = 64
 """Maps in a picture at most; beyond, there is one for each layer, the mean of its heads."""
@@ -139,7 +139,7 @@ def analyze_attention_patterns(
     model: Llama,
     ids: Sequence[int] | Tensor,
     *,
-    way: Way | str | None = None,
+    mode: Mode | str | None = None,
     prompt_length: int = 0,
     rows: Sequence[int] | None = None,
 ) -> AttentionPatterns:
@@ -148,16 +148,16 @@ def analyze_attention_patterns(
     Args:
         model: the network, a transformers face too.
         ids: token ids of one text, mask tokens included.
-        way: of writing, or its name, which says who may see whom; the network's default unless given. Content rows
+        mode: of writing, or its name, which says who may see whom; the network's default unless given. Content rows
             of "any-order" are read as if each came after those before it.
         prompt_length: tokens at the beginning that count as prompt.
         rows: those that the statistics are about, such as the masked ones; all unless given.
 
     Raises:
-        UserError: the text is empty or has other ids, `rows` are not in it, or the network was not trained for `way`.
+        UserError: the text is empty or has other ids, `rows` are not in it, or the network was not trained for `mode`.
     """
     config = model.config
-    way = config.way(way or config.default_way) if way is None or isinstance(way, str) else way
+    mode = config.mode(mode or config.default_mode) if mode is None or isinstance(mode, str) else mode
     text = torch.as_tensor(ids, dtype=torch.int64).reshape(-1) if isinstance(ids, Tensor) else torch.tensor([*ids])
     if not len(text) or not bool(((text >= 0) & (text < config.vocab_size)).all()):
         raise UserError(f"the text is {text.tolist()!r}: give at least one token id from 0 to {config.vocab_size - 1}.")
@@ -166,14 +166,14 @@ def analyze_attention_patterns(
         raise UserError(f"rows is {list(chosen)!r}: give positions from 0 to {len(text) - 1}, at least one.")
     position_BL = torch.arange(len(text), device=model.device)[None]
     seen: list[Tensor] = []
-    views = model.prepare(content_visibility(way), {"position": position_BL}, backend="eager")
+    views = model.prepare(content_visibility(mode), {"position": position_BL}, backend="eager")
     watched = {
         kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=lambda w: seen.append(w[0].cpu())))
         for kind, view in views.items()
     }
     model.hidden(text.to(model.device)[None], watched)
     weights_NHLL = torch.stack(seen).float()
-    masked_L = torch.zeros_like(text, dtype=torch.bool) if way.mask_token_id is None else text == way.mask_token_id
+    masked_L = torch.zeros_like(text, dtype=torch.bool) if mode.mask_token_id is None else text == mode.mask_token_id
     return AttentionPatterns(
         weights_NHLL, tuple(text.tolist()), chosen, _statistics(weights_NHLL, chosen, masked_L, prompt_length)
     )

@@ -20,15 +20,15 @@ from anyorder.errors import UserError
 from anyorder.inspection.drift import cache_drift
 from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_log_prob
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
+from anyorder.model.modes import LEFT_TO_RIGHT
 from anyorder.orders.names import read_order
 from anyorder.orders.plan import GroupPlan
-from anyorder.ways import LEFT_TO_RIGHT
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
-    from anyorder.ways import Way
+    from anyorder.model.modes import Mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Compared:
     """What one way of sampling made of the prompts.
 
     Attributes:
-        name: of the way of sampling.
+        name: of the sampler.
         texts: what was written for each prompt; None without a tokenizer.
         full_texts: the same with the prompt, its gaps filled.
         token_ids: that were written for each prompt.
@@ -85,8 +85,8 @@ class Compared:
 def usual_methods(model: Llama, max_new_tokens: int) -> dict[str, Order]:
     """Samplers that suit the network, by the words of `method_named`."""
     names: list[str] = []
-    for way in model.config.ways:
-        if way.name == "diffusion":
+    for mode in model.config.modes:
+        if mode.name == "diffusion":
             block = next(length for length in (32, 16, 8, 4, 2, 1) if max_new_tokens % length == 0)
             quick = max(step for step in range(1, max_new_tokens // 4 + 2) if max_new_tokens % step == 0)
             names += [
@@ -94,7 +94,7 @@ def usual_methods(model: Llama, max_new_tokens: int) -> dict[str, Order]:
                 f"fast-dllm,block_length={block},threshold=0.9",
             ]  # fmt: skip
         else:
-            names += ["any-order", "random", "groups:4", "confidence"] if way.name == "any-order" else [way.name]
+            names += ["any-order", "random", "groups:4", "confidence"] if mode.name == "any-order" else [mode.name]
     return {name: method_named(name) for name in names}
 
 
@@ -229,17 +229,17 @@ def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, 
     return sum(bound.log_prob for bound in bounds), error, sum(bound.tokens for bound in bounds)
 
 
-def _default(model: Llama) -> Way:
-    """The way by which texts are scored."""
-    return model.config.way(model.config.default_way)
+def _default(model: Llama) -> Mode:
+    """The mode by which texts are scored."""
+    return model.config.mode(model.config.default_mode)
 
 
 def _bounds(
-    model: Llama, way: Way, texts: Sequence[list[int]], scored: Sequence[list[int]], likelihood: Method
+    model: Llama, mode: Mode, texts: Sequence[list[int]], scored: Sequence[list[int]], likelihood: Method
 ) -> list[Bound]:
-    if way.mask_token_id is not None:
-        return diffusion_log_prob(model, texts, scored, way=way, method=likelihood)
-    exact = log_prob if way.name == "any-order" else left_to_right_log_prob
+    if mode.mask_token_id is not None:
+        return diffusion_log_prob(model, texts, scored, mode=mode, method=likelihood)
+    exact = log_prob if mode.name == "any-order" else left_to_right_log_prob
     bounds = []
     for ids, places in zip(texts, scored, strict=True):
         plan = GroupPlan.sequential([len(ids)], given=[[at not in places for at in range(len(ids))]])

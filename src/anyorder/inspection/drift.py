@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
-    from anyorder.ways import Way
+    from anyorder.model.modes import Mode
 
 
 class Drift(NamedTuple):
@@ -75,7 +75,7 @@ class WatchedReader(Reader[CanvasRow]):
     def __init__(self, cached: CanvasReader) -> None:
         self.cached = cached
         self.exact = CanvasReader(
-            cached.model, cached.rows, cached.way, NoCache(), block_length=cached.block_length,
+            cached.model, cached.rows, cached.mode, NoCache(), block_length=cached.block_length,
             guidance=cached.guidance, fused=cached.fused,
         )  # fmt: skip
         self.exact.ids_BL = cached.ids_BL  # which the cached reader keeps up to date
@@ -100,11 +100,11 @@ class WatchedReader(Reader[CanvasRow]):
 
 
 def watched_steps(
-    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, way: Way, rows: Sequence[int],
+    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode, rows: Sequence[int],
     seed: int = 0,
 ) -> tuple[Iterator[Step], list[Drift]]:  # fmt: skip
     """Write as `diffusion_steps` does; return its steps, and a list that they fill with the drift of their passes."""
-    texts, cached, choose = assemble(model, canvases, sampler, way=way, rows=rows, seed=seed)
+    texts, cached, choose = assemble(model, canvases, sampler, mode=mode, rows=rows, seed=seed)
     reader = WatchedReader(cached)
     return decode(texts, reader, choose, stop=None), reader.drifts
 
@@ -126,11 +126,11 @@ def cache_drift(
     Raises:
         UserError: as in `anyorder.generate`.
     """
-    way, order = resolve(order, model.config)
+    mode, order = resolve(order, model.config)
     if not isinstance(order, DiffusionSampler):
         return None  # orders by name have no cache, or the exact one of blocks
     canvases = prompts_for(order, prompt, tokenizer, model.config, max_new_tokens).rows
-    steps, drifts = watched_steps(model, canvases, order, way=way, rows=range(len(canvases)), seed=seed)
+    steps, drifts = watched_steps(model, canvases, order, mode=mode, rows=range(len(canvases)), seed=seed)
     for _ in steps:
         pass
     return Drift.join(drifts) if drifts else None

@@ -1,7 +1,7 @@
 """A generation to look at again: what stood where after each step, as data and as a page for a browser.
 
 A recording is a trace with what the trace leaves out: the canvas before the first step and how tokens read. It says
-nothing that only one way of writing has, so left to right, any order and diffusion, edits included, replay alike.
+nothing that only one mode has, so left to right, any order and diffusion, edits included, replay alike.
 """
 
 from __future__ import annotations

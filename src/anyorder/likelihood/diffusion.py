@@ -33,7 +33,7 @@ from anyorder.visibility import bidirectional, block_diffusion
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
-    from anyorder.ways import Way
+    from anyorder.model.modes import Mode
 
 Draws = Literal["independent", "stratified", "antithetic", "published"]
 
@@ -199,7 +199,7 @@ def diffusion_log_prob(
     sequences: Sequence[Sequence[int]],
     scored: Sequence[Sequence[int]],
     *,
-    way: Way | None = None,
+    mode: Mode | None = None,
     method: Method = MonteCarlo(),
     guidance: float = 0.0,
     cache: str = "none",
@@ -213,7 +213,7 @@ def diffusion_log_prob(
         model: the network.
         sequences: token ids of each text, of any lengths.
         scored: positions of the tokens whose probability is asked for, in rising order.
-        way: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
+        mode: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
             the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
         guidance: `s` of classifier-free guidance: logits are `u + (s + 1) (c - u)`, u with every token masked that is
@@ -224,15 +224,15 @@ def diffusion_log_prob(
         on_copies: told how many copies were read, after each batch.
 
     Raises:
-        UserError: texts, positions and way do not fit each other, or the cache is approximate.
+        UserError: texts, positions and mode do not fit each other, or the cache is approximate.
     """
-    way = _default_way(model) if way is None else way
-    _check(model, sequences, scored, way, guidance, cache)
+    mode = _default_mode(model) if mode is None else mode
+    _check(model, sequences, scored, mode, guidance, cache)
     generators = Sampling(seed=getattr(method, "seed", 0)).generators(range(len(sequences)) if rows is None else rows)
     jobs: list[_Copy] = []
     groups: list[list[slice]] = []
     for ids, positions, generator in zip(sequences, scored, generators, strict=True):
-        length = way.block_length or len(ids)
+        length = mode.block_length or len(ids)
         sizes = list(Counter(position // length for position in positions).values())
         one_each = max(sizes) == 1
         chosen: Method = Enumeration() if one_each else method
@@ -244,7 +244,7 @@ def diffusion_log_prob(
     values: list[float] = []
     for start in range(0, len(jobs), batch_size):
         batch = jobs[start : start + batch_size]
-        values += _read(model, way, batch, guidance)
+        values += _read(model, mode, batch, guidance)
         if on_copies is not None:
             on_copies(len(batch))
     return [_bound(values, spans, len(positions)) for spans, positions in zip(groups, scored, strict=True)]
@@ -275,27 +275,27 @@ def _bound(values: Sequence[float], spans: Sequence[slice], tokens: int) -> Boun
     )  # fmt: skip
 
 
-def _default_way(model: Llama) -> Way:
-    default = model.config.way(model.config.default_way)
-    return model.config.way("diffusion") if default.mask_token_id is None else default
+def _default_mode(model: Llama) -> Mode:
+    default = model.config.mode(model.config.default_mode)
+    return model.config.mode("diffusion") if default.mask_token_id is None else default
 
 
 def _check(
-    model: Llama, sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], way: Way, guidance: float,
+    model: Llama, sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], mode: Mode, guidance: float,
     cache: str,
 ) -> None:  # fmt: skip
-    if way.mask_token_id is None:
+    if mode.mask_token_id is None:
         raise UserError(
-            f"the way is {way.name!r}, which has no mask token: give one of diffusion, or ask for the log-probability "
-            "itself (anyorder.log_prob)."
+            f"the mode is {mode.name!r}, which has no mask token: give one of diffusion, or ask for the "
+            "log-probability itself (anyorder.log_prob)."
         )
     if cache != "none":
         raise UserError(
             f"cache is {cache!r}, which keeps keys that other tokens have outdated, but a likelihood must be that of "
             "the network: give 'none'."
         )
-    if guidance and way.block_length is not None:
-        raise UserError(f"guidance is {guidance} with blocks of {way.block_length}: leave it out.")
+    if guidance and mode.block_length is not None:
+        raise UserError(f"guidance is {guidance} with blocks of {mode.block_length}: leave it out.")
     if len(sequences) != len(scored):
         raise UserError(f"there are {len(sequences)} texts and positions for {len(scored)}: give positions for each.")
     vocabulary = model.config.vocab_size
@@ -306,8 +306,8 @@ def _check(
             raise UserError(f"the scored positions of text {row} are {list(positions)!r}: {remedy}.")
         if not all(0 <= token_id < vocabulary for token_id in ids):
             raise UserError(f"text {row} has token ids outside 0 to {vocabulary - 1}: use this network's tokenizer.")
-        if any(ids[position] == way.mask_token_id for position in positions):
-            raise UserError(f"text {row} has the mask token {way.mask_token_id} among those scored: write it first.")
+        if any(ids[position] == mode.mask_token_id for position in positions):
+            raise UserError(f"text {row} has the mask token {mode.mask_token_id} among those scored: write it first.")
 
 
 # ------------------------------------------------------------------------------------------- reading
@@ -333,45 +333,45 @@ class _Copy:
 
 
 @torch.no_grad()
-def _read(model: Llama, way: Way, batch: Sequence[_Copy], guidance: float) -> list[float]:
+def _read(model: Llama, mode: Mode, batch: Sequence[_Copy], guidance: float) -> list[float]:
     """The weighted sum of the log-probabilities of each copy's masked tokens."""
-    assert way.mask_token_id is not None
+    assert mode.mask_token_id is not None
     copies = [
         (index, at, copy.ids[at], weight) for index, copy in enumerate(batch) for at, weight in copy.masked.items()
     ]
     owner_N, at_N, target_N = (torch.tensor(column) for column in list(zip(*copies, strict=True))[:3])
     weight_N = torch.tensor([weight for *_, weight in copies], dtype=torch.float64)
-    if way.block_length is None:
-        logits_NV = _logits(model, way, [copy.noised(way.mask_token_id) for copy in batch], owner_N, at_N)
+    if mode.block_length is None:
+        logits_NV = _logits(model, mode, [copy.noised(mode.mask_token_id) for copy in batch], owner_N, at_N)
         if guidance:
-            blind = [copy.noised(way.mask_token_id, without_given=True) for copy in batch]
-            blind_NV = _logits(model, way, blind, owner_N, at_N)
+            blind = [copy.noised(mode.mask_token_id, without_given=True) for copy in batch]
+            blind_NV = _logits(model, mode, blind, owner_N, at_N)
             logits_NV = guided(logits_NV, blind_NV, guidance)
     else:
-        logits_NV = _block_logits(model, way, way.block_length, batch, owner_N, at_N)
+        logits_NV = _block_logits(model, mode, mode.block_length, batch, owner_N, at_N)
     log_prob_N = log_probs_of(logits_NV, target_N.to(logits_NV.device))
     sums = torch.zeros(len(batch), dtype=torch.float64)
     return sums.index_add(0, owner_N, weight_N * log_prob_N.to("cpu", torch.float64)).tolist()
 
 
-def _logits(model: Llama, way: Way, rows: Sequence[list[int]], owner_N: Tensor, at_N: Tensor) -> Tensor:
+def _logits(model: Llama, mode: Mode, rows: Sequence[list[int]], owner_N: Tensor, at_N: Tensor) -> Tensor:
     """Scores of the tokens at these positions, `[N, vocabulary]`, of texts that see themselves whole."""
     ids_BR, position_BR, valid_BR = pad_right(rows, [0] * len(rows), model.device)
     views = model.prepare(bidirectional(), {"position": position_BR}, valid=valid_BR)
     hidden_BRE = model.hidden(ids_BR, views)
-    return model.logits(hidden_BRE[owner_N, way.row(at_N)])
+    return model.logits(hidden_BRE[owner_N, mode.row(at_N)])
 
 
 def _block_logits(
-    model: Llama, way: Way, block_length: int, batch: Sequence[_Copy], owner_N: Tensor, at_N: Tensor
+    model: Llama, mode: Mode, block_length: int, batch: Sequence[_Copy], owner_N: Tensor, at_N: Tensor
 ) -> Tensor:
     """The same where each block is denoised after clean ones: `[noised ; clean]`, noised only in scored blocks."""
-    assert way.mask_token_id is not None
+    assert mode.mask_token_id is not None
     rows, positions, noised, place = [], [], [], []
     for copy in batch:
         blocks = {at // block_length for at in copy.positions}
         shown = [at for at in range(len(copy.ids)) if at // block_length in blocks]
-        hidden_ids = copy.noised(way.mask_token_id)
+        hidden_ids = copy.noised(mode.mask_token_id)
         rows.append([*(hidden_ids[at] for at in shown), *copy.ids])
         positions.append([*shown, *range(len(copy.ids))])
         noised.append([1] * len(shown) + [0] * len(copy.ids))
@@ -383,7 +383,7 @@ def _block_logits(
     hidden_BRE = model.hidden(ids_BR, model.prepare(block_diffusion(), labels, valid=valid_BR))
 
     def row(owner: int, at: int) -> int:
-        looks = way.row(at)
+        looks = mode.row(at)
         # The row before the first of a block is the clean one that ends the block before.
         same_block = looks // block_length == at // block_length
         return place[owner][looks] if same_block else len(place[owner]) + looks

@@ -20,13 +20,13 @@ from torch import Tensor
 from anyorder.decoding.checks import check_token_ids
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.model.modes import refuse_unless_causal
 from anyorder.orders.kinds import LeftToRight, Order
 from anyorder.orders.plan import GroupPlan
 from anyorder.utils.annotations import checked
 from anyorder.utils.ragged import log_probs_of
 from anyorder.utils.reprs import counted
 from anyorder.visibility import causal, groups
-from anyorder.ways import refuse_unless_causal
 
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
 """Token ids `[batch, length]`, or those of a text, or of each text; or the `input_ids` of what a tokenizer returns."""
@@ -83,7 +83,7 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     Raises:
         UserError: the network has no query rows, or ids and plan do not fit each other or the network.
     """
-    model.config.way("any-order")
+    model.config.mode("any-order")
     ids_BL = _padded(model, ids, plan.valid_BL).to(model.device)
     plan = plan.to(model.device)
     rows = plan.rows()
@@ -111,7 +111,7 @@ def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
         UserError: the network does not write from left to right, a first token is to be predicted, or ids and plan do
             not fit each other or the network.
     """
-    refuse_unless_causal(model.config.ways, model.config.default_way)
+    refuse_unless_causal(model.config.modes, model.config.default_mode)
     ids_BL = _padded(model, ids, plan.valid_BL).to(model.device)
     plan = plan.to(model.device)
     if bool((plan.predicted & (plan.position == 0)).any()):

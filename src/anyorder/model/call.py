@@ -1,4 +1,4 @@
-"""A plain call of a network, `model(ids)`: the rows, the visibility and the targets of a way of writing.
+"""A plain call of a network, `model(ids)`: the rows, the visibility and the targets of a mode.
 
 Shape suffixes: B batch, L length, E hidden size.
 """
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode
 from anyorder.visibility import Visibility, bidirectional, causal, groups, not_after
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, Way
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -55,18 +55,18 @@ def valid_of(attention_mask: Tensor) -> Tensor:
     return valid
 
 
-def content_visibility(way: Way) -> Visibility:
+def content_visibility(mode: Mode) -> Visibility:
     """The visibility among tokens when a text is read in one pass; any order counts as left to right."""
-    if way.block_length is not None:
-        return not_after("position", div=way.block_length)
-    return causal() if way.mask_token_id is None else bidirectional()
+    if mode.block_length is not None:
+        return not_after("position", div=mode.block_length)
+    return causal() if mode.mask_token_id is None else bidirectional()
 
 
 def predicting_rows(shifted: bool, position_BL: Tensor, valid_BL: Tensor) -> Tensor:
     """The column of the row that predicts the token in each column, int64 `[batch, length]`.
 
     Where logits are shifted it is the row of the token before, whatever padding lies between; the first token is
-    predicted by its own row, as in `Way.row`, and so is padding.
+    predicted by its own row, as in `Mode.row`, and so is padding.
 
     Args:
         shifted: whether the logits of a row are those of the token after it.
@@ -88,26 +88,26 @@ def gather_rows(hidden_BLE: Tensor, row_BL: Tensor) -> Tensor:
     return hidden_BLE.gather(1, row_BL.unsqueeze(2).expand(-1, -1, hidden_BLE.shape[2]))
 
 
-def read_as(model: Llama, way: Way, input_ids_BL: Tensor, valid_BL: Tensor | None) -> Tensor:
+def read_as(model: Llama, mode: Mode, input_ids_BL: Tensor, valid_BL: Tensor | None) -> Tensor:
     """The rows that logits are read from, `[batch, length, hidden]`.
 
-    From left to right row i predicts token i + 1; in every other way of writing it predicts token i, also where the
+    From left to right row i predicts token i + 1; in every other mode it predicts token i, also where the
     network's own logits are shifted. Without `valid_BL` there is no padding.
 
     Raises:
-        UserError: the way is left to right, but not shifted.
+        UserError: the mode is left to right, but not shifted.
     """
     every_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if valid_BL is None else valid_BL
     position_BL = positions_of(every_BL)
-    if way.name == ANY_ORDER.name:
+    if mode.name == ANY_ORDER.name:
         return _two_streams(model, input_ids_BL, position_BL, valid_BL)
-    views = model.prepare(content_visibility(way), {"position": position_BL}, valid=valid_BL)
+    views = model.prepare(content_visibility(mode), {"position": position_BL}, valid=valid_BL)
     hidden_BLE = model.hidden(input_ids_BL, views)
-    if way.name == LEFT_TO_RIGHT.name:
-        if not way.shifted:
-            raise UserError(f"the way {way.name!r} is not shifted: give a network whose rows predict the next token.")
+    if mode.name == LEFT_TO_RIGHT.name:
+        if not mode.shifted:
+            raise UserError(f"the mode {mode.name!r} is not shifted: give a network whose rows predict the next token.")
         return hidden_BLE
-    return gather_rows(hidden_BLE, predicting_rows(way.shifted, position_BL, every_BL))
+    return gather_rows(hidden_BLE, predicting_rows(mode.shifted, position_BL, every_BL))
 
 
 def _two_streams(model: Llama, input_ids_BL: Tensor, position_BL: Tensor, valid_BL: Tensor | None) -> Tensor:
@@ -123,12 +123,12 @@ def _two_streams(model: Llama, input_ids_BL: Tensor, position_BL: Tensor, valid_
     return model.two_streams(input_ids_BL, position_BL, views)[:, length:]
 
 
-def targets_of(way: Way, labels_BL: Tensor, valid_BL: Tensor) -> Tensor:
+def targets_of(mode: Mode, labels_BL: Tensor, valid_BL: Tensor) -> Tensor:
     """The token that each row of `read_as` predicts, IGNORED where it is not counted, `[batch, length]`.
 
     Padding predicts nothing, and is not predicted.
     """
-    if way.name == LEFT_TO_RIGHT.name:
+    if mode.name == LEFT_TO_RIGHT.name:
         return next_tokens(labels_BL, valid_BL)
     return labels_BL.masked_fill(~valid_BL, IGNORED)
 

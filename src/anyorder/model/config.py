@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from anyorder.errors import UserError
+from anyorder.model.modes import LEFT_TO_RIGHT, Mode, check_modes, find_mode, mode_named
 from anyorder.model.rope import Rotary
 from anyorder.utils.annotations import AtMost, check_fields, shown
 from anyorder.visibility import Visibility, chunks, sliding_window
-from anyorder.ways import LEFT_TO_RIGHT, Way, check_ways, find_way, way_named
 
 HEAD_LAYOUTS = ("MHA", "GQA", "MQA")
 
@@ -83,8 +83,8 @@ class ModelConfig:
         tie_word_embeddings: the head uses the embedding matrix.
         bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none. Padding is never
             embedded, so that its token may lie beyond the vocabulary.
-        ways: the ways of writing that the network was trained for.
-        default_way: the name of the one that is taken unless another is asked for; the first unless given.
+        modes: the modes that the network was trained for.
+        default_mode: the name of the one that is taken unless another is asked for; the first unless given.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -111,8 +111,8 @@ class ModelConfig:
     bos_token_id: Whole | None = None
     eos_token_ids: tuple[Whole, ...] = ()
     pad_token_id: Whole | None = None
-    ways: tuple[Way, ...] = (LEFT_TO_RIGHT,)
-    default_way: str = ""
+    modes: tuple[Mode, ...] = (LEFT_TO_RIGHT,)
+    default_mode: str = ""
 
     def __post_init__(self) -> None:
         known_norm = isinstance(self.qk_norm, str) and self.qk_norm in ("none", "learned", "weightless")
@@ -146,12 +146,12 @@ class ModelConfig:
         object.__setattr__(self, "layers", tuple(same.get(kind, kind) for kind in self.layers))
         self._check_sizes()
         self._check_special_tokens()
-        if not self.default_way and self.ways:
-            object.__setattr__(self, "default_way", self.ways[0].name)
-        object.__setattr__(self, "default_way", way_named(self.default_way) or self.default_way)
-        check_ways(self.ways, self.default_way)
-        for way in self.ways:
-            self._check_mask_token(way)
+        if not self.default_mode and self.modes:
+            object.__setattr__(self, "default_mode", self.modes[0].name)
+        object.__setattr__(self, "default_mode", mode_named(self.default_mode) or self.default_mode)
+        check_modes(self.modes, self.default_mode)
+        for mode in self.modes:
+            self._check_mask_token(mode)
 
     def _check_sizes(self) -> None:
         for name in ("rms_norm_eps", "initializer_range"):
@@ -171,8 +171,8 @@ class ModelConfig:
         self._require("bos_token_id", self.bos_token_id is None or self.bos_token_id in ids, remedy)
         self._require("eos_token_ids", all(token_id in ids for token_id in self.eos_token_ids), remedy)
 
-    def _check_mask_token(self, way: Way) -> None:
-        token_id = way.mask_token_id
+    def _check_mask_token(self, mode: Mode) -> None:
+        token_id = mode.mask_token_id
         if token_id is None:
             return
         if not 0 <= token_id < self.vocab_size:
@@ -233,22 +233,22 @@ class ModelConfig:
     @property
     def has_query_rows(self) -> bool:
         """Whether the network has weights for rows that only look, as writing in any order needs."""
-        return any(way.name == "any-order" for way in self.ways)
+        return any(mode.name == "any-order" for mode in self.modes)
 
-    def way(self, name: str) -> Way:
-        """The conventions of a way of writing that the network was trained for.
+    def mode(self, name: str) -> Mode:
+        """The conventions of a mode that the network was trained for.
 
         Raises:
             UserError: it was not trained for that.
         """
-        return find_way(self.ways, name)
+        return find_mode(self.modes, name)
 
     def _require(self, name: str, holds: bool, remedy: str) -> None:
         if not holds:
             raise UserError(f"configuration field {name!r} is {shown(getattr(self, name))}: {remedy}.")
 
     def replace(self, **changes: object) -> ModelConfig:
-        """A copy with some fields changed, checked again; of new ways of writing the first is the default."""
-        if "ways" in changes:
-            changes = {"default_way": ""} | changes
+        """A copy with some fields changed, checked again; of new modes the first is the default."""
+        if "modes" in changes:
+            changes = {"default_mode": ""} | changes
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]

@@ -1,8 +1,8 @@
 """A Llama-family network, with Hugging Face's parameter names.
 
-The layers know no objective and no way of writing: they are handed rows, and views that say who sees
+The layers know no objective and no mode: they are handed rows, and views that say who sees
 whom. `prepare` makes the views, `hidden` runs the layers, `logits` projects the rows that are wanted;
-`forward` is the three of them for a text in the network's default way of writing.
+`forward` is the three of them for a text in the network's default mode.
 
 Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 """
@@ -274,9 +274,9 @@ class Llama(nn.Module):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> CallOutput:
-        """Read a text in the network's default way of writing, called as in transformers.
+        """Read a text in the network's default mode, called as in transformers.
 
-        | default way | a row sees | `logits[:, i]` predict |
+        | default mode | a row sees | `logits[:, i]` predict |
         |---|---|---|
         | left to right | itself and what comes before | token i + 1 |
         | masked diffusion | everything | token i |
@@ -296,18 +296,18 @@ class Llama(nn.Module):
 
         Raises:
             UserError: `input_ids` are no tokens, the shape of the mask or the labels is another, the mask has values
-                other than 0 and 1, or the default way predicts no token.
+                other than 0 and 1, or the default mode predicts no token.
         """
         call.check_tokens(input_ids)
         for name, given in (("attention_mask", attention_mask), ("labels", labels)):
             if given is not None and given.shape != input_ids.shape:
                 raise UserError(f"{name} has the shape {list(given.shape)}: give {list(input_ids.shape)}.")
-        way = self.config.way(self.config.default_way)
+        mode = self.config.mode(self.config.default_mode)
         valid_BL = None if attention_mask is None else call.valid_of(attention_mask)
-        logits_BLV = self.logits(call.read_as(self, way, input_ids, valid_BL))
+        logits_BLV = self.logits(call.read_as(self, mode, input_ids, valid_BL))
         if labels is None:
             return CallOutput(None, logits_BLV)
-        target_BL = call.targets_of(way, labels, torch.ones_like(labels).bool() if valid_BL is None else valid_BL)
+        target_BL = call.targets_of(mode, labels, torch.ones_like(labels).bool() if valid_BL is None else valid_BL)
         return CallOutput(call.mean_loss(logits_BLV, target_BL, num_items_in_batch), logits_BLV)
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.model.modes import LEFT_TO_RIGHT, Mode
+from anyorder.objectives.inputs import Batch, Objective, TrainingInputs
 from anyorder.visibility import causal, documents
-from anyorder.ways import LEFT_TO_RIGHT, Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +22,14 @@ class Autoregressive(Objective):
     """
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def modes(self) -> tuple[Mode, ...]:
         """Left to right."""
         return (LEFT_TO_RIGHT,)
 
-    def lesson(self, batch: Batch, seed: int) -> Lesson:
+    def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Nothing is drawn."""
-        sample_N, target_at_N = (batch.learnt_BL & batch.valid_BL & ~batch.begins_document).nonzero(as_tuple=True)
-        return Lesson(
+        sample_N, target_at_N = (batch.loss_mask_BL & batch.valid_BL & ~batch.begins_document).nonzero(as_tuple=True)
+        return TrainingInputs(
             ids_BR=batch.ids_BL,
             labels={"position": batch.position_BL, "document": batch.document_BL},
             visibility=causal() & documents(),

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.objectives.lesson import Batch, Lesson, Objective, begins
+from anyorder.model.modes import Mode, blocks
+from anyorder.objectives.inputs import Batch, Objective, TrainingInputs, begins
 from anyorder.objectives.masked_diffusion import refuse_masks
 from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
 from anyorder.utils.annotations import check_fields
 from anyorder.visibility import block_diffusion, documents
-from anyorder.ways import Way, blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,11 @@ class BlockDiffusion(Objective):
             raise UserError(f"block_length is {self.block_length}: give the tokens of a block, above 0.")
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def modes(self) -> tuple[Mode, ...]:
         """Block by block."""
         return (blocks(self.mask_token_id, self.block_length),)
 
-    def lesson(self, batch: Batch, seed: int) -> Lesson:
+    def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws times and masks by the sample."""
         refuse_masks(batch, self.mask_token_id)
         block_BL = batch.position_BL // self.block_length
@@ -63,11 +63,11 @@ class BlockDiffusion(Objective):
             p_L = self._probabilities(block_BL[row, :length], batch.document_BL[row, :length], seed, sample)
             probability_BL[row, :length] = p_L
             masked_BL[row, :length] = masked(p_L, seed, sample)
-        masked_BL &= batch.learnt_BL & batch.valid_BL
+        masked_BL &= batch.loss_mask_BL & batch.valid_BL
         sample_N, row_N = masked_BL.nonzero(as_tuple=True)
         noised_BL = batch.ids_BL.masked_fill(masked_BL, self.mask_token_id)
         is_noised_BL = torch.ones_like(batch.ids_BL)
-        return Lesson(
+        return TrainingInputs(
             ids_BR=torch.cat((noised_BL, batch.ids_BL), 1),
             labels={
                 "position": torch.cat((batch.position_BL, batch.position_BL), 1),
@@ -82,7 +82,7 @@ class BlockDiffusion(Objective):
             row_N=row_N,
             target_N=batch.ids_BL[sample_N, row_N],
             weight_N=1 / probability_BL[sample_N, row_N],
-            count=float((batch.learnt_BL & batch.valid_BL).sum()),
+            count=float((batch.loss_mask_BL & batch.valid_BL).sum()),
         )
 
     def _probabilities(self, block_L: Tensor, document_L: Tensor, seed: int, sample: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network takes a lesson: what it predicts, and what that costs.
+"""A network takes training inputs: what it predicts, and what that costs.
 
 Shape suffixes: B batch, R rows, E hidden size, N predictions of the whole batch, V vocabulary.
 """
@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from anyorder.objectives.cross_entropy import weighted_cross_entropy
-from anyorder.objectives.lesson import Lesson
+from anyorder.objectives.inputs import TrainingInputs
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 
-def predictions(model: Llama, lesson: Lesson) -> Tensor:
+def predictions(model: Llama, inputs: TrainingInputs) -> Tensor:
     """Scores of every token for each prediction, `[predictions, vocabulary]`.
 
     The vocabulary is projected on the rows alone that predict something.
     """
-    views = model.prepare(lesson.visibility, lesson.labels, n_keys=lesson.n_keys, valid=lesson.valid_BR)
-    query_position_BK = lesson.labels["position"][:, lesson.n_keys :]
-    hidden_BRE = model.two_streams(lesson.ids_BR[:, : lesson.n_keys], query_position_BK, views)
-    return model.logits(hidden_BRE[lesson.sample_N, lesson.row_N])
+    views = model.prepare(inputs.visibility, inputs.labels, n_keys=inputs.n_keys, valid=inputs.valid_BR)
+    query_position_BK = inputs.labels["position"][:, inputs.n_keys :]
+    hidden_BRE = model.two_streams(inputs.ids_BR[:, : inputs.n_keys], query_position_BK, views)
+    return model.logits(hidden_BRE[inputs.sample_N, inputs.row_N])
 
 
-def summed_loss(model: Llama, lesson: Lesson) -> Tensor:
-    """Weighted cross-entropies in nats, summed: a scalar. Divided by `lesson.count`, it is the objective's loss."""
-    return weighted_cross_entropy(predictions(model, lesson), lesson.target_N, lesson.weight_N)
+def summed_loss(model: Llama, inputs: TrainingInputs) -> Tensor:
+    """Sum weighted cross-entropies in nats: a scalar. Divided by `inputs.count`, it is the objective's loss."""
+    return weighted_cross_entropy(predictions(model, inputs), inputs.target_N, inputs.weight_N)

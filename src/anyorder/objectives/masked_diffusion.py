@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.model.modes import Mode, diffusion
+from anyorder.objectives.inputs import Batch, Objective, TrainingInputs
 from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.rng import generator
 from anyorder.visibility import Visibility, annealed, bidirectional, documents
-from anyorder.ways import Way, diffusion
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Noise(Objective):
             raise UserError(f"opening_steps is {self.opening_steps}: give a number of steps, or 0 to see all at once.")
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def modes(self) -> tuple[Mode, ...]:
         """Diffusion."""
         return (diffusion(self.mask_token_id, shifted=self.shifted),)
 
@@ -69,22 +69,24 @@ class Noise(Objective):
             p_L = mask_probability(self.times.draw(seed, sample), self.eps).expand(length)
             probability_BL[row, :length] = p_L
             masked_BL[row, :length] = masked(p_L, seed, sample)
-        return masked_BL & batch.learnt_BL & batch.valid_BL, probability_BL
+        return masked_BL & batch.loss_mask_BL & batch.valid_BL, probability_BL
 
-    def masked_lesson(self, batch: Batch, masked_BL: Tensor, weight_BL: Tensor, count: float, seed: int) -> Lesson:
-        """The lesson that predicts the masked tokens."""
+    def masked_inputs(
+        self, batch: Batch, masked_BL: Tensor, weight_BL: Tensor, count: float, seed: int
+    ) -> TrainingInputs:
+        """The training inputs that predicts the masked tokens."""
         sample_N, at_N = masked_BL.nonzero(as_tuple=True)
         position_N = batch.position_BL[sample_N, at_N]
-        (way,) = self.ways
+        (mode,) = self.modes
         sample_BL = batch.sample_B.unsqueeze(1).expand_as(batch.ids_BL)
-        return Lesson(
+        return TrainingInputs(
             ids_BR=batch.ids_BL.masked_fill(masked_BL, self.mask_token_id),
             labels={"position": batch.position_BL, "document": batch.document_BL, "sample": sample_BL},
             visibility=self.visibility(batch.step, seed),
             n_keys=batch.ids_BL.shape[1],
             valid_BR=batch.valid_BL,
             sample_N=sample_N,
-            row_N=at_N - position_N + way.row(position_N),  # of the same document
+            row_N=at_N - position_N + mode.row(position_N),  # of the same document
             target_N=batch.ids_BL[sample_N, at_N],
             weight_N=weight_BL[sample_N, at_N],
             count=count,
@@ -108,12 +110,12 @@ class MaskedDiffusion(Noise):
         if not 0 <= self.random_length <= 1:
             raise UserError(f"random_length is {self.random_length}: give the share of steps to crop, from 0 to 1.")
 
-    def lesson(self, batch: Batch, seed: int) -> Lesson:
+    def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws whether and where to crop by the step, time and masks by the sample."""
         batch = self._cropped(batch, seed)
         masked_BL, probability_BL = self.noised(batch, seed)
-        count = float((batch.learnt_BL & batch.valid_BL).sum())
-        return self.masked_lesson(batch, masked_BL, 1 / probability_BL, count, seed)
+        count = float((batch.loss_mask_BL & batch.valid_BL).sum())
+        return self.masked_inputs(batch, masked_BL, 1 / probability_BL, count, seed)
 
     def _cropped(self, batch: Batch, seed: int) -> Batch:
         draws = generator("crop", seed, batch.step)
@@ -150,30 +152,30 @@ class MaskedDiffusionTuning(Noise):
                 f"end_token_id is None beside the length {self.length}: give the token that ends an answer."
             )
 
-    def lesson(self, batch: Batch, seed: int) -> Lesson:
+    def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws turn, time and masks by the sample."""
         batch = self._one_answer(batch, seed)
         if self.length is not None:
             batch = self._ended(batch)
         masked_BL, probability_BL = self.noised(batch, seed)
-        answer_B1 = batch.learnt_BL.sum(1, keepdim=True)
-        return self.masked_lesson(
+        answer_B1 = batch.loss_mask_BL.sum(1, keepdim=True)
+        return self.masked_inputs(
             batch, masked_BL, 1 / (probability_BL * answer_B1), float(len(batch.ids_BL)), seed
         )  # fmt: skip
 
     def _one_answer(self, batch: Batch, seed: int) -> Batch:
         """Each sample up to the end of one of its answers, which alone is learnt."""
-        learnt_BL = torch.zeros_like(batch.learnt_BL)
+        loss_mask_BL = torch.zeros_like(batch.loss_mask_BL)
         valid_BL = batch.valid_BL.clone()
         for row, (sample, _) in enumerate(batch.samples()):
-            answers = _runs(batch.learnt_BL[row] & batch.valid_BL[row])
+            answers = _runs(batch.loss_mask_BL[row] & batch.valid_BL[row])
             if not answers:
                 raise UserError(f"sample {sample} has no token to learn: give each sample an answer.")
             chosen = int(torch.randint(len(answers), (), generator=generator("turn", seed, sample)))
             begin, end = answers[chosen]
-            learnt_BL[row, begin:end] = True
+            loss_mask_BL[row, begin:end] = True
             valid_BL[row, end:] = False
-        return batch.replace(learnt_BL=learnt_BL, valid_BL=valid_BL).trimmed()
+        return batch.replace(loss_mask_BL=loss_mask_BL, valid_BL=valid_BL).trimmed()
 
     def _ended(self, batch: Batch) -> Batch:
         """Each answer with end tokens behind it, up to `length`."""
@@ -189,7 +191,7 @@ class MaskedDiffusionTuning(Noise):
         return batch.replace(
             ids_BL=batch.ids_BL.masked_fill(behind_BL, self.end_token_id),
             valid_BL=torch.ones_like(behind_BL),
-            learnt_BL=batch.learnt_BL | behind_BL,
+            loss_mask_BL=batch.loss_mask_BL | behind_BL,
             document_BL=torch.where(behind_BL, batch.document_BL.gather(1, last_B1), batch.document_BL),
             position_BL=torch.where(
                 behind_BL, batch.position_BL.gather(1, last_B1) + at_L - last_B1, batch.position_BL

@@ -9,10 +9,10 @@ from typing import Literal
 import torch
 
 from anyorder.errors import UserError
-from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.model.modes import Mode
+from anyorder.objectives.inputs import Batch, Objective, TrainingInputs
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.rng import generator
-from anyorder.ways import Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,24 +45,24 @@ class Mixture(Objective):
         if self.by == "sample" and len({part.unit for part in self.parts}) > 1:
             units = ", ".join(f"{type(part).__name__} by {part.unit}" for part in self.parts)
             raise UserError(f"the losses have different units ({units}): draw an objective by 'step'.")
-        if len({way.name for way in self.ways}) < len(self.ways):
-            raise UserError("two objectives teach the same way of writing with different conventions: give the same.")
+        if len({mode.name for mode in self.modes}) < len(self.modes):
+            raise UserError("two objectives teach the same mode with different conventions: give the same.")
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def modes(self) -> tuple[Mode, ...]:
         """Those of all objectives."""
-        return tuple(dict.fromkeys(way for part in self.parts for way in part.ways))
+        return tuple(dict.fromkeys(mode for part in self.parts for mode in part.modes))
 
-    def lesson(self, batch: Batch, seed: int) -> Lesson:
+    def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """One pass for all: a sample's objective changes nothing for those beside it."""
         if self.by == "step":
-            return self.parts[self._drawn("step", seed, batch.step)].lesson(batch, seed)
+            return self.parts[self._drawn("step", seed, batch.step)].inputs(batch, seed)
         drawn = [self._drawn("sample", seed, sample) for sample in batch.sample_B.tolist()]
         members = [[row for row, part in enumerate(drawn) if part == number] for number in range(len(self.parts))]
-        lessons = [
-            part.lesson(batch.only(rows), seed) for part, rows in zip(self.parts, members, strict=True) if rows
+        all_inputs = [
+            part.inputs(batch.only(rows), seed) for part, rows in zip(self.parts, members, strict=True) if rows
         ]  # fmt: skip
-        return Lesson.join(lessons)
+        return TrainingInputs.join(all_inputs)
 
     def _drawn(self, kind: str, seed: int, number: int) -> int:
         total = torch.tensor(self.shares, dtype=torch.float64).cumsum(0)

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import torch
 
 from anyorder.errors import UserError
-from anyorder.objectives.lesson import Batch, Lesson, Objective
+from anyorder.model.modes import ANY_ORDER, Mode
+from anyorder.objectives.inputs import Batch, Objective, TrainingInputs
 from anyorder.objectives.schedules import Always, Schedule
 from anyorder.orders.plan import GroupPlan
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.rng import generator
 from anyorder.visibility import documents, groups
-from anyorder.ways import ANY_ORDER, Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,18 +45,18 @@ class Permutation(Objective):
             raise UserError(f"predicted is {self.predicted}: give a share of the tokens above 0 and at most 1.")
 
     @property
-    def ways(self) -> tuple[Way, ...]:
+    def modes(self) -> tuple[Mode, ...]:
         """Any order."""
         return (ANY_ORDER,)
 
-    def lesson(self, batch: Batch, seed: int) -> Lesson:
+    def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws the order by the sample."""
         rows = self.plan(batch, seed).rows()
         index_BR = torch.cat((rows.content_BL, rows.query_BK), 1)
         query_valid_BK = rows.valid_BR[:, rows.n_keys :]
         sample_N, query_N = query_valid_BK.nonzero(as_tuple=True)
         target_BR = batch.ids_BL.gather(1, index_BR)
-        return Lesson(
+        return TrainingInputs(
             ids_BR=target_BR,
             labels={
                 "position": batch.position_BL.gather(1, index_BR),
@@ -76,12 +76,12 @@ class Permutation(Objective):
 
     def plan(self, batch: Batch, seed: int) -> GroupPlan:
         """The plan of these samples."""
-        learnt_BL = batch.learnt_BL & batch.valid_BL
-        rank_BL = torch.zeros(learnt_BL.shape, dtype=torch.int64)
+        loss_mask_BL = batch.loss_mask_BL & batch.valid_BL
+        rank_BL = torch.zeros(loss_mask_BL.shape, dtype=torch.int64)
         for row, (sample, _) in enumerate(batch.samples()):
             draws = generator("order", seed, sample)
             u = float(torch.rand((), generator=draws, dtype=torch.float64))
             order = self.schedule.order(batch.step, u)
-            rank_BL[row, learnt_BL[row]] = order.groups(int(learnt_BL[row].sum()), draws) + 1
-        plan = GroupPlan(rank_BL=rank_BL, given_BL=batch.valid_BL & ~learnt_BL, valid_BL=batch.valid_BL)
-        return plan.predict_last([math.ceil(self.predicted * count - 1e-9) for count in learnt_BL.sum(1).tolist()])
+            rank_BL[row, loss_mask_BL[row]] = order.groups(int(loss_mask_BL[row].sum()), draws) + 1
+        plan = GroupPlan(rank_BL=rank_BL, given_BL=batch.valid_BL & ~loss_mask_BL, valid_BL=batch.valid_BL)
+        return plan.predict_last([math.ceil(self.predicted * count - 1e-9) for count in loss_mask_BL.sum(1).tolist()])

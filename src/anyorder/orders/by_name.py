@@ -23,7 +23,7 @@ CLASSES: dict[str, type[Order] | type[MostConfident]] = {
 
 
 def order_named(words: str) -> AnyOrder:
-    """The order of a name that the way "any-order" has, such as "random" or "groups:4".
+    """The order of a name that the mode "any-order" has, such as "random" or "groups:4".
 
     "any-order" alone is from left to right, one token at a time, through the query rows.
 

@@ -11,8 +11,8 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from anyorder.errors import UserError
+from anyorder.model.modes import TRAINED_BY, mode_named, spelling
 from anyorder.utils.annotations import shown
-from anyorder.ways import TRAINED_BY, spelling, way_named
 
 NAMES: dict[str, str | None] = {
     "any-order": None,
@@ -24,15 +24,15 @@ NAMES: dict[str, str | None] = {
     "spans": "length",
     "confidence": "size",
 }
-"""Of each order of the way "any-order", the field that a number behind a colon sets."""
+"""Of each order of the mode "any-order", the field that a number behind a colon sets."""
 
-WAY_OF_ORDER = {
+MODE_OF_ORDER = {
     "left-to-right": "left-to-right",
     **dict.fromkeys(NAMES, "any-order"),
     "diffusion": "diffusion",
     "blocks": "blocks",
 }
-"""The way of writing that an order asks for, by what stands before its colon."""
+"""The mode that an order asks for, by what stands before its colon."""
 
 _NUMBERED = {"blocks", *(name for name, field in NAMES.items() if field)}
 
@@ -55,13 +55,13 @@ class OrderName(NamedTuple):
     number: int | None
 
     @property
-    def way(self) -> str:
-        """The name of the way of writing that is asked for."""
-        return WAY_OF_ORDER[self.kind]
+    def mode(self) -> str:
+        """The name of the mode that is asked for."""
+        return MODE_OF_ORDER[self.kind]
 
 
 def read_order(words: object, field: str = "order", others: Iterable[str] = ()) -> OrderName:
-    """What the words of an order say; a name of a way or of an objective (`anyorder.ways.NAMES`) is one, too.
+    """What the words of an order say; a name of a mode or of an objective (`anyorder.model.modes.NAMES`) is one, too.
 
     Args:
         words: such as "random" or "groups:4".
@@ -74,14 +74,14 @@ def read_order(words: object, field: str = "order", others: Iterable[str] = ()) 
     found = _read(words)
     if found is None:
         name = spelling(words.partition(":")[0]) if isinstance(words, str) else ""
-        close = get_close_matches(name, [*WAY_OF_ORDER, *others], n=1, cutoff=0.7)
+        close = get_close_matches(name, [*MODE_OF_ORDER, *others], n=1, cutoff=0.7)
         meant = f"did you mean {close[0]}? If not, " if close and close[0] != name else ""
-        raise UserError(f"{field} is {shown(words)}: {meant}give one of {_told([*WAY_OF_ORDER, *others])}.")
+        raise UserError(f"{field} is {shown(words)}: {meant}give one of {_told([*MODE_OF_ORDER, *others])}.")
     return found
 
 
 def objective_named(words: str, field: str = "objective") -> OrderName:
-    """The objective that any name of its own, or of the way or the order that it teaches, stands for.
+    """The objective that any name of its own, or of the mode or the order that it teaches, stands for.
 
     Args:
         words: such as "masked-diffusion", "diffusion", "random" or "blocks:32".
@@ -100,8 +100,8 @@ def objective_named(words: str, field: str = "objective") -> OrderName:
         close = get_close_matches(spelling(words), OBJECTIVES, n=1, cutoff=0.6)
         meant = f"did you mean {close[0]}? If not, " if close else ""
         raise UserError(f"{field} is {shown(words)}: {meant}give one of {', '.join((*OBJECTIVES, MIXTURE))}.")
-    objective = TRAINED_BY[found.way]
-    plain = found.number is None and found.kind in (found.way, "random")
+    objective = TRAINED_BY[found.mode]
+    plain = found.number is None and found.kind in (found.mode, "random")
     if not plain and found.kind != "blocks":
         raise UserError(
             f"{field} is {shown(words)}, one order of those in which a network of {objective} writes: give {objective}."
@@ -111,20 +111,20 @@ def objective_named(words: str, field: str = "objective") -> OrderName:
 
 def _read(words: object) -> OrderName | None:
     kind, colon, number = words.partition(":") if isinstance(words, str) else ("", "", "")
-    kind = way_named(kind) or spelling(kind)
+    kind = mode_named(kind) or spelling(kind)
     fits = number.isdecimal() and 0 < int(number) < 2**63 and kind in _NUMBERED if colon else True
-    return OrderName(kind, int(number) if colon else None) if kind in WAY_OF_ORDER and fits else None
+    return OrderName(kind, int(number) if colon else None) if kind in MODE_OF_ORDER and fits else None
 
 
 def of_any_order(words: str) -> OrderName:
-    """What the words of an order say that the way "any-order" has.
+    """What the words of an order say that the mode "any-order" has.
 
     Raises:
         UserError: there is no such order, its number is none, or its way is another one.
     """
     name = read_order(words)
     if name.kind not in NAMES:
-        raise UserError(f"order is {words!r}, which is of another way than any-order: give one of {_told(NAMES)}.")
+        raise UserError(f"order is {words!r}, which is of another mode than any-order: give one of {_told(NAMES)}.")
     return name
 
 

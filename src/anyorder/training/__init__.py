@@ -1,4 +1,4 @@
-"""Training: transformers' `Trainer` with the lessons of this package's objectives.
+"""Training: transformers' `Trainer` with the training inputs of this package's objectives.
 
 Nothing is imported before it is asked for, since settings are read where PyTorch is not needed.
 """

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from transformers import TrainerCallback
 
+from anyorder.model.modes import refuse_unless_causal
 from anyorder.objectives import Autoregressive
 from anyorder.training.loop import fit
 from anyorder.training.samples import TensorRows
 from anyorder.training.settings import Training
-from anyorder.ways import refuse_unless_causal
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -43,7 +43,7 @@ def train_causal(
     Raises:
         UserError: the network does not write from left to right, or see `Training` and `fit`.
     """
-    refuse_unless_causal(model.config.ways, model.config.default_way)
+    refuse_unless_causal(model.config.modes, model.config.default_mode)
     training = Training(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, weight_decay=weight_decay, seed=seed
     )

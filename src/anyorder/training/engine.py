@@ -1,6 +1,6 @@
-"""transformers' `Trainer` on lessons: its loop, schedules, precision, accumulation and processes, our loss and files.
+"""transformers' `Trainer` on training inputs: its loop, schedules, precision and processes; our loss and files.
 
-What is overridden is what `Trainer` cannot know: how a lesson becomes a loss, how lessons are counted over
+What is overridden is what `Trainer` cannot know: how training inputs become a loss, how they are counted over
 accumulated batches and processes, that losses and time go on where a training is resumed, and that a checkpoint must be
 whole or not there.
 """
@@ -23,10 +23,10 @@ from transformers import Trainer, TrainerCallback
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.objectives import Lesson, summed_loss
+from anyorder.objectives import TrainingInputs, summed_loss
 from anyorder.training.interruption import Interruption
 from anyorder.training.progress import Progress
-from anyorder.training.samples import LessonMaker, Samples, StreamedSamples
+from anyorder.training.samples import InputsMaker, Samples, StreamedSamples
 from anyorder.utils.files import SEAL, DiskError, damage, disk_error, seal
 
 CHECKPOINT = "checkpoint-"
@@ -37,26 +37,26 @@ PARTIAL = ".partial"
 
 
 class LessonLoss(nn.Module):
-    """What `Trainer` trains: the network, called with a lesson; wrappers for several processes go around it."""
+    """What `Trainer` trains: the network, called with training inputs; wrappers for several processes go around it."""
 
     def __init__(self, network: Llama) -> None:
         super().__init__()
         self.network = network
         self._no_split_modules = sorted({type(layer).__name__ for layer in network.model.layers})
 
-    def forward(self, lesson: Lesson) -> Tensor:
+    def forward(self, inputs: TrainingInputs) -> Tensor:
         """The summed loss, see `summed_loss`."""
-        return summed_loss(self.network, lesson)
+        return summed_loss(self.network, inputs)
 
 
-class LessonTrainer(Trainer):
+class ObjectiveTrainer(Trainer):
     """Trains a network on the samples of one objective.
 
     Args:
         network: trained in place.
         samples: of the whole training.
-        maker: makes lessons of them.
-        validation: for each name, samples and what makes lessons of them.
+        maker: makes training inputs of them.
+        validation: for each name, samples and what makes training inputs of them.
         describe: writes what else a checkpoint needs to be loaded as a network into its folder.
         keep: checkpoints that stay, the latest ones.
         interruption: ends the training early, with a checkpoint.
@@ -68,9 +68,9 @@ class LessonTrainer(Trainer):
         self,
         network: Llama,
         samples: Samples | StreamedSamples,
-        maker: LessonMaker,
+        maker: InputsMaker,
         *,
-        validation: Mapping[str, tuple[Samples, LessonMaker]] | None = None,
+        validation: Mapping[str, tuple[Samples, InputsMaker]] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
         keep: int = 2,
         interruption: Interruption | None = None,
@@ -99,9 +99,9 @@ class LessonTrainer(Trainer):
         return torch.utils.data.SequentialSampler(range(self.samples.total))  # as they have been shuffled
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """The batches of an optimizer step, and the count of their lessons over all processes."""
+        """The batches of an optimizer step, and the count of their training inputs over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        count = sum(batch["lesson"].count for batch in batches)
+        count = sum(batch["inputs"].count for batch in batches)
         signalled = self.interruption is not None and self.interruption.signal is not None
         counts = torch.tensor([count, signalled], dtype=torch.float64, device=device)
         counts = self.accelerator.reduce(counts, "sum")
@@ -110,11 +110,11 @@ class LessonTrainer(Trainer):
         return batches, counts[0]
 
     def _prepare_input(self, data: Any) -> Any:
-        return data.to(self.args.device) if isinstance(data, Lesson) else super()._prepare_input(data)
+        return data.to(self.args.device) if isinstance(data, TrainingInputs) else super()._prepare_input(data)
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, num_items_in_batch: Any = None, **kw: Any) -> Any:
         """This batch's part of the step's loss; gradients are averaged over processes, so it is multiplied by them."""
-        summed: Tensor = model(inputs["lesson"])
+        summed: Tensor = model(inputs["inputs"])
         return summed * (self.accelerator.num_processes / num_items_in_batch.clamp(min=1e-9)).to(summed.dtype)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -151,10 +151,10 @@ class LessonTrainer(Trainer):
             loader = DataLoader(samples, batch_size=self.args.eval_batch_size, collate_fn=maker)
             totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
             for batch in self.accelerator.prepare_data_loader(loader):
-                lesson = self._prepare_input(batch["lesson"])
+                inputs = self._prepare_input(batch["inputs"])
                 with self.compute_loss_context_manager():
-                    summed = self.model_wrapped(lesson).double()
-                totals += torch.stack((summed, torch.full_like(summed, lesson.count)))
+                    summed = self.model_wrapped(inputs).double()
+                totals += torch.stack((summed, torch.full_like(summed, inputs.count)))
             summed, count = self.accelerator.reduce(totals, "sum").tolist()
             found[f"eval_{name}"] = summed / max(count, 1e-9)
         self.model_wrapped.train()

@@ -18,9 +18,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
 from anyorder.training.curves import Log
-from anyorder.training.engine import PARTIAL, LessonTrainer, check_checkpoint, whole_checkpoints
+from anyorder.training.engine import PARTIAL, ObjectiveTrainer, check_checkpoint, whole_checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
-from anyorder.training.samples import LessonMaker, Row, Rows, Samples, StreamedSamples
+from anyorder.training.samples import InputsMaker, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import LEARNING_RATES, Training
 from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, claimed
@@ -89,15 +89,15 @@ def fit(
             find_unused=network.query_rows is not None,
         )  # fmt: skip
         per_step = training.batch_size * training.accumulation * arguments.world_size
-        trainer = LessonTrainer(
+        trainer = ObjectiveTrainer(
             network,
             _samples(rows, training.total_steps * per_step, training.seed),
-            LessonMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
+            InputsMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
             validation={
                 # Its own draws, the same at every look.
                 name: (
                     Samples(others, len(others), training.seed, shuffle=False),
-                    LessonMaker(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
+                    InputsMaker(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
                 )
                 for name, (target, others) in (validation or {}).items()
             },
@@ -146,7 +146,7 @@ def _output(folder: Path | None) -> Iterator[Path]:
         yield folder
 
 
-def _train(trainer: LessonTrainer, checkpoint: Path | None) -> None:
+def _train(trainer: ObjectiveTrainer, checkpoint: Path | None) -> None:
     """To the end, or to a signal or an exception, where the last whole step is kept."""
     interruption = trainer.interruption
     if interruption is None:
@@ -214,7 +214,7 @@ def _arguments(
         dataloader_pin_memory=False,
         dataloader_num_workers=training.workers,
         remove_unused_columns=False,
-        accelerator_config={"dispatch_batches": False},  # each process makes its own lessons
+        accelerator_config={"dispatch_batches": False},  # each process makes its own training inputs
         ddp_find_unused_parameters=find_unused,  # query rows take no part in other objectives
         use_cpu=not torch.accelerator.is_available(),  # or several processes on CPUs would not see each other
         **strategies,

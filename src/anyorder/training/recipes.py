@@ -15,6 +15,7 @@ from anyorder.data.readers import read_texts
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import TRAINED_BY
 from anyorder.model.rope import Rotary
 from anyorder.objectives import (
     Antithetic,
@@ -33,7 +34,6 @@ from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders.kinds import LeftToRight, Random, Spans
 from anyorder.training.longer import extended
 from anyorder.training.settings import BLOCK_LENGTH, DIFFUSION, Run
-from anyorder.ways import TRAINED_BY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -100,24 +100,24 @@ def reaching(config: ModelConfig, run: Run) -> ModelConfig:
         raise UserError(f"rope_scaling is {run.rope_scaling!r} for the network in {run.init!r}: {error}") from error
 
 
-def with_own_way(run: Run, config: ModelConfig) -> Run:
+def with_own_mode(run: Run, config: ModelConfig) -> Run:
     """The settings with what they leave to the network: its objective, shifted logits, and tokens of a block.
 
     Raises:
-        UserError: the network writes in several ways and no objective says which shall stay; or a setting is not of
+        UserError: the network writes several times and no objective says which shall stay; or a setting is not of
             the objective.
     """
     objective: str | None = run.objective
     if objective is None:
-        names = [way.name for way in config.ways]
+        names = [mode.name for mode in config.modes]
         if len(names) > 1:
             choices = ", ".join(TRAINED_BY[name] for name in names)
             raise UserError(
                 f"objective is not given, and the network in {run.init!r} writes by {' and '.join(names)}, of which "
                 f"training keeps what it teaches: give one of {choices}, or mixture with shares of several."
             )
-        objective = TRAINED_BY[config.default_way]
-    own = {TRAINED_BY[way.name]: way for way in config.ways}
+        objective = TRAINED_BY[config.default_mode]
+    own = {TRAINED_BY[mode.name]: mode for mode in config.modes}
     learnt = {objective, *run.parts}
     shifted, block_length = run.shifted, run.block_length
     if "masked-diffusion" in own and "masked-diffusion" in learnt:
@@ -128,16 +128,16 @@ def with_own_way(run: Run, config: ModelConfig) -> Run:
     return dataclasses.replace(run, **changes)
 
 
-def lost_ways(run: Run, config: ModelConfig) -> list[str]:
+def lost_modes(run: Run, config: ModelConfig) -> list[str]:
     """The ways in which the network of `init` writes, and the trained one will not."""
     learnt = {run.objective, *run.parts}
-    return [way.name for way in config.ways if run.init is not None and TRAINED_BY[way.name] not in learnt]
+    return [mode.name for mode in config.modes if run.init is not None and TRAINED_BY[mode.name] not in learnt]
 
 
 def prepared(
     run: Run, model: Llama, tokenizer: PreTrainedTokenizerBase, *, tuning: bool
 ) -> tuple[Llama, Objective]:  # fmt: skip
-    """The network with all that its objective needs (mask token, query rows, ways), and the objective.
+    """The network with all that its objective needs (mask token, query rows, modes), and the objective.
 
     Args:
         run: the settings.
@@ -149,7 +149,7 @@ def prepared(
     if DIFFUSION & {run.objective, *run.parts}:
         model, mask_token_id = with_mask_token(model, tokenizer, run.mask_token, run.seed)
     objective = objective_of(run, mask_token_id, model.config, tuning=tuning)
-    return adapt(model, objective.ways, seed=run.seed), objective
+    return adapt(model, objective.modes, seed=run.seed), objective
 
 
 def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:

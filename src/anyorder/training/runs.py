@@ -31,7 +31,7 @@ from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
 from anyorder.training.engine import whole_checkpoints
 from anyorder.training.folder import CHECKPOINTS, CURVES, LOG, SETTINGS, nothing_trained, write_network
 from anyorder.training.loop import check_machine, fit, is_first_process, processes
-from anyorder.training.recipes import lost_ways, network_of, objective_of, prepared, with_own_way
+from anyorder.training.recipes import lost_modes, network_of, objective_of, prepared, with_own_mode
 from anyorder.training.room import check_room, rescue
 from anyorder.training.settings import Run
 from anyorder.utils.annotations import checked
@@ -88,8 +88,8 @@ def _reports(settings: Run) -> list[str]:
 def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], tell: Callable[[str], None]) -> Log:
     given = settings
     model, tokenizer = network_of(settings)
-    settings = with_own_way(settings, model.config)
-    if lost := lost_ways(settings, model.config):
+    settings = with_own_mode(settings, model.config)
+    if lost := lost_modes(settings, model.config):
         tell(f"the trained network will no longer write by {' and '.join(lost)}: a mixture keeps what it teaches")
     if tuning:
         _chatting(settings, model, tokenizer)
@@ -105,7 +105,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
         bytes_per_token = report_of(others).bytes_per_token
     if settings.steps is None:
         settings = settings.in_steps(len(rows), processes())
-        hidden = next((way.mask_token_id for way in model.config.ways if way.mask_token_id is not None), -1)
+        hidden = next((mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None), -1)
         objective = objective_of(settings, hidden, model.config, tuning=tuning)  # whose schedules go by steps
     tell(summary(settings, model, None if settings.streaming else len(rows), processes=processes()))
     face = AnyOrderForCausalLM.of(model).train()
@@ -198,7 +198,7 @@ def _rows(
     tell: Callable[[str], None], streaming: bool = False,
 ) -> Any:  # fmt: skip
     """A `datasets.Dataset`, or an iterable one."""
-    masks = {way.mask_token_id for way in model.config.ways if way.mask_token_id is not None}
+    masks = {mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None}
     dataset: Any = prepare(
         source, tokenizer, settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
         template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None), mask_token_ids=masks,

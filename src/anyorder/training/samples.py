@@ -1,4 +1,4 @@
-"""From prepared rows to lessons: in which order samples come, and their numbers, from which all draws follow.
+"""From prepared rows to training inputs: in which order samples come, and their numbers, from which all draws follow.
 
 Shape suffixes: B batch, L tokens of a sample.
 """
@@ -15,8 +15,8 @@ from torch.utils.data import Dataset, IterableDataset
 
 from anyorder.data.collate import collate
 from anyorder.errors import UserError
-from anyorder.objectives import Batch, Lesson, Objective
-from anyorder.objectives.lesson import begins
+from anyorder.objectives import Batch, Objective, TrainingInputs
+from anyorder.objectives.inputs import begins
 from anyorder.utils import rng
 
 Row = Mapping[str, Any]
@@ -102,8 +102,8 @@ class StreamedSamples(IterableDataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LessonMaker:
-    """Collates samples into `{"lesson": Lesson}`; runs where data are loaded, which needs no network.
+class InputsMaker:
+    """Collates samples into `{"training inputs": TrainingInputs}`; runs where data are loaded, which needs no network.
 
     Attributes:
         objective: what is to be learnt.
@@ -115,11 +115,11 @@ class LessonMaker:
     seed: int
     samples_per_step: int
 
-    def __call__(self, rows: Sequence[Row]) -> dict[str, Lesson]:
-        """The lesson of these samples."""
+    def __call__(self, rows: Sequence[Row]) -> dict[str, TrainingInputs]:
+        """The training inputs of these samples."""
         batch = make_batch(rows)
         step = int(batch.sample_B[0]) // self.samples_per_step
-        return {"lesson": self.objective.lesson(batch.replace(step=step), self.seed)}
+        return {"inputs": self.objective.inputs(batch.replace(step=step), self.seed)}
 
 
 def make_batch(rows: Sequence[Row]) -> Batch:
@@ -129,11 +129,11 @@ def make_batch(rows: Sequence[Row]) -> Batch:
     index_BL = torch.arange(ids_BL.shape[1]).expand_as(ids_BL)
     document_BL = columns.get("document", torch.zeros_like(ids_BL))
     position_BL = index_BL - torch.where(begins(document_BL), index_BL, 0).cummax(1).values
-    learnt_BL = valid_BL
+    loss_mask_BL = valid_BL
     if "turns" in columns:
         begin_BT1, end_BT1 = columns["turns"].unsqueeze(2).unbind(-1)
-        learnt_BL = ((begin_BT1 <= index_BL.unsqueeze(1)) & (index_BL.unsqueeze(1) < end_BT1)).any(1)
+        loss_mask_BL = ((begin_BT1 <= index_BL.unsqueeze(1)) & (index_BL.unsqueeze(1) < end_BT1)).any(1)
     return Batch(
-        ids_BL=ids_BL, valid_BL=valid_BL, learnt_BL=learnt_BL, document_BL=document_BL, position_BL=position_BL,
+        ids_BL=ids_BL, valid_BL=valid_BL, loss_mask_BL=loss_mask_BL, document_BL=document_BL, position_BL=position_BL,
         sample_B=columns["sample"],
     )  # fmt: skip

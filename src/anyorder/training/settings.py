@@ -44,7 +44,7 @@ class Training:
         save_every: Steps between two checkpoints, from which a training can be resumed; there is one at the end, too. 0
             makes none, unless the training is interrupted.
         keep: Checkpoints that stay, the latest ones.
-        workers: Processes beside the training that read data and make lessons of them; 0 does it in between.
+        workers: Processes beside the training that read data and make training inputs of them; 0 does it in between.
 
     Raises:
         UserError: a field has a value that cannot be, or two contradict each other.
@@ -119,7 +119,7 @@ class Run(Training):
         data: File or folder of JSON, text or tables.
         output: New folder for the trained network, its curves and its checkpoints.
         objective: What is learnt: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of
-            several in given shares; also the name of the way of writing that it teaches, such as diffusion or
+            several in given shares; also the name of the mode that it teaches, such as diffusion or
             blocks:32. Unless given, what the network of init writes by, and from scratch autoregressive.
         init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is

@@ -81,7 +81,7 @@ _NAMES = {
     "stop": "stop_strings stop_sequences stop_words stop_sequence reverse_prompt",
     "remasking_strategy": "remasking alg",
     "cfg_scale": "cfg guidance_scale",
-    "order": "decoding_order generation_order way mode objective writing_order",
+    "order": "decoding_order generation_order mode mode objective writing_order",
     "dtype": "torch_dtype precision bf16 fp16 outtype",
     "attention": "attn_implementation attn attention_backend attn_impl",
     "max_samples": "limit num_samples max_examples",
@@ -112,9 +112,9 @@ _NAMES = {
     "revision": "model_revision branch",
     "stream": "streaming streamer",
     "show": "verbose",
-    "objective": "order way training_objective loss_type",
-    "orders": "order way",
-    "way": "order",
+    "objective": "order mode training_objective loss_type",
+    "orders": "order mode",
+    "mode": "order",
     "temperature 1.0": "do_sample",
 }
 """For each option of ours, what others call it; "precision bfloat16" is an option with its value."""

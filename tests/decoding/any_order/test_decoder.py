@@ -21,9 +21,9 @@ from anyorder.likelihood.exact import log_prob
 from anyorder.model.cache import Cache
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.orders.by_name import AnyOrder
 from anyorder.orders.kinds import Halves, LeftToRight, MostConfident, Order, Random, RightToLeft, Spaced, Spans
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT
 from tests.decoding.left_to_right.test_decoder import row_of, same
 from tests.model.doubled import doubled_logits
 from tests.model.networks import LAYERS, network
@@ -46,7 +46,7 @@ CANVASES = [[1, 2, BLANK, BLANK, BLANK], [BLANK] * 3, [BLANK, 4, BLANK, 5, BLANK
 
 @functools.cache
 def writer(layers: str = "plain", *end_token_ids: int) -> Llama:
-    return network(layers, seed=2, ways=(LEFT_TO_RIGHT, ANY_ORDER), eos_token_ids=end_token_ids).double()
+    return network(layers, seed=2, modes=(LEFT_TO_RIGHT, ANY_ORDER), eos_token_ids=end_token_ids).double()
 
 
 def fill(
@@ -67,7 +67,7 @@ def plan_of(generation: Generation, canvases: Sequence[Sequence[int]], row: int)
     return GroupPlan.from_group_ids(ranks, [[rank < 0 for rank in ranks]])
 
 
-# ---- one way of writing, four ways of computing it --------------------------------------------------
+# ---- one mode, four modes of computing it --------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", LAYERS)
@@ -128,7 +128,7 @@ def test_every_plan_equals_the_doubled_sequence_step_by_step(
 
 def test_every_backend_writes_the_same() -> None:
     plain, eager = (
-        network("plain", backend, seed=2, ways=(LEFT_TO_RIGHT, ANY_ORDER)).double() for backend in ("sdpa", "eager")
+        network("plain", backend, seed=2, modes=(LEFT_TO_RIGHT, ANY_ORDER)).double() for backend in ("sdpa", "eager")
     )
     sampling = Sampling(temperature=1.0)
     one, other = (
@@ -140,7 +140,7 @@ def test_every_backend_writes_the_same() -> None:
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float16", "int8"])
 def test_narrow_weights_write_in_any_order_too(kind: str) -> None:
-    model = network("plain", seed=2, ways=(LEFT_TO_RIGHT, ANY_ORDER))
+    model = network("plain", seed=2, modes=(LEFT_TO_RIGHT, ANY_ORDER))
     model = to_int8(model) if kind == "int8" else model.to(getattr(torch, kind))
     runs = []
     for use_cache in (True, False):
@@ -190,7 +190,7 @@ def test_the_first_group_is_written_from_nothing_but_its_place() -> None:
         first.append(out.trace.events[0])
     assert len({event.log_prob for event in first}) == 4
     assert model.query_rows is not None
-    blind = network("plain", seed=2, ways=(LEFT_TO_RIGHT, ANY_ORDER)).double()
+    blind = network("plain", seed=2, modes=(LEFT_TO_RIGHT, ANY_ORDER)).double()
     blind.load_state_dict(model.state_dict())
     blind.query_rows.position.weight.data.zero_()  # type: ignore[union-attr]
     log_probs = set()
@@ -371,7 +371,7 @@ def test_a_network_without_query_rows_is_told_how_to_get_them() -> None:
 
 
 def test_scores_that_are_no_numbers() -> None:
-    broken = network(ways=(ANY_ORDER,)).double()
+    broken = network(modes=(ANY_ORDER,)).double()
     broken.lm_head.weight.data[3] = torch.nan
     steps = any_order_steps(broken, [[BLANK]], LeftToRight(), sampling=Sampling(), rows=[0])
     with pytest.raises(UserError, match="scores for row 0 are NaN"):

@@ -23,8 +23,8 @@ from anyorder.decoding.trace import Generation, Trace, collect
 from anyorder.errors import UserError
 from anyorder.likelihood.exact import log_prob
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER
 from anyorder.orders.kinds import Halves, LeftToRight, MostConfident, Order, Random, RightToLeft
-from anyorder.ways import ANY_ORDER
 from tests.decoding.any_order.test_decoder import CANVASES, writer
 from tests.decoding.left_to_right.test_decoder import row_of, same
 from tests.model.networks import LAYERS, network
@@ -61,7 +61,7 @@ def one_by_one(canvases: Sequence[Sequence[int]], order: Any, model: Llama, samp
 
 def tiny() -> Llama:
     """Three tokens, which depend strongly on each other, so that drafts are often wrong."""
-    return network("plain", seed=5, ways=(ANY_ORDER,), vocab_size=3, initializer_range=0.9).double()
+    return network("plain", seed=5, modes=(ANY_ORDER,), vocab_size=3, initializer_range=0.9).double()
 
 
 CASES: dict[str, tuple[list[int], list[int]]] = {
@@ -178,7 +178,7 @@ def test_log_probabilities_are_those_of_the_sequential_order() -> None:
 
 def test_when_every_draft_stays_a_round_writes_one_group_more_than_it_drafts() -> None:
     """Where tokens do not depend on each other, the drafts are never wrong."""
-    model = network("plain", ways=(ANY_ORDER,)).double()
+    model = network("plain", modes=(ANY_ORDER,)).double()
     for name, weight in model.named_parameters():
         if "o_proj" in name:
             weight.data.zero_()  # nobody sees anybody

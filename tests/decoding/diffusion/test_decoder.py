@@ -24,9 +24,9 @@ from anyorder.decoding.trace import Generation, collect
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.model.rope import Rotary
 from anyorder.visibility import not_after
-from anyorder.ways import Way, blocks, diffusion
 from tests.decoding import literal_diffusion as literal
 
 MASK, END = 39, 7
@@ -54,12 +54,12 @@ def network(dtype: torch.dtype = torch.float32, ends: tuple[int, ...] = (END,)) 
 
 
 def write(
-    canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, model: Llama | None = None, way: Way = DIFFUSION,
+    canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, model: Llama | None = None, mode: Mode = DIFFUSION,
     **options: Any,
 ) -> Generation:  # fmt: skip
     model = model or network()
     rows = options.pop("rows", range(len(canvases)))
-    steps = diffusion_steps(model, canvases, sampler, way=way, rows=rows, **options)
+    steps = diffusion_steps(model, canvases, sampler, mode=mode, rows=rows, **options)
     return collect(steps, canvases, rows, model.config.eos_token_ids)
 
 
@@ -96,9 +96,9 @@ def test_llada_leaves_a_position_masked_where_the_mask_token_is_chosen() -> None
         block_length=8,
     )
     assert mask in expected[3:]
-    generation = write([canvas], DiffusionSampler.preset("llada", steps=8, block_length=8), way=diffusion(mask))
+    generation = write([canvas], DiffusionSampler.preset("llada", steps=8, block_length=8), mode=diffusion(mask))
     assert generation.sequences == [expected]
-    never = write([canvas], DiffusionSampler(steps=8, block_length=8), way=diffusion(mask))
+    never = write([canvas], DiffusionSampler(steps=8, block_length=8), mode=diffusion(mask))
     assert mask not in never.sequences[0]
 
 
@@ -127,18 +127,18 @@ def test_llada_random_remasking_draws_one_number_per_candidate() -> None:
         assert generation.sequences[row] == expected
 
 
-@pytest.mark.parametrize("way", [DIFFUSION, diffusion(MASK, shifted=True)], ids=["aligned", "shifted"])
+@pytest.mark.parametrize("mode", [DIFFUSION, diffusion(MASK, shifted=True)], ids=["aligned", "shifted"])
 @pytest.mark.parametrize("steps", [5, 8, 16])
 @pytest.mark.parametrize(
     ("name", "algorithm"),
     [("dream-maskgit", "maskgit_plus"), ("dream-margin", "topk_margin"), ("dream-entropy", "entropy")],
 )
 @pytest.mark.parametrize("filters", [{}, {"top_p": 0.8}, {"top_k": 3}, {"top_p": 0.9, "top_k": 4}])
-def test_dream_token_for_token(name: str, algorithm: str, steps: int, way: Way, filters: dict[str, Any]) -> None:
+def test_dream_token_for_token(name: str, algorithm: str, steps: int, mode: Mode, filters: dict[str, Any]) -> None:
     sampler = DiffusionSampler.preset(name, steps=steps).replace(**filters)
     canvases = [continuation(prompt, 16) for prompt in PROMPTS]
-    generation = write(canvases, sampler, way=way)
-    scores = literal.Network(network(), shifted=way.shifted)
+    generation = write(canvases, sampler, mode=mode)
+    scores = literal.Network(network(), shifted=mode.shifted)
     for canvas, sequence in zip(canvases, generation.sequences, strict=True):
         expected = literal.dream(scores, masked(canvas), MASK, steps=steps, algorithm=algorithm, **filters)
         assert sequence == expected
@@ -186,7 +186,7 @@ SAMPLERS = {
     "stop at end": DiffusionSampler(stop_at_end=True, min_new_tokens=3, temperature=2.0),
     "sure of ends last": DiffusionSampler(suppress_end="confidence", confidence="margin"),
 }
-WAYS = {
+MODES = {
     "diffusion": DIFFUSION,
     "shifted": diffusion(MASK, shifted=True),
     "blocks": blocks(MASK, 4),
@@ -194,13 +194,13 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_any_row_of_a_ragged_batch_is_what_it_is_alone(name: str, way: str) -> None:
+def test_any_row_of_a_ragged_batch_is_what_it_is_alone(name: str, mode: str) -> None:
     model, sampler = network(torch.float64), SAMPLERS[name]
-    batch = write(GAPS, sampler, model=model, way=WAYS[way], seed=5)
+    batch = write(GAPS, sampler, model=model, mode=MODES[mode], seed=5)
     for row, canvas in enumerate(GAPS):
-        alone = write([canvas], sampler, model=model, way=WAYS[way], rows=[row], seed=5)
+        alone = write([canvas], sampler, model=model, mode=MODES[mode], rows=[row], seed=5)
         assert alone.sequences == [batch.sequences[row]]
         assert alone.stopped == [batch.stopped[row]]
         theirs = [event for event in batch.trace.events if event.row == row]
@@ -209,11 +209,11 @@ def test_any_row_of_a_ragged_batch_is_what_it_is_alone(name: str, way: str) -> N
             assert abs(one.log_prob - other.log_prob) < 1e-9
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_given_tokens_stay_and_gaps_are_filled(name: str, way: str) -> None:
+def test_given_tokens_stay_and_gaps_are_filled(name: str, mode: str) -> None:
     sampler = SAMPLERS[name]
-    generation = write(GAPS, sampler, way=WAYS[way])
+    generation = write(GAPS, sampler, mode=MODES[mode])
     for canvas, sequence in zip(GAPS, generation.sequences, strict=True):
         assert len(sequence) == len(canvas) or sampler.grow or sampler.stop_at_end
         assert all(given in (BLANK, token) for given, token in zip(canvas, sequence, strict=False))
@@ -246,13 +246,13 @@ def test_llada_fills_gaps_as_its_script_would(block_length: int) -> None:
     assert write([canvas], sampler).sequences == [expected]
 
 
-@pytest.mark.parametrize("way", ["diffusion", "shifted"])
+@pytest.mark.parametrize("mode", ["diffusion", "shifted"])
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
-def test_a_cache_that_is_renewed_in_each_step_is_none(cache: Any, way: str) -> None:
+def test_a_cache_that_is_renewed_in_each_step_is_none(cache: Any, mode: str) -> None:
     sampler, model = DiffusionSampler(block_length=4, cfg_scale=0.7, commit=Threshold(0.4)), network(torch.float64)
     cached = sampler.replace(cache=cache, refresh=1)
     same(
-        write(GAPS, sampler, model=model, way=WAYS[way]), write(GAPS, cached, model=model, way=WAYS[way])
+        write(GAPS, sampler, model=model, mode=MODES[mode]), write(GAPS, cached, model=model, mode=MODES[mode])
     )  # of rows that wait for each other the steps differ
 
 
@@ -265,21 +265,21 @@ def same(left: Generation, right: Generation) -> None:
         assert abs(one.log_prob - other.log_prob) < 1e-9
 
 
-@pytest.mark.parametrize("way", ["blocks", "shifted blocks"])
+@pytest.mark.parametrize("mode", ["blocks", "shifted blocks"])
 @pytest.mark.parametrize("name", ["blocks", "random", "threshold", "edit", "guidance", "stop at end"])
-def test_the_cache_of_a_network_with_blocks_is_exact(name: str, way: str) -> None:
+def test_the_cache_of_a_network_with_blocks_is_exact(name: str, mode: str) -> None:
     sampler, model = SAMPLERS[name], network(torch.float64)
-    plain = write(GAPS, sampler, model=model, way=WAYS[way])
+    plain = write(GAPS, sampler, model=model, mode=MODES[mode])
     for cache in ("prefix", "dual"):
-        same(plain, write(GAPS, sampler.replace(cache=cache), model=model, way=WAYS[way]))
+        same(plain, write(GAPS, sampler.replace(cache=cache), model=model, mode=MODES[mode]))
 
 
 @torch.no_grad()
 def test_a_block_sees_clean_blocks_before_it_and_none_after() -> None:
     """The first choice of each block is the one of a pass over the whole canvas under the rule of its objective."""
-    model, way = network(torch.float64), WAYS["blocks"]
+    model, mode = network(torch.float64), MODES["blocks"]
     canvas = continuation([1, 2, 3, 4, 5, 6], 10)
-    generation = write([canvas], DiffusionSampler(cache="prefix"), model=model, way=way)
+    generation = write([canvas], DiffusionSampler(cache="prefix"), model=model, mode=mode)
     position_BL = torch.arange(16).unsqueeze(0)
     for start, stop in ((6, 8), (8, 12), (12, 16)):
         ids = [*generation.sequences[0][:start], *[MASK] * (16 - start)]
@@ -309,7 +309,7 @@ def widths(model: Llama, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], li
 
 
 @pytest.mark.parametrize(
-    ("way", "cache", "expected"),
+    ("mode", "cache", "expected"),
     [
         ("diffusion", "none", [11, 11, 11, 11, 11, 11, 11, 11]),
         ("diffusion", "prefix", [11, 8, 8, 8, 11, 4, 4, 4]),
@@ -320,13 +320,13 @@ def widths(model: Llama, monkeypatch: pytest.MonkeyPatch) -> tuple[list[int], li
     ],
 )
 def test_what_is_read_in_each_pass(
-    way: str, cache: Any, expected: list[int], monkeypatch: pytest.MonkeyPatch
+    mode: str, cache: Any, expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     model = network()
     read, wanted = widths(model, monkeypatch)
-    write([continuation([1, 2, 3], 8)], DiffusionSampler(cache=cache, block_length=4), model=model, way=WAYS[way])
+    write([continuation([1, 2, 3], 8)], DiffusionSampler(cache=cache, block_length=4), model=model, mode=MODES[mode])
     assert read == expected
-    assert wanted == ([1, 4, 3, 2, 1, 3, 2, 1] if "blocks" in way else [4, 3, 2, 1, 4, 3, 2, 1])
+    assert wanted == ([1, 4, 3, 2, 1, 3, 2, 1] if "blocks" in mode else [4, 3, 2, 1, 4, 3, 2, 1])
 
 
 def test_rows_of_a_batch_renew_their_keys_together(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,7 +429,7 @@ def test_one_step_draws_from_the_softmax_of_the_logits_over_the_temperature() ->
 def test_large_logits_do_not_overflow() -> None:
     choose = TokenChooser(mask_token_id=2, end_token_ids=(), temperature=0.5)
     logits_NV = torch.tensor([[3e4, 1e4, -3e4], [900.0, 899.0, 0.0]])
-    texts, _, _ = assemble(network(), [[BLANK], [BLANK]], DiffusionSampler(), way=DIFFUSION, rows=range(2))
+    texts, _, _ = assemble(network(), [[BLANK], [BLANK]], DiffusionSampler(), mode=DIFFUSION, rows=range(2))
     for _ in range(50):
         choices = choose(logits_NV.clone(), {text: [0] for text in texts})
         assert choices.token_ids[0] == 0
@@ -474,7 +474,7 @@ def test_canvases_that_cannot_be_filled_are_refused_at_once(
     canvas: list[int], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        diffusion_steps(network(), [canvas], DiffusionSampler(**options), way=DIFFUSION, rows=[0])
+        diffusion_steps(network(), [canvas], DiffusionSampler(**options), mode=DIFFUSION, rows=[0])
     assert str(caught.value) == message
 
 

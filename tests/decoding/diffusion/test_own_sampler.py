@@ -23,7 +23,7 @@ from anyorder.decoding.diffusion.row import CanvasRow
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.errors import UserError
 from tests.decoding import literal_diffusion as literal
-from tests.decoding.diffusion.test_decoder import GAPS, MASK, PROMPTS, WAYS, masked, network, same, widths, write
+from tests.decoding.diffusion.test_decoder import GAPS, MASK, MODES, PROMPTS, masked, network, same, widths, write
 from tests.pages import BLOCK
 
 PAGE = Path(__file__).parents[3] / "docs" / "write-your-own-sampler.md"
@@ -85,11 +85,11 @@ def test_a_delayed_cache_reads_masks_and_what_was_just_written(
     assert asked == [8, 7, 6, 5, 4, 3, 2, 1]
 
 
-@pytest.mark.parametrize("way", ["diffusion", "shifted"])
-def test_a_delayed_cache_that_is_renewed_in_each_step_is_none(page: dict[str, Any], way: str) -> None:
+@pytest.mark.parametrize("mode", ["diffusion", "shifted"])
+def test_a_delayed_cache_that_is_renewed_in_each_step_is_none(page: dict[str, Any], mode: str) -> None:
     sampler, model = DiffusionSampler(steps=6, cfg_scale=0.7, temperature=0.5), network(torch.float64)
     cached = sampler.replace(cache=page["DelayedCache"](refresh=1))
-    same(write(GAPS, sampler, model=model, way=WAYS[way]), write(GAPS, cached, model=model, way=WAYS[way]))
+    same(write(GAPS, sampler, model=model, mode=MODES[mode]), write(GAPS, cached, model=model, mode=MODES[mode]))
 
 
 @settings(deadline=None, max_examples=20)
@@ -99,11 +99,11 @@ def test_a_delayed_cache_that_is_renewed_in_each_step_is_none(page: dict[str, An
         min_size=1,
         max_size=3,
     ),
-    way=st.sampled_from(["diffusion", "shifted"]),
+    mode=st.sampled_from(["diffusion", "shifted"]),
     refresh=st.integers(2, 9),
 )
 def test_rows_of_a_batch_are_what_they_are_alone(
-    page: dict[str, Any], canvases: list[list[int]], way: str, refresh: int
+    page: dict[str, Any], canvases: list[list[int]], mode: str, refresh: int
 ) -> None:
     model = network(torch.float64)
 
@@ -112,9 +112,9 @@ def test_rows_of_a_batch_are_what_they_are_alone(
             confidence=page["Stability"](1), commit=page["Klass"](0.1, 0.5), cache=page["DelayedCache"](refresh)
         )
 
-    batch = write(canvases, sampler(), model=model, way=WAYS[way])
+    batch = write(canvases, sampler(), model=model, mode=MODES[mode])
     for row, canvas in enumerate(canvases):
-        assert write([canvas], sampler(), model=model, way=WAYS[way], rows=[row]).sequences == [batch.sequences[row]]
+        assert write([canvas], sampler(), model=model, mode=MODES[mode], rows=[row]).sequences == [batch.sequences[row]]
 
 
 def test_a_function_is_told_where_its_candidates_are() -> None:

@@ -15,14 +15,14 @@ from anyorder.decoding.diffusion.sampler import PRESETS
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.modes import LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.model.rope import Rotary
-from anyorder.ways import LEFT_TO_RIGHT, Way, blocks, diffusion
 
 MASK = 30
 
 
 @functools.cache
-def network(*ways: Way) -> Llama:
+def network(*modes: Mode) -> Llama:
     config = ModelConfig(
         vocab_size=31,
         hidden_size=16,
@@ -32,7 +32,7 @@ def network(*ways: Way) -> Llama:
         max_position_embeddings=40,
         rotary=Rotary(theta=100.0),
         initializer_range=0.4,
-        ways=ways,
+        modes=modes,
         eos_token_ids=(2,),
     )
     torch.manual_seed(0)
@@ -116,7 +116,7 @@ ORDERS = (
 
 
 @pytest.mark.parametrize(
-    ("ways", "options", "message"),
+    ("modes", "options", "message"),
     [
         (
             (LEFT_TO_RIGHT,),
@@ -173,9 +173,9 @@ ORDERS = (
         ),
     ],
 )
-def test_orders_that_cannot_be_are_refused(ways: tuple[Way, ...], options: dict[str, Any], message: str) -> None:
+def test_orders_that_cannot_be_are_refused(modes: tuple[Mode, ...], options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        anyorder.generate(network(*ways), None, [1, 3], max_new_tokens=4, **options)
+        anyorder.generate(network(*modes), None, [1, 3], max_new_tokens=4, **options)
     assert str(caught.value) == message
 
 

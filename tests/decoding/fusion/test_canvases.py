@@ -20,8 +20,8 @@ from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind
 from anyorder.model.llama import Llama
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from anyorder.orders.kinds import LeftToRight
-from anyorder.ways import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from tests.decoding.fusion.test_decoder import questions
 from tests.decoding.fusion_oracle import places
 from tests.model.doubled import oracle_query_rows
@@ -44,8 +44,8 @@ DIFFUSING = [name for name in ORDERS if "diffusion" in name]
 
 @functools.cache
 def net(layers: str, name: str, shifted: bool = False) -> Llama:
-    ways = (diffusion(MASK, shifted=shifted),) if name in DIFFUSING else (LEFT_TO_RIGHT, ANY_ORDER)
-    return network(layers, seed=2, ways=ways, eos_token_ids=(), vocab_size=VOCABULARY + 1).double()
+    modes = (diffusion(MASK, shifted=shifted),) if name in DIFFUSING else (LEFT_TO_RIGHT, ANY_ORDER)
+    return network(layers, seed=2, modes=modes, eos_token_ids=(), vocab_size=VOCABULARY + 1).double()
 
 
 def fuse(model: Llama, name: str, segments: Sequence[Sequence[int]], **options: Any) -> Any:
@@ -205,9 +205,9 @@ def test_an_answer_sees_all_phrasings_and_phrasings_only_themselves() -> None:
 def test_longer_questions_than_texts() -> None:
     """Phrasings share positions, so all of them together may be longer than the network was trained on."""
     for name in ("any-order", "diffusion"):
-        ways = (diffusion(MASK),) if name == "diffusion" else (LEFT_TO_RIGHT, ANY_ORDER)
+        modes = (diffusion(MASK),) if name == "diffusion" else (LEFT_TO_RIGHT, ANY_ORDER)
         model = network(
-            "plain", seed=2, ways=ways, eos_token_ids=(), vocab_size=40, max_position_embeddings=16
+            "plain", seed=2, modes=modes, eos_token_ids=(), vocab_size=40, max_position_embeddings=16
         ).double()
         out = fuse(model, name, [[4] * 10, [5] * 10, [6] * 10], suffix=[8], max_new_tokens=50)
         assert len(out.token_ids) == 16 - 11
@@ -233,7 +233,7 @@ def test_mistakes(options: dict[str, Any], message: str, monkeypatch: pytest.Mon
 
 
 def test_blocks_and_ways_that_a_network_lacks_are_refused() -> None:
-    model = network("plain", seed=2, ways=(blocks(MASK, 2),), eos_token_ids=(), vocab_size=40)
+    model = network("plain", seed=2, modes=(blocks(MASK, 2),), eos_token_ids=(), vocab_size=40)
     with pytest.raises(UserError, match="blocks are counted over a whole text, but phrasings share positions"):
         anyorder.fuse(model, None, [[1], [2]], suffix=[3], max_new_tokens=2)
     with pytest.raises(UserError, match="has no logits for the next token"):

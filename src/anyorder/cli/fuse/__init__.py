@@ -48,7 +48,7 @@ def command(
 
     Args:
         model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
-        phrasings: The question, said in several ways, each in quotes.
+        phrasings: The question, said several times, each in quotes.
         prefix: Text before each phrasing, such as examples.
         suffix: Text behind all of them, such as " A:"; let it begin with its space.
         separator: Text that each phrasing ends with.
@@ -57,7 +57,7 @@ def command(
         correction: 1/N, none, length, or ape:TEMPERATURE,SCALE.
         weights: How much each phrasing counts: a number for each, such as 2,1,1; or confidence, or likelihood.
         keep: Use only this many phrasings of the highest weights.
-        order: Way of writing the answer, such as left-to-right, random, groups:4 or diffusion; that of the model
+        order: Mode of the answer, such as left-to-right, random, groups:4 or diffusion; that of the model
             unless given.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
         max_new_tokens: Tokens to write at most.
@@ -82,8 +82,8 @@ def command(
     from anyorder.api.dispatch import resolve
     from anyorder.cli._console import PlainConsole
     from anyorder.decoding.fusion.question import Fusion
+    from anyorder.model.modes import LEFT_TO_RIGHT
     from anyorder.utils.json_text import json_text
-    from anyorder.ways import LEFT_TO_RIGHT
 
     Fusion(method=method, positions=positions, correction=correction)  # a wrong name is told before a network is read
 
@@ -92,8 +92,8 @@ def command(
         network, words = anyorder.load(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
-    way, _ = resolve(order, network.config)
-    attended = method == "attention" and way.name == LEFT_TO_RIGHT.name
+    mode, _ = resolve(order, network.config)
+    attended = method == "attention" and mode.name == LEFT_TO_RIGHT.name
     options: dict[str, Any] = {
         "prefix": prefix, "suffix": suffix, "separator": separator, "method": method, "positions": positions,
         "correction": correction, "order": order, "max_new_tokens": max_new_tokens, "temperature": temperature,

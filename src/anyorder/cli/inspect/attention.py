@@ -10,7 +10,7 @@ def command(
     text: str,
     *,
     masks: int = 0,
-    way: str | None = None,
+    mode: str | None = None,
     plot: Path | None = None,
     tokenizer: str | None = None,
     dtype: str = "auto",
@@ -23,7 +23,7 @@ def command(
         model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
         text: What is read.
         masks: So many mask tokens follow the text, for networks that diffuse; the table is about what they look at.
-        way: Way of writing, which says who sees whom, such as diffusion; that of the model unless given.
+        mode: Mode, which says who sees whom, such as diffusion; that of the model unless given.
         plot: New file for the picture, such as attention.png.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
         dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
@@ -47,14 +47,14 @@ def command(
     notes = PlainConsole(stderr=True)
     with notes.status(f"reading {model}"):
         network, words = anyorder.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
-    of_way = network.config.way(way or network.config.default_way)
-    if masks and of_way.mask_token_id is None:
-        raise UserError(f"masks is {masks}, but the way {of_way.name!r} has no mask token: give --way diffusion.")
+    of_mode = network.config.mode(mode or network.config.default_mode)
+    if masks and of_mode.mask_token_id is None:
+        raise UserError(f"masks is {masks}, but the mode {of_mode.name!r} has no mask token: give --mode diffusion.")
     [ids], _ = prompt_ids(text, words, network.config.bos_token_id)
-    masked = [of_way.mask_token_id or 0] * masks
+    masked = [of_mode.mask_token_id or 0] * masks
     rows = range(len(ids), len(ids) + masks) if masks else None
     patterns = analyze_attention_patterns(
-        network, [*ids, *masked], way=of_way, prompt_length=len(ids) if masks else 0, rows=rows
+        network, [*ids, *masked], mode=of_mode, prompt_length=len(ids) if masks else 0, rows=rows
     )
     table = Table(box=None, pad_edge=False)
     shown = HeadStatistics._fields[2:] if masks else HeadStatistics._fields[2:-2]

@@ -102,7 +102,7 @@ def texts_of(
     Raises:
         UserError: see `any_order_steps`.
     """
-    model.config.way("any-order")
+    model.config.mode("any-order")
     check_canvases(model.config, canvases, rows, lengths)
     plan = plan_for(canvases, order, sampling.seed, rows)
     size = order.size if isinstance(order, MostConfident) else None

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from anyorder.ways import Way
+from anyorder.model.modes import Mode
 
 if TYPE_CHECKING:
     from anyorder.decoding.diffusion.row import CanvasRow
@@ -83,10 +83,10 @@ class CompleteBlocks(CachePolicy):
         return range(min(row.logits_at(row.block.start), row.complete), row.sight)
 
 
-def policy_named(name: CacheName, way: Way, refresh: int | None) -> CachePolicy:
-    """Return the policy of this name for a way of writing; in a network with blocks, "prefix" and "dual" are one."""
+def policy_named(name: CacheName, mode: Mode, refresh: int | None) -> CachePolicy:
+    """Return the policy of this name for a mode; in a network with blocks, "prefix" and "dual" are one."""
     if name == "none":
         return NoCache()
-    if way.block_length is not None:
+    if mode.block_length is not None:
         return CompleteBlocks()
     return BlockCache(dual=name == "dual", refresh=refresh)

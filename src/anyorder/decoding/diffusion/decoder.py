@@ -24,7 +24,7 @@ from anyorder.errors import UserError
 if TYPE_CHECKING:
     from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
-    from anyorder.ways import Way
+    from anyorder.model.modes import Mode
 
 
 def diffusion_steps(
@@ -32,7 +32,7 @@ def diffusion_steps(
     canvases: Sequence[Sequence[int]],
     sampler: DiffusionSampler,
     *,
-    way: Way,
+    mode: Mode,
     rows: Sequence[int],
     seed: int = 0,
     stop: Stop | None = None,
@@ -44,7 +44,7 @@ def diffusion_steps(
         model: the network; its configuration names the end tokens and the trained length.
         canvases: token ids with `BLANK` where a token is to be written, of any lengths.
         sampler: schedule, choice of tokens, commit rule and cache.
-        way: the network's "diffusion" or "blocks".
+        mode: the network's "diffusion" or "blocks".
         rows: number of each canvas, which decides its random draws.
         seed: decides them too.
         stop: called with the text up to the first mask, whenever that has changed.
@@ -53,42 +53,44 @@ def diffusion_steps(
     Raises:
         UserError: a canvas that cannot be filled, or in which the sampler's lengths and steps do not divide.
     """
-    texts, reader, choose = assemble(model, canvases, sampler, way=way, rows=rows, seed=seed, fused=fused)
+    texts, reader, choose = assemble(model, canvases, sampler, mode=mode, rows=rows, seed=seed, fused=fused)
     return decode(texts, reader, choose, stop)
 
 
 def assemble(
-    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, way: Way, rows: Sequence[int],
+    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode, rows: Sequence[int],
     seed: int = 0, fused: FusedCanvases | None = None,
 ) -> tuple[list[CanvasRow], CanvasReader, TokenChooser]:  # fmt: skip
     """Return what `decode` takes to fill canvases; the arguments are those of `diffusion_steps`."""
     check_canvases(model.config, canvases, rows, None if fused is None else fused.lengths)
-    _refuse_mask_tokens(canvases, rows, way)
-    if way.block_length is not None:
+    _refuse_mask_tokens(canvases, rows, mode)
+    if mode.block_length is not None:
         if fused is not None:
             raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
-        sampler = sampler.replace(block_length=sampler.block_length or way.block_length)
-    assert way.mask_token_id is not None, "a network that diffuses has one"
-    end_token_ids, policy, aligned = model.config.eos_token_ids, sampler.policy(way), way.block_length is not None
+        sampler = sampler.replace(block_length=sampler.block_length or mode.block_length)
+    assert mode.mask_token_id is not None, "a network that diffuses has one"
+    end_token_ids, policy, aligned = model.config.eos_token_ids, sampler.policy(mode), mode.block_length is not None
     texts = []
     for row, canvas, rng in zip(rows, canvases, Sampling(seed=seed).generators(rows), strict=True):
         blocks = plan_blocks(
             canvas, row, block_length=sampler.block_length, steps=sampler.steps, uneven=sampler.uneven, aligned=aligned
         )
         text = CanvasRow(
-            row, canvas, rng, end_token_ids, way=way, blocks=blocks, commit=sampler.commit, cache=policy,
+            row, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, cache=policy,
             edit=sampler.edit, grow=sampler.grow, stop_at_end=sampler.stop_at_end,
             early=blanks(canvas)[: sampler.min_new_tokens],
         )  # fmt: skip
         texts.append(text)
     block_length = sampler.block_length if aligned else None
-    reader = CanvasReader(model, texts, way, policy, block_length=block_length, guidance=sampler.cfg_scale, fused=fused)
-    return texts, reader, sampler.chooser(way.mask_token_id, end_token_ids)
+    reader = CanvasReader(
+        model, texts, mode, policy, block_length=block_length, guidance=sampler.cfg_scale, fused=fused
+    )
+    return texts, reader, sampler.chooser(mode.mask_token_id, end_token_ids)
 
 
-def _refuse_mask_tokens(canvases: Sequence[Sequence[int]], rows: Sequence[int], way: Way) -> None:
+def _refuse_mask_tokens(canvases: Sequence[Sequence[int]], rows: Sequence[int], mode: Mode) -> None:
     for row, canvas in zip(rows, canvases, strict=True):
-        if way.mask_token_id in canvas:
-            at = list(canvas).index(way.mask_token_id or 0)
+        if mode.mask_token_id in canvas:
+            at = list(canvas).index(mode.mask_token_id or 0)
             remedy = "give a gap where a token is to be written"
-            raise UserError(f"prompt {row} has the mask token {way.mask_token_id} at position {at}: {remedy}.")
+            raise UserError(f"prompt {row} has the mask token {mode.mask_token_id} at position {at}: {remedy}.")

@@ -18,10 +18,10 @@ from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.diffusion.row import CanvasRow
 from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.loop import Queries, Reader
+from anyorder.model.modes import Mode
 from anyorder.model.self_attention import SelfAttention
 from anyorder.utils.ragged import pad
 from anyorder.visibility import bidirectional, not_after
-from anyorder.ways import Way
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -33,7 +33,7 @@ class CanvasReader(Reader[CanvasRow]):
     Args:
         model: the network.
         rows: the batch.
-        way: of writing.
+        mode: of writing.
         cache: what a pass reads.
         block_length: tokens of a block, in a network where no block sees later ones; otherwise None.
         guidance: scale of classifier-free guidance; 0 for none.
@@ -46,7 +46,7 @@ class CanvasReader(Reader[CanvasRow]):
         self,
         model: Llama,
         rows: Sequence[CanvasRow],
-        way: Way,
+        mode: Mode,
         cache: CachePolicy,
         *,
         block_length: int | None = None,
@@ -55,13 +55,13 @@ class CanvasReader(Reader[CanvasRow]):
     ) -> None:
         self.model = model
         self.rows = list(rows)
-        self.way = way
+        self.mode = mode
         self.policy = cache
         self.block_length = block_length
         self.visibility = bidirectional() if block_length is None else not_after("block")
         self.guidance = guidance
         self.fused = fused
-        self.mask_token_id = -1 if way.mask_token_id is None else way.mask_token_id
+        self.mask_token_id = -1 if mode.mask_token_id is None else mode.mask_token_id
         self.number = {row: b for b, row in enumerate(rows)}
         tokens_BL, _ = pad([row.tokens for row in rows], model.device)
         self.given_BL = tokens_BL != BLANK
@@ -81,10 +81,12 @@ class CanvasReader(Reader[CanvasRow]):
         rows = self.rows if self.cache is not None else list(queries)
         reads: list[Sequence[int]] = [self.policy.reads(row) if row in queries else range(0) for row in rows]
         columns = [
-            list(map(read.index, map(self.way.row, queries.get(row, ())) if self.way.shifted else queries.get(row, ())))
+            list(
+                map(read.index, map(self.mode.row, queries.get(row, ())) if self.mode.shifted else queries.get(row, ()))
+            )
             for row, read in zip(rows, reads, strict=True)
         ]
-        if not self.way.shifted:
+        if not self.mode.shifted:
             return self._logits(rows, reads, columns)
         # Positions 0 and 1 are predicted by one network row, whose logits are computed once: so they are the same.
         once = [sorted(set(of_row)) for of_row in columns]

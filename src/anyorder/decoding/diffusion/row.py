@@ -13,7 +13,7 @@ from anyorder.decoding.diffusion.commit import Commit, Progress
 from anyorder.decoding.diffusion.schedule import Block
 from anyorder.decoding.text import Choice, Text
 from anyorder.errors import UserError
-from anyorder.ways import Way
+from anyorder.model.modes import Mode
 
 EDITING_STEPS = 16
 """Steps of a block that only edit, at most, as two edits could undo each other for ever."""
@@ -23,7 +23,7 @@ class CanvasRow(Text):
     """The state of one row.
 
     Args:
-        way: of writing, with the mask token.
+        mode: of writing, with the mask token.
         blocks: to write, from left to right, at least one.
         commit, cache, edit, grow, stop_at_end: see `DiffusionSampler`.
         early: positions where no end token may be chosen.
@@ -44,7 +44,7 @@ class CanvasRow(Text):
         rng: torch.Generator,
         end_token_ids: Sequence[int],
         *,
-        way: Way,
+        mode: Mode,
         blocks: Sequence[Block],
         commit: Commit,
         cache: CachePolicy,
@@ -54,7 +54,7 @@ class CanvasRow(Text):
         early: Iterable[int] = (),
     ) -> None:
         super().__init__(sample_id, canvas, rng, end_token_ids)
-        self.way = way
+        self.mode = mode
         self.blocks = list(blocks)
         self.rule = commit
         self.cache = cache
@@ -75,11 +75,11 @@ class CanvasRow(Text):
     @property
     def sight(self) -> int:
         """Exclusive end of the positions that may be attended to at present."""
-        return self.block.stop if self.grow or self.way.block_length is not None else len(self.tokens)
+        return self.block.stop if self.grow or self.mode.block_length is not None else len(self.tokens)
 
     def logits_at(self, position: int) -> int:
         """Return the position whose logits predict this one."""
-        return self.way.row(position)
+        return self.mode.row(position)
 
     def queries(self) -> Sequence[int]:
         """Return the masked positions that the next pass reads; where tokens are edited, also those just written.
@@ -89,7 +89,7 @@ class CanvasRow(Text):
         """
         reads = self.cache.reads(self)
         readable = reads if isinstance(reads, range) else frozenset(reads)
-        edits, start, shifted = self.edit is not None, self.block.start, self.way.shifted
+        edits, start, shifted = self.edit is not None, self.block.start, self.mode.shifted
         queries = [
             at
             for at in range(0 if 0 in readable else start, self.block.stop)
@@ -106,7 +106,7 @@ class CanvasRow(Text):
         if self.edit is not None:
             committed += [choice for choice in choices if self._edits(choice, self.edit)]
             self.reread()
-        written = [choice for choice in committed if choice.token_id != self.way.mask_token_id]
+        written = [choice for choice in committed if choice.token_id != self.mode.mask_token_id]
         for choice in written:
             self.tokens[choice.position] = choice.token_id
         self.fresh = [choice.position for choice in written]
@@ -149,7 +149,7 @@ class CanvasRow(Text):
 
     def _left_masked(self) -> list[Choice]:
         """Return the mask tokens of a row whose steps are over, as its trace shows them."""
-        mask = self.way.mask_token_id
+        mask = self.mode.mask_token_id
         assert mask is not None, "a network that diffuses has one"
         return [Choice(position, mask, 0.0, 0.0) for position in blanks(self.tokens)]
 

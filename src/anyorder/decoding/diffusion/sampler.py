@@ -14,10 +14,10 @@ from anyorder.decoding.diffusion.confidence import CONFIDENCES, Confidence, Conf
 from anyorder.decoding.diffusion.schedule import Uneven
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
+from anyorder.model.modes import Mode, mode_named
 from anyorder.orders.names import read_order
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.reprs import changed_fields
-from anyorder.ways import Way, way_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class DiffusionSampler:
     """How a canvas is filled; `preset` has the published ones.
 
     Attributes:
-        way: which of the network's ways writes, "diffusion" or "blocks"; its default of the two unless given.
+        mode: which of the network's modes writes, "diffusion" or "blocks"; its default of the two unless given.
         steps: for the whole canvas; None writes a token a step. Rules other than `PerStep` and `Timesteps` take as
             many as they need.
         block_length: blocks of so many tokens are written from left to right; None writes all as one. A network with
@@ -57,7 +57,7 @@ class DiffusionSampler:
         UserError: a field has a value that cannot be.
     """
 
-    way: str | None = None
+    mode: str | None = None
     steps: int | None = None
     block_length: int | None = None
     grow: bool = False
@@ -82,14 +82,14 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")
-        object.__setattr__(self, "way", self.way and (way_named(self.way) or self.way))
+        object.__setattr__(self, "mode", self.mode and (mode_named(self.mode) or self.mode))
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         if not self.tempered_confidence:  # which filters change at temperature 0 as well
             sampling.check_filters()
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "give a whole number above 0, or None")
-        self._require("way", self.way in (None, "diffusion", "blocks"), "choose one of None, diffusion, blocks")
+        self._require("mode", self.mode in (None, "diffusion", "blocks"), "choose one of None, diffusion, blocks")
         self._require("edit", self.edit is None or 0 < self.edit <= 1, "give a probability above 0, or None")
         self._require(
             "cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "give 0 for no guidance, or more"
@@ -118,9 +118,9 @@ class DiffusionSampler:
             tempered_confidence=self.tempered_confidence, may_choose_mask=self.may_choose_mask,
         )  # fmt: skip
 
-    def policy(self, way: Way) -> CachePolicy:
-        """Return the cache policy for a network's way of writing."""
-        return policy_named(self.cache, way, self.refresh) if isinstance(self.cache, str) else self.cache
+    def policy(self, mode: Mode) -> CachePolicy:
+        """Return the cache policy for a network's mode."""
+        return policy_named(self.cache, mode, self.refresh) if isinstance(self.cache, str) else self.cache
 
     def replace(self, **changes: Any) -> DiffusionSampler:
         """A copy with some fields changed, checked again."""
@@ -240,7 +240,7 @@ def sampler_of_order(order: str | DiffusionSampler, sampling: Sampling, *, use_c
         return order
     words = read_order(order)
     sampler = DiffusionSampler(
-        way=words.way, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
+        mode=words.mode, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
     )
     if words.kind == "diffusion":
         return sampler

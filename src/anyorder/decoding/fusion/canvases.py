@@ -58,7 +58,7 @@ class FusedCanvases:
 
         Args:
             rows: indices of the canvases that are read.
-            visibility: of the way of writing.
+            visibility: of the mode.
             labels: of what is read, with "position" `[rows, places]`, the index in the canvas.
 
         Returns:

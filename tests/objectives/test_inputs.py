@@ -1,4 +1,4 @@
-"""Batches and lessons: parts of them, and several in one pass."""
+"""Batches and training inputs: parts of them, and several in one pass."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anyorder.errors import UserError
-from anyorder.objectives import Batch, Lesson, summed_loss
+from anyorder.objectives import Batch, TrainingInputs, summed_loss
 from tests.objectives.cases import OBJECTIVES, learner, ragged
 
 
@@ -14,7 +14,7 @@ def test_a_batch_of_lists() -> None:
     batch = Batch.of([[5, 6, 7], [8]], prompt_lengths=[1, 0], first_sample=4, step=3)
     assert batch.ids_BL.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert batch.valid_BL.tolist() == [[True] * 3, [True, False, False]]
-    assert batch.learnt_BL.tolist() == [[False, True, True], [True, False, False]]
+    assert batch.loss_mask_BL.tolist() == [[False, True, True], [True, False, False]]
     assert batch.sample_B.tolist() == [4, 5]
     assert list(batch.samples()) == [(4, 3), (5, 1)]
     assert batch.step == 3
@@ -47,17 +47,17 @@ def test_refusals(texts: list[list[int]], prompt_lengths: list[int] | None, mess
 def test_joined_lessons_are_learnt_as_if_alone() -> None:
     """All objectives in one pass, with 1, 2 and 1 + K rows per token."""
     model = learner()
-    lessons = [
-        objective.lesson(ragged(5 + number % 4, 4, seed=number), number)
+    all_inputs = [
+        objective.inputs(ragged(5 + number % 4, 4, seed=number), number)
         for number, objective in enumerate(OBJECTIVES.values())
     ]
-    together = Lesson.join(lessons)
-    assert together.count == sum(lesson.count for lesson in lessons)
-    alone = sum(summed_loss(model, lesson).item() for lesson in lessons)
+    together = TrainingInputs.join(all_inputs)
+    assert together.count == sum(inputs.count for inputs in all_inputs)
+    alone = sum(summed_loss(model, inputs).item() for inputs in all_inputs)
     assert summed_loss(model, together).item() == pytest.approx(alone, rel=1e-12)
-    assert Lesson.join(lessons[:1]) is lessons[0]
+    assert TrainingInputs.join(all_inputs[:1]) is all_inputs[0]
 
 
 def test_lessons_move() -> None:
-    lesson = OBJECTIVES["permutation"].lesson(ragged(4), 0).to(torch.device("meta"))
-    assert {lesson.ids_BR.device.type, lesson.labels["rank"].device.type, lesson.weight_N.device.type} == {"meta"}
+    inputs = OBJECTIVES["permutation"].inputs(ragged(4), 0).to(torch.device("meta"))
+    assert {inputs.ids_BR.device.type, inputs.labels["rank"].device.type, inputs.weight_N.device.type} == {"meta"}

@@ -1,8 +1,8 @@
 """What all objectives share: samples in, and out come the rows, who sees whom, what is predicted and how it counts.
 
-An objective knows no network. It makes a `Lesson` of a `Batch`, on the CPU and without weights, so that it can be
-tested by hand and made ahead by the workers that load data; `loss` lets a network take it. The same sample with the
-same seed makes the same lesson in any batch.
+An objective knows no network. It makes `TrainingInputs` of a `Batch`, on the CPU and without weights, so that they can
+be tested by hand and made ahead by the workers that load data; `loss` runs a network on them. The same sample with the
+same seed has the same training inputs in any batch.
 
 Shape suffixes: B batch, L tokens of a sample, R rows, N predictions of the whole batch.
 """
@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.model.modes import Mode
 from anyorder.visibility import Visibility, bidirectional, query_is
-from anyorder.ways import Way
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Batch:
 
     ids_BL: Tensor
     valid_BL: Tensor
-    learnt_BL: Tensor
+    loss_mask_BL: Tensor
     document_BL: Tensor
     position_BL: Tensor
     sample_B: Tensor
@@ -69,7 +69,7 @@ class Batch:
         return cls(
             ids_BL=torch.tensor([[*text, *[0] * (len(at_L) - len(text))] for text in texts]),
             valid_BL=valid_BL,
-            learnt_BL=valid_BL & (at_L >= torch.tensor(prompt_lengths).unsqueeze(1)),
+            loss_mask_BL=valid_BL & (at_L >= torch.tensor(prompt_lengths).unsqueeze(1)),
             document_BL=torch.zeros(valid_BL.shape, dtype=torch.int64),
             position_BL=at_L.expand(valid_BL.shape),
             sample_B=torch.arange(first_sample, first_sample + len(texts)),
@@ -114,7 +114,7 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lesson:
+class TrainingInputs:
     """What the network reads, and what it is to predict.
 
     Attributes:
@@ -141,7 +141,7 @@ class Lesson:
     weight_N: Tensor
     count: float
 
-    def to(self, device: torch.device) -> Lesson:
+    def to(self, device: torch.device) -> TrainingInputs:
         """The same on another device."""
         moved = {
             field.name: value.to(device, non_blocking=True)
@@ -152,55 +152,55 @@ class Lesson:
         return dataclasses.replace(self, labels=labels, **moved)  # type: ignore[arg-type]
 
     @classmethod
-    def join(cls, lessons: Sequence[Lesson]) -> Lesson:
-        """All of them in one pass, each with its own visibility; the samples stand one lesson after the other."""
-        if len(lessons) == 1:
-            return lessons[0]
-        n_keys = max(lesson.n_keys for lesson in lessons)
-        n_queries = max(lesson.ids_BR.shape[1] - lesson.n_keys for lesson in lessons)
+    def join(cls, all_inputs: Sequence[TrainingInputs]) -> TrainingInputs:
+        """Join several for one pass, each with its own visibility; samples are concatenated in this order."""
+        if len(all_inputs) == 1:
+            return all_inputs[0]
+        n_keys = max(inputs.n_keys for inputs in all_inputs)
+        n_queries = max(inputs.ids_BR.shape[1] - inputs.n_keys for inputs in all_inputs)
 
         def joined(values: Sequence[Tensor]) -> Tensor:
             """Rows of tokens padded to `n_keys`, query rows to `n_queries`."""
             padded = []
-            for lesson, value_BR in zip(lessons, values, strict=True):
-                tokens, queries = value_BR[:, : lesson.n_keys], value_BR[:, lesson.n_keys :]
+            for inputs, value_BR in zip(all_inputs, values, strict=True):
+                tokens, queries = value_BR[:, : inputs.n_keys], value_BR[:, inputs.n_keys :]
                 more = (n_keys - tokens.shape[1], n_queries - queries.shape[1])
                 padded.append(torch.cat((F.pad(tokens, (0, more[0])), F.pad(queries, (0, more[1]))), 1))
             return torch.cat(padded)
 
         visibility, before = ~bidirectional(), 0
         sample_N, row_N = [], []
-        for number, lesson in enumerate(lessons):
-            shown = query_is(_LESSON, number) & lesson.visibility
+        for number, inputs in enumerate(all_inputs):
+            shown = query_is(_PART, number) & inputs.visibility
             visibility |= shown
-            sample_N.append(lesson.sample_N + before)
-            row_N.append(lesson.row_N + (n_keys - lesson.n_keys) * (lesson.row_N >= lesson.n_keys))
-            before += len(lesson.ids_BR)
-        blank = [torch.zeros_like(lesson.ids_BR) for lesson in lessons]
+            sample_N.append(inputs.sample_N + before)
+            row_N.append(inputs.row_N + (n_keys - inputs.n_keys) * (inputs.row_N >= inputs.n_keys))
+            before += len(inputs.ids_BR)
+        blank = [torch.zeros_like(inputs.ids_BR) for inputs in all_inputs]
         labels = {
-            name: joined([lesson.labels.get(name, zero) for lesson, zero in zip(lessons, blank, strict=True)])
-            for name in sorted({name for lesson in lessons for name in lesson.labels})
+            name: joined([inputs.labels.get(name, zero) for inputs, zero in zip(all_inputs, blank, strict=True)])
+            for name in sorted({name for inputs in all_inputs for name in inputs.labels})
         }
-        labels[_LESSON] = joined([zero + number for number, zero in enumerate(blank)])
+        labels[_PART] = joined([zero + number for number, zero in enumerate(blank)])
         return cls(
-            ids_BR=joined([lesson.ids_BR for lesson in lessons]),
+            ids_BR=joined([inputs.ids_BR for inputs in all_inputs]),
             labels=labels,
             visibility=visibility,
             n_keys=n_keys,
-            valid_BR=joined([lesson.valid_BR for lesson in lessons]),
+            valid_BR=joined([inputs.valid_BR for inputs in all_inputs]),
             sample_N=torch.cat(sample_N),
             row_N=torch.cat(row_N),
-            target_N=torch.cat([lesson.target_N for lesson in lessons]),
-            weight_N=torch.cat([lesson.weight_N for lesson in lessons]),
-            count=sum(lesson.count for lesson in lessons),
+            target_N=torch.cat([inputs.target_N for inputs in all_inputs]),
+            weight_N=torch.cat([inputs.weight_N for inputs in all_inputs]),
+            count=sum(inputs.count for inputs in all_inputs),
         )
 
 
-_LESSON = "lesson"
+_PART = "inputs"
 
 
 class Objective(ABC):
-    """Turns samples into lessons, with draws that depend on (seed, sample) or (seed, step) alone.
+    """Turns samples into training inputs, with draws that depend on (seed, sample) or (seed, step) alone.
 
     Attributes:
         unit: what its count counts.
@@ -210,11 +210,11 @@ class Objective(ABC):
 
     @property
     @abstractmethod
-    def ways(self) -> tuple[Way, ...]:
-        """The ways of writing that it teaches."""
+    def modes(self) -> tuple[Mode, ...]:
+        """The modes that it teaches."""
 
     @abstractmethod
-    def lesson(self, batch: Batch, seed: int) -> Lesson:
+    def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """What the network reads and predicts for these samples."""
 
 

@@ -1,4 +1,4 @@
-"""What the faces of all ways of writing have in common.
+"""What the faces of all modes have in common.
 
 Shape suffixes: B batch, R rows, E hidden size.
 """
@@ -40,8 +40,8 @@ class CheckpointedBlock(GradientCheckpointingLayer, Block):
     """A layer that is computed again backwards instead of kept, where gradient checkpointing is enabled."""
 
 
-class Face(Llama, PreTrainedModel):
-    """A network as a `PreTrainedModel`; how it is called, `forward`, each way of writing says itself."""
+class AnyOrderMixin(Llama, PreTrainedModel):
+    """A network as a `PreTrainedModel`; how it is called, `forward`, each mode says itself."""
 
     config: AnyOrderConfig  # type: ignore[assignment]
     config_class = AnyOrderConfig
@@ -172,7 +172,7 @@ class Face(Llama, PreTrainedModel):
         return str(self.config._attn_implementation)
 
 
-class NotCausalFace(Face):
+class NotCausalMixin(AnyOrderMixin):
     """A network whose logits are not those of the next token, which transformers' loop would take them for.
 
     Attributes:
