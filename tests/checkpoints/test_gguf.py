@@ -17,7 +17,7 @@ import anyorder
 from anyorder.checkpoints import gguf as ours
 from anyorder.checkpoints import load_tokenizer
 from anyorder.checkpoints.contents import contents_of
-from anyorder.checkpoints.gguf_tokenizer import vocabulary_of
+from anyorder.checkpoints.tokenizer.gguf import vocabulary_of
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama

@@ -40,7 +40,7 @@ def load(
     """Reads a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
     Args:
-        path: a checkpoint: a Hugging Face or Meta folder, a llama2.c file, or the id of a model on the hub.
+        path: a checkpoint: a Hugging Face or Meta folder, a llama2.c or GGUF file, or the id of a model on the hub.
         dtype: of the weights, such as "bfloat16"; "auto" keeps that of the checkpoint, and "int8" rounds those of the
             projections to 8 bits, for writing alone.
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.

@@ -1,4 +1,4 @@
-"""Checkpoints, a file a format: Hugging Face's and llama2.c's are read and written, Meta's read, GGUF written."""
+"""Checkpoints, a file a format: Hugging Face's, llama2.c's and GGUF are read and written, Meta's are read."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.checkpoints import gguf, huggingface, llama2c, meta, weights
+from anyorder.checkpoints import gguf, gguf_reader, huggingface, llama2c, meta, weights
 from anyorder.checkpoints.contents import check_finite, contents_of
+from anyorder.checkpoints.gguf_file import SUFFIX
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
@@ -43,7 +44,7 @@ __all__ = [
 
 
 def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face or Meta folder, a llama2.c file, or a model on the hub: configuration and headers.
+    """Open a Hugging Face or Meta folder, a llama2.c or GGUF file, or a model on the hub: configuration and headers.
 
     Args:
         path: the folder or file, or the id of a model on the hub, which is fetched into the local cache.
@@ -63,7 +64,7 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str
         raise UserError(f"checkpoint {str(path)!r} is no file of weights: give the folder that it is in.")
     if path.suffix in BESIDE:
         raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
-    return llama2c.read(path)
+    return gguf_reader.read(path) if path.suffix == SUFFIX else llama2c.read(path)
 
 
 BESIDE = {".safetensors": "config.json beside them", ".pth": "params.json beside them"}
@@ -78,11 +79,11 @@ def load_model(
     revision: str | None = None,
     token: str | None = None,
 ) -> Llama:
-    """Reads a network from a Hugging Face or Meta folder, a llama2.c file or the hub, tensor by tensor.
+    """Read a network from a Hugging Face or Meta folder, a llama2.c or GGUF file or the hub, tensor by tensor.
 
     Args:
         path: the folder or file, or the id of a model on the hub.
-        dtype: of the weights, such as "bfloat16"; "auto" keeps that of the file.
+        dtype: of the weights, such as "bfloat16"; "auto" keeps that of the file, float32 where it is quantized.
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.
         backend: the attention backend.
         revision, token: for the hub, see `fetch`.
@@ -155,7 +156,7 @@ def save_model(
                 write_tokenizer(tokenizer, partial)
         return
     _refuse_of_folders(path, max_shard_size=max_shard_size, form=form)
-    if path.suffix == gguf.SUFFIX:
+    if path.suffix == SUFFIX:
         gguf.write(model, path, tokenizer)
         return
     _refuse_of_folders(path, tokenizer=tokenizer)
@@ -163,7 +164,7 @@ def save_model(
         llama2c.write(model, partial)
 
 
-FILES = {".bin": "a llama2.c file of weights alone", gguf.SUFFIX: "a GGUF file"}
+FILES = {".bin": "a llama2.c file of weights alone", SUFFIX: "a GGUF file"}
 """Names of files that are written end in one of these; all others are folders."""
 
 
@@ -191,7 +192,7 @@ def convert(
     """Read a checkpoint of any form and write a Hugging Face folder, a llama2.c `.bin` or a `.gguf` of llama.cpp.
 
     Args:
-        source: a Hugging Face or Meta folder, a llama2.c file, or the id of a model on the hub.
+        source: a Hugging Face or Meta folder, a llama2.c or GGUF file, or the id of a model on the hub.
         target: a new or empty folder, or a new name that ends in .bin or .gguf.
         tokenizer: a folder, a llama2.c tokenizer file, or a SentencePiece or tiktoken model, to be written into the
             target; that of the source folder unless given.
@@ -223,7 +224,7 @@ def convert(
         shared_config(checkpoint.config, kv_heads)
     if pooling not in POOLINGS:
         raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
-    if target.suffix == gguf.SUFFIX and words is None:
+    if target.suffix == SUFFIX and words is None:
         logger.warning("no tokenizer is beside the checkpoint or named, so %s takes and gives token ids alone", target)
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
@@ -239,7 +240,7 @@ def _check_target(target: Path, dtype: str | torch.dtype) -> None:
     """Whether a target is a form that is written, in this dtype."""
     if target.suffix in WEIGHTS_ALONE:
         raise UserError(f"target is {str(target)!r}: give a folder, or a file whose name ends in .bin or .gguf.")
-    held = {".bin": ("float32",), gguf.SUFFIX: ("float32", "bfloat16", "float16")}.get(target.suffix)
+    held = {".bin": ("float32",), SUFFIX: ("float32", "bfloat16", "float16")}.get(target.suffix)
     if held is None or dtype == "auto":
         return
     name = str(weights.resolve_dtype(dtype)).removeprefix("torch.")
@@ -266,8 +267,8 @@ def _read_both(
 
 def _check_vocabulary(tokens: int, checkpoint: Checkpoint, tokenizer: str | Path) -> None:
     embeddings = checkpoint.config.vocab_size
-    # Hugging Face's folders may have more embeddings than tokens, for the sake of even sizes; others have one for each.
-    may_exceed = (checkpoint.path / huggingface.CONFIG).is_file()
+    # Folders and GGUF files may have more embeddings than tokens, for the sake of even sizes; others have one for each.
+    may_exceed = checkpoint.path.suffix == SUFFIX or (checkpoint.path / huggingface.CONFIG).is_file()
     if tokens > embeddings or (tokens < embeddings and not may_exceed):
         raise UserError(
             f"tokenizer {str(tokenizer)!r} has {tokens} tokens, but the network in {str(checkpoint.path)!r} has "

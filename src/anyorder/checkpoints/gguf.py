@@ -1,6 +1,6 @@
-"""GGUF, the files of llama.cpp: a network of Llama's form with its tokenizer. They are written, and not read.
+"""Write GGUF files of networks of Llama's form, with their tokenizers.
 
-Needs the package `gguf`. llama.cpp's own convert_hf_to_gguf.py makes such files of folders that this refuses.
+llama.cpp's own convert_hf_to_gguf.py makes such files of folders that this refuses.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from anyorder.checkpoints.contents import EMBEDDING, Contents, contents_of
-from anyorder.checkpoints.gguf_tokenizer import Vocabulary, vocabulary_of
+from anyorder.checkpoints.gguf_file import END_KINDS, OF_LAYER, OF_NETWORK, ROPE_FACTORS, side_by_side
+from anyorder.checkpoints.tokenizer.gguf import Vocabulary, vocabulary_of
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.modes import LEFT_TO_RIGHT
@@ -23,32 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
-
-SUFFIX = ".gguf"
-
-OF_NETWORK = {
-    "model.embed_tokens.weight": "token_embd.weight",
-    "model.norm.weight": "output_norm.weight",
-    "lm_head.weight": "output.weight",
-}
-OF_LAYER = {
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""Names of modules in `model.layers.N.` and in `blk.N.`."""
-
-ROPE_FACTORS = "rope_freqs.weight"
-"""What llama.cpp divides the frequencies of rotary embeddings by, one for each pair."""
-
-END_KINDS = ("eos", "eot", "eom")
-"""A file has one token of each, and llama.cpp ends a text at any of them."""
 
 
 def write(model: Llama, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -75,7 +50,7 @@ def write(model: Llama, path: str | Path, tokenizer: PreTrainedTokenizerBase | N
     try:
         import gguf
     except ImportError as error:
-        raise UserError("GGUF files need the package gguf: install it (pip install gguf).") from error
+        raise UserError("GGUF files need the package gguf: install it (pip install 'anyorder[gguf]').") from error
     kinds = {
         torch.float32: gguf.GGMLQuantizationType.F32,
         torch.float16: gguf.GGMLQuantizationType.F16,
@@ -107,17 +82,12 @@ def tensors(contents: Contents) -> dict[str, Tensor]:
             continue
         number, _, module = name.removeprefix("model.layers.").removesuffix(".weight").partition(".")
         if module in ("self_attn.q_proj", "self_attn.k_proj"):
-            weight = _pairs_side_by_side(weight, config.head_dim)
+            weight = side_by_side(weight, config.head_dim)
         found[f"blk.{number}.{OF_LAYER[module]}.weight"] = weight.cpu()
     if isinstance(config.rotary, Llama3Rotary):
         plain_F = Rotary(theta=config.rotary.theta).frequencies(config.head_dim)
         found[ROPE_FACTORS] = plain_F / config.rotary.frequencies(config.head_dim)
     return found
-
-
-def _pairs_side_by_side(weight_OI: Tensor, head_dim: int) -> Tensor:
-    """llama.cpp's Llama turns outputs (2 f, 2 f + 1) of each head together; here they are (f, f + head_dim / 2)."""
-    return weight_OI.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).flatten(0, 2)
 
 
 def _add_config(writer: Any, contents: Contents) -> None:

@@ -55,7 +55,7 @@ def command(
     """Continue a prompt, a file of prompts, or standard input.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         prompt: Text to continue; "-", or nothing at all, reads standard input to its end.
         prompts_file: File with one prompt in each line; in a .jsonl file, a JSON string or an object with prompt, text,
             messages or prompt_token_ids in each. "-" is standard input.

@@ -75,8 +75,7 @@ def sentencepiece_backend(path: Path, *, legacy: bool = True) -> tuple[Tokenizer
         raise UserError(
             f"{str(path)!r} is no model of SentencePiece or tiktoken: give a folder with tokenizer.json."
         ) from error
-    reason = _why_not(model)
-    backend = None if reason else _build(model, legacy=legacy)
+    backend, reason = backend_of(model, legacy=legacy)
     if backend is not None and any(backend.encode(text).ids != theirs.encode(text) for text in _probes(model)):
         reason = "its rules are beyond a fast tokenizer"
     if reason or backend is None:
@@ -86,12 +85,22 @@ def sentencepiece_backend(path: Path, *, legacy: bool = True) -> tuple[Tokenizer
         )
     ids = {"bos_token": theirs.bos_id(), "eos_token": theirs.eos_id(), "unk_token": theirs.unk_id()}
     special = {name: model.pieces[token_id][0] for name, token_id in ids.items() if token_id >= 0}
-    # Behind spaces, not before them: all tokens are found in normalized text where a space begins the whole text alone.
-    backend.add_special_tokens(
-        [AddedToken(piece, special=True, normalized=_is_first_only(model, legacy)) for piece in _special(model)]
-    )
+    add_special(backend, model, legacy=legacy)
     backend.post_processor = ends(backend, special.get("bos_token"), None)
     return backend, special
+
+
+def backend_of(model: Model, *, legacy: bool) -> tuple[Tokenizer | None, str | None]:
+    """Build the tokenizer of a model, without special tokens; None with the reason where a fast one cannot hold it."""
+    reason = _why_not(model)
+    return (None, reason) if reason else (_build(model, legacy=legacy), None)
+
+
+def add_special(backend: Tokenizer, model: Model, *, legacy: bool) -> None:
+    """Make the control tokens of a model special tokens of its tokenizer."""
+    # Behind spaces, not before them: all tokens are found in normalized text where a space begins the whole text alone.
+    normalized = _is_first_only(model, legacy)
+    backend.add_special_tokens([AddedToken(piece, special=True, normalized=normalized) for piece in _special(model)])
 
 
 def _special(model: Model) -> list[str]:

@@ -31,7 +31,7 @@ def command(
     Interrupted, the same command goes on where it was.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         dataset: Questions: a .jsonl file, the folder of WebQuestions, a .parquet file, a folder of datasets, or the id
             of a data set on the hub.
         output: New .jsonl file with uuid, phrasings (the first as it was) and answers in each line.

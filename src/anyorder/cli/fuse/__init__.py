@@ -47,7 +47,7 @@ def command(
     `anyorder fuse score --help`, `anyorder fuse compare --help`.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         phrasings: The question, said several times, each in quotes.
         prefix: Text before each phrasing, such as examples.
         suffix: Text behind all of them, such as " A:"; let it begin with its space.

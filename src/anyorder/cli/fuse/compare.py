@@ -39,7 +39,7 @@ def command(
     Interrupted, the same command goes on where it was.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         dataset: Questions: a .jsonl file, the folder of PARAREL or WebQuestions, a .parquet file, a folder of
             datasets, or the id of a data set on the hub.
         output: Folder for the results files of each way, table.md, comparison.json and comparison.png.

@@ -42,7 +42,7 @@ def command(
     Interrupted, the same command goes on where it was.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         dataset: Questions: a .jsonl file, the folder of PARAREL or WebQuestions, a .parquet file, a folder of
             datasets, or the id of a data set on the hub.
         output: New feather file with the columns uuid, paraphrases, answers, prediction, generation.

@@ -20,7 +20,7 @@ def command(
     """Show where the heads of a network look: a table, and a picture of every map.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         text: What is read.
         masks: So many mask tokens follow the text, for networks that diffuse; the table is about what they look at.
         mode: Mode, which says who sees whom, such as diffusion; that of the model unless given.
