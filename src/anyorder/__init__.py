@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from anyorder.api.chat import chat
     from anyorder.api.fuse import fuse, stream_fused
     from anyorder.api.generate import convert, generate, load, save, stream
     from anyorder.decoding.diffusion.sampler import DiffusionSampler
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
-    "LlamaTwoStreamForCausalLM", "UserError", "concatenate_paraphrases_with_positions", "convert",
+    "LlamaTwoStreamForCausalLM", "UserError", "chat", "concatenate_paraphrases_with_positions", "convert",
     "create_chunked_attention_mask", "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks",
     "load", "log_prob", "save", "stream", "stream_fused",
 ]  # fmt: skip
@@ -32,6 +33,7 @@ _MODULES = {
     "LLaDAForMaskedLM": "huggingface",
     "LlamaTwoStreamForCausalLM": "huggingface",
     "UserError": "errors",
+    "chat": "api.chat",
     "concatenate_paraphrases_with_positions": "decoding.fusion.layout",
     "create_chunked_attention_mask": "masks",
     "create_segment_isolation_mask": "decoding.fusion.layout",

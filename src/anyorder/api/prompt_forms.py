@@ -7,8 +7,7 @@ from numbers import Integral
 from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
-from anyorder.checkpoints.chat_template.render import chat_template, render
-from anyorder.checkpoints.tokenizer.encoding import plain_tokens
+from anyorder.checkpoints.chat_template.dialogue import dialogue_tokens
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -75,6 +74,4 @@ def _are_messages(value: Any) -> bool:
 def _rendered(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None:
         raise UserError(f"the prompt is messages ({_short(messages)}) and tokenizer is None: give the tokenizer.")
-    text = render(tokenizer, chat_template(tokenizer), messages, add_generation_prompt=True)
-    # Templates write the special tokens that they want.
-    return plain_tokens(tokenizer, text)
+    return dialogue_tokens(tokenizer, messages)

@@ -26,6 +26,7 @@ from anyorder.utils.files import overwriting
 
 COMMANDS = (
     "generate",
+    "chat",
     "fuse",
     "pretrain",
     "sft",

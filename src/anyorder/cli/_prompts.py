@@ -108,13 +108,13 @@ def _of_json(line: str, place: str) -> Asked:
 
 def typed() -> Iterator[Asked]:
     """Prompts as they are typed, a line each, until Ctrl-D; on a terminal with line editing and history."""
-    while (line := _line()) is not None:
+    while (line := read_line()) is not None:
         if line.strip():
             yield Asked(line)
 
 
-def _line() -> str | None:
-    """The next line; None at the end."""
+def read_line() -> str | None:
+    """Read the next line, on a terminal with line editing and history; return None at the end."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         return line.removesuffix("\n") if line else None

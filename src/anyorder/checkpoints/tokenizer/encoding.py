@@ -47,6 +47,20 @@ def continuing_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
     return plain_tokens(tokenizer, text)
 
 
+def literal_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The tokens of a text that goes on, in which the names of special tokens are plain characters."""
+    if not text:
+        return []
+    for anchor in ANCHORS[1:]:
+        before, whole = (
+            tokenizer(part, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
+            for part in (anchor, anchor + text)
+        )
+        if whole[: len(before)] == before:
+            return list(whole[len(before) :])
+    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"])
+
+
 def document_tokens(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], end_token_id: int | None
 ) -> list[list[int]]:
