@@ -254,7 +254,6 @@ def _header_of(contents: Contents, version: int) -> Header:
     if config.head_dim != head_dim:
         raise UserError(f"configuration field 'head_dim' is {config.head_dim}: a llama2.c file holds {head_dim} only.")
     possible = header.to_config()
-    config = config.with_exact_angles
     for field in dataclasses.fields(ModelConfig):
         value = getattr(config, field.name)
         if field.name not in NOT_KEPT and value != getattr(possible, field.name):

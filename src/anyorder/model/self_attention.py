@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from anyorder.attention import attend
 from anyorder.errors import UserError
 from anyorder.model.cache import LayerCache
-from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm, WeightlessRMSNorm
 from anyorder.model.rope import rotate
@@ -65,10 +65,10 @@ def head_norm(config: ModelConfig, kind: LayerKind) -> nn.Module:
     return WeightlessRMSNorm(config.rms_norm_eps) if config.qk_norm == "weightless" and rotated else nn.Identity()
 
 
-ATTENTIONS: dict[str, type[nn.Module]] = {"MHA": SelfAttention, "GQA": SelfAttention, "MQA": SelfAttention}
+ATTENTIONS: dict[str, type[nn.Module]] = dict.fromkeys(HEAD_LAYOUTS, SelfAttention)
 """By name; a configuration can name any class that is registered here, built as `SelfAttention` is.
 
-The three that are here differ in the number of key-value heads alone.
+The layouts differ in the number of key-value heads alone.
 """
 
 
