@@ -400,6 +400,6 @@ def test_rows_that_are_wanted_are_what_they_are_among_all(layers: str, cached: b
         outs = []
         for wanted in (None, wanted_BW):
             cache = model.new_cache(3, 7) if cached else None
-            views = model.prepare(visibility, labels, valid=valid_BR, cache=cache, wanted=wanted)
+            views = model.prepare(visibility, labels, valid=valid_BR, cache=cache, queries=wanted)
             outs.append(model.hidden(ids_BR, views, cache))
         torch.testing.assert_close(outs[1], outs[0][torch.arange(3).unsqueeze(1), wanted_BW], rtol=1e-9, atol=1e-12)

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyorder.attention import TRANSFORMERS_NAMES
+from anyorder.attention.backends import EagerMask
 from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.huggingface import GENERATION_CONFIG, check_layers_of, generation_to_json
 from anyorder.checkpoints.json_files import write_json
@@ -257,8 +258,8 @@ def inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tens
 def watch_attention(views: Views) -> tuple[Views, list[Tensor]]:
     """Return views of the eager backend that fill a list with each layer's weights `[batch, heads, rows, keys]`."""
     seen: list[Tensor] = []
-    watched: Views = {
-        kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=seen.append))
-        for kind, view in views.items()
-    }
+    watched = dict(views)
+    for kind, view in views.items():
+        if isinstance(view.mask, EagerMask):  # there is none of a pass without rows
+            watched[kind] = dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=seen.append))
     return watched, seen

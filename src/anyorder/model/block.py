@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.mlp = FeedForward(config)
 
     def forward(self, rows_BRE: Tensor, view: View, kv: LayerCache | None = None) -> Tensor:
-        """Rows `[batch, rows, hidden]` in, those that look out; `kv` is this layer's part of the cache."""
-        h_BRE = view.look(rows_BRE) + self.self_attn(self.input_layernorm(rows_BRE), view, kv)
+        """Map rows `[batch, rows, hidden]` to those that attend; `kv` is this layer's part of the cache."""
+        h_BRE = view.queries_of(rows_BRE) + self.self_attn(self.input_layernorm(rows_BRE), view, kv)
         out_BRE: Tensor = h_BRE + self.mlp(self.post_attention_layernorm(h_BRE))
         return out_BRE

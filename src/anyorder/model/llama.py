@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anyorder.attention import BiasTerm, Request, Tempered, compile_mask
+from anyorder.attention import NO_CORRECTIONS, Corrections, Request, compile_mask
 from anyorder.errors import UserError
 from anyorder.model import call
 from anyorder.model.block import Block
@@ -26,12 +25,13 @@ from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
+from anyorder.model.rope import Rotary
 from anyorder.model.view import View
 from anyorder.utils.annotations import NETWORK_FIRST, SIMPLE, Kind, UnfitError, is_tokenizer, shown
 from anyorder.visibility import Labels, Visibility
 
 Views = dict[LayerKind | Literal["last"], View]
-"""By kind of layer; "last" is that of the last layer where only some rows are wanted of it."""
+"""By kind of layer; "last" is that of the last layer where `prepare` was given `queries`."""
 
 
 class CallOutput(NamedTuple):
@@ -138,12 +138,11 @@ class Llama(nn.Module):
         valid: Tensor | None = None,
         cache: Cache | None = None,
         slots: Tensor | None = None,
-        bias: Sequence[BiasTerm] = (),
-        tempered: Tempered | None = None,
+        corrections: Corrections = NO_CORRECTIONS,
         rotary_positions: Tensor | None = None,
         extent: int | None = None,
         backend: str | None = None,
-        wanted: Tensor | None = None,
+        queries: Tensor | None = None,
     ) -> Views:
         """One view for each kind of layer, for rows with these labels.
 
@@ -154,19 +153,18 @@ class Llama(nn.Module):
             visibility: who sees whom.
             labels: of the rows, each `[batch, rows]`; "position" is the true position of each, which
                 rotary embeddings use and which never counts padding.
-            n_keys: the first `n_keys` rows offer keys and values, the others only look; all unless given.
+            n_keys: the first `n_keys` rows are keys and values, too; all unless given.
             valid: rows that are not padding, boolean `[batch, rows]`; all unless given.
             cache: where new keys are added, and all keys are read from.
             slots: slots to overwrite, `[batch, n_keys]`; appended unless given.
-            bias: terms added to the attention scores.
-            tempered: keys that have a softmax of their own.
+            corrections: what changes the attention scores.
             rotary_positions: where rotary embeddings place the rows, if not at their label: also between whole
                 positions, `[batch, rows]`.
             extent: number of cache slots to read, those in use unless given. If given, no decision here depends
                 on data, so that the whole pass can be compiled.
             backend: the attention backend of this pass; the network's own unless given.
-            wanted: numbers of the rows that `hidden` gives, `[batch, wanted]`; all unless given. Of the last layer, the
-                others need their keys and values alone.
+            queries: indices of the rows that `hidden` returns, `[batch, queries]`; all unless given. In the last layer,
+                the others are keys and values alone.
 
         Raises:
             UserError: a label is missing, the cache is full, or the backend cannot do this.
@@ -175,7 +173,7 @@ class Llama(nn.Module):
             raise UserError(
                 f"the rows carry the labels {sorted(labels)}: add 'position', the true position of each row."
             )
-        visibility.require_labels(labels, labels)  # before the cache takes note of the rows
+        visibility.require_labels(labels, labels)  # before the cache is changed
         n_keys = labels["position"].shape[1] if n_keys is None else n_keys
         key: Labels = {name: label[:, :n_keys] for name, label in labels.items()}
         present = None if valid is None else valid[:, :n_keys]
@@ -189,31 +187,23 @@ class Llama(nn.Module):
             key = {name: label[:, :extent] for name, label in cache.labels.items()}
             present = cache.present[:, :extent]
         place_BR = labels["position"] if rotary_positions is None else rotary_positions
-        kinds = list(dict.fromkeys(self.config.layers))
-        rotations = {
-            rotary: rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
-            for kind in kinds
-            if (rotary := self.config.rotary_of(kind)) is not None
-        }
+        rotations: dict[Rotary, tuple[Tensor, Tensor]] = {}
         views: Views = {}
-        for kind in kinds:
+        for kind in self.config.kinds:
             rotary = self.config.rotary_of(kind)
+            if rotary is not None and rotary not in rotations:
+                rotations[rotary] = rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
-            request = Request(narrowed, labels, key, present, valid, bias, tempered)
-            views[kind] = View(
-                n_keys=n_keys,
-                mask=compile_mask(request, backend, self.dtype),
-                cos_sin=None if rotary is None else rotations[rotary],
-                slots=slots,
-                extent=extent or 0,
-            )
-            if wanted is not None and kind == self.config.layers[-1]:
-                query = {name: label.gather(1, wanted) for name, label in labels.items()}
-                valid_BW = None if valid is None else valid.gather(1, wanted)
-                mask = compile_mask(
-                    dataclasses.replace(request, query=query, valid=valid_BW), backend, self.dtype
+            request = Request(narrowed, labels, key, present, valid, *corrections)
+            cos_sin = None if rotary is None else rotations[rotary]
+            views[kind] = View(n_keys, compile_mask(request, backend, self.dtype), cos_sin, slots, extent or 0)
+            if queries is not None and kind == self.config.layers[-1]:
+                query = {name: label.gather(1, queries) for name, label in labels.items()}
+                request = dataclasses.replace(
+                    request, query=query, valid=None if valid is None else valid.gather(1, queries)
                 )  # fmt: skip
-                views["last"] = dataclasses.replace(views[kind], mask=mask, looking=wanted)
+                mask = compile_mask(request, backend, self.dtype)
+                views["last"] = dataclasses.replace(views[kind], mask=mask, queries=queries)
         return views
 
     def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
@@ -225,7 +215,7 @@ class Llama(nn.Module):
             )
 
     def hidden(self, input_ids_BR: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
-        """Rows after the last layer and the final norm, those that are wanted, `[batch, rows, hidden]`."""
+        """Rows after the last layer and the final norm, `[batch, rows, hidden]`; of `queries` where those are given."""
         return self.read(self.model.embed_tokens(input_ids_BR), views, cache)
 
     def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:

@@ -33,7 +33,7 @@ class SelfAttention(nn.Module):
         self.q_norm, self.k_norm = head_norm(config, kind), head_norm(config, kind)
 
     def forward(self, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
-        """Rows `[batch, rows, hidden]` in, those that look out; `kv` is this layer's part of the cache."""
+        """Map rows `[batch, rows, hidden]` to those that attend; `kv` is this layer's part of the cache."""
         q_BRHD, k_BKGD, v_BKGD = self.projected(rows_BRE, view)
         if kv is not None:
             assert view.slots is not None
@@ -42,14 +42,14 @@ class SelfAttention(nn.Module):
         return out_BRE
 
     def projected(self, rows_BRE: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries of the rows that look, keys and values of those that offer some, normed and rotated."""
-        offering_BKE = rows_BRE[:, : view.n_keys]
-        q_BRHD = self.q_norm(self.q_proj(view.look(rows_BRE)).unflatten(-1, (-1, self.head_dim)))
-        k_BKGD = self.k_norm(self.k_proj(offering_BKE).unflatten(-1, (-1, self.head_dim)))
-        v_BKGD = self.v_proj(offering_BKE).unflatten(-1, (-1, self.head_dim))
+        """Queries, keys and values of the rows that have some, normed and rotated."""
+        key_rows_BKE = rows_BRE[:, : view.n_keys]
+        q_BRHD = self.q_norm(self.q_proj(view.queries_of(rows_BRE)).unflatten(-1, (-1, self.head_dim)))
+        k_BKGD = self.k_norm(self.k_proj(key_rows_BKE).unflatten(-1, (-1, self.head_dim)))
+        v_BKGD = self.v_proj(key_rows_BKE).unflatten(-1, (-1, self.head_dim))
         if view.cos_sin is not None:
             cos, sin = view.cos_sin
-            q_BRHD = rotate(q_BRHD, view.look(cos), view.look(sin))
+            q_BRHD = rotate(q_BRHD, view.queries_of(cos), view.queries_of(sin))
             k_BKGD = rotate(k_BKGD, cos[:, : view.n_keys], sin[:, : view.n_keys])
         return q_BRHD, k_BKGD, v_BKGD
 

@@ -139,7 +139,7 @@ class CanvasReader(Reader[CanvasRow]):
         narrows = type(self.model.model.layers[-1].self_attn) is SelfAttention
         views = self.model.prepare(
             visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
-            slots=None if self.cache is None else at_BR, wanted=column_BW if narrows else None, **others,
+            slots=None if self.cache is None else at_BR, queries=column_BW if narrows else None, **others,
         )  # fmt: skip
         hidden_BRE = self.model.hidden(ids_BR, views, self.cache)
         if narrows:

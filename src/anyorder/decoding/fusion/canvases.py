@@ -49,7 +49,7 @@ class FusedCanvases:
         self.lengths = [layout.next_place + len(answer) for layout, _, _, answer in pieces]
         self._rows = lay_out(pieces, device)
         self._place_BL = self._rows.rotary_positions
-        self._bias, self._tempered = corrected(questions, fusion.correction)
+        self._corrections = corrected(questions, fusion.correction)
 
     def narrow(
         self, rows: Sequence[int], visibility: Visibility, labels: Mapping[str, Tensor]
@@ -69,8 +69,7 @@ class FusedCanvases:
         row_B = torch.tensor(rows, device=at_BR.device)
         own = {name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()}
         others = {
-            "bias": [term.select(row_B) for term in self._bias],
-            "tempered": self._tempered,
+            "corrections": self._corrections.select(row_B),
             "rotary_positions": None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR),
         }
         return visibility & apart(), {**labels, **own}, others

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from anyorder.attention import NO_CORRECTIONS, Corrections
 from anyorder.decoding.fusion.ensembles import logit_mean, pooled
 from anyorder.decoding.fusion.layout import FusionLayout, Piece, Rows, lay_out
 from anyorder.decoding.fusion.weighting import corrected
@@ -23,7 +24,6 @@ from anyorder.utils.ragged import log_softmax, pad
 from anyorder.visibility import causal, segments
 
 if TYPE_CHECKING:
-    from anyorder.attention import BiasTerm, Tempered
     from anyorder.decoding.fusion.question import Fusion, Question
     from anyorder.decoding.fusion.store import SegmentStore
     from anyorder.model.cache import Cache
@@ -52,14 +52,13 @@ class Prefilled(NamedTuple):
     Attributes:
         cache: keys and values, one sample per question.
         logits: of the first token of each answer, `[questions, vocabulary]`.
-        bias, tempered: as `corrected` returns them, for whatever is read over the cache.
+        corrections: of the scores of whatever is read over the cache.
         passes: forward passes made.
     """
 
     cache: Cache
     logits: Tensor
-    bias: list[BiasTerm]
-    tempered: Tempered | None
+    corrections: Corrections
     passes: int
 
 
@@ -69,18 +68,18 @@ def prefill(
 ) -> Prefilled:  # fmt: skip
     """Read prefixes and segments, then suffixes over all segments, leaving room for so many new tokens."""
     layouts = [question.layout(fusion.positions) for question in questions]
-    bias, tempered = corrected(questions, fusion.correction)
+    corrections = corrected(questions, fusion.correction)
     suffixes = [Piece(layout, layout.suffix_start, layout.length) for layout in layouts]
     lengths = [len(question.suffix) for question in questions]
     joined = read_joined(model, layouts, max(lengths) + new_tokens, store)
     if any(lengths):
-        hidden_QRE = read_rows(model, lay_out(suffixes, model.device), joined.cache, bias, tempered)
+        hidden_QRE = read_rows(model, lay_out(suffixes, model.device), joined.cache, corrections)
     last = [
         hidden_QRE[q, length - 1 : length] if length else torch.cat([rows[-1:] for rows in of_segments] or [before])
         for q, (length, of_segments, before) in enumerate(zip(lengths, joined.segments, joined.before, strict=True))
     ]
     passes = joined.passes + any(lengths)
-    return Prefilled(joined.cache, next_logits(model, questions, last), bias, tempered, passes)
+    return Prefilled(joined.cache, next_logits(model, questions, last), corrections, passes)
 
 
 def next_logits(model: Llama, questions: Sequence[Question], last: Sequence[Tensor]) -> Tensor:
@@ -112,10 +111,9 @@ def masked_pass(
     layouts = [question.layout(fusion.positions) for question in questions]
     rows = lay_out([Piece.whole(*pair) for pair in zip(layouts, answers, strict=True)], model.device)
     order_BR = torch.arange(rows.ids.shape[1], device=model.device).expand_as(rows.ids)
-    bias, tempered = corrected(questions, fusion.correction)
     views = model.prepare(
-        segments(), {"order": order_BR, **rows.labels}, valid=rows.valid, bias=bias, tempered=tempered,
-        rotary_positions=rows.rotary_positions,
+        segments(), {"order": order_BR, **rows.labels}, valid=rows.valid,
+        corrections=corrected(questions, fusion.correction), rotary_positions=rows.rotary_positions,
     )  # fmt: skip
     return rows, views
 
@@ -167,12 +165,10 @@ def _read(
     return rows, 1
 
 
-def read_rows(
-    model: Llama, rows: Rows, cache: Cache, bias: Sequence[BiasTerm] = (), tempered: Tempered | None = None
-) -> Tensor:  # fmt: skip
+def read_rows(model: Llama, rows: Rows, cache: Cache, corrections: Corrections = NO_CORRECTIONS) -> Tensor:
     """Read rows behind what the cache holds, each seeing all keys up to its position: `[batch, rows, hidden]`."""
     views = model.prepare(
-        causal(), rows.labels, valid=rows.valid, cache=cache, bias=bias, tempered=tempered,
+        causal(), rows.labels, valid=rows.valid, cache=cache, corrections=corrections,
         rotary_positions=rows.rotary_positions,
     )  # fmt: skip
     return model.hidden(rows.ids, views, cache)

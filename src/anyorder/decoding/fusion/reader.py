@@ -57,7 +57,7 @@ class FusedReader(CausalReader):
         copies = torch.tensor([questions.index(question) for question in self.question_of.values()])
         copies = copies.to(self.model.device)
         self.cache = read.cache if len(questions) == len(copies) else read.cache.gather(copies)
-        self.bias, self.tempered = [term.select(copies) for term in read.bias], read.tempered
+        self.corrections = read.corrections.select(copies)
         counts = [[len(question.segments)] for question in self.question_of.values()]
         segment_B1 = torch.tensor(counts, device=self.model.device) + 1
         self.labels = {"part": torch.full_like(segment_B1, ANSWER), "segment": segment_B1}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.attention import BiasTerm, Tempered
+from anyorder.attention import BiasTerm, Corrections, Tempered
 from anyorder.decoding.fusion.layout import SEGMENT
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
@@ -71,7 +71,7 @@ def read_correction(correction: Correction) -> Correction:
     return APE(temperature, scale)
 
 
-def corrected(questions: Sequence[Question], correction: Correction) -> tuple[list[BiasTerm], Tempered | None]:
+def corrected(questions: Sequence[Question], correction: Correction) -> Corrections:
     """The bias on the scores of `TOWARDS_SEGMENTS`, one value per question, and their tempering.
 
     Args:
@@ -96,8 +96,8 @@ def corrected(questions: Sequence[Question], correction: Correction) -> tuple[li
         if any(values)
     ]
     if isinstance(correction, APE):
-        return terms, Tempered(TOWARDS_SEGMENTS, correction.temperature, correction.scale)
-    return terms, None
+        return Corrections(terms, Tempered(TOWARDS_SEGMENTS, correction.temperature, correction.scale))
+    return Corrections(terms)
 
 
 def _log_weights(question: Question, correction: Correction) -> list[float]:
