@@ -191,7 +191,7 @@ def test_the_mask_function_is_the_dense_mask(case: Case) -> None:
     plan = FlexMask.of(case.request)
     functions = plan.functions
     functions.plan = plan
-    sizes = (len(plan.opened), 1, plan.opened.shape[1], plan.present.shape[1])
+    sizes = (len(plan.opened), 1, *plan.request.sizes)
     shown = functions.mask(*torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij"))[:, 0]
     seen = torch.tensor(case.seen)
     rows, keys = seen.shape[1:]

@@ -41,17 +41,16 @@ class FlexMask(AttentionMask):
 
     Attributes:
         functions: the rule, which reads this mask while it attends.
+        request: with padded labels and a tensor `present`.
+        opened: padded rows and rows without a visible key, boolean; they see every key of the blocks that they read.
         blocks: which blocks of keys each block of rows reads.
-        query, key: padded labels; `present` marks the keys that exist, `opened` the rows without a visible key.
         bias: values `[batch]` of the bias terms.
     """
 
     functions: FlexFunctions
-    blocks: BlockMask
-    query: dict[str, Tensor]
-    key: dict[str, Tensor]
-    present: Tensor
+    request: Request
     opened: Tensor
+    blocks: BlockMask
     bias: tuple[Tensor, ...]
 
     @classmethod
@@ -59,26 +58,27 @@ class FlexMask(AttentionMask):
         """Compile a request."""
         rows, keys = request.sizes
         more_rows, more_keys = padded_length(rows) - rows, padded_length(keys) - keys
-        present = torch.ones_like(request.key["position"], dtype=torch.bool)
-        present = F.pad(present if request.present is None else request.present, (0, more_keys))
         empty_BQ = empty_rows(request)
         opened = F.pad(empty_BQ, (0, more_rows), value=True)
-        query, key = _pad_labels(request.query, more_rows), _pad_labels(request.key, more_keys)
+        padded = replace(
+            request,
+            query={name: F.pad(label, (0, more_rows)) for name, label in request.query.items()},
+            key={name: F.pad(label, (0, more_keys)) for name, label in request.key.items()},
+            present=F.pad(_present(request), (0, more_keys)),
+        )
         functions = flex_functions(request.visibility, tuple(term.relation for term in request.bias))
         return cls(
             functions=functions,
-            blocks=block_mask(replace(request, query=query, key=key, present=present), opened, functions.mask),
-            query=query,
-            key=key,
-            present=present,
+            request=padded,
             opened=opened,
-            bias=tuple(_per_sample(term, len(present), present.device) for term in request.bias),
+            blocks=block_mask(padded, opened, functions.mask),
+            bias=tuple(_per_sample(term, len(opened), opened.device) for term in request.bias),
             empty_BQ=empty_BQ if bool(empty_BQ.any()) else None,
         )
 
     def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> Tensor:
         self.functions.plan = self
-        rows, keys = self.opened.shape[1], self.present.shape[1]
+        rows, keys = self.request.sizes
         out_BHQD = _compiled_flex_attention()(
             _pad_rows(q_BQHD, rows).transpose(1, 2),
             _pad_rows(k_BKGD, keys).transpose(1, 2),
@@ -107,38 +107,39 @@ class FlexFunctions:
 
     def mask(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether row q of sample b sees key k; empty rows see every key of the blocks they read."""
-        plan = self.plan
-        assert plan is not None
-        seen = self.visibility.sees(lambda name: plan.query[name][b, q], lambda name: plan.key[name][b, k])
-        return (seen & plan.present[b, k]) | plan.opened[b, q]
+        assert self.plan is not None
+        assert self.plan.request.present is not None
+        seen = self._holds(self.visibility, b, q, k)
+        return (seen & self.plan.request.present[b, k]) | self.plan.opened[b, q]
 
     def score(self, score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The score with the bias of every relation that holds between row q and key k."""
-        plan = self.plan
-        assert plan is not None
-        for relation, value in zip(self.relations, plan.bias, strict=True):
-            pair = relation.sees(lambda name: plan.query[name][b, q], lambda name: plan.key[name][b, k])
-            score = score + torch.where(pair, value[b], 0.0)
+        assert self.plan is not None
+        for relation, value in zip(self.relations, self.plan.bias, strict=True):
+            score = score + torch.where(self._holds(relation, b, q, k), value[b], 0.0)
         return score
 
+    def _holds(self, relation: Visibility, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert self.plan is not None
+        query, key = self.plan.request.query, self.plan.request.key
+        return relation.sees(lambda name: query[name][b, q], lambda name: key[name][b, k])
 
-@functools.cache
-def flex_functions(visibility: Visibility, relations: tuple[Visibility, ...]) -> FlexFunctions:
-    """The functions of this rule: the same objects at every call, since a new one would be compiled anew."""
-    return FlexFunctions(visibility, relations)
+
+flex_functions = functools.cache(FlexFunctions)
+"""The functions of a rule: the same objects at every call, since new ones would be compiled anew."""
 
 
 def block_mask(request: Request, opened: Tensor, mask_mod: Callable[..., Tensor]) -> BlockMask:
     """Which blocks of keys each block of rows reads in full, in part, or not at all.
 
     Args:
-        request: the rule and the labels, with a tensor `present`.
+        request: the rule and the labels.
         opened: rows without a visible key, boolean `[batch, rows]`; they read the first block of keys.
         mask_mod: the exact rule, applied within blocks read in part.
     """
-    assert request.present is not None
-    present_BJC = _blocks(request.present)
-    inside_JC = _blocks(torch.ones_like(request.present[:1]))[0]  # false behind the end of the last block
+    present = _present(request)
+    present_BJC = _blocks(present)
+    inside_JC = _blocks(torch.ones_like(present[:1]))[0]  # false behind the end of the last block
     query_ranges = _block_ranges(request.query, _blocks(torch.ones_like(opened)), dim=2)
     possible_BIJ, certain_BIJ = request.visibility.bounds(query_ranges, _block_ranges(request.key, present_BJC, dim=1))
     shape = (*_blocks(opened).shape[:2], present_BJC.shape[1])
@@ -159,9 +160,9 @@ def empty_rows(request: Request) -> Tensor:
 
     The label ranges of blocks of keys decide most rows; the others are computed a block at a time.
     """
-    query, key, present = request.query, request.key, request.present
+    query, key = request.query, request.key
     shape = query["position"].shape
-    present_BJC = _blocks(torch.ones_like(key["position"], dtype=torch.bool) if present is None else present)
+    present_BJC = _blocks(_present(request))
     possible_BQJ, certain_BQJ = request.visibility.bounds(
         lambda name: (query[name].unsqueeze(2), query[name].unsqueeze(2)), _block_ranges(key, present_BJC, dim=1)
     )
@@ -173,7 +174,7 @@ def empty_rows(request: Request) -> Tensor:
         rows = slice(start, start + BLOCK)
         if bool(undecided_BQ[:, rows].any()):
             some = {name: label[:, rows] for name, label in query.items()}
-            empty_BQ[:, rows] = ~request.visibility.mask(some, key, present).any(-1)
+            empty_BQ[:, rows] = ~request.visibility.mask(some, key, request.present).any(-1)
     return empty_BQ
 
 
@@ -201,8 +202,9 @@ def _per_sample(term: BiasTerm, batch: int, device: torch.device) -> Tensor:
     return term.value_per_sample(device).to(torch.float32).expand(batch).contiguous()
 
 
-def _pad_labels(labels: Labels, more: int) -> dict[str, Tensor]:
-    return {name: F.pad(label, (0, more)) for name, label in labels.items()}
+def _present(request: Request) -> Tensor:
+    """Which keys exist, boolean `[batch, keys]`."""
+    return torch.ones_like(request.key["position"], dtype=torch.bool) if request.present is None else request.present
 
 
 def _pad_rows(x_BRHD: Tensor, rows: int) -> Tensor:
