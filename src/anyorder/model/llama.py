@@ -1,8 +1,8 @@
 """A Llama-family network, with Hugging Face's parameter names.
 
-The layers know no objective and no mode: they are handed rows, and views that say who sees
-whom. `prepare` makes the views, `hidden` runs the layers, `logits` projects the rows that are wanted;
-`forward` is the three of them for a text in the network's default mode.
+The layers know no objective and no mode: they take rows, and views with the masks of a pass. `prepare` makes the
+views, `hidden` runs the layers, `logits` projects those rows whose logits are needed; `forward` is the three of them
+for a text in the network's default mode.
 
 Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 """
@@ -10,7 +10,6 @@ Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -27,7 +26,8 @@ from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
 from anyorder.model.rope import Rotary
 from anyorder.model.view import View
-from anyorder.utils.annotations import NETWORK_FIRST, SIMPLE, Kind, UnfitError, is_tokenizer, shown
+from anyorder.utils.annotations import SIMPLE
+from anyorder.utils.model_arguments import MODEL, refuse_method_of_transformers
 from anyorder.visibility import Labels, Visibility
 
 Views = dict[LayerKind | Literal["last"], View]
@@ -39,16 +39,6 @@ class CallOutput(NamedTuple):
 
     loss: Tensor | None
     logits: Tensor
-
-
-OF_FACES = {
-    "generate": "generate(model, tokenizer, prompt)",
-    "chat": "generate(model, tokenizer, messages)",
-    "from_pretrained": "load(path)",
-    "save_pretrained": "save(model, tokenizer, path)",
-    "push_to_hub": "save(model, tokenizer, path)",
-}
-"""Methods of transformers' models that users look for on a plain network, and what does the same here."""
 
 
 class Decoder(nn.Module):
@@ -72,7 +62,7 @@ class Llama(nn.Module):
     Attributes:
         config: its shape.
         backend: the attention backend, "auto" or a name in `anyorder.attention.BACKENDS`.
-        query_rows: makes the rows that only look, where the network was trained for any order; otherwise None.
+        query_rows: embeddings of query rows, where the network was trained for any order; otherwise None.
     """
 
     def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
@@ -89,12 +79,8 @@ class Llama(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name not in OF_FACES:
-                raise
-        raise AttributeError(
-            f"this network has no {name!r}, which is of transformers' models: use anyorder.{OF_FACES[name]}, or "
-            "anyorder.AnyOrderForCausalLM (from_pretrained reads a checkpoint, and of(model) takes this network)."
-        )
+            refuse_method_of_transformers(name)
+            raise
 
     def reset_parameters(self) -> None:
         """Draw new weights, as Hugging Face's Llama does: normal, biases zero, norms one."""
@@ -122,7 +108,7 @@ class Llama(nn.Module):
         return self.model.embed_tokens.weight.dtype
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        """An empty cache for `batch` samples of at most `capacity` keys each."""
+        """Make an empty cache for `batch` samples of at most `capacity` keys each."""
         config = self.config
         return Cache.empty(
             config.num_hidden_layers, batch, capacity, config.num_key_value_heads, config.head_dim,
@@ -144,10 +130,10 @@ class Llama(nn.Module):
         backend: str | None = None,
         queries: Tensor | None = None,
     ) -> Views:
-        """One view for each kind of layer, for rows with these labels.
+        """Make the view of each kind of layer for rows with these labels.
 
-        With a cache, the rows' keys are given their slots here, so each `prepare` is followed by one
-        `hidden` with the same cache.
+        With a cache, the rows' keys get their slots here, so each `prepare` is followed by one `hidden` with the same
+        cache.
 
         Args:
             visibility: who sees whom.
@@ -219,7 +205,7 @@ class Llama(nn.Module):
         return self.read(self.model.embed_tokens(input_ids_BR), views, cache)
 
     def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
-        """The same for rows `[batch, rows, hidden]` that need not be embeddings of tokens."""
+        """Return the same of rows `[batch, rows, hidden]`, which need not be embeddings of tokens."""
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
             last = index == len(self.model.layers) - 1 and "last" in views
             view = views["last"] if last else views[kind]
@@ -230,7 +216,7 @@ class Llama(nn.Module):
     def two_streams(
         self, input_ids_BC: Tensor, query_position_BK: Tensor, views: Views, cache: Cache | None = None
     ) -> Tensor:  # fmt: skip
-        """The same for tokens `[batch, content rows]` and, behind them, query rows at positions `[batch, query rows]`.
+        """Return the same of tokens `[batch, content rows]` and query rows at positions `[batch, query rows]` behind.
 
         Without query rows it is `hidden`, but what makes them has a gradient all the same, of zeros.
         """
@@ -238,7 +224,7 @@ class Llama(nn.Module):
         return self.read(rows_BRE, views, cache)
 
     def with_query_rows(self, content_BCE: Tensor, query_position_BK: Tensor) -> Tensor:
-        """Content rows `[batch, content rows, hidden]` and query rows behind them, `[batch, rows, hidden]`."""
+        """Append query rows to content rows `[batch, content rows, hidden]`: `[batch, rows, hidden]`."""
         assert self.query_rows is not None or query_position_BK.shape[1] == 0, "a network without them was refused"
         if self.query_rows is None:
             return content_BCE
@@ -253,7 +239,7 @@ class Llama(nn.Module):
         self.read = torch.compile(self.read, *args, **kwargs)  # type: ignore[method-assign]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token, `[..., vocabulary]`, for the rows `[..., hidden]` that are wanted."""
+        """Project rows `[..., hidden]` to scores of every token, `[..., vocabulary]`."""
         scores: Tensor = self.lm_head(hidden)
         return scores
 
@@ -301,34 +287,12 @@ class Llama(nn.Module):
         return CallOutput(call.mean_loss(logits_BLV, target_BL, num_items_in_batch), logits_BLV)
 
 
-def _as_network(value: Any) -> Any:
-    """A network as an argument; of one with adapters of PEFT around it, the network that they were put into."""
-    if isinstance(value, Llama):
-        return value
-    if isinstance(value, str | os.PathLike):
-        raise UnfitError(f"the network, not its place: model, tokenizer = anyorder.load({shown(str(value))})")
-    if is_tokenizer(value):
-        raise UnfitError(NETWORK_FIRST)
-    if isinstance(value, tuple | list):
-        raise UnfitError("its first item: model, tokenizer = anyorder.load(path)")
-    if hasattr(value, "get_base_model") and hasattr(value, "active_peft_config"):
-        if value.active_peft_config.is_prompt_learning:
-            method = value.active_peft_config.peft_type.value
-            raise UnfitError(f"adapters within the network, such as LoRA: those of {method} add rows to each call")
-        return _as_network(value.get_base_model())
-    if not hasattr(value, "prepare"):
-        raise UnfitError
-    return value
-
-
-SIMPLE[Llama] = Kind(
-    "the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives", _as_network, "networks"
-)
-
-
 def _text_lengths(position_BR: Tensor, valid: Tensor | None) -> Tensor:
     """Tokens of each text up to its last valid row, int64 `[batch]`."""
     if position_BR.shape[1] == 0:
         return position_BR.new_zeros(len(position_BR))
     counted_BR = position_BR if valid is None else position_BR.masked_fill(~valid, -1)
     return counted_BR.amax(1) + 1
+
+
+SIMPLE[Llama] = MODEL
