@@ -16,9 +16,12 @@ class Linear(nn.Linear):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:-1].numel() == 1:
-            return one_row(x, self.weight, self.bias)
-        return super().forward(x)
+        return one_row(x, self.weight, self.bias) if is_one_row(x) else super().forward(x)
+
+
+def is_one_row(x: Tensor) -> bool:
+    """Whether `x` is a single row in code that is being compiled for a CPU."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:-1].numel() == 1
 
 
 def one_row(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
