@@ -4,7 +4,7 @@ Every row that goes through the network carries integer labels (position, rank, 
 document, ...), and so does every key. A `Visibility` is an expression over these labels that says
 which keys a row may see. It is a value, not a tensor: it compares equal to another one that was
 written the same way, and it prints as it was written. `mask` is its meaning in full, a boolean tensor
-that everything else is tested against; `attention/` compiles it to what the fast kernels want, with
+that everything else is tested against; `attention/` compiles it to what fast kernels take, with
 `bounds`, which reasons about whole sets of rows and keys at once, and `simplify`.
 
 Which keys exist at all is no label but a mask of its own, `present`, joined outside the expression:
@@ -371,7 +371,7 @@ def chance(rate: float, seed: int) -> Visibility:
 
 
 def causal() -> Visibility:
-    """Left to right: a row sees itself and what stands before it."""
+    """Left to right: a row sees itself and what comes before it."""
     return not_after("position")
 
 
@@ -392,7 +392,7 @@ def chunks(size: int) -> Visibility:
 
 def sliding_window(size: int) -> Visibility:
     """The latest `size` positions, the row's own included; narrows another visibility."""
-    return Not(not_after("position", shift=_positive(size)))  # spelled so that PyTorch can trace it
+    return Not(not_after("position", shift=_positive(size)))  # in a form that PyTorch can trace
 
 
 def documents() -> Visibility:
@@ -439,7 +439,7 @@ def generate_grouping_masks(
     Args:
         group_ids: the rank of each token, whole numbers from 0, `[length]` or `[batch, length]`, in any order.
         seq_len: the length, for callers that state it.
-        device: where the masks are wanted; that of `group_ids` unless given.
+        device: of the masks; that of `group_ids` unless given.
 
     Returns:
         The content mask (a token sees its own group and those before), the query mask (only those before), each boolean

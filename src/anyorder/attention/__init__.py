@@ -44,13 +44,13 @@ class Choice:
 def resolve_backend(
     name: str, device: torch.device | str, dtype: torch.dtype | None = None, backward: bool = False
 ) -> Choice:
-    """The backend that a name, ours or transformers' or "auto", stands for on this device.
+    """Choose the backend of a name, ours or transformers' or "auto", for a device.
 
     Args:
         name: "auto", "eager", "sdpa", "flex", "flash", or transformers' name of one of these.
         device: where the model is.
         dtype: the model's data type; not checked when None.
-        backward: whether gradients will be asked for.
+        backward: whether there will be a backward pass.
 
     Raises:
         UserError: the name is unknown, or that backend cannot run here.
@@ -96,7 +96,7 @@ def compile_mask(request: Request, backend: str, dtype: torch.dtype | None = Non
 
 
 def attend(q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
-    """Attention of each row over the keys that it sees; zeros for a row that sees none.
+    """Compute the attention of each row over the keys that it sees; zeros for a row that sees none.
 
     Args:
         q_BQHD: queries `[batch, rows, heads, head_dim]`.

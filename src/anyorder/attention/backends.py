@@ -157,7 +157,7 @@ class SDPAMask(AttentionMask):
 class TracedMask(EagerMask):
     """The reference without a decision that depends on data, for steps that are compiled as a whole.
 
-    A single row of queries is spelled as multiply and add, which the compiler fuses into one loop over
+    A single row of queries is written as multiply and add, which the compiler fuses into one loop over
     the keys; shared key-value heads are read once and never copied.
     """
 

@@ -81,7 +81,7 @@ class ModelConfig:
         bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none. Padding is never
             embedded, so that its token may lie beyond the vocabulary.
         modes: the modes that the network was trained for.
-        default_mode: the name of the one that is taken unless another is asked for; the first unless given.
+        default_mode: the name of the mode that is used unless another one is chosen; the first unless given.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -189,7 +189,7 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """The longest text, in tokens, that the network can be asked to read or write.
+        """The longest text, in tokens, that the network can read or write.
 
         Layers with a window or chunks turn no further than these reach.
         """

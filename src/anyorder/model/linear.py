@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """`x weight^T + bias`, spelled for the compiler where a single row is projected on a CPU.
+    """`x weight^T + bias`, written for the compiler where a single row is projected on a CPU.
 
     A product of a matrix and one row only reads the matrix. PyTorch's libraries do that at half the
     speed of memory, and in bfloat16 at a quarter; written as multiply and add, TorchInductor
-    makes loops of it that run at nearly full speed and that it fuses with what stands around
+    makes loops of it that run at nearly full speed and that it fuses with its neighbours
     (benchmarks/matvec.py).
     """
 

@@ -21,8 +21,8 @@ class QueryRows(nn.Module):
     """Embeddings of query rows (XLNet, Yang et al. 2019, arXiv 1906.08237): a learned start vector, and the position.
 
     XLNet's rows all start from one vector. Rotary embeddings enter through scores alone, so a row that sees no key, or
-    one, would predict the same at every position; a learned projection of sinusoidal features of the position tells
-    such rows apart.
+    one, would predict the same at every position; a learned projection of sinusoidal features of the position makes
+    such rows differ.
     """
 
     def __init__(self, hidden_size: int) -> None:

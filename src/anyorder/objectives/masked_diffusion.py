@@ -114,7 +114,7 @@ class MaskedDiffusionTuning(FullDiffusion):
     """Fine-tuning as LLaDA's: `mean over samples of (sum over masked of CE / p) / tokens of the answer`.
 
     Only the answer is masked, the end tokens behind it included: so the network learns to stop. Of a conversation of
-    several turns, one is drawn, its answer is learnt and what comes after is left out.
+    several turns, one is drawn: its answer is the loss mask, and what comes after is left out.
 
     Attributes:
         length: each answer is padded with end tokens until the sample has this many tokens; None adds none.
@@ -144,7 +144,7 @@ class MaskedDiffusionTuning(FullDiffusion):
         )  # fmt: skip
 
     def _one_answer(self, batch: Batch, seed: int) -> Batch:
-        """Each sample up to the end of one of its answers, which alone is learnt."""
+        """Cut each sample behind one of its answers, which becomes the loss mask."""
         loss_mask_BL = torch.zeros_like(batch.loss_mask_BL)
         valid_BL = batch.valid_BL.clone()
         for row, (sample, _) in enumerate(batch.samples()):
@@ -158,7 +158,7 @@ class MaskedDiffusionTuning(FullDiffusion):
         return batch.replace(loss_mask_BL=loss_mask_BL, valid_BL=valid_BL).trimmed()
 
     def _ended(self, batch: Batch) -> Batch:
-        """Each answer with end tokens behind it, up to `length`."""
+        """Append end tokens to each answer, up to `length`."""
         assert self.length is not None
         assert self.end_token_id is not None
         longest = batch.ids_BL.shape[1]

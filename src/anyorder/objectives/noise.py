@@ -1,4 +1,4 @@
-"""How much of a text is masked, and what: draws that depend on the seed and the sample alone.
+"""Which tokens of a text are masked: random draws that depend on the seed and the sample alone.
 
 Shape suffixes: B batch, L tokens of a sample, J times of a sample.
 """

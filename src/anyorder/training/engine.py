@@ -36,28 +36,28 @@ PARTIAL = ".partial"
 """Folder of a checkpoint that is being written."""
 
 
-class LessonLoss(nn.Module):
-    """What `Trainer` trains: the network, called with training inputs; wrappers for several processes go around it."""
+class ModelWithLoss(nn.Module):
+    """The module that `Trainer` trains: it maps training inputs to a loss; wrappers for several processes go around."""
 
-    def __init__(self, network: Llama) -> None:
+    def __init__(self, model: Llama) -> None:
         super().__init__()
-        self.network = network
-        self._no_split_modules = sorted({type(layer).__name__ for layer in network.model.layers})
+        self.model = model
+        self._no_split_modules = sorted({type(layer).__name__ for layer in model.model.layers})
 
     def forward(self, inputs: TrainingInputs) -> Tensor:
         """The summed loss, see `summed_loss`."""
-        return summed_loss(self.network, inputs)
+        return summed_loss(self.model, inputs)
 
 
 class ObjectiveTrainer(Trainer):
     """Trains a network on the samples of one objective.
 
     Args:
-        network: trained in place.
+        model: the network, trained in place.
         samples: of the whole training.
         maker: makes training inputs of them.
         validation: for each name, samples and what makes training inputs of them.
-        describe: writes what else a checkpoint needs to be loaded as a network into its folder.
+        describe: callback, called with the folder of a checkpoint; writes there what else loading it needs.
         keep: checkpoints that stay, the latest ones.
         interruption: ends the training early, with a checkpoint.
         callbacks: called at each step and each entry of the log.
@@ -66,7 +66,7 @@ class ObjectiveTrainer(Trainer):
 
     def __init__(
         self,
-        network: Llama,
+        model: Llama,
         samples: Samples | StreamedSamples,
         maker: InputsMaker,
         *,
@@ -77,12 +77,12 @@ class ObjectiveTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
     ) -> None:
-        self.network, self.samples = network, samples
-        self.wrapped = LessonLoss(network)
-        looked_at = {name: others for name, (others, _) in (validation or {}).items()}
+        self.samples = samples
+        self.wrapped = ModelWithLoss(model)
+        validation_samples = {name: others for name, (others, _) in (validation or {}).items()}
         self.progress, self.interruption = Progress(), interruption
         super().__init__(
-            model=self.wrapped, train_dataset=samples, eval_dataset=looked_at or None, data_collator=maker,
+            model=self.wrapped, train_dataset=samples, eval_dataset=validation_samples or None, data_collator=maker,
             callbacks=[self.progress, *([] if interruption is None else [interruption]), *callbacks], **options,
         )  # fmt: skip
         # The sum over a step is divided by the step's own count, so no mean over batches is taken afterwards.
@@ -144,7 +144,7 @@ class ObjectiveTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The loss of each objective on its validation samples, always with the same draws."""
+        """Compute the loss of each objective on its validation samples, always with the same draws."""
         self.model_wrapped.eval()
         found = {}
         for name, (samples, maker) in self.validation.items():
@@ -165,7 +165,7 @@ class ObjectiveTrainer(Trainer):
     # ---- checkpoints ------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Written beside its place, then renamed into it: a killed process leaves no half of one."""
+        """Write a checkpoint beside its place, then rename it: a killed process leaves no half of one."""
         name = f"{CHECKPOINT}{self.state.global_step}"
         folder = self.folder
         partial = folder / PARTIAL
@@ -205,7 +205,7 @@ class ObjectiveTrainer(Trainer):
         return str(self.folder / PARTIAL)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The weights that are trained, whole on every kind of sharding, and what `describe` writes."""
+        """Write the weights that are trained, whole on every kind of sharding, and what `describe` writes."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(self.wrapped, options=options)
         if not self.args.should_save:
@@ -213,8 +213,8 @@ class ObjectiveTrainer(Trainer):
         folder = Path(output_dir) if output_dir else self.folder
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
-            name: state[f"network.{name}"].contiguous()
-            for name, weight in self.network.named_parameters()
+            name: state[f"model.{name}"].contiguous()
+            for name, weight in self.wrapped.model.named_parameters()
             if weight.requires_grad
         }
         save_file(weights, folder / WEIGHTS, {"format": "pt"})
@@ -224,7 +224,7 @@ class ObjectiveTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         set_model_state_dict(
             self.wrapped,
-            {f"network.{name}": weight for name, weight in load_file(folder / WEIGHTS).items()},
+            {f"model.{name}": weight for name, weight in load_file(folder / WEIGHTS).items()},
             options=StateDictOptions(full_state_dict=True, strict=False),
         )
         kept = folder / PROGRESS
@@ -256,7 +256,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Hands a folder's files to the disk, so that a name never stands for less than it says."""
+    """Flush a folder's files to the disk, so that no name is there before its content."""
     for path in (*folder.iterdir(), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
