@@ -115,7 +115,7 @@ def gradients(model: Llama, all_inputs: list[TrainingInputs], count: float) -> d
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_lesson_is_the_same_again_and_another_for_another_seed(name: str) -> None:
+def test_inputs_are_the_same_again_and_others_for_another_seed(name: str) -> None:
     objective, batch = OBJECTIVES[name], ragged(9, 8, 7, prompts=True)
     first, again, other = (objective.inputs(batch, seed) for seed in (0, 0, 1))
     assert repr(first) == repr(again)
