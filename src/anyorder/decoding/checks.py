@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -56,7 +55,7 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], sample_
     """Refuses prompts that the network cannot continue.
 
     Raises:
-        UserError: see `write_left_to_right`.
+        UserError: see `left_to_right_steps`.
     """
     check_sample_ids(sample_ids, len(prompts))
     for sample_id, prompt in zip(sample_ids, prompts, strict=True):
@@ -81,14 +80,3 @@ def check_max_new_tokens(max_new_tokens: int) -> None:
 def not_numbers(of: str = "") -> UserError:
     """What to raise where the network's scores are NaN; `of` says whose they are, as in " for row 3"."""
     return UserError(f"the network's scores{of} are NaN: check its weights, or load it in float32.")
-
-
-def checked_log_prob(log_prob: float, sample_id: int) -> float:
-    """The same number.
-
-    Raises:
-        UserError: it is none.
-    """
-    if math.isnan(log_prob):
-        raise not_numbers(f" for row {sample_id}")
-    return log_prob

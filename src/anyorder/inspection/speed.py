@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from anyorder.checkpoints import gguf
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.errors import UserError
 from anyorder.model.compiled import compiler_at_hand
 from anyorder.model.config import ModelConfig
@@ -188,7 +188,9 @@ def _decoders(
     prompt = ids.tolist()
 
     def decode(model: Llama, compiled: bool) -> Callable[[], object]:
-        return lambda: write_left_to_right(model, prompt, max_new_tokens=new_tokens, compile=compiled)
+        return lambda: list(
+            left_to_right_steps(model, prompt, sample_ids=[0], max_new_tokens=new_tokens, compile=compiled)
+        )
 
     runs: dict[str, Callable[[], object]] = {
         "transformers, eager": lambda: theirs.generate(

@@ -25,9 +25,8 @@ from torch import Tensor
 from anyorder.decoding.any_order.decoder import texts_of
 from anyorder.decoding.any_order.reader import Query, TwoStreamReader
 from anyorder.decoding.any_order.text import AnyOrderText, Content
-from anyorder.decoding.loop import write_step
+from anyorder.decoding.loop import Choice, write_step
 from anyorder.decoding.sampling import Sampling, draw
-from anyorder.decoding.text import Choice
 from anyorder.decoding.trace import Step, Stop, StopReason, Written
 from anyorder.errors import UserError
 from anyorder.orders.kinds import MostConfident, Order

@@ -11,7 +11,7 @@ from anyorder.decoding.canvas import BLANK, blanks
 from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.commit import Commit, Progress
 from anyorder.decoding.diffusion.schedule import Block
-from anyorder.decoding.text import Choice, Text
+from anyorder.decoding.loop import Choice, Text
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode
 
