@@ -19,7 +19,6 @@ from anyorder.decoding.diffusion.row import CanvasRow
 from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.modes import Mode
-from anyorder.model.self_attention import SelfAttention
 from anyorder.utils.ragged import pad
 from anyorder.visibility import bidirectional, not_after
 
@@ -135,13 +134,8 @@ class CanvasReader(Reader[CanvasRow]):
         others: dict[str, Any] = {}
         if self.fused is not None:
             visibility, labels, others = self.fused.narrow(numbers, visibility, labels)
-        # An attention from outside may not know how to leave rows out.
-        narrows = type(self.model.model.layers[-1].self_attn) is SelfAttention
         views = self.model.prepare(
             visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
-            slots=None if self.cache is None else at_BR, wanted=column_BW if narrows else None, **others,
+            slots=None if self.cache is None else at_BR, wanted=column_BW, **others,
         )  # fmt: skip
-        hidden_BRE = self.model.hidden(ids_BR, views, self.cache)
-        if narrows:
-            return hidden_BRE
-        return hidden_BRE[torch.arange(len(ids_BR), device=ids_BR.device).unsqueeze(1), column_BW]
+        return self.model.hidden(ids_BR, views, self.cache)
