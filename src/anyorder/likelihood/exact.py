@@ -10,6 +10,7 @@ Shape suffixes: B texts, L length, K query rows, R = L + K rows, E hidden size, 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -93,9 +94,8 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     valid_BK = rows.valid_BR[:, rows.n_keys :]
     target_N = ids_BL.gather(1, rows.query_BK)[valid_BK]
     sample_N = valid_BK.nonzero()[:, 0]
-    return _placed(
-        _of_targets(model, hidden_BKE[valid_BK], target_N), sample_N, rows.query_BK[valid_BK], plan.predicted
-    )
+    nats_N = log_probs_of(model.logits(hidden_BKE[valid_BK]), target_N)
+    return _placed(nats_N, sample_N, rows.query_BK[valid_BK], plan.predicted)
 
 
 @torch.no_grad()
@@ -123,7 +123,8 @@ def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     sample_N, at_N = plan.predicted.nonzero(as_tuple=True)
     # The row of the token before; padding may stand between.
     row_BL = torch.where(plan.valid_BL, torch.arange(ids_BL.shape[1], device=ids_BL.device), -1).cummax(1).values
-    nats_N = _of_targets(model, hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]], ids_BL[sample_N, at_N])
+    logits_NV = model.logits(hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]])
+    nats_N = log_probs_of(logits_NV, ids_BL[sample_N, at_N])
     return _placed(nats_N, sample_N, at_N, plan.predicted)
 
 
@@ -175,15 +176,24 @@ class OverOrders:
 
     Attributes:
         log_probs: in nats, one for each plan.
-        mean: of them.
-        deviation: their standard deviation (of the sample; 0 for one plan): how much the order matters.
-        standard_error: of the mean.
     """
 
     log_probs: tuple[float, ...]
-    mean: float
-    deviation: float
-    standard_error: float
+
+    @property
+    def mean(self) -> float:
+        """The mean over the plans, in nats."""
+        return statistics.fmean(self.log_probs)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation (of the sample; 0 for one plan), in nats: how much the order matters."""
+        return statistics.stdev(self.log_probs) if len(self.log_probs) > 1 else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, in nats."""
+        return self.deviation / math.sqrt(len(self.log_probs))
 
 
 def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], orders: int) -> list[OverOrders]:
@@ -200,18 +210,7 @@ def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], ord
     if orders < 1:
         raise UserError(f"orders is {orders!r}: give a whole number above 0.")
     of_each_OB = torch.stack([log_prob(model, ids, plan_of(number)).total.double() for number in range(orders)])
-    spread = []
-    for of_text_O in of_each_OB.T.cpu():
-        deviation = float(of_text_O.std()) if orders > 1 else 0.0
-        spread.append(
-            OverOrders(
-                log_probs=tuple(of_text_O.tolist()),
-                mean=float(of_text_O.mean()),
-                deviation=deviation,
-                standard_error=deviation / math.sqrt(orders),
-            )
-        )
-    return spread
+    return [OverOrders(log_probs=tuple(of_text)) for of_text in of_each_OB.T.tolist()]
 
 
 def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
@@ -237,10 +236,6 @@ def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     for number, (padded_L, valid_L) in enumerate(zip(padded_BL, valid_BL.cpu(), strict=True)):
         check_token_ids(model.config, padded_L[valid_L].tolist(), f"text {number}")
     return padded_BL.masked_fill(~valid_BL.cpu(), 0)
-
-
-def _of_targets(model: Llama, hidden_NE: Tensor, target_N: Tensor) -> Tensor:
-    return log_probs_of(model.logits(hidden_NE), target_N)
 
 
 def _placed(nats_N: Tensor, sample_N: Tensor, at_N: Tensor, predicted_BL: Tensor) -> LogProb:
