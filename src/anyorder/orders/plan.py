@@ -9,6 +9,7 @@ Shape suffixes: B batch, L text length, K query rows, R = L + K rows.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from anyorder.errors import UserError
 from anyorder.orders.kinds import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
 from anyorder.utils import rng
 from anyorder.utils.annotations import checked, shown
+from anyorder.utils.ragged import pad
 from anyorder.utils.reprs import counted
 
 Lengths = int | Sequence[int]
@@ -120,7 +122,7 @@ class GroupPlan:
         Args:
             group_ids: whole numbers `[batch, length]`, or a list for each text, of any lengths; the list of a single
                 text may stand alone.
-            given: which tokens are given; none unless told.
+            given: which tokens are given; none unless given.
 
         Raises:
             UserError: see the class.
@@ -137,7 +139,7 @@ class GroupPlan:
 
         Args:
             order: indices of tokens, first to be written first: `[batch, tokens]`, or a list for each text.
-            lengths: of the texts; tokens that are not in the order are given. Unless told, the order names all.
+            lengths: of the texts; tokens that are not in the order are given. Unless given, the order names all.
 
         Raises:
             UserError: an index stands twice or lies outside the text, or see the class.
@@ -167,8 +169,8 @@ class GroupPlan:
 
         Args:
             given, predicted: booleans `[batch, length]`, or a list for each text; never both.
-            order: in which the predicted ones are written; from left to right unless told.
-            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless told.
+            order: in which the predicted ones are written; from left to right unless given.
+            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless given.
 
         Raises:
             UserError: a token is both, or see the class.
@@ -181,10 +183,12 @@ class GroupPlan:
             sample, index = (given_BL & predicted_BL).nonzero()[0].tolist()
             raise UserError(f"token {index} of sample {sample} is both given and to be predicted: choose one.")
         rank_BL = torch.zeros(given_BL.shape, dtype=torch.int64)
-        for sample, number in enumerate(_samples(samples, len(rank_BL))):
-            wanted_L = predicted_BL[sample]
-            chosen = (order or LeftToRight()).groups(int(wanted_L.sum()), rng.generator("order", seed, number))
-            rank_BL[sample, wanted_L] = chosen + 1
+        samples = range(len(rank_BL)) if samples is None else samples
+        if len(samples) != len(rank_BL):
+            raise UserError(f"samples has {len(samples)} numbers for {len(rank_BL)} texts: give one for each.")
+        for sample, predicted_L, rank_L in zip(samples, predicted_BL, rank_BL, strict=True):
+            groups = (order or LeftToRight()).groups(int(predicted_L.sum()), rng.generator("order", seed, sample))
+            rank_L[predicted_L] = groups + 1
         return cls(rank_BL=rank_BL, given_BL=given_BL, valid_BL=given_BL | predicted_BL)
 
     @classmethod
@@ -198,8 +202,8 @@ class GroupPlan:
         Args:
             order: see `anyorder.orders`.
             lengths: tokens of the text, or of each text.
-            given: which tokens are given, or how many at the start of each text; none unless told.
-            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless told.
+            given: which tokens are given, or how many at the start of each text; none unless given.
+            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless given.
 
         Raises:
             UserError: see the class.
@@ -279,7 +283,10 @@ class GroupPlan:
     def steps(self) -> list[list[list[int]]]:
         """For each text, its groups in the order in which they are written, each the indices of its tokens."""
         return [
-            [_indices(predicted_L & (rank_L == rank)) for rank in rank_L[predicted_L].unique().tolist()]
+            [
+                (predicted_L & (rank_L == rank)).nonzero().flatten().tolist()
+                for rank in rank_L[predicted_L].unique().tolist()
+            ]
             for predicted_L, rank_L in zip(self.predicted, self.rank_BL, strict=True)
         ]
 
@@ -295,8 +302,7 @@ class GroupPlan:
         last_BL = self.rank_BL.masked_fill(~self.predicted, -_FAR).sort(dim=1, descending=True).values
         column_B = torch.tensor(counts).clamp(max=last_BL.shape[1]) - 1
         bound_B1 = last_BL.gather(1, column_B.to(last_BL.device).unsqueeze(1))
-        given_BL = self.given_BL | (self.valid_BL & (self.rank_BL < bound_B1))
-        return GroupPlan(rank_BL=self.rank_BL, given_BL=given_BL, valid_BL=self.valid_BL)
+        return dataclasses.replace(self, given_BL=self.given_BL | (self.valid_BL & (self.rank_BL < bound_B1)))
 
     def to(self, device: torch.device | str) -> GroupPlan:
         """The same on another device."""
@@ -338,20 +344,9 @@ class GroupPlan:
 _FAR = 2**40
 
 
-def _indices(mask_L: Tensor) -> list[int]:
-    indices: list[int] = mask_L.nonzero().flatten().tolist()
-    return indices
-
-
 def _starts(counts: Sequence[int], length: int) -> Tensor:
     """Booleans `[batch, length]`, true for the first `counts` of each text."""
     return torch.arange(length) < torch.tensor(counts).unsqueeze(1)
-
-
-def _samples(samples: Sequence[int] | None, batch: int) -> Sequence[int]:
-    if samples is not None and len(samples) != batch:
-        raise UserError(f"samples has {len(samples)} numbers for {batch} texts: give one for each.")
-    return range(batch) if samples is None else samples
 
 
 def _lengths(lengths: Lengths, batch: int, name: str = "lengths") -> list[int]:
@@ -366,7 +361,7 @@ def _lengths(lengths: Lengths, batch: int, name: str = "lengths") -> list[int]:
     return listed
 
 
-def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+def _integers(name: str, values: Any) -> tuple[Tensor, Tensor]:
     """int64 `[batch, length]`, and which entries are no padding of shorter lists."""
     if isinstance(values, Tensor):
         if values.dim() not in (1, 2) or values.dtype not in _WHOLE or values.numel() == 0:
@@ -375,7 +370,8 @@ def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]
         values_BL = values.long() if values.dim() == 2 else values.long().unsqueeze(0)
         return values_BL, torch.ones_like(values_BL, dtype=torch.bool)
     try:
-        rows = [[operator.index(value) for value in row] for row in _rows(values)]
+        single = len(values) > 0 and not isinstance(values[0], Sequence)
+        rows = [[operator.index(value) for value in row] for row in ([values] if single else values)]
     except (TypeError, KeyError):  # of mappings
         rows = []
     if not rows or not all(rows):
@@ -383,15 +379,7 @@ def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]
         raise UserError(f"{name} is {shown(values)}: {remedy}.")
     if any(abs(value) > _FAR for row in rows for value in row):
         raise UserError(f"{name} is {shown(values)}: give smaller numbers.")
-    longest = max(map(len, rows))
-    filled = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return filled, _starts([len(row) for row in rows], longest)
-
-
-def _rows(values: Any) -> list[Sequence[int]]:
-    """A single list becomes a list of one list."""
-    flat = len(values) > 0 and not isinstance(values[0], Sequence)
-    return [values] if flat else list(values)
+    return pad(rows, torch.device("cpu"))
 
 
 def _booleans(name: str, marks: Any) -> Tensor:
@@ -406,8 +394,7 @@ def _booleans(name: str, marks: Any) -> Tensor:
         or not all(isinstance(row, Sequence) and all(isinstance(m, bool) for m in row) for row in marks)
     ):
         raise UserError(f"{name} is {shown(marks)}: give a list of booleans for each text.")
-    filled, valid = _integers(name, marks)
-    return filled.bool() & valid
+    return _integers(name, marks)[0].bool()
 
 
 def _marks(name: str, marks: Any, valid_BL: Tensor) -> Tensor:
