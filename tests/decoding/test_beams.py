@@ -53,7 +53,7 @@ def test_a_ragged_batch_equals_one_by_one(prompts: list[list[int]], beams: int, 
     options: dict[str, Any] = {"beams": beams, "max_new_tokens": 6, "repetition_penalty": penalty}
     batch = write_by_beam_search(NETWORK, prompts, **options)
     for row, prompt in enumerate(prompts):
-        alone = write_by_beam_search(NETWORK, [prompt], rows=[row], **options)
+        alone = write_by_beam_search(NETWORK, [prompt], sample_ids=[row], **options)
         assert alone.sequences == [batch.sequences[row]]
         assert alone.written == [batch.written[row]]
         assert alone.stopped == [batch.stopped[row]]
@@ -71,7 +71,7 @@ def test_a_better_text_than_the_greedy_one_is_found() -> None:
 
 
 def test_trace_tells_steps_positions_log_probs_and_passes() -> None:
-    generation = write_by_beam_search(NETWORK, [[1, 2, 3], [5]], beams=3, max_new_tokens=4, rows=[4, 2])
+    generation = write_by_beam_search(NETWORK, [[1, 2, 3], [5]], beams=3, max_new_tokens=4, sample_ids=[4, 2])
     assert generation.trace.passes == 4
     assert [event.step for event in generation.trace.events] == sorted(event.step for event in generation.trace.events)
     for row, prompt, ids in zip([4, 2], [[1, 2, 3], [5]], generation.sequences, strict=True):
@@ -99,7 +99,7 @@ def test_a_stop_condition_ends_beams() -> None:
         asked.append(row)
         return len(written) == 3
 
-    ended = write_by_beam_search(model, [[1, 2], [3]], beams=3, max_new_tokens=8, stop=stop, rows=[6, 9])
+    ended = write_by_beam_search(model, [[1, 2], [3]], beams=3, max_new_tokens=8, stop=stop, sample_ids=[6, 9])
     assert [len(ids) for ids in ended.written] == [3, 3]
     assert ended.stopped == ["stop", "stop"]
     assert set(asked) == {6, 9}

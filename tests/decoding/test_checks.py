@@ -10,7 +10,7 @@ import pytest
 from anyorder.decoding.checks import (
     check_max_new_tokens,
     check_room,
-    check_rows,
+    check_sample_ids,
     check_token_ids,
     checked_log_prob,
     not_numbers,
@@ -27,12 +27,14 @@ def test_a_number_of_tokens_is_a_whole_one_above_0(number: Any) -> None:
 
 
 def test_every_prompt_has_a_number_of_its_own() -> None:
-    check_rows([7, 3], 2)
+    check_sample_ids([7, 3], 2)
     with pytest.raises(UserError, match=r"^there are 0 prompts: give at least one\.$"):
-        check_rows([], 0)
+        check_sample_ids([], 0)
     for rows in ([4], [4, 4], [4, 5, 6]):
-        with pytest.raises(UserError, match=r"^rows is \[4.*\] for 2 prompts: give each prompt a number of its own\.$"):
-            check_rows(rows, 2)
+        with pytest.raises(
+            UserError, match=r"^sample_ids is \[4.*\] for 2 prompts: give each prompt a number of its own\.$"
+        ):
+            check_sample_ids(rows, 2)
 
 
 def test_tokens_are_of_the_vocabulary(tiny_config: ModelConfig) -> None:

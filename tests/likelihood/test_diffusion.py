@@ -157,7 +157,7 @@ def test_how_many_copies_are_read_at_a_time_does_not_matter(model: Llama, text: 
 def test_a_text_draws_by_its_number(model: Llama, text: list[int]) -> None:
     options = {"mode": DIFFUSION, "method": MonteCarlo(samples=32)}
     together = diffusion_log_prob(model, [text] * 3, [[2, 5, 6, 8]] * 3, **options)
-    [third] = diffusion_log_prob(model, [text], [[2, 5, 6, 8]], rows=[2], **options)
+    [third] = diffusion_log_prob(model, [text], [[2, 5, 6, 8]], sample_ids=[2], **options)
     assert third.log_prob == pytest.approx(together[2].log_prob, rel=1e-12)
     assert third.log_prob != pytest.approx(together[0].log_prob, rel=1e-12)
 

@@ -134,7 +134,7 @@ class Batches:
         return write_by_beam_search(
             self._model, prompts, beams=self._options.num_beams, max_new_tokens=self._options.max_new_tokens,
             repetition_penalty=self._options.sampling.repetition_penalty, stop=condition,
-            use_cache=self._options.use_cache, rows=rows,
+            use_cache=self._options.use_cache, sample_ids=rows,
         )  # fmt: skip
 
     def _stopped(self, row: int, written: Sequence[int]) -> bool:

@@ -117,7 +117,7 @@ def decoder_of(
     if mode.name == LEFT_TO_RIGHT.name:
         return lambda prompts, rows, stop: left_to_right_steps(
             model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
-            compile=compile, rows=rows,
+            compile=compile, sample_ids=rows,
         )  # fmt: skip
     if num_beams != 1:
         raise UserError(f"num_beams is {num_beams!r}, but beams are written from left to right: leave it out.")
@@ -127,7 +127,7 @@ def decoder_of(
         assert isinstance(order, str | DiffusionSampler), "an order of another mode was known above"
         sampler = sampler_of_order(order, sampling, use_cache=use_cache)
         return lambda canvases, rows, stop: diffusion_steps(
-            model, canvases, sampler, mode=mode, rows=rows, seed=sampling.seed, stop=stop, layout=layout
+            model, canvases, sampler, mode=mode, sample_ids=rows, seed=sampling.seed, stop=stop, layout=layout
         )
 
     def of(planned: Any, rows: Sequence[int]) -> Any:
@@ -136,11 +136,11 @@ def decoder_of(
     options: dict[str, Any] = {"sampling": sampling, "use_cache": use_cache}
     if isinstance(order, Speculative):
         return lambda canvases, rows, stop: speculative_steps(
-            model, canvases, Speculative(order=of(order.order, rows), draft=order.draft), rows=rows, stop=stop,
+            model, canvases, Speculative(order=of(order.order, rows), draft=order.draft), sample_ids=rows, stop=stop,
             **options,
         )  # fmt: skip
     return lambda canvases, rows, stop: any_order_steps(
-        model, canvases, of(order, rows), rows=rows, stop=stop, layout=layout, **options
+        model, canvases, of(order, rows), sample_ids=rows, stop=stop, layout=layout, **options
     )
 
 

@@ -212,7 +212,7 @@ def write_by_beam_search(
     repetition_penalty: float = 1.0,
     stop: Stop | None = None,
     use_cache: bool = True,
-    rows: Sequence[int] | None = None,
+    sample_ids: Sequence[int] | None = None,
 ) -> Generation:
     """Continue every prompt by the best of the texts that so many beams find.
 
@@ -226,25 +226,25 @@ def write_by_beam_search(
         max_new_tokens: tokens to write per prompt at most; no text goes beyond the longest either.
         stop: called after each token of each beam, with texts that do not only grow.
         use_cache: False computes all rows again for each token.
-        rows: number of each prompt; 0, 1, 2, ... unless given.
+        sample_ids: number of each prompt; 0, 1, 2, ... unless given.
 
     Raises:
         UserError: as `write_left_to_right`.
     """
-    rows = range(len(prompts)) if rows is None else rows
-    check_prompts(model.config, prompts, rows)
+    sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
+    check_prompts(model.config, prompts, sample_ids)
     check_max_new_tokens(max_new_tokens)
     config, search = model.config, BeamSearch(beams=beams, repetition_penalty=repetition_penalty)
     texts = [
         CausalText(
-            row,
+            sample_id,
             prompt,
             torch.Generator(),
             config.eos_token_ids,
             min(len(prompt) + max_new_tokens, config.context_length),
         )
-        for row, prompt in zip(rows, prompts, strict=True)
+        for sample_id, prompt in zip(sample_ids, prompts, strict=True)
         for _ in range(beams)
     ]
     steps = beam_steps(texts, CausalReader(model, texts, use_cache=use_cache), search, stop)
-    return collect(steps, prompts, rows, config.eos_token_ids)
+    return collect(steps, prompts, sample_ids, config.eos_token_ids)

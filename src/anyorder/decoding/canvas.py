@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from anyorder.decoding.checks import check_room, check_rows, check_token_ids
+from anyorder.decoding.checks import check_room, check_sample_ids, check_token_ids
 from anyorder.errors import UserError
 from anyorder.visibility import Visibility
 
@@ -60,29 +60,32 @@ PLAIN = CanvasLayout()
 
 
 def check_canvases(
-    config: ModelConfig, canvases: Sequence[Sequence[int]], rows: Sequence[int], lengths: Sequence[int] | None = None
+    config: ModelConfig,
+    canvases: Sequence[Sequence[int]],
+    sample_ids: Sequence[int],
+    lengths: Sequence[int] | None = None,
 ) -> None:
     """Refuses canvases that the network cannot fill.
 
     Args:
         config: of the network.
         canvases: the canvases.
-        rows: number of each.
+        sample_ids: number of each.
         lengths: positions that each takes, where tokens share some; as many as it has tokens unless given.
 
     Raises:
         UserError: there are none, one has nothing to write, a token id outside the vocabulary, or more positions than
             the network can read.
     """
-    check_rows(rows, len(canvases))
+    check_sample_ids(sample_ids, len(canvases))
     lengths = [len(canvas) for canvas in canvases] if lengths is None else lengths
-    for row, canvas, length in zip(rows, canvases, lengths, strict=True):
+    for sample_id, canvas, length in zip(sample_ids, canvases, lengths, strict=True):
         if BLANK not in canvas:
-            check_room(config, row, len(canvas))
-            raise UserError(f"prompt {row} leaves nothing to write: give max_new_tokens, or a gap in it.")
-        check_token_ids(config, (token_id for token_id in canvas if token_id != BLANK), f"prompt {row}")
+            check_room(config, sample_id, len(canvas))
+            raise UserError(f"prompt {sample_id} leaves nothing to write: give max_new_tokens, or a gap in it.")
+        check_token_ids(config, (token_id for token_id in canvas if token_id != BLANK), f"prompt {sample_id}")
         if length > config.context_length:
             raise UserError(
-                f"prompt {row} has {length} tokens with those to be written, and the network was trained on "
+                f"prompt {sample_id} has {length} tokens with those to be written, and the network was trained on "
                 f"{config.context_length}: shorten it, or write fewer."
             )

@@ -94,9 +94,9 @@ class Sampling:
         """Whether the choice is the network's most probable token, whatever came before."""
         return self.temperature == 0 and self.repetition_penalty == 1
 
-    def generators(self, rows: Iterable[int]) -> list[torch.Generator]:
-        """One source of random numbers per row, which depends on nothing but the seed and the row's number."""
-        return [generator(self.seed, row) for row in rows]
+    def generators(self, sample_ids: Iterable[int]) -> list[torch.Generator]:
+        """Return a source of random numbers for each sample, which depends on the seed and its number alone."""
+        return [generator(self.seed, sample_id) for sample_id in sample_ids]
 
     def log_probs(self, logits_BV: Tensor, history: History | None = None) -> Tensor:
         """Logarithms of the distribution that `choose` draws from, [B, V].

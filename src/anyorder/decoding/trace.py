@@ -227,13 +227,15 @@ class Recorder:
 
     Args:
         prompts: token ids of each prompt, or its canvas.
-        rows: the number of each prompt, as in the steps' events.
+        sample_ids: the number of each prompt, as in the steps' events.
         end_token_ids: tokens that the trace must not count as text.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], end_token_ids: tuple[int, ...]
+    ) -> None:
         self._prompts = prompts
-        self._rows = rows
+        self._sample_ids = sample_ids
         self._end_token_ids = end_token_ids
         self._steps: list[Step] = []
         self._seconds = 0.0
@@ -253,21 +255,21 @@ class Recorder:
     def generation(self) -> Generation:
         """What the steps wrote; they must have come to their end."""
         events = tuple(event for step in self._steps for event in step.written)
-        tokens: dict[int, dict[int, int]] = {row: {} for row in self._rows}
+        tokens: dict[int, dict[int, int]] = {row: {} for row in self._sample_ids}
         for event in events:
             tokens[event.row][event.position] = event.token_id
         stopped: dict[int, StopReason] = {row: why for step in self._steps for row, why in step.stopped.items()}
         sequences = [
             _without_gaps(dict(enumerate(prompt)) | tokens[row])
-            for row, prompt in zip(self._rows, self._prompts, strict=True)
+            for row, prompt in zip(self._sample_ids, self._prompts, strict=True)
         ]
         return Generation(
             sequences=sequences,
             written=[
                 [sequence[position] for position in sorted(tokens[row]) if position < len(sequence)]
-                for row, sequence in zip(self._rows, sequences, strict=True)
+                for row, sequence in zip(self._sample_ids, sequences, strict=True)
             ],
-            stopped=[stopped[row] for row in self._rows],
+            stopped=[stopped[row] for row in self._sample_ids],
             trace=Trace(
                 events,
                 sum(step.passes for step in self._steps),
@@ -288,10 +290,10 @@ def _without_gaps(token_at: dict[int, int]) -> list[int]:
 
 
 def collect(
-    steps: Iterable[Step], prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]
+    steps: Iterable[Step], prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], end_token_ids: tuple[int, ...]
 ) -> Generation:
     """Runs a decoder to its end: the arguments are its steps, and those of `Recorder`."""
-    recorder = Recorder(prompts, rows, end_token_ids)
+    recorder = Recorder(prompts, sample_ids, end_token_ids)
     for _ in recorder.watch(steps):
         pass
     return recorder.generation()

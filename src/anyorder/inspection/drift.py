@@ -100,11 +100,11 @@ class WatchedReader(Reader[CanvasRow]):
 
 
 def watched_steps(
-    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode, rows: Sequence[int],
-    seed: int = 0,
+    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode,
+    sample_ids: Sequence[int], seed: int = 0,
 ) -> tuple[Iterator[Step], list[Drift]]:  # fmt: skip
     """Write as `diffusion_steps` does; return its steps, and a list that they fill with the drift of their passes."""
-    texts, cached, choose = assemble(model, canvases, sampler, mode=mode, rows=rows, seed=seed)
+    texts, cached, choose = assemble(model, canvases, sampler, mode=mode, sample_ids=sample_ids, seed=seed)
     reader = WatchedReader(cached)
     return decode(texts, reader, choose, stop=None), reader.drifts
 
@@ -130,7 +130,7 @@ def cache_drift(
     if not isinstance(order, DiffusionSampler):
         return None  # orders by name have no cache, or the exact one of blocks
     canvases = prompts_for(order, prompt, tokenizer, model.config, max_new_tokens).rows
-    steps, drifts = watched_steps(model, canvases, order, mode=mode, rows=range(len(canvases)), seed=seed)
+    steps, drifts = watched_steps(model, canvases, order, mode=mode, sample_ids=range(len(canvases)), seed=seed)
     for _ in steps:
         pass
     return Drift.join(drifts) if drifts else None

@@ -203,7 +203,7 @@ def diffusion_log_prob(
     method: Method = MonteCarlo(),
     guidance: float = 0.0,
     cache: str = "none",
-    rows: Sequence[int] | None = None,
+    sample_ids: Sequence[int] | None = None,
     batch_size: int = 16,
     on_copies: Callable[[int], None] | None = None,
 ) -> list[Bound]:
@@ -219,7 +219,7 @@ def diffusion_log_prob(
         guidance: `s` of classifier-free guidance: logits are `u + (s + 1) (c - u)`, u with every token masked that is
             not scored. What they give is no bound any more.
         cache: "none", or what a sampler calls its cache: those that are approximate are refused.
-        rows: number of each text, which decides its draws; 0, 1, 2, ... unless given.
+        sample_ids: number of each text, which decides its draws; 0, 1, 2, ... unless given.
         batch_size: copies to read at a time; changes speed and memory alone.
         on_copies: told how many copies were read, after each batch.
 
@@ -228,7 +228,9 @@ def diffusion_log_prob(
     """
     mode = _default_mode(model) if mode is None else mode
     _check(model, sequences, scored, mode, guidance, cache)
-    generators = Sampling(seed=getattr(method, "seed", 0)).generators(range(len(sequences)) if rows is None else rows)
+    generators = Sampling(seed=getattr(method, "seed", 0)).generators(
+        range(len(sequences)) if sample_ids is None else sample_ids
+    )
     jobs: list[_Copy] = []
     groups: list[list[slice]] = []
     for ids, positions, generator in zip(sequences, scored, generators, strict=True):

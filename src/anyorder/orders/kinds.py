@@ -29,12 +29,12 @@ class Order(ABC):
         _check_counts(self)
 
     @abstractmethod
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
         """The group of each token, counted from 0: int64 `[count]`.
 
         Args:
             count: number of tokens.
-            draws: asked by random orders alone.
+            rng: source of the random draws; only random orders use it.
         """
 
 
@@ -49,34 +49,34 @@ class InSequence(Order):
     size: int = 1
 
     @abstractmethod
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
         """The numbers 0 to `count` - 1, first to be written first: int64 `[count]`."""
 
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
         group_N = torch.empty(count, dtype=torch.int64)
-        group_N[self.sequence(count, draws)] = torch.arange(count) // self.size
+        group_N[self.sequence(count, rng)] = torch.arange(count) // self.size
         return group_N
 
 
 class LeftToRight(InSequence):
     """From left to right."""
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count)
 
 
 class RightToLeft(InSequence):
     """From right to left."""
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count - 1, -1, -1)
 
 
 class Random(InSequence):
     """Every permutation equally often."""
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
-        return torch.randperm(count, generator=draws)
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
+        return torch.randperm(count, generator=rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +89,17 @@ class Spans(InSequence):
 
     length: int = 3
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
-        lengths_N = torch.randint(1, 2 * self.length, (count,), generator=draws)  # more than enough of them
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
+        lengths_N = torch.randint(1, 2 * self.length, (count,), generator=rng)  # more than enough of them
         span_N = torch.searchsorted(lengths_N.cumsum(0), torch.arange(count), right=True)
-        turn_N = torch.randperm(count, generator=draws)[span_N]
+        turn_N = torch.randperm(count, generator=rng)[span_N]
         return turn_N.argsort(stable=True)
 
 
 class Halves(Order):
     """The left half at once, then the right half; the middle one of an odd number goes left."""
 
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count) // max(1, (count + 1) // 2)
 
 
@@ -115,7 +115,7 @@ class Spaced(Order):
 
     stride: int = 2
 
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count) % self.stride
 
 

@@ -40,19 +40,19 @@ ORDERS: dict[str, Order] = {
 
 def fill(
     canvases: Sequence[Sequence[int]], order: GroupPlan | Order, *, draft: int = 3, model: Llama | None = None,
-    rows: Sequence[int] | None = None, temperature: float = 1.0, seed: int = 3, **options: Any,
+    sample_ids: Sequence[int] | None = None, temperature: float = 1.0, seed: int = 3, **options: Any,
 ) -> Generation:  # fmt: skip
     model = writer() if model is None else model
-    rows = range(len(canvases)) if rows is None else rows
+    sample_ids = range(len(canvases)) if sample_ids is None else sample_ids
     sampling = options.pop("sampling", Sampling(temperature=temperature, seed=seed))
     speculative = Speculative(order=order, draft=draft)
-    steps = speculative_steps(model, canvases, speculative, sampling=sampling, rows=rows, **options)
-    return collect(steps, canvases, rows, model.config.eos_token_ids)
+    steps = speculative_steps(model, canvases, speculative, sampling=sampling, sample_ids=sample_ids, **options)
+    return collect(steps, canvases, sample_ids, model.config.eos_token_ids)
 
 
 def one_by_one(canvases: Sequence[Sequence[int]], order: Any, model: Llama, sampling: Sampling) -> Generation:
     rows = range(len(canvases))
-    steps = any_order_steps(model, canvases, order, sampling=sampling, rows=rows)
+    steps = any_order_steps(model, canvases, order, sampling=sampling, sample_ids=rows)
     return collect(steps, canvases, rows, model.config.eos_token_ids)
 
 
@@ -135,7 +135,7 @@ def test_cached_is_uncached_and_a_batch_is_one_by_one(name: str, layers: str) ->
     together = fill(CANVASES, ORDERS[name], model=model)
     same(together, fill(CANVASES, ORDERS[name], model=model, use_cache=False))
     for row, canvas in enumerate(CANVASES):
-        same(row_of(together, row), fill([canvas], ORDERS[name], model=model, rows=[row]))
+        same(row_of(together, row), fill([canvas], ORDERS[name], model=model, sample_ids=[row]))
 
 
 @pytest.mark.parametrize("name", ORDERS)

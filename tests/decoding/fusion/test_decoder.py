@@ -411,7 +411,7 @@ def test_mistakes_name_the_question() -> None:
     asked = [Question(segments=((1,),)), Question(segments=())]
     with pytest.raises(UserError, match="question 7 has 0 phrasings"):
         write_fused(model, asked, max_new_tokens=2, sample_ids=[3, 7])
-    with pytest.raises(UserError, match=r"rows is \[1, 1\] for 2 questions"):
+    with pytest.raises(UserError, match=r"sample_ids is \[1, 1\] for 2 questions"):
         write_fused(model, asked, max_new_tokens=2, sample_ids=[1, 1])
     with pytest.raises(UserError, match="there are 0 questions"):
         write_fused(model, [], max_new_tokens=2)

@@ -113,7 +113,14 @@ def test_not_for_a_large_network(calls: list[int], monkeypatch: pytest.MonkeyPat
 
 def test_a_reader_who_leaves_early_has_seen_the_same() -> None:
     steps = left_to_right_steps(
-        with_ends(), [[1, 2]], max_new_tokens=30, sampling=Sampling(), stop=None, use_cache=True, rows=[0], compile=True
+        with_ends(),
+        [[1, 2]],
+        max_new_tokens=30,
+        sampling=Sampling(),
+        stop=None,
+        use_cache=True,
+        sample_ids=[0],
+        compile=True,
     )
     seen = [next(steps).written[0].token_id for _ in range(5)]
     assert seen == one_by_one(with_ends(), [[1, 2]], 5).written[0]

@@ -31,7 +31,7 @@ def any_order_steps(
     order: AnyOrder,
     *,
     sampling: Sampling,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     stop: Stop | None = None,
     use_cache: bool = True,
     layout: CanvasLayout = PLAIN,
@@ -47,7 +47,7 @@ def any_order_steps(
         order: a plan for these texts, in which they are given what they are given in the canvases; an order of the
             places to be written, where all that is given is one group; or the network's own choice.
         sampling: how a token is chosen. Its seed decides random orders, too.
-        rows: number of each canvas, which decides its random draws.
+        sample_ids: number of each canvas, which decides its random draws.
         stop: asked about the text up to the first place that is left, where that grew and nothing given stands behind.
         use_cache: False reads all again in each pass: the slow, obvious twin.
         layout: of the canvases.
@@ -55,12 +55,12 @@ def any_order_steps(
     Raises:
         UserError: the network has no query rows, a canvas cannot be filled, or the plan is one for other texts.
     """
-    texts = texts_of(model, canvases, order, sampling, rows, layout.lengths)
+    texts = texts_of(model, canvases, order, sampling, sample_ids, layout.lengths)
     reader = TwoStreamReader(model, texts, use_cache=use_cache, layout=layout)
     return decode(texts, reader, by_sampling(sampling), stop)
 
 
-def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows: Sequence[int]) -> GroupPlan:
+def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, sample_ids: Sequence[int]) -> GroupPlan:
     """The plan that an order makes for canvases; a plan is checked against them.
 
     Raises:
@@ -70,30 +70,30 @@ def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows
     if not isinstance(order, GroupPlan):
         predicted = [[not is_given for is_given in row] for row in given]
         fixed = LeftToRight() if isinstance(order, MostConfident) else order
-        return GroupPlan.from_masks(given, predicted, fixed, seed, rows)
+        return GroupPlan.from_masks(given, predicted, fixed, seed, sample_ids)
     if len(order.rank_BL) != len(canvases):
         raise UserError(
             f"the plan is for {len(order.rank_BL)} texts, but there are {len(canvases)}: plan each of them."
         )
-    for sample, (row, wanted) in enumerate(zip(rows, given, strict=True)):
+    for sample, (sample_id, wanted) in enumerate(zip(sample_ids, given, strict=True)):
         planned = order.given_BL[sample, order.valid_BL[sample]].tolist()
         if len(planned) != len(wanted):
             remedy = "make a plan of that length, or change max_new_tokens"
             raise UserError(
-                f"the plan is for a text of {len(planned)} tokens, but prompt {row} has {len(wanted)} with those to be "
-                f"written: {remedy}."
+                f"the plan is for a text of {len(planned)} tokens, but prompt {sample_id} has {len(wanted)} with those "
+                f"to be written: {remedy}."
             )
         if planned != wanted:
             at = [one == other for one, other in zip(planned, wanted, strict=True)].index(False)
             is_so, remedy = ("is to be written", "leave it out of") if planned[at] else ("is given", "mark it in")
             raise UserError(
-                f"token {at} of prompt {row} {is_so}, but not in the plan: {remedy} the plan's given tokens."
+                f"token {at} of prompt {sample_id} {is_so}, but not in the plan: {remedy} the plan's given tokens."
             )
     return order
 
 
 def texts_of(
-    model: Llama, canvases: Sequence[Sequence[int]], order: AnyOrder, sampling: Sampling, rows: Sequence[int],
+    model: Llama, canvases: Sequence[Sequence[int]], order: AnyOrder, sampling: Sampling, sample_ids: Sequence[int],
     lengths: Sequence[int] | None = None,
 ) -> list[AnyOrderText]:  # fmt: skip
     """Canvases with the order in which each is filled; `lengths` as `check_canvases` takes them.
@@ -102,15 +102,17 @@ def texts_of(
         UserError: see `any_order_steps`.
     """
     model.config.mode("any-order")
-    check_canvases(model.config, canvases, rows, lengths)
-    plan = plan_for(canvases, order, sampling.seed, rows)
+    check_canvases(model.config, canvases, sample_ids, lengths)
+    plan = plan_for(canvases, order, sampling.seed, sample_ids)
     size = order.size if isinstance(order, MostConfident) else None
     texts = []
-    for sample, (row, canvas, rng) in enumerate(zip(rows, canvases, sampling.generators(rows), strict=True)):
+    for sample, (sample_id, canvas, rng) in enumerate(
+        zip(sample_ids, canvases, sampling.generators(sample_ids), strict=True)
+    ):
         position_L = plan.position[sample].tolist()
         groups = [[position_L[index] for index in group] for group in plan.steps[sample]]
         given = _given(canvas, plan.rank_BL[sample, plan.valid_BL[sample]].tolist())
-        texts.append(AnyOrderText(row, canvas, rng, model.config.eos_token_ids, groups, given, size))
+        texts.append(AnyOrderText(sample_id, canvas, rng, model.config.eos_token_ids, groups, given, size))
     return texts
 
 

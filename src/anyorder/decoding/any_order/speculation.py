@@ -67,12 +67,12 @@ def speculative_steps(
     order: Speculative,
     *,
     sampling: Sampling,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     stop: Stop | None = None,
     use_cache: bool = True,
 ) -> Iterator[Step]:
     """Fills canvases as `any_order_steps` does, whose arguments these are; a step is a pass."""
-    texts = texts_of(model, canvases, order.order, sampling, rows)
+    texts = texts_of(model, canvases, order.order, sampling, sample_ids)
     return _steps(model, texts, order.draft, sampling, stop, use_cache)
 
 

@@ -32,7 +32,7 @@ def diffusion_steps(
     sampler: DiffusionSampler,
     *,
     mode: Mode,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     seed: int = 0,
     stop: Stop | None = None,
     layout: CanvasLayout = PLAIN,
@@ -44,7 +44,7 @@ def diffusion_steps(
         canvases: token ids with `BLANK` where a token is to be written, of any lengths.
         sampler: schedule, choice of tokens, commit rule and cache.
         mode: the network's "diffusion" or "blocks".
-        rows: number of each canvas, which decides its random draws.
+        sample_ids: number of each canvas, which decides its random draws.
         seed: decides them too.
         stop: called with the text up to the first mask, whenever that has changed.
         layout: of the canvases.
@@ -52,28 +52,35 @@ def diffusion_steps(
     Raises:
         UserError: a canvas that cannot be filled, or in which the sampler's lengths and steps do not divide.
     """
-    texts, reader, choose = assemble(model, canvases, sampler, mode=mode, rows=rows, seed=seed, layout=layout)
+    texts, reader, choose = assemble(
+        model, canvases, sampler, mode=mode, sample_ids=sample_ids, seed=seed, layout=layout
+    )
     return decode(texts, reader, choose, stop)
 
 
 def assemble(
-    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode, rows: Sequence[int],
-    seed: int = 0, layout: CanvasLayout = PLAIN,
+    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode,
+    sample_ids: Sequence[int], seed: int = 0, layout: CanvasLayout = PLAIN,
 ) -> tuple[list[CanvasRow], CanvasReader, TokenChooser]:  # fmt: skip
     """Return what `decode` takes to fill canvases; the arguments are those of `diffusion_steps`."""
-    check_canvases(model.config, canvases, rows, layout.lengths)
-    _refuse_mask_tokens(canvases, rows, mode)
+    check_canvases(model.config, canvases, sample_ids, layout.lengths)
+    _refuse_mask_tokens(canvases, sample_ids, mode)
     if mode.block_length is not None:
         sampler = sampler.replace(block_length=sampler.block_length or mode.block_length)
     assert mode.mask_token_id is not None, "a network that diffuses has one"
     end_token_ids, policy, aligned = model.config.eos_token_ids, sampler.policy(mode), mode.block_length is not None
     texts = []
-    for row, canvas, rng in zip(rows, canvases, Sampling(seed=seed).generators(rows), strict=True):
+    for sample_id, canvas, rng in zip(sample_ids, canvases, Sampling(seed=seed).generators(sample_ids), strict=True):
         blocks = plan_blocks(
-            canvas, row, block_length=sampler.block_length, steps=sampler.steps, uneven=sampler.uneven, aligned=aligned
+            canvas,
+            sample_id,
+            block_length=sampler.block_length,
+            steps=sampler.steps,
+            uneven=sampler.uneven,
+            aligned=aligned,
         )
         text = CanvasRow(
-            row, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, cache=policy,
+            sample_id, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, cache=policy,
             edit=sampler.edit, grow=sampler.grow, stop_at_end=sampler.stop_at_end,
             early=blanks(canvas)[: sampler.min_new_tokens],
         )  # fmt: skip
@@ -85,9 +92,9 @@ def assemble(
     return texts, reader, sampler.chooser(mode.mask_token_id, end_token_ids)
 
 
-def _refuse_mask_tokens(canvases: Sequence[Sequence[int]], rows: Sequence[int], mode: Mode) -> None:
-    for row, canvas in zip(rows, canvases, strict=True):
+def _refuse_mask_tokens(canvases: Sequence[Sequence[int]], sample_ids: Sequence[int], mode: Mode) -> None:
+    for sample_id, canvas in zip(sample_ids, canvases, strict=True):
         if mode.mask_token_id in canvas:
             at = list(canvas).index(mode.mask_token_id or 0)
             remedy = "give a gap where a token is to be written"
-            raise UserError(f"prompt {row} has the mask token {mode.mask_token_id} at position {at}: {remedy}.")
+            raise UserError(f"prompt {sample_id} has the mask token {mode.mask_token_id} at position {at}: {remedy}.")

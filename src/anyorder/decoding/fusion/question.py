@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.checks import check_max_new_tokens, check_rows, check_token_ids
+from anyorder.decoding.checks import check_max_new_tokens, check_sample_ids, check_token_ids
 from anyorder.decoding.fusion.ensembles import POOLS, WEIGHED
 from anyorder.decoding.fusion.layout import POSITIONS, FusionLayout, concatenate_paraphrases_with_positions
 from anyorder.decoding.fusion.weighting import Correction, read_correction
@@ -104,7 +104,7 @@ def check_questions(
     Raises:
         UserError: see `fusion_steps`.
     """
-    check_rows(sample_ids, len(questions), "question")
+    check_sample_ids(sample_ids, len(questions), "question")
     check_max_new_tokens(max_new_tokens)
     limits = []
     for question, sample_id in zip(questions, sample_ids, strict=True):

@@ -29,7 +29,7 @@ def write_left_to_right(
     stop: Stop | None = None,
     use_cache: bool = True,
     compile: bool | Literal["auto"] = "auto",
-    rows: Sequence[int] | None = None,
+    sample_ids: Sequence[int] | None = None,
 ) -> Generation:
     """Continues every prompt until an end token, the stop condition or a limit of length.
 
@@ -41,18 +41,18 @@ def write_left_to_right(
         stop: asked after each token that is no end token; the token itself stays.
         use_cache: False computes all rows again for each token: the slow, obvious twin.
         compile: whether the one-token step is compiled; "auto": where that can pay off, see `pays_to_compile`.
-        rows: number of each prompt, which decides its random draws; 0, 1, 2, ... unless given.
+        sample_ids: number of each prompt, which decides its random draws; 0, 1, 2, ... unless given.
 
     Raises:
         UserError: no prompts, an empty prompt, a token id outside the vocabulary, a prompt that leaves no room in
             the trained length, a limit below 1, row numbers that do not fit, or logits that are not numbers.
     """
-    rows = range(len(prompts)) if rows is None else rows
+    sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
     steps = left_to_right_steps(
         model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
-        compile=compile, rows=rows,
+        compile=compile, sample_ids=sample_ids,
     )  # fmt: skip
-    return collect(steps, prompts, rows, model.config.eos_token_ids)
+    return collect(steps, prompts, sample_ids, model.config.eos_token_ids)
 
 
 def left_to_right_steps(
@@ -63,11 +63,11 @@ def left_to_right_steps(
     sampling: Sampling,
     stop: Stop | None,
     use_cache: bool,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     compile: bool | Literal["auto"] = "auto",
 ) -> Iterator[Step]:
     """The steps of `write_left_to_right`, each as soon as it is taken; mistakes are raised at once."""
-    check_prompts(model.config, prompts, rows)
+    check_prompts(model.config, prompts, sample_ids)
     check_max_new_tokens(max_new_tokens)
     if compile not in (True, False, "auto"):
         raise UserError(f"compile is {compile!r}: give True, False or 'auto'.")
@@ -81,8 +81,8 @@ def left_to_right_steps(
             "compile is True and use_cache is False: leave one of them out; the compiled step reads a cache."
         )
     texts = [
-        CausalText(row, prompt, rng, model.config.eos_token_ids, min(len(prompt) + max_new_tokens, longest))
-        for row, prompt, rng in zip(rows, prompts, sampling.generators(rows), strict=True)
+        CausalText(sample_id, prompt, rng, model.config.eos_token_ids, min(len(prompt) + max_new_tokens, longest))
+        for sample_id, prompt, rng in zip(sample_ids, prompts, sampling.generators(sample_ids), strict=True)
     ]
     step = compiled(one_token, model) if compile else None
     reader = CausalReader(model, texts, use_cache=use_cache, one_token=step)
