@@ -7,10 +7,13 @@ no decoder ever changes them. Continuing a prompt is the canvas that begins with
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from anyorder.decoding.checks import check_room, check_sample_ids, check_token_ids
 from anyorder.errors import UserError
+from anyorder.visibility import Visibility
 
 if TYPE_CHECKING:
     from anyorder.model.config import ModelConfig
@@ -27,6 +30,33 @@ def continuation(prompt: Sequence[int], new_tokens: int) -> list[int]:
 def blanks(canvas: Sequence[int]) -> list[int]:
     """The positions that are to be written, in order."""
     return [position for position, token_id in enumerate(canvas) if token_id == BLANK]
+
+
+class CanvasLayout:
+    """How canvases are read: each token at its index in the canvas, under the visibility of the mode alone.
+
+    A subclass lets tokens share positions or narrows the visibility, as fusion does.
+
+    Attributes:
+        lengths: positions that each canvas takes; as many as it has tokens where None.
+    """
+
+    lengths: Sequence[int] | None = None
+
+    def narrow(
+        self, rows: Sequence[int], visibility: Visibility, labels: dict[str, Tensor]
+    ) -> tuple[Visibility, dict[str, Tensor], dict[str, Any]]:
+        """Return visibility, labels and other arguments of `Llama.prepare` for a pass.
+
+        Args:
+            rows: indices of the canvases that are read.
+            visibility: of the mode.
+            labels: of what is read, with "position" `[rows, places]`, the index in the canvas.
+        """
+        return visibility, labels, {}
+
+
+PLAIN = CanvasLayout()
 
 
 def check_canvases(

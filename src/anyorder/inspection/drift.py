@@ -76,7 +76,7 @@ class WatchedReader(Reader[CanvasRow]):
         self.cached = cached
         self.exact = CanvasReader(
             cached.model, cached.rows, cached.mode, NoCache(), block_length=cached.block_length,
-            guidance=cached.guidance, fused=cached.fused,
+            guidance=cached.guidance, layout=cached.layout,
         )  # fmt: skip
         self.exact.ids_BL = cached.ids_BL  # which the cached reader keeps up to date
         self.drifts: list[Drift] = []

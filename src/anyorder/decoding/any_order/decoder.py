@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from anyorder.decoding.any_order.reader import TwoStreamReader
 from anyorder.decoding.any_order.text import AnyOrderText, Content
-from anyorder.decoding.canvas import BLANK, check_canvases
+from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
@@ -22,7 +22,6 @@ from anyorder.orders.kinds import LeftToRight, MostConfident
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
 
 
@@ -35,7 +34,7 @@ def any_order_steps(
     sample_ids: Sequence[int],
     stop: Stop | None = None,
     use_cache: bool = True,
-    fused: FusedCanvases | None = None,
+    layout: CanvasLayout = PLAIN,
 ) -> Iterator[Step]:
     """Fills canvases, each step as soon as it is taken; mistakes are raised at once.
 
@@ -51,14 +50,14 @@ def any_order_steps(
         sample_ids: number of each canvas, which decides its random draws.
         stop: asked about the text up to the first place that is left, where that grew and nothing given stands behind.
         use_cache: False reads all again in each pass: the slow, obvious twin.
-        fused: where phrasings of questions stand in these canvases; None where there are none.
+        layout: of the canvases.
 
     Raises:
         UserError: the network has no query rows, a canvas cannot be filled, or the plan is one for other texts.
     """
-    lengths = None if fused is None else fused.lengths
-    texts = texts_of(model, canvases, order, sampling, sample_ids, lengths)
-    return decode(texts, TwoStreamReader(model, texts, use_cache=use_cache, fused=fused), by_sampling(sampling), stop)
+    texts = texts_of(model, canvases, order, sampling, sample_ids, layout.lengths)
+    reader = TwoStreamReader(model, texts, use_cache=use_cache, layout=layout)
+    return decode(texts, reader, by_sampling(sampling), stop)
 
 
 def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, sample_ids: Sequence[int]) -> GroupPlan:

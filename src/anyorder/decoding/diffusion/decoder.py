@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.canvas import check_canvases
+from anyorder.decoding.canvas import PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.diffusion.confidence import TokenChooser
 from anyorder.decoding.diffusion.reader import CanvasReader
 from anyorder.decoding.diffusion.row import CanvasRow
@@ -22,7 +22,6 @@ from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
     from anyorder.model.modes import Mode
 
@@ -36,7 +35,7 @@ def diffusion_steps(
     sample_ids: Sequence[int],
     seed: int = 0,
     stop: Stop | None = None,
-    fused: FusedCanvases | None = None,
+    layout: CanvasLayout = PLAIN,
 ) -> Iterator[Step]:
     """Fill canvases; yield each step as soon as it is taken. Mistakes are raised at once.
 
@@ -48,27 +47,25 @@ def diffusion_steps(
         sample_ids: number of each canvas, which decides its random draws.
         seed: decides them too.
         stop: called with the text up to the first mask, whenever that has changed.
-        fused: where phrasings of questions lie in these canvases; None where there are none.
+        layout: of the canvases.
 
     Raises:
         UserError: a canvas that cannot be filled, or in which the sampler's lengths and steps do not divide.
     """
-    texts, reader, choose = assemble(model, canvases, sampler, mode=mode, sample_ids=sample_ids, seed=seed, fused=fused)
+    texts, reader, choose = assemble(
+        model, canvases, sampler, mode=mode, sample_ids=sample_ids, seed=seed, layout=layout
+    )
     return decode(texts, reader, choose, stop)
 
 
 def assemble(
     model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode,
-    sample_ids: Sequence[int], seed: int = 0, fused: FusedCanvases | None = None,
+    sample_ids: Sequence[int], seed: int = 0, layout: CanvasLayout = PLAIN,
 ) -> tuple[list[CanvasRow], CanvasReader, TokenChooser]:  # fmt: skip
     """Return what `decode` takes to fill canvases; the arguments are those of `diffusion_steps`."""
-    check_canvases(model.config, canvases, sample_ids, None if fused is None else fused.lengths)
+    check_canvases(model.config, canvases, sample_ids, layout.lengths)
     assert mode.mask_token_id is not None, "a network that diffuses has one"
-    block_length, aligned = sampler.block_length, mode.block_length is not None
-    if aligned:
-        if fused is not None:
-            raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
-        block_length = block_length or mode.block_length
+    aligned, block_length = mode.block_length is not None, sampler.block_length or mode.block_length
     end_token_ids, policy = model.config.eos_token_ids, sampler.policy(mode)
     texts = []
     for sample_id, canvas, rng in zip(sample_ids, canvases, Sampling(seed=seed).generators(sample_ids), strict=True):
@@ -86,6 +83,6 @@ def assemble(
         texts.append(text)
     reader = CanvasReader(
         model, texts, mode, policy, block_length=block_length if aligned else None, guidance=sampler.cfg_scale,
-        fused=fused,
+        layout=layout,
     )  # fmt: skip
     return texts, reader, sampler.chooser(mode.mask_token_id, end_token_ids)

@@ -7,16 +7,15 @@ with logits of their own, W at most in one row of the batch, V tokens of the voc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.diffusion.row import CanvasRow
-from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.modes import Mode
 from anyorder.utils.ragged import pad
@@ -36,7 +35,7 @@ class CanvasReader(Reader[CanvasRow]):
         cache: what a pass reads.
         block_length: tokens of a block, in a network where no block sees later ones; otherwise None.
         guidance: scale of classifier-free guidance; 0 for none.
-        fused: where phrasings of questions lie in the canvases; None where there are none.
+        layout: of the canvases.
     """
 
     passes = 0
@@ -50,7 +49,7 @@ class CanvasReader(Reader[CanvasRow]):
         *,
         block_length: int | None = None,
         guidance: float = 0.0,
-        fused: FusedCanvases | None = None,
+        layout: CanvasLayout = PLAIN,
     ) -> None:
         self.model = model
         self.rows = list(rows)
@@ -59,7 +58,7 @@ class CanvasReader(Reader[CanvasRow]):
         self.block_length = block_length
         self.visibility = bidirectional() if block_length is None else not_after("block")
         self.guidance = guidance
-        self.fused = fused
+        self.layout = layout
         self.mask_token_id = -1 if mode.mask_token_id is None else mode.mask_token_id
         self.number = {row: b for b, row in enumerate(rows)}
         tokens_BL, _ = pad([row.tokens for row in rows], model.device)
@@ -114,12 +113,10 @@ class CanvasReader(Reader[CanvasRow]):
         self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, numbers: Sequence[int], column_BW: Tensor
     ) -> Tensor:
         """Run the network; return these columns after the last layer, which computes no others."""
-        labels, visibility = {"position": at_BR}, self.visibility
+        labels = {"position": at_BR}
         if self.block_length is not None:
             labels["block"] = at_BR // self.block_length
-        others: dict[str, Any] = {}
-        if self.fused is not None:
-            visibility, labels, others = self.fused.narrow(numbers, visibility, labels)
+        visibility, labels, others = self.layout.narrow(numbers, self.visibility, labels)
         views = self.model.prepare(
             visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
             slots=None if self.cache is None else at_BR, wanted=column_BW, **others,
