@@ -60,7 +60,7 @@ class MonteCarlo:
         seed: with the number of the text, decides the draws.
 
     Raises:
-        UserError: the samples are no whole number of groups, or fewer than two, which tell no error.
+        UserError: the samples are no whole number of groups, or fewer than two, which have no standard error.
     """
 
     samples: int = 128
@@ -82,15 +82,15 @@ class MonteCarlo:
             )
 
     def replace(self, **changes: Any) -> MonteCarlo:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     def groups(self, sizes: Sequence[int], generator: torch.Generator) -> Iterator[list[Weights]]:
-        """Groups of masked copies: the weighted log-probabilities of a group add up to an estimate.
+        """Yield groups of masked copies: the weighted log-probabilities of a group add up to an estimate.
 
         Args:
             sizes: scored tokens of each block; a block is masked on its own.
-            generator: where the draws come from.
+            generator: source of the random draws.
         """
         for _ in range(self.samples // self.group):
             blocks = [self._block(size, generator) for size in sizes]
@@ -133,7 +133,7 @@ class Enumeration:
     limit: int = 12
 
     def groups(self, sizes: Sequence[int], generator: torch.Generator) -> Iterator[list[Weights]]:
-        """One group, with every set; see `MonteCarlo.groups`.
+        """Yield one group, with every set; see `MonteCarlo.groups`.
 
         Raises:
             UserError: a block has too many tokens.
@@ -204,12 +204,12 @@ def diffusion_log_prob(
     batch_size: int = 16,
     on_copies: Callable[[int], None] | None = None,
 ) -> list[Bound]:
-    """The bound of the tokens at some positions of each text, given its other tokens.
+    """Bound the log-probability of the tokens at some positions of each text, given its other tokens.
 
     Args:
         model: the network.
         sequences: token ids of each text, of any lengths.
-        scored: positions of the tokens whose probability is asked for, in rising order.
+        scored: positions of the tokens that are scored, in rising order.
         mode: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
             the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
@@ -254,7 +254,7 @@ def diffusion_log_prob(
 def answer_log_prob(
     model: Llama, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], **options: object
 ) -> list[Bound]:
-    """The bound of each answer given its prompt; `options` are those of `diffusion_log_prob`.
+    """Bound the log-probability of each answer given its prompt; `options` are those of `diffusion_log_prob`.
 
     Raises:
         UserError: see there.
@@ -327,7 +327,7 @@ class _Copy:
         return {at: weight for at, weight in zip(self.positions, self.weights, strict=True) if weight}
 
     def noised(self, mask: int, *, without_given: bool = False) -> list[int]:
-        """The text with its masks; `without_given`: with every token masked that is not scored."""
+        """Return the text with its masks; `without_given` masks every token that is not scored, too."""
         hidden = set(self.masked) | (set(range(len(self.ids))) - set(self.positions) if without_given else set())
         return [mask if at in hidden else token_id for at, token_id in enumerate(self.ids)]
 

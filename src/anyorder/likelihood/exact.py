@@ -1,8 +1,8 @@
 """How probable a network that writes in any order finds texts: exact log-probabilities, in one pass.
 
 With a plan, a text has one probability: the product, group by group, of the probabilities of its tokens given the
-groups before. Tokens of a group do not know of each other, so a plan of larger groups has another probability than one
-that writes them one by one, each exact for itself.
+groups before. Tokens of a group are independent of each other, so a plan of larger groups has another probability than
+one that writes them one by one, each exact for itself.
 
 Shape suffixes: B texts, L length, K query rows, R = L + K rows, E hidden size, N predicted tokens of all texts.
 """
@@ -73,7 +73,7 @@ class LogProb:
 @torch.no_grad()
 @checked()
 def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
-    """The exact log-probability of texts under a plan, in nats, per token and in sum.
+    """Compute the exact log-probability of texts under a plan, in nats, per token and in sum.
 
     Args:
         model: a network that writes in any order.
@@ -100,12 +100,12 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
 
 @torch.no_grad()
 def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
-    """The same from left to right by the network's logits for the next token, without query rows.
+    """Compute the same from left to right by the network's logits for the next token, without query rows.
 
     Args:
         model: a network that writes from left to right.
         ids: as in `log_prob`.
-        plan: says which tokens are scored, each given all tokens before it, whatever its ranks are.
+        plan: its predicted tokens are scored, each given all tokens before it, whatever its ranks are.
 
     Raises:
         UserError: the network does not write from left to right, a first token is to be predicted, or ids and plan do
@@ -121,7 +121,7 @@ def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
         )
     hidden_BLE = model.hidden(ids_BL, model.prepare(causal(), {"position": plan.position}, valid=plan.valid_BL))
     sample_N, at_N = plan.predicted.nonzero(as_tuple=True)
-    # The row of the token before; padding may stand between.
+    # The row of the token before; padding may lie between.
     row_BL = torch.where(plan.valid_BL, torch.arange(ids_BL.shape[1], device=ids_BL.device), -1).cummax(1).values
     logits_NV = model.logits(hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]])
     nats_N = log_probs_of(logits_NV, ids_BL[sample_N, at_N])
@@ -137,14 +137,14 @@ def gap_log_prob(
     sides: Literal["both", "left"] = "both",
     seed: int = 0,
 ) -> LogProb:
-    """The exact log-probability of gaps, given what stands around them.
+    """Compute the exact log-probability of gaps, given the tokens around them.
 
     Args:
         model: a network that writes in any order.
         texts: token ids of each text, whole.
         gaps: positions of the tokens in the gaps of each text.
         order: in which they are written.
-        sides: "left" leaves out all that stands behind the first gap and is not in one, as if it were not known.
+        sides: "left" leaves out the tokens behind the first gap that are in no gap.
         seed: decides random orders, with the number of the text.
 
     Raises:
@@ -197,7 +197,7 @@ class OverOrders:
 
 
 def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], orders: int) -> list[OverOrders]:
-    """The mean over several plans, with its spread, for each text.
+    """Compute the mean over several plans, with its spread, for each text.
 
     Args:
         model, ids: as in `log_prob`.
@@ -214,7 +214,7 @@ def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], ord
 
 
 def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
-    """Ids in the plan's places, 0 where there is padding."""
+    """Return ids in the plan's places, 0 where there is padding."""
     if isinstance(ids, Mapping) and "input_ids" not in ids:
         raise UserError(f"ids has {sorted(ids)} and no input_ids: give token ids, or what a tokenizer returns.")
     given = ids["input_ids"] if isinstance(ids, Mapping) else ids

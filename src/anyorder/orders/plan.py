@@ -1,7 +1,7 @@
 """Plans: which tokens of a text are given, which are written, and in which groups, one after the other.
 
-A plan knows no network. Its ranks are all that visibility needs: a content row sees ranks up to its own, a query row
-ranks below its own. From one plan come the rows of a parallel pass (training, likelihood) and the groups of a
+A plan depends on no network. Its ranks are all that visibility needs: a content row sees ranks up to its own, a query
+row ranks below its own. From one plan come the rows of a parallel pass (training, likelihood) and the groups of a
 decoder.
 
 Shape suffixes: B batch, L text length, K query rows, R = L + K rows.
@@ -117,11 +117,11 @@ class GroupPlan:
     def from_group_ids(
         cls, group_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], given: Marks | None = None
     ) -> GroupPlan:
-        """A plan from the rank of each token.
+        """Make a plan from the rank of each token.
 
         Args:
             group_ids: whole numbers `[batch, length]`, or a list for each text, of any lengths; the list of a single
-                text may stand alone.
+                text need not be in another list.
             given: which tokens are given; none unless given.
 
         Raises:
@@ -135,14 +135,14 @@ class GroupPlan:
     def from_order(
         cls, order: Tensor | Sequence[int] | Sequence[Sequence[int]], lengths: Lengths | None = None
     ) -> GroupPlan:
-        """A plan that writes one token at a time.
+        """Make a plan that writes one token at a time.
 
         Args:
             order: indices of tokens, first to be written first: `[batch, tokens]`, or a list for each text.
             lengths: of the texts; tokens that are not in the order are given. Unless given, the order names all.
 
         Raises:
-            UserError: an index stands twice or lies outside the text, or see the class.
+            UserError: an index appears twice or is outside the text, or see the class.
         """
         order_BN, in_order_BN = _integers("order", order)
         counts = in_order_BN.sum(1).tolist()
@@ -165,7 +165,7 @@ class GroupPlan:
         cls, given: Marks, predicted: Marks, order: Order | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """A plan from which tokens are given (one group, the first) and which are to be predicted; the rest is padding.
+        """Make a plan from given tokens (one group, the first) and those to be predicted; the rest is padding.
 
         Args:
             given, predicted: booleans `[batch, length]`, or a list for each text; never both.
@@ -197,7 +197,7 @@ class GroupPlan:
         cls, order: Order, lengths: Lengths, given: Marks | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """A plan that follows an order.
+        """Make a plan that follows an order.
 
         Args:
             order: see `anyorder.orders`.
@@ -216,37 +216,37 @@ class GroupPlan:
     @classmethod
     @checked("given")
     def sequential(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """From left to right, one token at a time. Arguments as in `ordered`, here and below."""
+        """Plan from left to right, one token at a time. Arguments as in `ordered`, here and below."""
         return cls.ordered(LeftToRight(), lengths, given)
 
     @classmethod
     @checked("given")
     def reversed(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """From right to left, one token at a time."""
+        """Plan from right to left, one token at a time."""
         return cls.ordered(RightToLeft(), lengths, given)
 
     @classmethod
     @checked("given")
     def pairs(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """From left to right, two neighbours at a time."""
+        """Plan from left to right, two neighbours at a time."""
         return cls.blocks(lengths, 2, given)
 
     @classmethod
     @checked("given")
     def blocks(cls, lengths: Lengths, size: int, given: Marks | None = None) -> GroupPlan:
-        """From left to right, `size` neighbours at a time."""
+        """Plan from left to right, `size` neighbours at a time."""
         return cls.ordered(LeftToRight(size=size), lengths, given)
 
     @classmethod
     @checked("given")
     def halves(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """The left half at once, then the right half."""
+        """Plan the left half at once, then the right half."""
         return cls.ordered(Halves(), lengths, given)
 
     @classmethod
     @checked("given")
     def spaced(cls, lengths: Lengths, stride: int = 2, given: Marks | None = None) -> GroupPlan:
-        """Every `stride`-th token at once, then their right neighbours, and so on."""
+        """Plan every `stride`-th token at once, then their right neighbours, and so on."""
         return cls.ordered(Spaced(stride=stride), lengths, given)
 
     @classmethod
@@ -255,7 +255,7 @@ class GroupPlan:
         cls, lengths: Lengths, given: Marks | None = None, size: int = 1, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """In random order, `size` tokens at a time."""
+        """Plan in random order, `size` tokens at a time."""
         return cls.ordered(Random(size=size), lengths, given, seed, samples)
 
     @classmethod
@@ -264,7 +264,7 @@ class GroupPlan:
         cls, lengths: Lengths, length: int = 3, given: Marks | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """Spans of `length` tokens in the mean, in random order, each from left to right."""
+        """Plan spans of `length` tokens in the mean, in random order, each from left to right."""
         return cls.ordered(Spans(length=length), lengths, given, seed, samples)
 
     # ---- what a plan gives ------------------------------------------------------------------------
@@ -291,7 +291,7 @@ class GroupPlan:
         ]
 
     def predict_last(self, counts: Lengths) -> GroupPlan:
-        """The same order with all tokens given but the last `counts` of each text, and those of their groups.
+        """Return the same order with all tokens given but the last `counts` of each text, and those of their groups.
 
         Given tokens keep their ranks: among themselves they still see what they saw.
 
@@ -305,17 +305,17 @@ class GroupPlan:
         return dataclasses.replace(self, given_BL=self.given_BL | (self.valid_BL & (self.rank_BL < bound_B1)))
 
     def to(self, device: torch.device | str) -> GroupPlan:
-        """The same on another device."""
+        """Return the same plan on another device."""
         rank_BL, given_BL, valid_BL = (part.to(device) for part in (self.rank_BL, self.given_BL, self.valid_BL))
         return GroupPlan(rank_BL=rank_BL, given_BL=given_BL, valid_BL=valid_BL)
 
     def select(self, samples: Sequence[int]) -> GroupPlan:
-        """The plan of these texts, which may be named more than once."""
+        """Select the plan of these texts (repeats allowed)."""
         index = torch.tensor(samples, device=self.rank_BL.device)
         return GroupPlan(rank_BL=self.rank_BL[index], given_BL=self.given_BL[index], valid_BL=self.valid_BL[index])
 
     def rows(self, queries: bool = True) -> PlanRows:
-        """The rows of one pass over the whole text.
+        """Return the rows of one pass over the whole text.
 
         Sorted by rank, so that content rows of groups of one need no mask but the plain causal one.
 
@@ -345,7 +345,7 @@ _FAR = 2**40
 
 
 def _starts(counts: Sequence[int], length: int) -> Tensor:
-    """Booleans `[batch, length]`, true for the first `counts` of each text."""
+    """Return booleans `[batch, length]`, true for the first `counts` of each text."""
     return torch.arange(length) < torch.tensor(counts).unsqueeze(1)
 
 
@@ -362,7 +362,7 @@ def _lengths(lengths: Lengths, batch: int, name: str = "lengths") -> list[int]:
 
 
 def _integers(name: str, values: Any) -> tuple[Tensor, Tensor]:
-    """int64 `[batch, length]`, and which entries are no padding of shorter lists."""
+    """Return int64 `[batch, length]`, and which entries are no padding of shorter lists."""
     if isinstance(values, Tensor):
         if values.dim() not in (1, 2) or values.dtype not in _WHOLE or values.numel() == 0:
             found = f"{values.dtype} of shape {list(values.shape)}"
@@ -383,7 +383,7 @@ def _integers(name: str, values: Any) -> tuple[Tensor, Tensor]:
 
 
 def _booleans(name: str, marks: Any) -> Tensor:
-    """Booleans `[batch, length]` from a tensor or lists; shorter lists are filled with False."""
+    """Return booleans `[batch, length]` from a tensor or lists; shorter lists are filled with False."""
     if isinstance(marks, Tensor):
         if marks.dim() != 2 or marks.dtype != torch.bool:
             raise UserError(f"{name} is {marks.dtype} of shape {list(marks.shape)}: give booleans [batch, length].")
@@ -398,7 +398,7 @@ def _booleans(name: str, marks: Any) -> Tensor:
 
 
 def _marks(name: str, marks: Any, valid_BL: Tensor) -> Tensor:
-    """Booleans of the shape of `valid_BL`."""
+    """Return booleans of the shape of `valid_BL`."""
     if marks is None:
         return torch.zeros_like(valid_BL)
     if isinstance(marks, Sequence) and all(isinstance(mark, int) and not isinstance(mark, bool) for mark in marks):

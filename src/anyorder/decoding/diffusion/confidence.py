@@ -50,24 +50,24 @@ Confidence = Callable[[Candidates], Tensor]
 
 
 def probability(candidates: Candidates) -> Tensor:
-    """The probability of the token."""
+    """Return the probability of the token."""
     return candidates.probabilities.gather(-1, candidates.token_ids.unsqueeze(1)).squeeze(1)
 
 
 def margin(candidates: Candidates) -> Tensor:
-    """The difference between the two highest probabilities."""
+    """Return the difference between the two highest probabilities."""
     best_N2 = candidates.probabilities.topk(2, dim=-1).values
     return best_N2[:, 0] - best_N2[:, 1]
 
 
 def negative_entropy(candidates: Candidates) -> Tensor:
-    """Of the distribution, in nats."""
+    """Return the negative entropy of the distribution, in nats."""
     probabilities_NV = candidates.probabilities
     return (probabilities_NV * (probabilities_NV + TINY).log()).sum(-1)
 
 
 def uniform(candidates: Candidates) -> Tensor:
-    """A random number from 0 to 1, from the row's own source."""
+    """Return a random number from 0 to 1, from the row's own source."""
     drawn = [torch.rand(1, dtype=torch.float64, generator=row.rng) for row in candidates.rows]
     return torch.cat(drawn).to(candidates.token_ids.device)
 

@@ -37,7 +37,7 @@ def diffusion_steps(
     stop: Stop | None = None,
     layout: CanvasLayout = PLAIN,
 ) -> Iterator[Step]:
-    """Fill canvases; yield each step as soon as it is taken. Mistakes are raised at once.
+    """Fill canvases; yield each step as soon as it is taken. Errors of the caller are raised at once.
 
     Args:
         model: the network; its configuration names the end tokens and the trained length.

@@ -43,7 +43,7 @@ class DiffusionSampler:
         commit: which of the candidates are written in a step: see `Commit`.
         edit: a token that was written in the block is replaced by another that is more probable than this; the only
             rule that changes a written token. None: none is.
-        cfg_scale: classifier-free guidance: scores move away from those of a network that is shown no given token.
+        cfg_scale: classifier-free guidance: scores move away from those without the given tokens.
         suppress_end: end tokens are never chosen ("choice"), or are the least sure ("confidence").
         min_new_tokens: no end token is chosen at so many of the first positions to be written.
         stop_at_end: a row that is written up to an end token is complete; otherwise the whole canvas is written. Rows
@@ -130,7 +130,7 @@ class DiffusionSampler:
         return BlockCache(dual=self.cache == "dual", refresh=self.refresh)
 
     def replace(self, **changes: Any) -> DiffusionSampler:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
@@ -214,12 +214,12 @@ REMASKING: dict[str, ConfidenceName] = {
 
 
 def sampler_of_order(order: str | DiffusionSampler, sampling: Sampling, *, use_cache: bool = True) -> DiffusionSampler:
-    """The sampler that an order stands for.
+    """Return the sampler of an order.
 
     Args:
         order: "diffusion", one block of all that is written, a token a step; "blocks:32" or "blocks", block by block
             with an exact cache until an end token; or a sampler, whose temperature and filters count.
-        sampling: what else `anyorder.generate` was told.
+        sampling: of `anyorder.generate`.
         use_cache: False does without the exact cache of "blocks".
 
     Raises:

@@ -22,7 +22,7 @@ class Block(NamedTuple):
 def plan_blocks(
     canvas: Sequence[int], sample_id: int, *, block_length: int | None, steps: int | None, uneven: Uneven, aligned: bool
 ) -> list[Block]:
-    """The blocks of a canvas that have something to write, from left to right.
+    """Divide a canvas into blocks, from left to right; blocks without blanks are left out.
 
     Args:
         canvas: token ids, `BLANK` where something is to be written.
