@@ -66,7 +66,7 @@ def left_to_right_steps(
     if num_beams > 1:
         return beam_steps(texts, CausalReader(model, texts, use_cache=use_cache), num_beams, sampling, stop)
     # A stop condition might end a burst too late.
-    bursts = stop is None and sampling.most_probable and is_small(model)
+    bursts = bool(compile) and stop is None and sampling.most_probable and is_small(model)
     if compile == "auto":
         steps = min(max_new_tokens, longest - min(map(len, prompts)))
         function = greedy_tokens if bursts else one_token
