@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from anyorder.decoding.checks import check_token_ids
 from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
@@ -298,14 +299,12 @@ def _check(
         raise UserError(f"guidance is {guidance} with blocks of {mode.block_length}: leave it out.")
     if len(sequences) != len(scored):
         raise UserError(f"there are {len(sequences)} texts and positions for {len(scored)}: give positions for each.")
-    vocabulary = model.config.vocab_size
     for row, (ids, positions) in enumerate(zip(sequences, scored, strict=True)):
         rising = all(before < after for before, after in itertools.pairwise(positions))
         if not len(positions) or not rising or positions[0] < 0 or positions[-1] >= len(ids):
             remedy = f"give rising positions from 0 to {len(ids) - 1}, at least one"
             raise UserError(f"the scored positions of text {row} are {list(positions)!r}: {remedy}.")
-        if not all(0 <= token_id < vocabulary for token_id in ids):
-            raise UserError(f"text {row} has token ids outside 0 to {vocabulary - 1}: use this network's tokenizer.")
+        check_token_ids(model.config, ids, f"text {row}")
         if any(ids[position] == mode.mask_token_id for position in positions):
             raise UserError(f"text {row} has the mask token {mode.mask_token_id} among those scored: write it first.")
 

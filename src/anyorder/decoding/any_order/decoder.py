@@ -106,13 +106,12 @@ def texts_of(
     plan = plan_for(canvases, order, sampling.seed, sample_ids)
     size = order.size if isinstance(order, MostConfident) else None
     texts = []
-    for sample, (sample_id, canvas, rng) in enumerate(
-        zip(sample_ids, canvases, sampling.generators(sample_ids), strict=True)
-    ):
+    rngs = sampling.generators(sample_ids)
+    for sample, (sample_id, canvas) in enumerate(zip(sample_ids, canvases, strict=True)):
         position_L = plan.position[sample].tolist()
         groups = [[position_L[index] for index in group] for group in plan.steps[sample]]
         given = _given(canvas, plan.rank_BL[sample, plan.valid_BL[sample]].tolist())
-        texts.append(AnyOrderText(sample_id, canvas, rng, model.config.eos_token_ids, groups, given, size))
+        texts.append(AnyOrderText(sample_id, canvas, rngs[sample], model.config.eos_token_ids, groups, given, size))
     return texts
 
 

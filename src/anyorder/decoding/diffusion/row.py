@@ -62,7 +62,6 @@ class CanvasRow(Text):
         self.step = self.complete = self._edited = 0
         self.given = [token_id != BLANK for token_id in canvas]
         self.fresh = [position for position, is_given in enumerate(self.given) if is_given]
-        self._masks = self._masked_in_block()
 
     @property
     def block(self) -> Block:
@@ -117,7 +116,7 @@ class CanvasRow(Text):
 
     def _selected(self, masked: Sequence[Choice]) -> list[Choice]:
         positions = [choice.position for choice in masked]
-        progress = Progress(masks=self._masks, step=self.step, steps=self.block.steps)
+        progress = Progress(masks=self.block.masks, step=self.step, steps=self.block.steps)
         selected = set(self.rule.select([choice.confidence for choice in masked], positions, progress))
         if not selected <= set(positions) or not (selected or self.rule.planned):
             raise UserError(
@@ -133,18 +132,14 @@ class CanvasRow(Text):
     def _advance(self, committed: bool) -> None:
         """Count the step, and begin the next block where this one is complete."""
         self.step += 1
-        if self._masked_in_block() and not (self.rule.planned and self.step >= self.block.steps):
+        masked = BLANK in self.tokens[self.block.start : self.block.stop]
+        if masked and not (self.rule.planned and self.step >= self.block.steps):
             return
         self._edited += 1
         if self.edit is not None and committed and self._edited <= EDITING_STEPS:
             return
         self.blocks = self.blocks[1:]
         self.step = self._edited = 0
-        if self.blocks:
-            self._masks = self._masked_in_block()
-
-    def _masked_in_block(self) -> int:
-        return self.tokens[self.block.start : self.block.stop].count(BLANK)
 
     @property
     def remaining(self) -> bool:

@@ -12,10 +12,11 @@ Uneven = Literal["refuse", "distribute"]
 
 
 class Block(NamedTuple):
-    """Positions from `start` to `stop` (excluded), written in `steps` steps."""
+    """Positions from `start` to `stop` (excluded), of which `masks` are to be written, in `steps` steps."""
 
     start: int
     stop: int
+    masks: int
     steps: int
 
 
@@ -61,5 +62,5 @@ def plan_blocks(
         stop = min(start + length, end)
         masks = list(canvas[start:stop]).count(BLANK)
         if masks:
-            blocks.append(Block(start, stop, masks if steps is None else each + (number < more)))
+            blocks.append(Block(start, stop, masks, masks if steps is None else each + (number < more)))
     return blocks
