@@ -131,7 +131,7 @@ def drift(model: Llama, prompts: list[list[int]], sampler: DiffusionSampler) -> 
     """Divergence and changed tokens of the passes with a cache, the mean over positions."""
     canvases = [continuation(prompt, NEW) for prompt in prompts]
     mode, rows = model.config.mode("diffusion"), range(len(prompts))
-    steps, drifts = watched_steps(model, canvases, sampler, mode=mode, rows=rows)
+    steps, drifts = watched_steps(model, canvases, sampler, mode=mode, sample_ids=rows)
     for _ in steps:
         pass
     mean = Drift.join(drifts)

@@ -69,7 +69,7 @@ def test_orders_write_what_their_decoder_writes(order: Any, same: AnyOrder) -> N
     canvas = ids + [BLANK] * 6
     sampling = Sampling(temperature=0.9, seed=4)
     expected = collect(
-        any_order_steps(MODEL, [canvas], same, sampling=sampling, rows=range(1)), [canvas], range(1), (END,)
+        any_order_steps(MODEL, [canvas], same, sampling=sampling, sample_ids=range(1)), [canvas], range(1), (END,)
     )
     assert out.sequences == expected.sequences
     assert out.token_ids == expected.written[0]

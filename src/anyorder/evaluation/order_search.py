@@ -116,7 +116,7 @@ def _totals(
         return left_to_right_log_prob(model, texts, plan).total.tolist()
     scored = [[at for at, is_predicted in enumerate(row) if is_predicted] for row in predicted]
     method = MonteCarlo(samples=64, seed=seed)
-    bounds = diffusion_log_prob(model, texts, scored, mode=order, method=method, rows=numbers)
+    bounds = diffusion_log_prob(model, texts, scored, mode=order, method=method, sample_ids=numbers)
     return [bound.log_prob for bound in bounds]
 
 
@@ -188,7 +188,7 @@ def by_success(
         for start in range(0, len(tasks), batch_size):
             batch = range(start, min(start + batch_size, len(tasks)))
             canvases = [tasks[number][0] for number in batch]
-            steps = any_order_steps(model, canvases, order, sampling=sampling, rows=batch)
+            steps = any_order_steps(model, canvases, order, sampling=sampling, sample_ids=batch)
             traces.append(collect(steps, canvases, batch, ()).trace)
         trace = Trace.join(traces)
         right = Counter(event.row for event in trace.events if tasks[event.row][1][event.position] == event.token_id)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from anyorder.attention import attend
 from anyorder.decoding.fusion.layout import SEGMENT
-from anyorder.decoding.fusion.prefill import masked_pass
 from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.reader import masked_pass
 from anyorder.errors import UserError
 from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View

@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -33,9 +32,8 @@ SAMPLED = 1024
 """Weights of each tensor that enter the fingerprint of a network."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A part of a question that has been read.
+class Entry(NamedTuple):
+    """A piece of a question that has been read.
 
     Attributes:
         keys, values: of all layers, `[layers, tokens, kv_heads, head_dim]`.
@@ -84,32 +82,31 @@ class SegmentStore:
                 layer.update(keys, values, slots_BR, 0)
         return {b: entry.rows for b, entry in found.items()}
 
-    def keep(self, pieces: Sequence[Piece], cache: Cache, first: Sequence[int], rows: Sequence[Tensor]) -> None:
+    def keep(self, pieces: Sequence[Piece], cache: Cache, rows: Sequence[Tensor]) -> None:
         """Write each piece that has tokens to its file, whole or not at all; existing files stay.
 
         Args:
             pieces: one for each sample of the cache.
-            cache: holds their keys and values.
-            first: slot of the first token of each.
+            cache: the keys and values of each are the last ones of its sample.
             rows: after the last layer, `[tokens, hidden]` of each.
         """
-        for b, piece in enumerate(pieces):
-            if piece.end == piece.start or (file := self._file(piece)).exists():
+        for b, (piece, end) in enumerate(zip(pieces, cache.next_slot.tolist(), strict=True)):
+            if not piece.length or (file := self._file(piece)).exists():
                 continue
-            slots = slice(first[b], first[b] + piece.end - piece.start)
+            slots = slice(end - piece.length, end)
             tensors = {
                 "keys": torch.stack([layer.keys[b, slots] for layer in cache.layers]),
                 "values": torch.stack([layer.values[b, slots] for layer in cache.layers]),
                 "rows": rows[b].contiguous(),
             }
-            place = repr(piece.layout.places[piece.start])
+            place = repr(piece.place)
             metadata = {"place": place, "checksum": _checksum(place, *tensors.values())}
             with suppress(BeingWrittenError), whole_file(file, replace=True) as partial:
                 save_file(tensors, partial, metadata=metadata)
 
     def _find(self, piece: Piece) -> Entry | None:
         """What the file of a piece holds, its keys turned to the place of the piece; None where there is no file."""
-        if piece.end == piece.start or not (file := self._file(piece)).is_file():
+        if not piece.length or not (file := self._file(piece)).is_file():
             return None
         try:
             with safe_open(file, "pt", device=str(self.model.device)) as stored:
@@ -120,17 +117,14 @@ class SegmentStore:
                 raise ValueError("its contents have changed")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(f"{str(file)!r} is damaged ({error}): delete it, and its text is read again.") from error
-        return Entry(self._turned(keys, piece.layout.places[piece.start] - place), values, rows)
+        return Entry(self._turned(keys, piece.place - place), values, rows)
 
     def _file(self, piece: Piece) -> Path:
-        layout, start, end, _ = piece
-        before = layout.prefix if start >= layout.prefix_length else ()
-        places = layout.places[start:end]
-        anywhere = start == 0 or not before
-        if any(kind.chunk is not None for kind in self.model.config.layers):
-            anywhere = False  # chunks are cut at fixed places
-        first = places[0] if anywhere else 0.0
-        key = ("with checksum", self.network, before, layout.token_ids[start:end], [place - first for place in places])
+        before = piece.layout.token_ids[: min(piece.start, piece.layout.prefix_length)]
+        token_ids, places, _ = piece.columns
+        chunked = any(kind.chunk is not None for kind in self.model.config.layers)  # at fixed places
+        first = 0.0 if before or chunked else piece.place
+        key = ("with checksum", self.network, before, token_ids, [place - first for place in places])
         return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.safetensors"
 
     def _turned(self, keys_NRGD: Tensor, by: float) -> Tensor:
