@@ -53,7 +53,7 @@ COMPARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """How one method did with so many phrasings.
+    """The results of one method with N phrasings.
 
     Attributes:
         name: label of the method; a single phrasing has two: the mean and the best of all, which cannot be chosen.
@@ -83,7 +83,7 @@ class Comparison:
     agreement: dict[int, Interval]
 
     def markdown(self) -> str:
-        """The table for the largest number of phrasings."""
+        """Return the table for the largest number of phrasings."""
         most = max(line.phrasings for line in self.lines)
         rows = [line for line in self.lines if line.phrasings == most]
         alone = next(line.seconds for line in rows if line.name == MEAN)
@@ -98,7 +98,7 @@ class Comparison:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return dataclasses.asdict(self)
 
 
@@ -139,7 +139,7 @@ def compare(
         on_progress: callback, called with the method, and how many questions of how many it has answered.
 
     Raises:
-        UserError: a count is out of range, an option is no good, or the folder has results of another run.
+        UserError: a count is out of range, an option is invalid, or the folder has results of another run.
     """
     most = len(questions[0].phrasings)
     counts = sorted(set(counts)) if counts else _doubling(most)
@@ -193,7 +193,7 @@ def _single_lines(
     count: int,
     seed: int,
 ) -> tuple[Scores, list[Line]]:
-    """The mean over the phrasings of each question, and two lines: this, and the best of them."""
+    """Return the mean over the phrasings of each question, and two lines: the mean, and the best of them."""
     rows = _first(alone.rows, most, count)
     predicted = [row["prediction"] for row in rows]
     groups = [str(number // count) for number in range(len(rows))]
@@ -225,7 +225,7 @@ def _line(name: str, count: int, scores: Scores, baseline: Scores, seconds: floa
 
 
 def _first(rows: list[dict[str, Any]], most: int, count: int) -> list[dict[str, Any]]:
-    """Of `most` rows for each question the first `count`."""
+    """Return the first `count` of the `most` rows of each question."""
     return [row for number, row in enumerate(rows) if number % most < count]
 
 

@@ -28,11 +28,11 @@ RUN_METHODS = (SINGLE, CONCATENATION, *METHODS)
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything about a run but the network and the method.
+    """Everything about a run but the model and the method.
 
     Attributes:
         dataset: what `read_questions` reads, as `split`, `form` and `relations` say.
-        num_paraphrases: the first so many phrasings of each question; 5 unless `indices` are given.
+        num_paraphrases: use the first this many phrasings of each question; 5 unless `indices` are given.
         indices: which of them, counted from 0.
         max_samples: number of questions to draw; all unless given.
         shots: number of examples in front, questions drawn from the set that are not asked themselves.

@@ -27,8 +27,8 @@ def command(
 ) -> None:
     """Answer one question from several phrasings, read apart.
 
-    Each phrasing is read by itself, between prefix and suffix; the answer looks at all of them. How much attention
-    each of them got is told behind the answer. For the questions of a data set: `anyorder fuse run --help`,
+    Each phrasing is read by itself, between prefix and suffix; the answer attends to all of them. How much attention
+    each of them got is printed behind the answer. For the questions of a data set: `anyorder fuse run --help`,
     `anyorder fuse score --help`, `anyorder fuse compare --help`.
 
     Args:
@@ -79,9 +79,9 @@ def command(
     notes.print(out.trace.summary(), style="dim", soft_wrap=True)
 
 
-def _weights(words: list[str]) -> str | list[float] | None:
-    """Numbers, or the name of what gives them."""
+def _weights(given: list[str]) -> str | list[float] | None:
+    """Return numbers, or the name of a score."""
     try:
-        return [float(number) for number in words] or None
+        return [float(number) for number in given] or None
     except ValueError:
-        return ",".join(words)
+        return ",".join(given)

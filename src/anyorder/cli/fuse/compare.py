@@ -48,7 +48,7 @@ def command(
         if method not in RUN_METHODS:
             raise UserError(f"method is {method!r}: choose one of {', '.join(RUN_METHODS)}.")
     protocol = asking.to_protocol()
-    drawn = protocol.draw()  # before a large network is read, so that a mistake is told at once
+    drawn = protocol.draw()  # before a large model is read, so that mistakes are found at once
     notes = PlainConsole(stderr=True)
     loaded, tokenizer = load(notes, model, **asdict(loading))
     parts = protocol.parts(drawn, tokenizer)

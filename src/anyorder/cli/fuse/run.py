@@ -37,7 +37,7 @@ def command(
     from anyorder.evaluation.question_runs import run_questions
 
     method, protocol = answering.to_method(), asking.to_protocol()
-    drawn = protocol.draw()  # before a large network is read, so that a mistake is told at once
+    drawn = protocol.draw()  # before a large model is read, so that mistakes are found at once
     notes = PlainConsole(stderr=True)
     loaded, tokenizer = load(notes, model, **asdict(loading))
     parts = protocol.parts(drawn, tokenizer)
