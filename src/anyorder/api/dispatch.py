@@ -116,8 +116,8 @@ def decoder_of(
         sampling.check_filters()
     if mode.name == LEFT_TO_RIGHT.name:
         return lambda prompts, rows, stop: left_to_right_steps(
-            model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
-            compile=compile, sample_ids=rows,
+            model, prompts, sample_ids=rows, max_new_tokens=max_new_tokens, sampling=sampling, num_beams=num_beams,
+            stop=stop, use_cache=use_cache, compile=compile,
         )  # fmt: skip
     if num_beams != 1:
         raise UserError(f"num_beams is {num_beams!r}, but beams are written from left to right: leave it out.")

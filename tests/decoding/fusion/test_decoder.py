@@ -17,7 +17,6 @@ from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.question import METHODS, Fusion, Question
 from anyorder.decoding.fusion.reader import FusedReader, masked_pass, read_joined
 from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -25,6 +24,7 @@ from anyorder.model.rope import DynamicRotary
 from tests.decoding.fusion.writing import write_fused
 from tests.decoding.fusion_oracle import fused_logits, single_logits
 from tests.model.networks import LAYERS, VOCABULARY, network
+from tests.writers import write_left_to_right
 
 LOOP = settings(max_examples=12, deadline=None)
 

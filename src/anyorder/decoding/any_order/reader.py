@@ -37,7 +37,7 @@ class TwoStreamReader(Reader[AnyOrderText]):
     Args:
         model: a network with query rows.
         texts: the batch.
-        use_cache: False reads all again in each pass: the slow, obvious twin.
+        use_cache: False reads all again in each pass (slow reference path).
         layout: of the texts as canvases.
     """
 
@@ -102,8 +102,8 @@ def _columns(
     rows = [
         [(at, rank, 0, token_id, 1) for at, token_id, rank in of_text]
         + [(0, 0, 0, 0, 0)] * (n_keys - len(of_text))
-        + [(at, rank, 1, 0, 1) for at, rank in asked]
-        + [(0, 0, 1, 0, 0)] * (width - len(asked))
-        for of_text, asked in zip(content, queries, strict=True)
+        + [(at, rank, 1, 0, 1) for at, rank in of_queries]
+        + [(0, 0, 1, 0, 0)] * (width - len(of_queries))
+        for of_text, of_queries in zip(content, queries, strict=True)
     ]
     return torch.tensor(rows, device=device).unbind(-1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.canvas import PLAIN, CanvasLayout, blanks, check_canvases
+from anyorder.decoding.canvas import PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.diffusion.confidence import TokenChooser
 from anyorder.decoding.diffusion.reader import CanvasReader
 from anyorder.decoding.diffusion.row import CanvasRow
@@ -37,7 +37,7 @@ def diffusion_steps(
     stop: Stop | None = None,
     layout: CanvasLayout = PLAIN,
 ) -> Iterator[Step]:
-    """Fill canvases; yield each step as soon as it is taken. Mistakes are raised at once.
+    """Fill canvases; yield each step as soon as it is taken. Errors of the caller are raised at once.
 
     Args:
         model: the network; its configuration names the end tokens and the trained length.
@@ -64,37 +64,25 @@ def assemble(
 ) -> tuple[list[CanvasRow], CanvasReader, TokenChooser]:  # fmt: skip
     """Return what `decode` takes to fill canvases; the arguments are those of `diffusion_steps`."""
     check_canvases(model.config, canvases, sample_ids, layout.lengths)
-    _refuse_mask_tokens(canvases, sample_ids, mode)
-    if mode.block_length is not None:
-        sampler = sampler.replace(block_length=sampler.block_length or mode.block_length)
     assert mode.mask_token_id is not None, "a network that diffuses has one"
-    end_token_ids, policy, aligned = model.config.eos_token_ids, sampler.policy(mode), mode.block_length is not None
+    aligned, block_length = mode.block_length is not None, sampler.block_length or mode.block_length
+    end_token_ids, policy = model.config.eos_token_ids, sampler.policy(mode)
     texts = []
     for sample_id, canvas, rng in zip(sample_ids, canvases, Sampling(seed=seed).generators(sample_ids), strict=True):
+        if mode.mask_token_id in canvas:
+            at = list(canvas).index(mode.mask_token_id)
+            remedy = "give a gap where a token is to be written"
+            raise UserError(f"prompt {sample_id} has the mask token {mode.mask_token_id} at position {at}: {remedy}.")
         blocks = plan_blocks(
-            canvas,
-            sample_id,
-            block_length=sampler.block_length,
-            steps=sampler.steps,
-            uneven=sampler.uneven,
-            aligned=aligned,
+            canvas, sample_id, block_length=block_length, steps=sampler.steps, uneven=sampler.uneven, aligned=aligned
         )
         text = CanvasRow(
             sample_id, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, cache=policy,
             edit=sampler.edit, grow=sampler.grow, stop_at_end=sampler.stop_at_end,
-            early=blanks(canvas)[: sampler.min_new_tokens],
         )  # fmt: skip
         texts.append(text)
-    block_length = sampler.block_length if aligned else None
     reader = CanvasReader(
-        model, texts, mode, policy, block_length=block_length, guidance=sampler.cfg_scale, layout=layout
-    )
+        model, texts, mode, policy, block_length=block_length if aligned else None, guidance=sampler.cfg_scale,
+        layout=layout,
+    )  # fmt: skip
     return texts, reader, sampler.chooser(mode.mask_token_id, end_token_ids)
-
-
-def _refuse_mask_tokens(canvases: Sequence[Sequence[int]], sample_ids: Sequence[int], mode: Mode) -> None:
-    for sample_id, canvas in zip(sample_ids, canvases, strict=True):
-        if mode.mask_token_id in canvas:
-            at = list(canvas).index(mode.mask_token_id or 0)
-            remedy = "give a gap where a token is to be written"
-            raise UserError(f"prompt {sample_id} has the mask token {mode.mask_token_id} at position {at}: {remedy}.")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.decoding.beams import BeamSearch, beam_steps
 from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader, elect, members_of
 from anyorder.decoding.fusion.question import HYBRID, Fusion, Question, check_questions
 from anyorder.decoding.fusion.reader import FusedReader
 from anyorder.decoding.fusion.store import SegmentStore
+from anyorder.decoding.left_to_right.beams import beam_steps
 from anyorder.decoding.left_to_right.reader import BeamReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import by_sampling, decode
@@ -83,8 +83,7 @@ def fusion_steps(
     }
     reader = fusion_reader(model, texts, fusion, use_cache, store)
     if beams > 1:
-        search = BeamSearch(beams=beams, repetition_penalty=sampling.repetition_penalty)
-        return beam_steps(list(texts), reader, search, stop)
+        return beam_steps(list(texts), reader, beams, sampling, stop)
     return decode(list(texts), reader, by_sampling(sampling), stop)
 
 
