@@ -15,12 +15,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anyorder.attention import NO_CORRECTIONS, Corrections, Request, compile_mask
+from anyorder.attention import NO_CORRECTIONS, AttentionMask, Corrections, Request, compile_mask
 from anyorder.errors import UserError
 from anyorder.model import call
 from anyorder.model.block import Block
 from anyorder.model.cache import Cache
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.experts import ExpertWeights, Router
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
@@ -92,6 +93,10 @@ class Llama(nn.Module):
                 nn.init.zeros_(module.bias)
             if isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
+            if isinstance(module, ExpertWeights | Router):
+                for name, weight in module.named_parameters(recurse=False):
+                    std = 0.0 if name == "expert_bias" else self.config.initializer_range
+                    nn.init.normal_(weight, std=std)
 
     def tie_weights(self) -> None:
         """Let the head share the embedding's matrix where the configuration says so."""
@@ -175,6 +180,8 @@ class Llama(nn.Module):
             present = cache.present[:, :extent]
         place_BR = labels["position"] if rotary_positions is None else rotary_positions
         rotations: dict[Rotary, tuple[Tensor, Tensor]] = {}
+        masks: dict[Visibility | None, AttentionMask] = {}
+        block_BR = self._blocks(labels)
         views: Views = {}
         for kind in self.config.kinds:
             rotary = self.config.rotary_of(kind)
@@ -182,16 +189,39 @@ class Llama(nn.Module):
                 rotations[rotary] = rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
             request = Request(narrowed, labels, key, present, valid, *corrections)
-            cos_sin = None if rotary is None else rotations[rotary]
-            views[kind] = View(n_keys, compile_mask(request, backend, self.dtype), cos_sin, slots, extent or 0)
+            if kind.narrowing not in masks:
+                masks[kind.narrowing] = compile_mask(request, backend, self.dtype)
+            scale = kind.query_scale
+            views[kind] = View(
+                n_keys=n_keys,
+                mask=masks[kind.narrowing],
+                cos_sin=None if rotary is None else rotations[rotary],
+                query_scale=None if scale is None else scale.factor(labels["position"], self.dtype),
+                valid=valid if kind.experts else None,
+                block=block_BR if kind.experts else None,
+                slots=slots,
+                extent=extent or 0,
+            )
             if queries is not None and kind == self.config.layers[-1]:
                 query = {name: label.gather(1, queries) for name, label in labels.items()}
-                request = dataclasses.replace(
-                    request, query=query, valid=None if valid is None else valid.gather(1, queries)
+                valid_BQ = None if valid is None else valid.gather(1, queries)
+                request = dataclasses.replace(request, query=query, valid=valid_BQ)
+                views["last"] = dataclasses.replace(
+                    views[kind], mask=compile_mask(request, backend, self.dtype), queries=queries,
+                    valid=valid_BQ if kind.experts else None,
+                    block=block_BR.gather(1, queries) if kind.experts and block_BR is not None else None,
                 )  # fmt: skip
-                mask = compile_mask(request, backend, self.dtype)
-                views["last"] = dataclasses.replace(views[kind], mask=mask, queries=queries)
         return views
+
+    def _blocks(self, labels: Labels) -> Tensor | None:
+        """A number for the block of each row, `[batch, rows]`, where experts are chosen by the block."""
+        if self.config.experts is None or not self.config.experts.block_length:
+            return None
+        block_BR = labels["position"] // self.config.experts.block_length
+        if "noised" in labels:  # two copies of a text, of which neither knows what the other chooses
+            block_BR = 2 * block_BR + labels["noised"]
+        sample_B1 = torch.arange(len(block_BR), device=block_BR.device).unsqueeze(1)
+        return block_BR * len(block_BR) + sample_B1
 
     def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
         limit = self.config.cacheable
