@@ -119,7 +119,7 @@ def test_what_decides_is_how_much_can_be_written(
 
 
 def left_to_right_steps_of(model: Llama, prompts: list[list[int]], **options: Any) -> Any:
-    usual: dict[str, Any] = {"sampling": Sampling(), "stop": None, "use_cache": True, "rows": range(len(prompts))}
+    usual: dict[str, Any] = {"sampling": Sampling(), "stop": None, "use_cache": True, "sample_ids": range(len(prompts))}
     return decoder.left_to_right_steps(model, prompts, **(usual | options))
 
 
