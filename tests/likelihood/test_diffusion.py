@@ -157,7 +157,7 @@ def test_how_many_copies_are_read_at_a_time_does_not_matter(model: Llama, text: 
 def test_a_text_draws_by_its_number(model: Llama, text: list[int]) -> None:
     options = {"mode": DIFFUSION, "method": MonteCarlo(samples=32)}
     together = diffusion_log_prob(model, [text] * 3, [[2, 5, 6, 8]] * 3, **options)
-    [third] = diffusion_log_prob(model, [text], [[2, 5, 6, 8]], rows=[2], **options)
+    [third] = diffusion_log_prob(model, [text], [[2, 5, 6, 8]], sample_ids=[2], **options)
     assert third.log_prob == pytest.approx(together[2].log_prob, rel=1e-12)
     assert third.log_prob != pytest.approx(together[0].log_prob, rel=1e-12)
 
@@ -353,7 +353,8 @@ def test_mistakes_are_told_with_the_remedy(model: Llama, text: list[int]) -> Non
     refused(r"positions of text 0 are \[4, 3\]: give rising positions from 0 to 8, at least one\.", scored=[4, 3])
     refused(r"positions of text 0 are \[\]: ", scored=[])
     refused(r"positions of text 0 are \[3, 9\]: ", scored=[3, 9])
-    refused(r"text 0 has token ids outside 0 to 30: use this network's tokenizer\.", ids=[1, 2, 3, 4, 99])
+    remedy = r"give ids from 0 to 30, from the tokenizer of this network\."
+    refused(rf"text 0 has the token id 99: {remedy}", ids=[1, 2, 3, 4, 99])
     refused(r"text 0 has the mask token 30 among those scored: write it first\.", ids=[1, 2, 3, 4, MASK])
     long = text * 3
     refused(

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from anyorder.api.dispatch import Order, decoder_of, prompts_for, text_of
 from anyorder.api.output import Finished
 from anyorder.api.text import Continuation, Prompt, stop_strings
-from anyorder.decoding.beams import write_by_beam_search
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step
@@ -125,17 +124,11 @@ class Batches:
     def _written(self, mode: str, rows: Sequence[int], watch: Watch | None) -> Generation:
         prompts = [self.rows[row] for row in rows]
         condition = self._stopped if self._stops else None
-        if self._options.num_beams == 1:
-            recorder = Recorder(prompts, rows, self._model.config.eos_token_ids)
-            for step in recorder.watch(self._decoders[mode](prompts, rows, condition)):
-                if watch is not None:
-                    watch(step)
-            return recorder.generation()
-        return write_by_beam_search(
-            self._model, prompts, beams=self._options.num_beams, max_new_tokens=self._options.max_new_tokens,
-            repetition_penalty=self._options.sampling.repetition_penalty, stop=condition,
-            use_cache=self._options.use_cache, rows=rows,
-        )  # fmt: skip
+        recorder = Recorder(prompts, rows, self._model.config.eos_token_ids)
+        for step in recorder.watch(self._decoders[mode](prompts, rows, condition)):
+            if watch is not None:
+                watch(step)
+        return recorder.generation()
 
     def _stopped(self, row: int, written: Sequence[int]) -> bool:
         assert self._tokenizer is not None, "stop strings need it"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from anyorder.api.text import GAP, Continuation, Gaps, Prompt, prompts_with_gaps
 from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.any_order.speculation import Speculative, speculative_steps
-from anyorder.decoding.canvas import BLANK, check_canvases, continuation
+from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout, check_canvases, continuation
 from anyorder.decoding.checks import check_prompts
 from anyorder.decoding.diffusion.decoder import diffusion_steps
 from anyorder.decoding.diffusion.sampler import DiffusionSampler, sampler_of_order
@@ -25,7 +25,6 @@ from anyorder.orders.plan import GroupPlan
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
 
@@ -100,14 +99,14 @@ def _diffusing(sampler: DiffusionSampler, config: ModelConfig) -> Mode:
 
 def decoder_of(
     mode: Mode, order: Order, model: Llama, *, sampling: Sampling, max_new_tokens: int, use_cache: bool,
-    compile: bool | Literal["auto"], num_beams: int = 1, num_samples: int = 1, fused: FusedCanvases | None = None,
+    compile: bool | Literal["auto"], num_beams: int = 1, num_samples: int = 1, layout: CanvasLayout = PLAIN,
 ) -> Decoder:  # fmt: skip
     """What writes in this order.
 
     Args:
         mode, order: from `resolve`.
         num_samples: texts of each prompt, which share its plan.
-        fused: where phrasings of questions stand in canvases.
+        layout: of the canvases.
         model, sampling, max_new_tokens, use_cache, compile, num_beams: as in `anyorder.generate`.
 
     Raises:
@@ -117,8 +116,8 @@ def decoder_of(
         sampling.check_filters()
     if mode.name == LEFT_TO_RIGHT.name:
         return lambda prompts, rows, stop: left_to_right_steps(
-            model, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, use_cache=use_cache,
-            compile=compile, rows=rows,
+            model, prompts, sample_ids=rows, max_new_tokens=max_new_tokens, sampling=sampling, num_beams=num_beams,
+            stop=stop, use_cache=use_cache, compile=compile,
         )  # fmt: skip
     if num_beams != 1:
         raise UserError(f"num_beams is {num_beams!r}, but beams are written from left to right: leave it out.")
@@ -128,7 +127,7 @@ def decoder_of(
         assert isinstance(order, str | DiffusionSampler), "an order of another mode was known above"
         sampler = sampler_of_order(order, sampling, use_cache=use_cache)
         return lambda canvases, rows, stop: diffusion_steps(
-            model, canvases, sampler, mode=mode, rows=rows, seed=sampling.seed, stop=stop, fused=fused
+            model, canvases, sampler, mode=mode, sample_ids=rows, seed=sampling.seed, stop=stop, layout=layout
         )
 
     def of(planned: Any, rows: Sequence[int]) -> Any:
@@ -136,14 +135,12 @@ def decoder_of(
 
     options: dict[str, Any] = {"sampling": sampling, "use_cache": use_cache}
     if isinstance(order, Speculative):
-        if fused is not None:
-            raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
         return lambda canvases, rows, stop: speculative_steps(
-            model, canvases, Speculative(order=of(order.order, rows), draft=order.draft), rows=rows, stop=stop,
+            model, canvases, Speculative(order=of(order.order, rows), draft=order.draft), sample_ids=rows, stop=stop,
             **options,
         )  # fmt: skip
     return lambda canvases, rows, stop: any_order_steps(
-        model, canvases, of(order, rows), rows=rows, stop=stop, fused=fused, **options
+        model, canvases, of(order, rows), sample_ids=rows, stop=stop, layout=layout, **options
     )
 
 

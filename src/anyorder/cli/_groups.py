@@ -41,12 +41,16 @@ TRAINING: dict[str, Sequence[str]] = {
     ),
     "how": (
         "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
+        "balance_loss", "balance_bias",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
     "what is told and kept": (
         "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",
     ),
 }  # fmt: skip
+
+TRAININGS = ("pretrain", "sft")
+"""The commands whose options are those of a training."""
 
 FEW = 8
 """So many options need no headings."""
