@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.api.dispatch import Order, decoder_of, resolve
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
@@ -22,7 +21,7 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, Stop, collect
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.model.modes import LEFT_TO_RIGHT
+from anyorder.modes import Options, Order, decoder_of, resolve
 from anyorder.utils.annotations import checked
 
 if TYPE_CHECKING:
@@ -233,7 +232,7 @@ class _Fuser:
         self.fusion, self.sampling = fusion, sampling
         self.mode, self.order = resolve(order, model.config)
         self.max_new_tokens, self.use_cache = max_new_tokens, use_cache
-        if self.mode.name == LEFT_TO_RIGHT.name:
+        if self.mode.kind.causal:
             sampling.check_filters()
         self.stops = stop_strings(stop, tokenizer)
         self.score = weights if isinstance(weights, str) else None
@@ -248,7 +247,7 @@ class _Fuser:
 
     def refuse_unless_causal(self, given: Mapping[str, bool]) -> None:
         """Refuse the options, by name, that are given although only answers from left to right have them."""
-        for name in (name for name, is_given in given.items() if is_given and self.mode.name != LEFT_TO_RIGHT.name):
+        for name in (name for name, is_given in given.items() if is_given and not self.mode.kind.causal):
             raise UserError(
                 f"{name} is for answers from left to right, but this is one by {self.mode.name!r}: leave it out."
             )
@@ -270,7 +269,7 @@ class _Fuser:
         self, questions: Sequence[Question], rows: range, stop: Stop | None, beams: int = 1
     ) -> tuple[Sequence[Sequence[int]], Iterator[Step]]:
         """The prompts or canvases of these questions, and the steps that write their answers."""
-        if self.mode.name == LEFT_TO_RIGHT.name:
+        if self.mode.kind.causal:
             steps = fusion_steps(
                 self.model, questions, fusion=self.fusion, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
                 stop=stop, rows=rows, beams=beams, use_cache=self.use_cache, store=self.store,
@@ -278,10 +277,10 @@ class _Fuser:
             )  # fmt: skip
             return [question.layout(self.fusion.positions).token_ids for question in questions], steps
         fused = FusedCanvases(questions, self.fusion, [self.limits[row] for row in rows], self.model.device)
-        decoder = decoder_of(
-            self.mode, self.order, self.model, sampling=self.sampling, max_new_tokens=self.max_new_tokens,
-            use_cache=self.use_cache, compile="auto", fused=fused,
-        )  # fmt: skip
+        options = Options(
+            order=self.order, sampling=self.sampling, max_new_tokens=self.max_new_tokens, use_cache=self.use_cache
+        )
+        decoder = decoder_of(self.mode, self.order, self.model, options, fused)
         return fused.canvases, decoder(fused.canvases, rows, stop)
 
     def condition(self, questions: Sequence[Question], rows: range, beams: bool) -> Stop | None:

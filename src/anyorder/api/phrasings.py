@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from anyorder.api.prompt_forms import listed, plain_prompt
-from anyorder.api.text import Messages
-from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
+from anyorder.api.prompts import Messages, TextEncoder
 from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError
 
@@ -49,7 +48,7 @@ def read_questions(
     questions = []
     for number, of_question in enumerate(of_questions):
         name = "" if single else f" of question {number}"
-        spell = _Detokenizer(tokenizer, prefixes[number], of_question)
+        encoder = _QuestionEncoder(tokenizer, prefixes[number], of_question)
         if not of_question:
             raise UserError(f"there are 0 phrasings{name}: give at least one.")
         for index, phrasing in enumerate(of_question):
@@ -57,16 +56,16 @@ def read_questions(
                 raise UserError(f"phrasing {index}{name} is {phrasing!r}: write a question in it, or leave it out.")
         questions.append(
             Question(
-                segments=tuple(spell.segment(phrasing, listed(separator)) for phrasing in of_question),
-                prefix=spell.prefix,
-                suffix=spell.continuing(suffixes[number]),
+                segments=tuple(encoder.segment(phrasing, listed(separator)) for phrasing in of_question),
+                prefix=encoder.prefix,
+                suffix=encoder.continuing(suffixes[number]),
                 weights=shares[number],
             )
         )
     return questions, single
 
 
-class _Detokenizer:
+class _QuestionEncoder:
     """Makes token ids of the parts of one question.
 
     Args:
@@ -79,11 +78,11 @@ class _Detokenizer:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None, prefix: Part, phrasings: Sequence[Part]) -> None:
-        self.tokenizer = tokenizer
+        self.encoder = TextEncoder(tokenizer)
         self.begins = prefix == ""  # phrasings are how texts begin
         if isinstance(prefix, str):
             any_text = prefix or any(isinstance(phrasing, str) for phrasing in phrasings)
-            prefix = prompt_tokens(self._require(prefix), prefix) if any_text else ()
+            prefix = self.encoder.beginning(prefix) if any_text else ()
         self.prefix = tuple(prefix)
 
     def segment(self, phrasing: Part, separator: Part) -> tuple[int, ...]:
@@ -91,19 +90,14 @@ class _Detokenizer:
         if isinstance(phrasing, str) and isinstance(separator, str):
             phrasing, separator = phrasing + separator, ""
         if isinstance(phrasing, str) and self.begins:
-            phrasing = prompt_tokens(self._require(phrasing), phrasing)[len(self.prefix) :]
+            phrasing = self.encoder.beginning(phrasing)[len(self.prefix) :]
         return self.continuing(phrasing) + self.continuing(separator)
 
     def continuing(self, part: Part) -> tuple[int, ...]:
         """A part that is not the first."""
         if isinstance(part, str):
-            return tuple(continuing_tokens(self._require(part), part)) if part else ()
+            return tuple(self.encoder.continuing(part)) if part else ()
         return tuple(part)
-
-    def _require(self, text: str) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            raise UserError(f"{_short(text)} is text and tokenizer is None: give the tokenizer, or token ids.")
-        return self.tokenizer
 
 
 def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[list[Part]], bool]:

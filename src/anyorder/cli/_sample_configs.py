@@ -11,7 +11,7 @@ import yaml
 
 from anyorder.cli._groups import TRAINING
 from anyorder.cli._signature import field_explanations
-from anyorder.orders.names import MIXTURE, OBJECTIVES
+from anyorder.orders.names import MIXTURE, objectives
 from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
 
 ELSEWHERE = ("last_answer_only", "resume", "force")
@@ -25,7 +25,7 @@ def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
     """The name of each file and its text."""
     files = {}
     for command in ("pretrain", "sft"):
-        for objective in (*OBJECTIVES, MIXTURE):
+        for objective in (*objectives(), MIXTURE):
             given: dict[str, Any] = {
                 "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective,
                 # Unless given, what is pre-trained by the other file of the pair is tuned.

@@ -232,6 +232,25 @@ def write_by_beam_search(
         UserError: as `write_left_to_right`.
     """
     sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
+    steps = beam_search_steps(
+        model, prompts, beams=beams, max_new_tokens=max_new_tokens, repetition_penalty=repetition_penalty, stop=stop,
+        use_cache=use_cache, sample_ids=sample_ids,
+    )  # fmt: skip
+    return collect(steps, prompts, sample_ids, model.config.eos_token_ids)
+
+
+def beam_search_steps(
+    model: Llama,
+    prompts: Sequence[Sequence[int]],
+    *,
+    beams: int,
+    max_new_tokens: int,
+    repetition_penalty: float,
+    stop: Stop | None,
+    use_cache: bool,
+    sample_ids: Sequence[int],
+) -> Iterator[Step]:
+    """Yield the one step of `write_by_beam_search`. Mistakes are raised at once."""
     check_prompts(model.config, prompts, sample_ids)
     check_max_new_tokens(max_new_tokens)
     config, search = model.config, BeamSearch(beams=beams, repetition_penalty=repetition_penalty)
@@ -246,5 +265,4 @@ def write_by_beam_search(
         for sample_id, prompt in zip(sample_ids, prompts, strict=True)
         for _ in range(beams)
     ]
-    steps = beam_steps(texts, CausalReader(model, texts, use_cache=use_cache), search, stop)
-    return collect(steps, prompts, sample_ids, config.eos_token_ids)
+    return beam_steps(texts, CausalReader(model, texts, use_cache=use_cache), search, stop)

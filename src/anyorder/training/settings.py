@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from anyorder.errors import UserError
-from anyorder.orders.names import MIXTURE, OBJECTIVES, objective_named
+from anyorder.orders.names import MIXTURE, objective_named, objectives
 from anyorder.utils.annotations import Listed, check_fields
 
 STEPS = 1000
@@ -215,12 +215,12 @@ class Run(Training):
         if self.objective is None and self.init is None:
             object.__setattr__(self, "objective", "autoregressive")
         defaults = {item.name: item.default for item in fields(self)}
-        for name, objectives in NEEDS.items():
+        for name, owners in NEEDS.items():
             unknown = self.objective is None  # until the network has been read
-            if getattr(self, name) != defaults[name] and not unknown and not objectives & {self.objective, *self.parts}:
+            if getattr(self, name) != defaults[name] and not unknown and not owners & {self.objective, *self.parts}:
                 raise UserError(
                     f"{name} is {getattr(self, name)!r} for the objective {self.objective!r}, which does not have it: "
-                    f"leave it out, or choose {' or '.join(sorted(objectives))}."
+                    f"leave it out, or choose {' or '.join(sorted(owners))}."
                 )
         for name in FROM_SCRATCH:
             if self.init is not None and getattr(self, name) != defaults[name]:
@@ -238,7 +238,7 @@ class Run(Training):
         for text in self.shares:
             words, equals, share = text.partition("=")
             if not _is_share(share):
-                raise UserError(f"shares has {text!r}: give objective=number, such as {OBJECTIVES[0]}=0.5.")
+                raise UserError(f"shares has {text!r}: give objective=number, such as {objectives()[0]}=0.5.")
             name, length = objective_named(words, "shares")
             if name == MIXTURE:
                 raise UserError(f"shares has {text!r}, a mixture within a mixture: name what it is made of.")

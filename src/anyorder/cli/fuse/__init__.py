@@ -79,10 +79,9 @@ def command(
         raise UserError("there are 0 phrasings: write at least one behind the model, each in quotes.")
 
     import anyorder
-    from anyorder.api.dispatch import resolve
     from anyorder.cli._console import PlainConsole
     from anyorder.decoding.fusion.question import Fusion
-    from anyorder.model.modes import LEFT_TO_RIGHT
+    from anyorder.modes import resolve
     from anyorder.utils.json_text import json_text
 
     Fusion(method=method, positions=positions, correction=correction)  # a wrong name is told before a network is read
@@ -93,7 +92,7 @@ def command(
             model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
         )
     mode, _ = resolve(order, network.config)
-    attended = method == "attention" and mode.name == LEFT_TO_RIGHT.name
+    attended = method == "attention" and mode.kind.causal
     options: dict[str, Any] = {
         "prefix": prefix, "suffix": suffix, "separator": separator, "method": method, "positions": positions,
         "correction": correction, "order": order, "max_new_tokens": max_new_tokens, "temperature": temperature,
