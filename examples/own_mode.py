@@ -133,6 +133,7 @@ class BothEndsMode(ModeEntry):
 def main() -> None:
     register(BothEndsMode())
     model, tokenizer = anyorder.load(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    assert tokenizer is not None, "the checkpoint comes without a tokenizer"
     model, mask = with_mask_token(model, tokenizer, "<|mask|>")
     mode = Mode(name="both-ends", shifted=False, mask_token_id=mask, block_length=4)
     model = adapt(model, [mode])

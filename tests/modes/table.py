@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from anyorder.model import modes as kinds
 from anyorder.modes import ENTRIES
@@ -12,11 +13,11 @@ from anyorder.modes import ENTRIES
 @contextmanager
 def own_modes() -> Iterator[None]:
     """Within it modes may be registered, which are forgotten at its end."""
-    tables = (kinds.KINDS, kinds._MODES, ENTRIES)
+    tables: tuple[dict[str, Any], ...] = (kinds.KINDS, kinds._MODES, ENTRIES)
     before = [dict(table) for table in tables]
     try:
         yield
     finally:
         for table, entries in zip(tables, before, strict=True):
             table.clear()
-            table.update(entries)  # type: ignore[arg-type]
+            table.update(entries)

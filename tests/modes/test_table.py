@@ -24,6 +24,7 @@ from anyorder.orders.names import objective_named, read_order
 from anyorder.training import Training, fit
 from tests.model.networks import network
 from tests.modes.table import own_modes
+from tests.pages import blocks_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_mode.py"
 MASK = 3
@@ -163,3 +164,12 @@ def test_what_a_mode_does_not_take(both_ends: Llama) -> None:
             anyorder.generate(both_ends, None, [5, 6], **options)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="the mode 'both-ends' does not keep phrasings apart: give another order"):
         anyorder.fuse(both_ends, None, [[5, 6], [7]])
+
+
+def test_the_guide_shows_the_example() -> None:
+    guide = (EXAMPLE.parents[1] / "docs" / "write-your-own-mode.md").read_text(encoding="utf-8")
+    example = EXAMPLE.read_text(encoding="utf-8")
+    assert len(example.splitlines()) < 150
+    _, *parts, _ = [block.code for block in blocks_of(guide)]
+    assert len(parts) == 5
+    assert all(part in example for part in parts)

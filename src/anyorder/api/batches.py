@@ -46,7 +46,8 @@ class Batches:
         self._model, self._tokenizer, self._options = model, tokenizer, options
         read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens)
         samples = options.num_samples or 1
-        self._decoders = {mode.name: decoder_of(mode, order, model, options) for mode, order in read.modes}
+        modes = {mode.name: (mode, order) for mode, order in read.modes}
+        self._decoders = {name: decoder_of(mode, order, model, options) for name, (mode, order) in modes.items()}
         self.single = read.single
         self.rows = [ids for ids in read.rows for _ in range(samples)]
         self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
@@ -55,12 +56,13 @@ class Batches:
         self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self.rows]
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
-        """Write one batch after the other; `watch` is called with each step of a decoder."""
+        """Write one batch after the other; call `watch` with each step of a decoder."""
         size = self._options.batch_size or len(self.rows)
         for start in range(0, len(self.rows), size):
-            rows = range(start, min(start + size, len(self.rows)))
-            texts = None if self._texts is None else [self._texts[row] for row in rows]
-            yield Finished.of(self._generation(rows, watch), texts, [self._prompts[row] for row in rows])
+            sample_ids = range(start, min(start + size, len(self.rows)))
+            texts = None if self._texts is None else [self._texts[sample_id] for sample_id in sample_ids]
+            prompts = [self._prompts[sample_id] for sample_id in sample_ids]
+            yield Finished.of(self._generation(sample_ids, watch), texts, prompts)
 
     def _generation(self, sample_ids: range, watch: Watch | None) -> Generation:
         """Write the texts of each mode at once, and return all in the order of their prompts."""
@@ -78,10 +80,10 @@ class Batches:
             places += own
         return Generation.join(parts).select([places.index(sample_id) for sample_id in sample_ids])
 
-    def _stopped(self, row: int, written: Sequence[int]) -> bool:
+    def _stopped(self, sample_id: int, written: Sequence[int]) -> bool:
         assert self._tokenizer is not None, "stop strings need it"
         assert self._texts is not None
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
-        text = Continuation(self._tokenizer, self.rows[row], self._stops) if beams else self._texts[row]
+        text = Continuation(self._tokenizer, self.rows[sample_id], self._stops) if beams else self._texts[sample_id]
         return text.read(written)

@@ -12,7 +12,7 @@ import yaml
 from anyorder.cli._groups import TRAINING
 from anyorder.cli._signature import field_explanations
 from anyorder.orders.names import MIXTURE, objectives
-from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run, objectives_with
 
 ELSEWHERE = ("last_answer_only", "resume", "force")
 """What belongs on the command line, and is in no file."""
@@ -46,7 +46,7 @@ def _text(command: str, objective: str, given: dict[str, Any]) -> str:
     for title, names in TRAINING.items():
         lines += ["", f"# ---- {title} ----"]
         for name in names:
-            of_others = name in NEEDS and not NEEDS[name] & learnt
+            of_others = name in NEEDS and not objectives_with(name) & learnt
             if name in ELSEWHERE or of_others or (name == "shares" and objective != MIXTURE):
                 continue
             value = given.get(name, defaults[name])
