@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.api.batches import Options
-from anyorder.api.dispatch import Order, decoder_of, resolve
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
-from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.fusion.decoder import fusion_steps
@@ -24,7 +21,7 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, Stop, collect
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.model.modes import LEFT_TO_RIGHT
+from anyorder.modes import Options, Order, decoder_of, resolve
 from anyorder.utils.annotations import checked
 
 if TYPE_CHECKING:
@@ -126,8 +123,8 @@ def fuse(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     options = Options(
-        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_samples=None,
-        num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile="auto",
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_beams=num_beams,
+        batch_size=batch_size, use_cache=use_cache,
     )  # fmt: skip
     questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
     fusion = Fusion(method=method, positions=positions, correction=correction)
@@ -174,8 +171,7 @@ def stream_fused(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     options = Options(
-        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_samples=None, num_beams=1,
-        batch_size=None, use_cache=use_cache, compile="auto",
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache
     )  # fmt: skip
     questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
     fusion = Fusion(method=method, positions=positions, correction=correction)
@@ -221,13 +217,9 @@ class _Answers:
 
     def _check_mode(self) -> None:
         """Refuse what the mode of the answers cannot do."""
-        if self.mode.name == LEFT_TO_RIGHT.name:
+        if self.mode.kind.causal:
             self.options.sampling.check_filters()
             return
-        if isinstance(self.order, Speculative):
-            raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
-        if self.mode.block_length is not None:
-            raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
         causal_only = {
             f"method {self.fusion.method!r}": self.fusion.method != "attention",
             f"num_beams {self.options.num_beams}": self.options.num_beams > 1,
@@ -276,7 +268,7 @@ class _Answers:
     ) -> tuple[Sequence[Sequence[int]], Iterator[Step]]:
         """Return the prompts or canvases of these questions, and the steps that write their answers."""
         options = self.options
-        if self.mode.name == LEFT_TO_RIGHT.name:
+        if self.mode.kind.causal:
             steps = fusion_steps(
                 self.model, questions, fusion=self.fusion, max_new_tokens=options.max_new_tokens,
                 sampling=options.sampling, stop=stop, sample_ids=numbers, beams=options.num_beams,
@@ -285,10 +277,7 @@ class _Answers:
             return [question.layout(self.fusion.positions).token_ids for question in questions], steps
         limits = [self.limits[number] for number in numbers]
         fused = FusedCanvases(questions, self.fusion, limits, self.model.device)
-        decoder = decoder_of(
-            self.mode, self.order, self.model, sampling=options.sampling, max_new_tokens=options.max_new_tokens,
-            use_cache=options.use_cache, compile=options.compile, layout=fused,
-        )  # fmt: skip
+        decoder = decoder_of(self.mode, self.order, self.model, options, fused)
         return fused.canvases, decoder(fused.canvases, numbers, stop)
 
     def _condition(self) -> Stop | None:

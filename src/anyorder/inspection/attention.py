@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.model.call import content_visibility
 from anyorder.utils.files import whole_file
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ def analyze_attention_patterns(
         raise UserError(f"rows is {list(chosen)!r}: give positions from 0 to {len(text) - 1}, at least one.")
     position_BL = torch.arange(len(text), device=model.device)[None]
     seen: list[Tensor] = []
-    views = model.prepare(content_visibility(mode), {"position": position_BL}, backend="eager")
+    views = model.prepare(mode.kind.visibility(mode), {"position": position_BL}, backend="eager")
     watched = {
         kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=lambda w: seen.append(w[0].cpu())))
         for kind, view in views.items()

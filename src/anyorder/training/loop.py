@@ -16,6 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from anyorder.errors import UserError
+from anyorder.modes import LearningOptions, entry_of
 from anyorder.objectives import Objective
 from anyorder.training.curves import Log
 from anyorder.training.engine import PARTIAL, ObjectiveTrainer, check_checkpoint, whole_checkpoints
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 @checked()
 def fit(
     network: Llama,
-    objective: Objective,
+    objective: Objective | str,
     rows: Rows | Iterable[Row],
     training: Training,
     *,
@@ -49,7 +50,7 @@ def fit(
 
     Args:
         network: whose trainable weights change.
-        objective: what is learnt.
+        objective: what is learnt; or the name of a mode of the network, whose objective is taken as it is.
         rows: prepared data; those that have no length are taken as they come, not shuffled.
         training: how.
         folder: where checkpoints go; None makes none.
@@ -69,6 +70,9 @@ def fit(
             process trains into `folder`, or there is nothing to resume or it is damaged.
     """
     check_machine(training, report_to)
+    if isinstance(objective, str):
+        mode = network.config.mode(objective)
+        objective = entry_of(mode).objective(mode, LearningOptions())
     if isinstance(rows, Sized) and len(rows) == 0:
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
     if training.epochs is not None and not isinstance(rows, Sized):

@@ -15,25 +15,15 @@ from anyorder.data.readers import read_texts
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.modes import TRAINED_BY
+from anyorder.model.modes import KINDS, Mode, mode_named
 from anyorder.model.rope import Rotary
-from anyorder.objectives import (
-    Antithetic,
-    Autoregressive,
-    BlockDiffusion,
-    Independent,
-    MaskedDiffusion,
-    MaskedDiffusionTuning,
-    Mixture,
-    Objective,
-    Permutation,
-    Stratified,
-)
+from anyorder.modes import LearningOptions, entry_of
+from anyorder.objectives import Antithetic, Independent, Mixture, Objective, Stratified
 from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders.kinds import LeftToRight, Random, Spans
 from anyorder.training.longer import extended
-from anyorder.training.settings import BLOCK_LENGTH, DIFFUSION, Run
+from anyorder.training.settings import BLOCK_LENGTH, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,19 +101,20 @@ def with_own_mode(run: Run, config: ModelConfig) -> Run:
     if objective is None:
         names = [mode.name for mode in config.modes]
         if len(names) > 1:
-            choices = ", ".join(TRAINED_BY[name] for name in names)
+            choices = ", ".join(KINDS[name].objective for name in names)
             raise UserError(
                 f"objective is not given, and the network in {run.init!r} writes by {' and '.join(names)}, of which "
                 f"training keeps what it teaches: give one of {choices}, or mixture with shares of several."
             )
-        objective = TRAINED_BY[config.default_mode]
-    own = {TRAINED_BY[mode.name]: mode for mode in config.modes}
+        objective = KINDS[config.default_mode].objective
+    own = {mode.kind.objective: mode for mode in config.modes}
     learnt = {objective, *run.parts}
     shifted, block_length = run.shifted, run.block_length
     if "masked-diffusion" in own and "masked-diffusion" in learnt:
         shifted = shifted or own["masked-diffusion"].shifted
-    if block_length is None and "block-diffusion" in learnt:
-        block_length = own["block-diffusion"].block_length if "block-diffusion" in own else BLOCK_LENGTH
+    blocked = [name for name in learnt if (mode := mode_named(name)) and KINDS[mode].blocks]
+    if block_length is None and blocked:
+        block_length = own[blocked[0]].block_length if blocked[0] in own else BLOCK_LENGTH
     changes: dict[str, Any] = {"objective": objective, "shifted": shifted, "block_length": block_length}
     return dataclasses.replace(run, **changes)
 
@@ -131,7 +122,7 @@ def with_own_mode(run: Run, config: ModelConfig) -> Run:
 def lost_modes(run: Run, config: ModelConfig) -> list[str]:
     """The ways in which the network of `init` writes, and the trained one will not."""
     learnt = {run.objective, *run.parts}
-    return [mode.name for mode in config.modes if run.init is not None and TRAINED_BY[mode.name] not in learnt]
+    return [mode.name for mode in config.modes if run.init is not None and mode.kind.objective not in learnt]
 
 
 def prepared(
@@ -146,7 +137,8 @@ def prepared(
         tuning: learn answers alone, not whole texts.
     """
     mask_token_id = -1
-    if DIFFUSION & {run.objective, *run.parts}:
+    learnt = [KINDS[mode] for name in (run.objective, *run.parts) if name and (mode := mode_named(name))]
+    if any(kind.mask_token for kind in learnt):
         model, mask_token_id = with_mask_token(model, tokenizer, run.mask_token, run.seed)
     objective = objective_of(run, mask_token_id, model.config, tuning=tuning)
     return adapt(model, objective.modes, seed=run.seed), objective
@@ -164,30 +156,23 @@ def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: b
 
 
 def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
-    times = _times(run)
-    match name:
-        case "autoregressive":
-            return Autoregressive()
-        case "permutation":
-            return Permutation(schedule=_schedule(run), predicted=run.predicted)
-        case "masked-diffusion" if tuning:
-            if run.random_length_prob != Run.random_length_prob:
-                given = f"random_length_prob is {run.random_length_prob}, but answers are not cropped"
-                raise UserError(f"{given}: leave it out, or give whole texts to pretrain.")
-            if not config.eos_token_ids:
-                raise UserError("the network has no end token, by which answers end: name one in its config.json.")
-            return MaskedDiffusionTuning(
-                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
-                opening_steps=run.opening_steps, length=run.length, end_token_id=config.eos_token_ids[0],
-            )  # fmt: skip
-        case "masked-diffusion":
-            return MaskedDiffusion(
-                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
-                opening_steps=run.opening_steps, random_length=run.random_length_prob,
-            )  # fmt: skip
-    assert name == "block-diffusion", "no other objective is named"
-    assert run.block_length is not None, "resolved by with_own_way"
-    return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, eps=run.eps, times=times)
+    """The objective of this name, with the conventions and the options of the settings."""
+    kind = KINDS[mode_named(name) or name]
+    if kind.diffuses and not kind.blocks and tuning and run.random_length_prob != Run.random_length_prob:
+        given = f"random_length_prob is {run.random_length_prob}, but answers are not cropped"
+        raise UserError(f"{given}: leave it out, or give whole texts to pretrain.")
+    mode = Mode(
+        name=kind.name,
+        shifted=kind.causal or (run.shifted and not kind.blocks),
+        mask_token_id=mask_token_id if kind.mask_token else None,
+        block_length=run.block_length if kind.blocks else None,
+    )
+    options = LearningOptions(
+        tuning=tuning, schedule=_schedule(run), predicted=run.predicted, times=_times(run), eps=run.eps,
+        opening_steps=run.opening_steps, random_length=run.random_length_prob, length=run.length,
+        end_token_id=next(iter(config.eos_token_ids), None),
+    )  # fmt: skip
+    return entry_of(mode).objective(mode, options)
 
 
 def _times(run: Run) -> Times:

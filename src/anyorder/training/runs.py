@@ -105,7 +105,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
         bytes_per_token = report_of(others).bytes_per_token
     if settings.steps is None:
         settings = settings.in_steps(len(rows), processes())
-        hidden = next((mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None), -1)
+        hidden = next(iter(model.config.mask_token_ids), -1)
         objective = objective_of(settings, hidden, model.config, tuning=tuning)  # whose schedules go by steps
     tell(summary(settings, model, None if settings.streaming else len(rows), processes=processes()))
     face = AnyOrderForCausalLM.of(model).train()
@@ -198,11 +198,11 @@ def _rows(
     tell: Callable[[str], None], streaming: bool = False,
 ) -> Any:  # fmt: skip
     """A `datasets.Dataset`, or an iterable one."""
-    masks = {mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None}
     dataset: Any = prepare(
         source, tokenizer, settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
-        template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None), mask_token_ids=masks,
-        vocab_size=model.config.vocab_size, skip_bad_lines=settings.skip_bad_lines, cache_dir=settings.cache_dir,
+        template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None),
+        mask_token_ids=model.config.mask_token_ids, vocab_size=model.config.vocab_size,
+        skip_bad_lines=settings.skip_bad_lines, cache_dir=settings.cache_dir,
         streaming=streaming, last_answer_only=settings.last_answer_only,
     )  # fmt: skip
     if not streaming:
