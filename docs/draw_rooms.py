@@ -28,6 +28,7 @@ FLOORS = (
     ("orders",),
     ("objectives", "decoding", "checkpoints"),
     ("likelihood", "huggingface"),
+    ("modes",),
     ("api", "data"),
     ("training",),
     ("evaluation", "inspection"),

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.question import METHODS
 from anyorder.decoding.fusion.weighting import CORRECTIONS
 from anyorder.orders.names import NAMES
+from tests.modes.table import own_modes
 from tests.pages import Reader, blocks_of
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
@@ -37,12 +39,13 @@ def page(project_root: Path) -> str:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
+def reader(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     """In an empty folder."""
     reader = Reader(tmp_path, shared_data)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(reader.cache))
-    return reader
+    with own_modes():
+        yield reader
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in NEEDS_COMMANDS])

@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder import GroupPlan
-from anyorder.api.text import UNREADABLE, Continuation, prompts_with_gaps
+from anyorder.api.prompts import prompts_with_gaps
+from anyorder.api.text import UNREADABLE, Continuation
 from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.canvas import BLANK
@@ -187,7 +188,7 @@ def test_a_gap_is_not_streamed() -> None:
 
 def test_tokenizers_are_needed_for_text() -> None:
     none: PreTrainedTokenizerBase | None = None
-    with pytest.raises(UserError, match=r"^the prompt is text .* and tokenizer is None"):
+    with pytest.raises(UserError, match=r"^'Once' is text and tokenizer is None: give the tokenizer"):
         anyorder.generate(MODEL, none, "Once [...]", order="random")
 
 

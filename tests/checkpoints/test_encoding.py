@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.api.phrasings import read_questions
-from anyorder.api.text import prompt_ids, prompts_with_gaps
+from anyorder.api.prompts import prompt_ids, prompts_with_gaps
 from anyorder.checkpoints.tokenizer.encoding import (
     begin_tokens,
     continuing_tokens,

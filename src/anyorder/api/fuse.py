@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.api.batches import Options
-from anyorder.api.dispatch import Order, decoder_of, resolve
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
-from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.fusion.decoder import fusion_steps
@@ -24,7 +21,7 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, Stop, collect
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.model.modes import LEFT_TO_RIGHT
+from anyorder.modes import Options, Order, decoder_of, resolve
 from anyorder.utils.annotations import checked
 
 if TYPE_CHECKING:
@@ -126,8 +123,8 @@ def fuse(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     options = Options(
-        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_samples=None,
-        num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile="auto",
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_beams=num_beams,
+        batch_size=batch_size, use_cache=use_cache,
     )  # fmt: skip
     questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
     fusion = Fusion(method=method, positions=positions, correction=correction)
@@ -174,8 +171,7 @@ def stream_fused(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
     options = Options(
-        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_samples=None, num_beams=1,
-        batch_size=None, use_cache=use_cache, compile="auto",
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache
     )  # fmt: skip
     questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
     fusion = Fusion(method=method, positions=positions, correction=correction)
@@ -211,23 +207,19 @@ class _Answers:
     attention_share: bool = False
 
     def __post_init__(self) -> None:
-        config, numbers = self.model.config, range(len(self.questions))
+        config, sample_ids = self.model.config, range(len(self.questions))
         self.mode, self.order = resolve(self.options.order, config)
         self.stops = stop_strings(self.options.stop, self.tokenizer)
-        self.limits = check_questions(config, self.questions, self.fusion, self.options.max_new_tokens, numbers)
+        self.limits = check_questions(config, self.questions, self.fusion, self.options.max_new_tokens, sample_ids)
         self.score = self.weights if isinstance(self.weights, str) else None
         self._check_mode()
         self.segments = None if self.store is None else SegmentStore(self.store, self.model)
 
     def _check_mode(self) -> None:
         """Refuse what the mode of the answers cannot do."""
-        if self.mode.name == LEFT_TO_RIGHT.name:
+        if self.mode.kind.causal:
             self.options.sampling.check_filters()
             return
-        if isinstance(self.order, Speculative):
-            raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
-        if self.mode.block_length is not None:
-            raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
         causal_only = {
             f"method {self.fusion.method!r}": self.fusion.method != "attention",
             f"num_beams {self.options.num_beams}": self.options.num_beams > 1,
@@ -246,21 +238,21 @@ class _Answers:
         generations: list[Generation] = []
         shares: list[list[float]] = []
         for start in range(0, len(self.questions), size):
-            numbers = range(start, min(start + size, len(self.questions)))
-            questions, kept = self.weighed(numbers)
-            prompts, steps = self.steps(questions, numbers, self._condition())
-            generations.append(collect(steps, prompts, numbers, self.model.config.eos_token_ids))
+            sample_ids = range(start, min(start + size, len(self.questions)))
+            questions, kept = self.weighed(sample_ids)
+            prompts, steps = self.steps(questions, sample_ids, self._condition())
+            generations.append(collect(steps, prompts, sample_ids, self.model.config.eos_token_ids))
             if not self.attention_share:
                 continue
             of_kept = segment_shares(self.model, questions, self.fusion, generations[-1].written)
-            for number, indices, of_question in zip(numbers, kept, of_kept, strict=True):
+            for sample_id, indices, of_question in zip(sample_ids, kept, of_kept, strict=True):
                 share_of = dict(zip(indices, of_question, strict=True))
-                shares.append([share_of.get(index, 0.0) for index in range(len(self.questions[number].segments))])
+                shares.append([share_of.get(index, 0.0) for index in range(len(self.questions[sample_id].segments))])
         return Generation.join(generations), shares
 
-    def weighed(self, numbers: range) -> tuple[list[Question], list[list[int]]]:
+    def weighed(self, sample_ids: range) -> tuple[list[Question], list[list[int]]]:
         """Return these questions with their weights and the phrasings that are kept, and the indices of those."""
-        questions = [self.questions[number] for number in numbers]
+        questions = [self.questions[sample_id] for sample_id in sample_ids]
         if self.score is not None:
             questions = weigh(self.model, questions, self.score)
         if self.keep is None:
@@ -272,35 +264,32 @@ class _Answers:
         return questions, kept
 
     def steps(
-        self, questions: Sequence[Question], numbers: range, stop: Stop | None
+        self, questions: Sequence[Question], sample_ids: range, stop: Stop | None
     ) -> tuple[Sequence[Sequence[int]], Iterator[Step]]:
         """Return the prompts or canvases of these questions, and the steps that write their answers."""
         options = self.options
-        if self.mode.name == LEFT_TO_RIGHT.name:
+        if self.mode.kind.causal:
             steps = fusion_steps(
                 self.model, questions, fusion=self.fusion, max_new_tokens=options.max_new_tokens,
-                sampling=options.sampling, stop=stop, sample_ids=numbers, beams=options.num_beams,
+                sampling=options.sampling, stop=stop, sample_ids=sample_ids, beams=options.num_beams,
                 use_cache=options.use_cache, store=self.segments, same_answer=self._same_answer,
             )  # fmt: skip
             return [question.layout(self.fusion.positions).token_ids for question in questions], steps
-        limits = [self.limits[number] for number in numbers]
+        limits = [self.limits[sample_id] for sample_id in sample_ids]
         fused = FusedCanvases(questions, self.fusion, limits, self.model.device)
-        decoder = decoder_of(
-            self.mode, self.order, self.model, sampling=options.sampling, max_new_tokens=options.max_new_tokens,
-            use_cache=options.use_cache, compile=options.compile, layout=fused,
-        )  # fmt: skip
-        return fused.canvases, decoder(fused.canvases, numbers, stop)
+        decoder = decoder_of(self.mode, self.order, self.model, options, fused)
+        return fused.canvases, decoder(fused.canvases, sample_ids, stop)
 
     def _condition(self) -> Stop | None:
         """Return the stop condition of answers; None without stop strings."""
         texts: dict[int, Continuation] = {}
 
-        def stopped(number: int, written: Sequence[int]) -> bool:
-            # Members of a vote have numbers of their own. Beams are alternatives, none of which reads on where another
-            # one ended.
-            if number not in texts or self.options.num_beams > 1:
-                texts[number] = self.text_of(self.questions[number % MEMBER])
-            return texts[number].read(written)
+        def stopped(sample_id: int, written: Sequence[int]) -> bool:
+            # Members of a vote have sample ids of their own. Beams are alternatives, none of which reads on where
+            # another one ended.
+            if sample_id not in texts or self.options.num_beams > 1:
+                texts[sample_id] = self.text_of(self.questions[sample_id % MEMBER])
+            return texts[sample_id].read(written)
 
         return stopped if self.stops else None
 

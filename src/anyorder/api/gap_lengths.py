@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anyorder.api.batches import Batches, Options, Watch
+from anyorder.api.batches import Batches, Watch
 from anyorder.api.output import Finished
-from anyorder.api.text import Prompt
+from anyorder.api.prompts import Prompt
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from anyorder.likelihood.exact import log_prob
 from anyorder.model.modes import ANY_ORDER
+from anyorder.modes import Options
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
-from anyorder.api.batches import Batches, Options
-from anyorder.api.dispatch import Order, decoder_of, prompts_for, text_of
+from anyorder.api.batches import Batches
 from anyorder.api.gap_lengths import LikeliestLengths
 from anyorder.api.output import Finished, Output, Stream, pieces
-from anyorder.api.text import GAP, Gaps, Prompt, stop_strings
+from anyorder.api.prompts import Prompt, prompts_for
+from anyorder.api.text import GAP, Gaps, stop_strings, text_of
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Recorder, Step
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
+from anyorder.modes import Options, Order, decoder_of
 from anyorder.utils.annotations import checked
 from anyorder.utils.progress import TextProgress
 
@@ -228,9 +229,10 @@ def stream(
     if not read.single:
         raise UserError(f"the prompt of a stream is a list of {len(read.rows)}: give one of them, or use generate.")
     [(mode, order)] = read.modes
-    write = decoder_of(
-        mode, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
+    options = Options(
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache, compile=compile
     )
+    write = decoder_of(mode, order, model, options)
     text = text_of(tokenizer, read.rows[0], stop_strings(stop, tokenizer))
     if isinstance(text, Gaps):
         raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from anyorder.api.prompt_forms import listed, plain_prompt
-from anyorder.api.text import Messages
-from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
+from anyorder.api.prompts import Messages, TextEncoder
 from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError
 
@@ -46,39 +45,38 @@ def read_questions(
     suffixes = _one_each(listed(suffix), "suffix", len(of_questions))
     shares = _weights_each(listed(weights), len(of_questions))
     end = _part(listed(separator), "separator")
-    parts = zip(of_questions, prefixes, suffixes, shares, strict=True)
-    return [_question(tokenizer, *of_question, end) for of_question in parts], single
+    encoder, parts = TextEncoder(tokenizer), zip(of_questions, prefixes, suffixes, shares, strict=True)
+    return [_question(encoder, *of_question, end) for of_question in parts], single
 
 
 def _question(
-    tokenizer: PreTrainedTokenizerBase | None, phrasings: Sequence[Part], prefix: Part, suffix: Part,
-    weights: tuple[float, ...] | None, separator: Part,
+    encoder: TextEncoder, phrasings: Sequence[Part], prefix: Part, suffix: Part, weights: tuple[float, ...] | None,
+    separator: Part,
 ) -> Question:  # fmt: skip
     """Make token ids of the parts of one question."""
-
-    def tokens(part: Part, *, begins: bool = False) -> tuple[int, ...]:
-        if not isinstance(part, str):
-            return tuple(part)
-        if not part and not begins:
-            return ()
-        if tokenizer is None:
-            raise UserError(f"{_short(part)} is text and tokenizer is None: give the tokenizer, or token ids.")
-        return tuple((prompt_tokens if begins else continuing_tokens)(tokenizer, part))
-
     # Without a prefix, phrasings are how a text begins: the tokens that begin it are the prefix.
     begins = prefix == "" and any(isinstance(phrasing, str) for phrasing in phrasings)
-    prefix_ids = tokens(prefix, begins=begins or bool(prefix))
+
+    def beginning(text: str) -> tuple[int, ...]:
+        return tuple(encoder.beginning(text)) if text or begins else ()
+
+    def continuing(part: Part) -> tuple[int, ...]:
+        if not isinstance(part, str):
+            return tuple(part)
+        return tuple(encoder.continuing(part)) if part else ()
+
+    prefix_ids = beginning(prefix) if isinstance(prefix, str) else tuple(prefix)
 
     def segment(phrasing: Part) -> tuple[int, ...]:
         end = separator
         if isinstance(phrasing, str) and isinstance(end, str):  # one text
             phrasing, end = phrasing + end, ""
         if isinstance(phrasing, str) and begins:
-            return tokens(phrasing, begins=True)[len(prefix_ids) :] + tokens(end)
-        return tokens(phrasing) + tokens(end)
+            phrasing = beginning(phrasing)[len(prefix_ids) :]
+        return continuing(phrasing) + continuing(end)
 
     segments = tuple(map(segment, phrasings))
-    return Question(segments=segments, prefix=prefix_ids, suffix=tokens(suffix), weights=weights)
+    return Question(segments=segments, prefix=prefix_ids, suffix=continuing(suffix), weights=weights)
 
 
 def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[list[Part]], bool]:

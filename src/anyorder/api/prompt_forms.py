@@ -40,6 +40,11 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     return prompt
 
 
+def is_token_id(value: object) -> bool:
+    """Whether a value is a whole number, which a token id or `BLANK` is."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def listed(value: Any) -> Any:
     """Tensors, arrays and their numbers as lists of Python's integers, also within lists."""
     if hasattr(value, "tolist"):

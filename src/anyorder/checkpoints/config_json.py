@@ -105,7 +105,7 @@ def form_to_json(config: ModelConfig, form: Form) -> Json:
         UserError: the form cannot express the network.
     """
     mode, *others = config.modes
-    if others or mode.name not in ("diffusion", "blocks") or mode.shifted != form.shifted:
+    if others or not mode.kind.diffuses or mode.shifted != form.shifted:
         wanted = f"masked diffusion alone, {'shifted' if form.shifted else 'not shifted'}"
         raise UserError(f"form {form.name!r} is for networks that write by {wanted}: leave out the form.")
     native = _to_native(config, _native(form))

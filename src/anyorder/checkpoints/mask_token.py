@@ -62,7 +62,7 @@ def with_mask_token(
         raise UserError(
             f"mask_token is {_short(token)}, but the network has {size} tokens: give an id below that, or a text."
         )
-    known = next((mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None), None)
+    known = next(iter(model.config.mask_token_ids), None)
     if known is not None:
         if token_id not in (None, known):
             raise UserError(f"mask_token is {token!r}, but the network's own mask token is {known}: leave it out.")

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from anyorder.api.dispatch import prompts_for
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
-from anyorder.api.text import Prompt
+from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.cli._console import PlainConsole
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step

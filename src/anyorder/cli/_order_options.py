@@ -6,6 +6,7 @@ from typing import Any
 
 from anyorder.cli._options import DiffusionOptions, SamplingOptions
 from anyorder.errors import UserError
+from anyorder.model.modes import KINDS
 from anyorder.orders.names import read_order
 
 
@@ -19,7 +20,7 @@ def chosen_order(order: str | None, diffusion: DiffusionOptions, sampling: Sampl
         return order
 
     name = None if order is None else read_order(order)
-    if name is not None and name.kind not in ("diffusion", "blocks"):
+    if name is not None and not KINDS[name.mode].diffuses:
         raise UserError(
             f"{diffusion.given[0]} is given with order {order!r}, but it is for diffusion: leave out one of them."
         )
@@ -32,7 +33,7 @@ def chosen_order(order: str | None, diffusion: DiffusionOptions, sampling: Sampl
 
     from anyorder.decoding.diffusion.sampler import DiffusionSampler
 
-    by_blocks = name is not None and name.kind == "blocks"
+    by_blocks = name is not None and KINDS[name.mode].blocks
     semi = method in ("semi_ar_origin", "semi_ar_padding")
     sampler = DiffusionSampler.preset(
         diffusion.preset or ("llada-semi-ar" if semi else "llada"),

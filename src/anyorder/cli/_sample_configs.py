@@ -11,8 +11,8 @@ import yaml
 
 from anyorder.cli._groups import TRAINING
 from anyorder.cli._signature import field_explanations
-from anyorder.orders.names import MIXTURE, OBJECTIVES
-from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
+from anyorder.orders.names import MIXTURE, objectives
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run, objectives_with
 
 ELSEWHERE = ("last_answer_only", "resume", "force")
 """What belongs on the command line, and is in no file."""
@@ -25,7 +25,7 @@ def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
     """The name of each file and its text."""
     files = {}
     for command in ("pretrain", "sft"):
-        for objective in (*OBJECTIVES, MIXTURE):
+        for objective in (*objectives(), MIXTURE):
             given: dict[str, Any] = {
                 "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective,
                 # Unless given, what is pre-trained by the other file of the pair is tuned.
@@ -46,7 +46,7 @@ def _text(command: str, objective: str, given: dict[str, Any]) -> str:
     for title, names in TRAINING.items():
         lines += ["", f"# ---- {title} ----"]
         for name in names:
-            of_others = name in NEEDS and not NEEDS[name] & learnt
+            of_others = name in NEEDS and not objectives_with(name) & learnt
             if name in ELSEWHERE or of_others or (name == "shares" and objective != MIXTURE):
                 continue
             value = given.get(name, defaults[name])

@@ -13,7 +13,7 @@ from typing import Any
 
 from anyorder.cli._groups import OVERWRITE, TRAININGS
 from anyorder.errors import UserError
-from anyorder.model.modes import NAMES, mode_named
+from anyorder.model.modes import KINDS, mode_named
 from anyorder.orders.names import read_order
 from anyorder.utils.annotations import shown
 from anyorder.utils.files import check_place
@@ -123,7 +123,7 @@ def _method(name: str, value: Any) -> None:
 
 def _mode(name: str, value: Any) -> None:
     if mode_named(value) is None:
-        raise UserError(f"{name} is {shown(value)}: give one of {', '.join(NAMES)}.")
+        raise UserError(f"{name} is {shown(value)}: give one of {', '.join(KINDS)}.")
 
 
 def _correction(name: str, value: Any) -> None:

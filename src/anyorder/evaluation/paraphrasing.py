@@ -162,7 +162,7 @@ def paraphrase(
 
     def write(prompts: list[str], seed: int) -> list[str]:
         from anyorder.api.generate import generate
-        from anyorder.api.text import prompt_ids
+        from anyorder.api.prompts import prompt_ids
 
         ids, _ = prompt_ids(prompts, tokenizer, None)  # in a text, "[...]" would be a gap
         out = generate(

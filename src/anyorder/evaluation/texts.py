@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.api.dispatch import resolve
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.errors import UserError
-from anyorder.model.modes import ANY_ORDER, Mode
-from anyorder.orders.kinds import MostConfident, Order
+from anyorder.modes import Order, resolve
+from anyorder.orders.kinds import MostConfident
 from anyorder.orders.names import read_order
 
 if TYPE_CHECKING:
@@ -74,8 +73,8 @@ def gap_marks(length: int, gap: int | None) -> list[bool]:
     return [not start <= at < start + gap for at in range(length)]
 
 
-def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order | Mode]:
-    """Return orders, or modes that have no order, by name; those that suit the model unless given.
+def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order]:
+    """Return orders for `by_likelihood`, by name; those that suit the model unless given.
 
     Raises:
         UserError: a name is that of no order, for one that the network was not trained for, or for one that is not
@@ -84,14 +83,10 @@ def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order
     if not names:
         has = {mode.name for mode in config.modes}
         names = [name for name in USUAL if read_order(name).mode in has]
-    found: dict[str, Order | Mode] = {}
+    found: dict[str, Order] = {}
     for name in names:
-        mode, order = resolve(name, config)
-        if mode.name != ANY_ORDER.name:
-            found[name] = mode
-            continue
+        _, order = resolve(name, config)
         if isinstance(order, MostConfident):
             raise UserError(f"order is {name!r}, which depends on what is written: a given text has no such order.")
-        assert isinstance(order, Order)
         found[name] = order
     return found

@@ -23,7 +23,7 @@ from anyorder.huggingface.past import PastKeyValues
 from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
 from anyorder.model import call
 from anyorder.model.llama import Views
-from anyorder.model.modes import LEFT_TO_RIGHT, refuse_unless_causal
+from anyorder.model.modes import KINDS, refuse_unless_causal
 from anyorder.visibility import documents, not_after
 
 logger = logging.getLogger(__name__)
@@ -40,8 +40,8 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
         """As other faces; a warning says where the network would write otherwise if no class were named."""
         loaded = super().from_pretrained(*args, **kwargs)
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
-        if config.default_mode != LEFT_TO_RIGHT.name:
-            has = any(mode.name == LEFT_TO_RIGHT.name for mode in config.modes)
+        if not KINDS[config.default_mode].causal:
+            has = any(mode.kind.causal for mode in config.modes)
             does = "reads and writes it from left to right" if has else "refuses to be called"
             logger.warning(
                 "the network writes by %r by default, but %s %s: anyorder.load and anyorder.generate take the default",

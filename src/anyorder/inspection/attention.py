@@ -17,7 +17,6 @@ from torch import Tensor
 
 from anyorder.errors import UserError
 from anyorder.huggingface.mixin import watch_attention
-from anyorder.model.call import content_visibility
 from anyorder.utils.files import whole_file
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ def analyze_attention_patterns(
     if not chosen or not all(0 <= row < len(text) for row in chosen):
         raise UserError(f"rows is {list(chosen)!r}: give positions from 0 to {len(text) - 1}, at least one.")
     position_BL = torch.arange(len(text), device=model.device)[None]
-    views, seen = watch_attention(model.prepare(content_visibility(mode), {"position": position_BL}, backend="eager"))
+    views, seen = watch_attention(model.prepare(mode.kind.visibility(mode), {"position": position_BL}, backend="eager"))
     model.hidden(text.to(model.device)[None], views)
     weights_NHLL = torch.cat(seen).float().cpu()
     masked_L = torch.zeros_like(text, dtype=torch.bool) if mode.mask_token_id is None else text == mode.mask_token_id

@@ -10,19 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyorder.api.dispatch import Order, resolve
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
-from anyorder.api.text import Prompt, prompts_with_gaps
+from anyorder.api.prompts import Prompt, prompts_with_gaps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.sampler import PRESETS, DiffusionSampler
 from anyorder.errors import UserError
 from anyorder.inspection.drift import cache_drift
-from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_log_prob
-from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
-from anyorder.model.modes import LEFT_TO_RIGHT
+from anyorder.likelihood.diffusion import Method, MonteCarlo
+from anyorder.modes import Order, entry_of, resolve
 from anyorder.orders.names import read_order
-from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -84,18 +81,11 @@ class Compared:
 
 def usual_methods(model: Llama, max_new_tokens: int) -> dict[str, Order]:
     """Return samplers that suit the network, by the words of `method_named`."""
-    names: list[str] = []
-    for mode in model.config.modes:
-        if mode.name == "diffusion":
-            block = next(length for length in (32, 16, 8, 4, 2, 1) if max_new_tokens % length == 0)
-            quick = max(step for step in range(1, max_new_tokens // 4 + 2) if max_new_tokens % step == 0)
-            names += [
-                "llada", f"llada,steps={quick}", f"llada-semi-ar,block_length={block}", "dream-entropy",
-                f"fast-dllm,block_length={block},threshold=0.9",
-            ]  # fmt: skip
-        else:
-            names += ["any-order", "random", "groups:4", "confidence"] if mode.name == "any-order" else [mode.name]
-    return {name: method_named(name) for name in names}
+    return {
+        name: order
+        for mode in model.config.modes
+        for name, order in entry_of(mode).usual_orders(max_new_tokens).items()
+    }  # fmt: skip
 
 
 def method_named(words: str) -> Order:
@@ -162,7 +152,9 @@ def compare_sampling_methods(
         rows, _ = prompts_with_gaps(prompt, tokenizer, model.config.bos_token_id, new_tokens=max_new_tokens)
         gaps = any(BLANK in row for row in rows)
         usual = usual_methods(model, max_new_tokens)
-        methods = {name: order for name, order in usual.items() if not (gaps and name == LEFT_TO_RIGHT.name)}
+        methods = {
+            name: order for name, order in usual.items() if not (gaps and resolve(order, model.config)[0].kind.causal)
+        }
     if not methods:
         raise UserError("methods is empty: give at least one, such as 'llada'.")
     if repeats < 1:
@@ -203,7 +195,7 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
         tokens=output.trace.tokens,
         seconds=statistics.median(run.trace.seconds for run in outputs),
         log_prob=total,
-        bound=_default(model).mask_token_id is not None,
+        bound=entry_of(_default(model)).bound,
         standard_error=error,
         scored=scored,
     )
@@ -224,7 +216,7 @@ def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, 
             scored.append(kept)
     if not texts:
         return 0.0, 0.0, 0
-    bounds = _bounds(model, default, texts, scored, likelihood)
+    bounds = entry_of(default).log_probs(model, default, texts, scored, method=likelihood)
     error = math.sqrt(sum(bound.standard_error**2 for bound in bounds))
     return sum(bound.log_prob for bound in bounds), error, sum(bound.tokens for bound in bounds)
 
@@ -232,17 +224,3 @@ def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, 
 def _default(model: Llama) -> Mode:
     """Return the mode by which texts are scored."""
     return model.config.mode(model.config.default_mode)
-
-
-def _bounds(
-    model: Llama, mode: Mode, texts: Sequence[list[int]], scored: Sequence[list[int]], likelihood: Method
-) -> list[Bound]:
-    if mode.mask_token_id is not None:
-        return diffusion_log_prob(model, texts, scored, mode=mode, method=likelihood)
-    exact = log_prob if mode.name == "any-order" else left_to_right_log_prob
-    bounds = []
-    for ids, places in zip(texts, scored, strict=True):
-        plan = GroupPlan.sequential([len(ids)], given=[[at not in places for at in range(len(ids))]])
-        total = exact(model, [ids], plan).total.item()
-        bounds.append(Bound(log_prob=total, standard_error=0.0, tokens=len(places), copies=1, exact=True))
-    return bounds

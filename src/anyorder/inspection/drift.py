@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from anyorder.api.dispatch import Order, prompts_for, resolve
-from anyorder.api.text import Prompt
+from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.decoding.diffusion.cache import NoCache
 from anyorder.decoding.diffusion.decoder import assemble
 from anyorder.decoding.diffusion.reader import CanvasReader
@@ -19,6 +18,7 @@ from anyorder.decoding.diffusion.row import CanvasRow
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.loop import Queries, Reader, decode
 from anyorder.decoding.trace import Step
+from anyorder.modes import Order, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -278,14 +278,14 @@ def _bound(groups: Sequence[Sequence[float]], tokens: int) -> Bound:
 
 def _default_mode(model: Llama) -> Mode:
     default = model.config.mode(model.config.default_mode)
-    return model.config.mode("diffusion") if default.mask_token_id is None else default
+    return default if default.kind.diffuses else model.config.mode("diffusion")
 
 
 def _check(
     model: Llama, sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], mode: Mode, guidance: float,
     cache: str,
 ) -> None:  # fmt: skip
-    if mode.mask_token_id is None:
+    if not mode.kind.diffuses:
         raise UserError(
             f"the mode is {mode.name!r}, which has no mask token: give one of diffusion, or ask for the "
             "log-probability itself (anyorder.log_prob)."

@@ -231,7 +231,12 @@ class ModelConfig:
     @property
     def has_query_rows(self) -> bool:
         """Whether the network has weights for query rows, as writing in any order needs."""
-        return any(mode.name == "any-order" for mode in self.modes)
+        return any(mode.kind.query_rows for mode in self.modes)
+
+    @property
+    def mask_token_ids(self) -> tuple[int, ...]:
+        """The different mask tokens of its modes."""
+        return tuple(dict.fromkeys(mode.mask_token_id for mode in self.modes if mode.mask_token_id is not None))
 
     def mode(self, name: str) -> Mode:
         """The conventions of a mode that the network was trained for.

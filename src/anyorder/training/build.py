@@ -14,25 +14,15 @@ from anyorder.data.readers import read_texts
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.modes import TRAINED_BY
+from anyorder.model.modes import KINDS, Mode, mode_named
 from anyorder.model.rope import Rotary
-from anyorder.objectives import (
-    Antithetic,
-    Autoregressive,
-    BlockDiffusion,
-    Independent,
-    MaskedDiffusion,
-    MaskedDiffusionTuning,
-    Mixture,
-    Objective,
-    Permutation,
-    Stratified,
-)
+from anyorder.modes import LearningOptions, entry_of
+from anyorder.objectives import Antithetic, Independent, Mixture, Objective, Stratified
 from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders.kinds import LeftToRight, Random, Spans
 from anyorder.training.longer import extended
-from anyorder.training.settings import BLOCK_LENGTH, DIFFUSION, Run
+from anyorder.training.settings import BLOCK_LENGTH, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -110,27 +100,28 @@ def with_own_mode(run: Run, config: ModelConfig) -> Run:
     if objective is None:
         names = [mode.name for mode in config.modes]
         if len(names) > 1:
-            choices = ", ".join(TRAINED_BY[name] for name in names)
+            choices = ", ".join(KINDS[name].objective for name in names)
             raise UserError(
                 f"objective is not given, and the network in {run.init!r} writes by {' and '.join(names)}, of which "
                 f"training keeps what it teaches: give one of {choices}, or mixture with shares of several."
             )
-        objective = TRAINED_BY[config.default_mode]
-    own = {TRAINED_BY[mode.name]: mode for mode in config.modes}
+        objective = KINDS[config.default_mode].objective
+    own = {mode.kind.objective: mode for mode in config.modes}
     trained = {objective, *run.parts}
     shifted, block_length = run.shifted, run.block_length
     if "masked-diffusion" in own and "masked-diffusion" in trained:
         shifted = shifted or own["masked-diffusion"].shifted
-    if block_length is None and "block-diffusion" in trained:
-        block_length = own["block-diffusion"].block_length if "block-diffusion" in own else BLOCK_LENGTH
+    blocked = [name for name in trained if (mode := mode_named(name)) and KINDS[mode].blocks]
+    if block_length is None and blocked:
+        block_length = own[blocked[0]].block_length if blocked[0] in own else BLOCK_LENGTH
     changes: dict[str, Any] = {"objective": objective, "shifted": shifted, "block_length": block_length}
     return dataclasses.replace(run, **changes)
 
 
 def lost_modes(run: Run, config: ModelConfig) -> list[str]:
-    """The modes of the network of `init` that the trained one will not have."""
+    """Return the modes of the network of `init` that the trained one will not have."""
     trained = {run.objective, *run.parts}
-    return [mode.name for mode in config.modes if run.init is not None and TRAINED_BY[mode.name] not in trained]
+    return [mode.name for mode in config.modes if run.init is not None and mode.kind.objective not in trained]
 
 
 def with_mask(
@@ -150,10 +141,10 @@ def with_mask(
     Raises:
         UserError: answers are to be padded with end tokens, and the network has none.
     """
-    objectives = {run.objective, *run.parts}
+    objectives = [name for name in (run.objective, *run.parts) if name]
     if tuning and "masked-diffusion" in objectives and not model.config.eos_token_ids:
         raise UserError("the network has no end token, by which answers end: name one in its config.json.")
-    if not DIFFUSION & objectives:
+    if not any(KINDS[mode].mask_token for name in objectives if (mode := mode_named(name))):
         return model, None
     return with_mask_token(model, tokenizer, run.mask_token, run.seed)
 
@@ -177,26 +168,20 @@ def build_objective(run: Run, mask_token_id: int | None, config: ModelConfig, *,
 
 
 def _objective(name: str, run: Run, mask_token_id: int | None, config: ModelConfig, *, tuning: bool) -> Objective:
-    if name == "autoregressive":
-        return Autoregressive()
-    if name == "permutation":
-        return Permutation(schedule=_schedule(run), predicted=run.predicted)
-    assert mask_token_id is not None, "given by with_mask"
-    times = _times(run)
-    match name:
-        case "masked-diffusion" if tuning:
-            return MaskedDiffusionTuning(
-                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
-                opening_steps=run.opening_steps, length=run.length, end_token_id=config.eos_token_ids[0],
-            )  # fmt: skip
-        case "masked-diffusion":
-            return MaskedDiffusion(
-                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
-                opening_steps=run.opening_steps, random_length=run.random_length_prob,
-            )  # fmt: skip
-    assert name == "block-diffusion", "no other objective is named"
-    assert run.block_length is not None, "resolved by with_own_mode"
-    return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, eps=run.eps, times=times)
+    """Make the objective of this name, with the conventions and the options of the settings."""
+    kind = KINDS[mode_named(name) or name]
+    mode = Mode(
+        name=kind.name,
+        shifted=kind.causal or (run.shifted and not kind.blocks),
+        mask_token_id=mask_token_id if kind.mask_token else None,
+        block_length=run.block_length if kind.blocks else None,
+    )
+    options = LearningOptions(
+        tuning=tuning, schedule=_schedule(run), predicted=run.predicted, times=_times(run), eps=run.eps,
+        opening_steps=run.opening_steps, random_length=run.random_length_prob, length=run.length,
+        end_token_id=next(iter(config.eos_token_ids), None),
+    )  # fmt: skip
+    return entry_of(mode).objective(mode, options)
 
 
 def _times(run: Run) -> Times:

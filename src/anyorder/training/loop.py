@@ -16,6 +16,7 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from anyorder.errors import UserError
+from anyorder.modes import LearningOptions, entry_of
 from anyorder.objectives import Objective
 from anyorder.training.balance import check_balance
 from anyorder.training.curves import Log
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @checked()
 def fit(
     model: Llama,
-    objective: Objective,
+    objective: Objective | str,
     rows: Rows | Iterable[Row],
     training: Training,
     *,
@@ -50,7 +51,8 @@ def fit(
 
     Args:
         model: the network, whose trainable weights change.
-        objective: makes the training inputs.
+        objective: makes the training inputs; or the name of a mode of the network, for that mode's objective with
+            its usual options.
         rows: prepared data; those that have no length are taken as they come, not shuffled.
         training: steps, batches, optimizer and checkpoints.
         folder: where checkpoints go; None makes none.
@@ -71,6 +73,9 @@ def fit(
     """
     check_machine(training, report_to)
     check_balance(training, model.config)
+    if isinstance(objective, str):
+        mode = model.config.mode(objective)
+        objective = entry_of(mode).objective(mode, LearningOptions())
     if isinstance(rows, Sized) and len(rows) == 0:
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
     if training.epochs is not None and not isinstance(rows, Sized):

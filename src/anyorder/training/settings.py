@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Self
 
 from anyorder.errors import UserError
-from anyorder.orders.names import MIXTURE, OBJECTIVES, objective_named
+from anyorder.model.modes import KINDS, ModeKind
+from anyorder.orders.names import MIXTURE, objective_named, objectives
 from anyorder.utils.annotations import Listed, check_fields
 
 STEPS = 1000
@@ -223,12 +225,13 @@ class Run(Training):
         if self.objective is None and self.init is None:
             object.__setattr__(self, "objective", "autoregressive")
         defaults = {item.name: item.default for item in fields(self)}
-        for name, objectives in NEEDS.items():
+        for name in NEEDS:
+            owners = objectives_with(name)
             unknown = self.objective is None  # until the network has been read
-            if getattr(self, name) != defaults[name] and not unknown and not objectives & {self.objective, *self.parts}:
+            if getattr(self, name) != defaults[name] and not unknown and not owners & {self.objective, *self.parts}:
                 raise UserError(
                     f"{name} is {getattr(self, name)!r} for the objective {self.objective!r}, which does not have it: "
-                    f"leave it out, or choose {' or '.join(sorted(objectives))}."
+                    f"leave it out, or choose {' or '.join(sorted(owners))}."
                 )
         for name in FROM_SCRATCH:
             if self.init is not None and getattr(self, name) != defaults[name]:
@@ -246,7 +249,7 @@ class Run(Training):
         for text in self.shares:
             words, equals, share = text.partition("=")
             if not _is_share(share):
-                raise UserError(f"shares has {text!r}: give objective=number, such as {OBJECTIVES[0]}=0.5.")
+                raise UserError(f"shares has {text!r}: give objective=number, such as {objectives()[0]}=0.5.")
             name, length = objective_named(words, "shares")
             if name == MIXTURE:
                 raise UserError(f"shares has {text!r}, a mixture within a mixture: name what it is made of.")
@@ -291,20 +294,19 @@ class Run(Training):
 FROM_SCRATCH = ("vocab_size", "width", "layers", "heads")
 """Fields that describe a network that is made, so that none is read."""
 
-DIFFUSION = {"masked-diffusion", "block-diffusion"}
-
-NEEDS: dict[str, set[str]] = {
-    "order_schedule": {"permutation"},
-    "predicted": {"permutation"},
-    "block_length": {"block-diffusion"},
-    "mask_token": DIFFUSION,
-    "times": DIFFUSION,
-    "eps": DIFFUSION,
-    "random_length_prob": {"masked-diffusion"},
-    "shifted": {"masked-diffusion"},
-    "opening_steps": {"masked-diffusion"},
+NEEDS: dict[str, Callable[[ModeKind], bool]] = {
+    **dict.fromkeys(("order_schedule", "predicted"), lambda kind: kind.query_rows),
+    "block_length": lambda kind: kind.blocks,
+    "mask_token": lambda kind: kind.mask_token,
+    **dict.fromkeys(("times", "eps"), lambda kind: kind.diffuses),
+    **dict.fromkeys(("random_length_prob", "shifted", "opening_steps"), lambda kind: kind.diffuses and not kind.blocks),
 }
-"""Fields that some objectives alone have."""
+"""Fields that only objectives of some modes have, and of which."""
+
+
+def objectives_with(field: str) -> set[str]:
+    """The objectives that have one of the fields in `NEEDS`."""
+    return {kind.objective for kind in KINDS.values() if NEEDS[field](kind)}
 
 
 def _is_share(text: str) -> bool:

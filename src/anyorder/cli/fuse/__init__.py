@@ -46,10 +46,9 @@ def command(
         raise UserError("there are 0 phrasings: write at least one behind the model, each in quotes.")
 
     import anyorder
-    from anyorder.api.dispatch import resolve
     from anyorder.cli._console import PlainConsole
     from anyorder.decoding.fusion.question import Fusion
-    from anyorder.model.modes import LEFT_TO_RIGHT
+    from anyorder.modes import resolve
     from anyorder.utils.json_text import json_text
 
     # A wrong name is refused before a model is read.
@@ -58,7 +57,7 @@ def command(
     notes = PlainConsole(stderr=True)
     loaded, tokenizer = loading.load(model, notes)
     mode, _ = resolve(answer.order, loaded.config)
-    attended = fusion.method == "attention" and mode.name == LEFT_TO_RIGHT.name
+    attended = fusion.method == "attention" and mode.kind.causal
     options = {**asdict(parts), **asdict(fusion), **asdict(answer), **asdict(sampling), "stop": answer.stop or None}
     with notes.status("writing"):
         out = anyorder.fuse(

@@ -28,7 +28,7 @@ def command(
     """
     from rich.table import Table
 
-    from anyorder.api.text import prompt_ids
+    from anyorder.api.prompts import prompt_ids
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
     from anyorder.inspection.attention import HeadStatistics, analyze_attention_patterns

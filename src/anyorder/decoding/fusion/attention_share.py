@@ -9,7 +9,6 @@ Shape suffixes: B batch, R rows, K keys, E hidden size, G key-value heads, D hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +18,9 @@ from anyorder.decoding.fusion.layout import SEGMENT
 from anyorder.decoding.fusion.question import Fusion, Question
 from anyorder.decoding.fusion.reader import masked_pass
 from anyorder.errors import UserError
+from anyorder.model.llama import Llama, Views
 from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama, Views
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ the loop is that of all decoding.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,9 +21,7 @@ from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama
+from anyorder.model.llama import Llama
 
 ALONE = Fusion(correction="none")
 """How a single phrasing is read: with one segment there is nothing to correct."""

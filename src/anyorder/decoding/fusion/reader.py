@@ -11,7 +11,7 @@ question, E hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,17 +19,15 @@ from torch import Tensor
 from anyorder.attention import NO_CORRECTIONS, Corrections
 from anyorder.decoding.fusion.ensembles import logit_mean, pooled
 from anyorder.decoding.fusion.layout import ANSWER, FusionLayout, Piece, Rows, lay_out
+from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.decoding.fusion.weighting import corrected
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
+from anyorder.model.cache import Cache
+from anyorder.model.llama import Llama, Views
 from anyorder.utils.ragged import log_softmax, pad
 from anyorder.visibility import causal, segments
-
-if TYPE_CHECKING:
-    from anyorder.decoding.fusion.question import Fusion, Question
-    from anyorder.decoding.fusion.store import SegmentStore
-    from anyorder.model.cache import Cache
-    from anyorder.model.llama import Llama, Views
 
 
 class Joined(NamedTuple):

@@ -8,17 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
 from anyorder.decoding.fusion.question import Fusion, Question
 from anyorder.decoding.fusion.reader import prefill, read_joined
 from anyorder.errors import UserError
+from anyorder.model.llama import Llama
 from anyorder.utils.ragged import log_probs_of
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama
 
 
 @torch.no_grad()

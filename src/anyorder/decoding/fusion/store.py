@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,12 +21,10 @@ from torch import Tensor
 
 from anyorder.decoding.fusion.layout import Piece, lay_out
 from anyorder.errors import UserError
+from anyorder.model.cache import Cache
+from anyorder.model.llama import Llama
 from anyorder.model.rope import rotate
 from anyorder.utils.files import BeingWrittenError, whole_file
-
-if TYPE_CHECKING:
-    from anyorder.model.cache import Cache
-    from anyorder.model.llama import Llama
 
 SAMPLED = 1024
 """Weights of each tensor that enter the fingerprint of a model."""
