@@ -111,9 +111,9 @@ def _run_command(name: str, words: list[str]) -> None:
 
 
 ELSEWHERE = {
-    "train": "pretrain", "finetune": "sft", "fine-tune": "sft", "tune": "sft", "eval": "evaluate", "run": "generate",
-    "complete": "generate", "write": "generate", "infill": "generate", "export": "convert", "benchmark": "bench",
-    "show": "info", "config": "configs", "dataset": "data", "likelihood": "evaluate likelihood",
+    "finetune": "sft", "fine-tune": "sft", "tune": "sft", "eval": "evaluate", "run": "generate",
+    "complete": "generate", "write": "generate", "infill": "generate", "export": "convert",
+    "show": "info", "likelihood": "evaluate likelihood",
     "tokenizer": "data tokenizer", "replay": "inspect replay",
 }  # fmt: skip
 """What commands are called elsewhere."""

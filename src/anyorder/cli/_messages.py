@@ -18,6 +18,9 @@ SPELT = {("compile", "True"): "always", ("compile", "False"): "never"}
 KEYWORD = r" ?= ?('[^']*'|\"[^\"]*\"|[\w./:-]*\w)(?![\w(])"
 """Behind a name, the value that it has as a keyword."""
 
+QUOTED = re.compile(r"(?<![\w=])('[^']* [^']*'|\"[^\"]* [^\"]*\")(?!\w)")
+"""What somebody else wrote, of several words, as a message quotes it; names in it are no options."""
+
 
 def as_options(message: str, options: Collection[str], flags: Collection[str] = ()) -> str:
     """A sentence of the library, whose names of parameters become those of options.
@@ -27,6 +30,13 @@ def as_options(message: str, options: Collection[str], flags: Collection[str] = 
         options: names of the command's options.
         flags: those of them that have no value.
     """
+    quoted: list[str] = []
+
+    def put_away(span: re.Match[str]) -> str:
+        quoted.append(span[0])
+        return f"\0{len(quoted) - 1}\0"
+
+    message = QUOTED.sub(put_away, message)
     for name in sorted(options, key=len, reverse=True):
         word, typed = re.escape(name), functools.partial(_typed, name, flags)
         message = re.sub(rf"(?<![\w.'\"-]){word}{KEYWORD}", typed, message)
@@ -35,13 +45,14 @@ def as_options(message: str, options: Collection[str], flags: Collection[str] = 
             continue
         # Where a sentence is about it; elsewhere it may be a word like others.
         message = re.sub(rf"^{word}(?= (?:is|has|are|of the sampler is)\b)", f"--{name}", message)
-        message = re.sub(rf"\b(beside|leave out|given with|has no) {word}(?=[ ,.:])", rf"\1 --{name}", message)
+        message = re.sub(rf"\b(beside|leave out|given with) {word}(?=[ ,.:])", rf"\1 --{name}", message)
     for (name, theirs), ours in SPELT.items():
         message = message.replace(f"--{name} is {theirs}", f"--{name} is {ours}")
     for name in flags:
         message = message.replace(f"--{name} is True", f"--{name} is given")
     message = message.replace(" of the sampler is ", " is ")
-    return re.sub(r",? or None\b[^:.;,]*", ", or leave it out", message)
+    message = re.sub(r",? or None\b[^:.;,]*", ", or leave it out", message)
+    return re.sub(r"\0(\d+)\0", lambda number: quoted[int(number[1])], message)
 
 
 def _typed(name: str, flags: Collection[str], keyword: re.Match[str]) -> str:
