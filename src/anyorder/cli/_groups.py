@@ -43,7 +43,7 @@ TRAINING: dict[str, Sequence[str]] = {
         "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
-    "what is told and kept": (
+    "what is printed and kept": (
         "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",
     ),
 }  # fmt: skip

@@ -19,11 +19,11 @@ KEYWORD = r" ?= ?('[^']*'|\"[^\"]*\"|[\w./:-]*\w)(?![\w(])"
 """Behind a name, the value that it has as a keyword."""
 
 QUOTED = re.compile(r"(?<![\w=])('[^']* [^']*'|\"[^\"]* [^\"]*\")(?!\w)")
-"""What somebody else wrote, of several words, as a message quotes it; names in it are no options."""
+"""Quoted text of several words, in which names are no options."""
 
 
 def as_options(message: str, options: Collection[str], flags: Collection[str] = ()) -> str:
-    """A sentence of the library, whose names of parameters become those of options.
+    """Replace names of parameters in a sentence of the library by those of options.
 
     Args:
         message: such as "top_k is 0: give a whole number above 0, or None to keep every token."
@@ -63,7 +63,7 @@ def _typed(name: str, flags: Collection[str], keyword: re.Match[str]) -> str:
 
 
 def explain(name: str, parameters: dict[str, inspect.Parameter], message: str) -> str:
-    """What jsonargparse says of a command line, as one sentence with the remedy.
+    """Turn what jsonargparse says of a command line into one sentence with the remedy.
 
     Args:
         name: of the command.
@@ -90,7 +90,7 @@ def explain(name: str, parameters: dict[str, inspect.Parameter], message: str) -
 
 
 def _called(name: str, parameters: dict[str, inspect.Parameter]) -> str:
-    """A word by its name, an option as it is typed."""
+    """Return a word by its name, an option as it is typed."""
     plain = name.removeprefix("--")
     is_word = plain in parameters and parameters[plain].kind is not inspect.Parameter.KEYWORD_ONLY
     return plain if is_word else f"--{plain}"
@@ -100,9 +100,9 @@ def _wanted(kinds: str, value: str) -> str:
     literals = re.findall(r"Literal\[(.*?)\]", kinds)
     choices = list(dict.fromkeys(choice.strip(" '") for literal in literals for choice in literal.split(",")))
     names = re.findall(r"<class '(?:\w+\.)*(\w+)'>", kinds.partition("Errors:")[0])
-    told = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
     wanted = [f"one of {', '.join(choices)}"] if choices else []
-    wanted += [told.get(kind, kind) for kind in names if kind != "NoneType"]
+    wanted += [words.get(kind, kind) for kind in names if kind != "NoneType"]
     close = get_close_matches(value.strip("'\""), choices, n=1, cutoff=0.6)
     if close:
         return f"{close[0]}, or another of {', '.join(choices)}"

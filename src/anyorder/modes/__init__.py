@@ -95,7 +95,7 @@ def decoder_of(
         mode, order: from `resolve`.
         model: the network.
         options: how.
-        fused: where phrasings of questions stand in canvases.
+        fused: the phrasings of questions in the canvases.
 
     Raises:
         UserError: options that the mode does not have, or that exclude each other.

@@ -143,7 +143,7 @@ class ModeEntry(ABC):
             mode: its conventions.
             order: from `order`, or an object of `order_classes`.
             options: how.
-            fused: where phrasings of questions stand in canvases; None where there are none. A decoder that does not
+            fused: the phrasings of questions in the canvases; None where there are none. A decoder that does not
                 narrow its visibility by them refuses them (`refuse_fused`).
 
         Raises:
