@@ -11,9 +11,8 @@ from torch import Tensor
 import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.checkpoints.mask_token import with_mask_token
-from anyorder.decoding.canvas import BLANK, check_canvases
-from anyorder.decoding.loop import Queries, Reader, by_sampling, decode
-from anyorder.decoding.text import Choice, Text
+from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout, check_canvases
+from anyorder.decoding.loop import Choice, Queries, Reader, Text, by_sampling, decode
 from anyorder.model.llama import Llama
 from anyorder.model.modes import Mode
 from anyorder.modes import Decoder, LearningOptions, ModeEntry, ModeKind, Options, exactly, register
@@ -105,8 +104,8 @@ class BothEndsMode(ModeEntry):
         labels=lambda mode, position_BL, valid_BL: {"block": turns(valid_BL, mode.block_length or 1)},
     )  # fmt: skip
 
-    def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, fused: Any = None) -> Decoder:
-        self.refuse_fused(fused)
+    def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
+        self.refuse_fused(layout)
         size = read_order(order).number or mode.block_length or 1  # "both-ends:8", or "both-ends"
 
         def steps(canvases: Any, sample_ids: Any, stop: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -12,8 +11,6 @@ from anyorder.decoding.checks import (
     check_room,
     check_sample_ids,
     check_token_ids,
-    checked_log_prob,
-    not_numbers,
 )
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -51,10 +48,3 @@ def test_a_prompt_leaves_room(tiny_config: ModelConfig) -> None:
     check_room(tiny_config, 3, longest)
     with pytest.raises(UserError, match=f"^prompt 3 has {longest + 1} tokens, .* shorten it to at most {longest}, "):
         check_room(tiny_config, 3, longest + 1)
-
-
-def test_scores_are_numbers() -> None:
-    assert checked_log_prob(-math.inf, 0) == -math.inf
-    with pytest.raises(UserError, match=r"^the network's scores for row 5 are NaN: check its weights, or load it"):
-        checked_log_prob(math.nan, 5)
-    assert str(not_numbers()).startswith("the network's scores are NaN: ")

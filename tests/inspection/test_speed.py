@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from anyorder.checkpoints import load_model
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.errors import UserError
 from anyorder.inspection import speed
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
+from tests.writers import write_left_to_right
 
 
 @pytest.fixture

@@ -353,7 +353,8 @@ def test_mistakes_are_told_with_the_remedy(model: Llama, text: list[int]) -> Non
     refused(r"positions of text 0 are \[4, 3\]: give rising positions from 0 to 8, at least one\.", scored=[4, 3])
     refused(r"positions of text 0 are \[\]: ", scored=[])
     refused(r"positions of text 0 are \[3, 9\]: ", scored=[3, 9])
-    refused(r"text 0 has token ids outside 0 to 30: use this network's tokenizer\.", ids=[1, 2, 3, 4, 99])
+    remedy = r"give ids from 0 to 30, from the tokenizer of this network\."
+    refused(rf"text 0 has the token id 99: {remedy}", ids=[1, 2, 3, 4, 99])
     refused(r"text 0 has the mask token 30 among those scored: write it first\.", ids=[1, 2, 3, 4, MASK])
     long = text * 3
     refused(

@@ -20,7 +20,6 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from anyorder.checkpoints.weights import blank
 from anyorder.decoding.left_to_right import bursts, decoder
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model import compiled, step
@@ -29,6 +28,7 @@ from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from tests.decoding.left_to_right.test_decoder import same
+from tests.writers import write_left_to_right
 
 KINDS = {
     "plain": (),

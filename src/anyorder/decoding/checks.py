@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def check_sample_ids(sample_ids: Sequence[int], prompts: int, kind: str = "prompt") -> None:
-    """Refuses no prompts at all, and numbers that are not one for each; `kind` is what messages call a prompt.
+    """Refuse an empty list of prompts, and numbers that are not one for each; messages call a prompt `kind`.
 
     Raises:
         UserError: see above.
@@ -27,7 +26,7 @@ def check_sample_ids(sample_ids: Sequence[int], prompts: int, kind: str = "promp
 
 
 def check_token_ids(config: ModelConfig, token_ids: Iterable[int], name: str) -> None:
-    """Refuses tokens outside the vocabulary; `name` is that of the text, as in "prompt 3".
+    """Refuse tokens outside the vocabulary; `name` is that of the text, as in "prompt 3".
 
     Raises:
         UserError: see above.
@@ -39,7 +38,7 @@ def check_token_ids(config: ModelConfig, token_ids: Iterable[int], name: str) ->
 
 
 def check_room(config: ModelConfig, sample_id: int, tokens: int) -> None:
-    """Refuses a prompt of so many tokens that none can be written behind them.
+    """Refuse a prompt of so many tokens that none can be written behind them.
 
     Raises:
         UserError: see above.
@@ -53,10 +52,10 @@ def check_room(config: ModelConfig, sample_id: int, tokens: int) -> None:
 
 
 def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> None:
-    """Refuses prompts that the network cannot continue.
+    """Refuse prompts that the network cannot continue.
 
     Raises:
-        UserError: see `write_left_to_right`.
+        UserError: see `left_to_right_steps`.
     """
     check_sample_ids(sample_ids, len(prompts))
     for sample_id, prompt in zip(sample_ids, prompts, strict=True):
@@ -69,7 +68,7 @@ def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], sample_
 
 
 def check_max_new_tokens(max_new_tokens: int) -> None:
-    """Refuses what is no number of tokens to write.
+    """Refuse what is no number of tokens to write.
 
     Raises:
         UserError: see above.
@@ -79,16 +78,5 @@ def check_max_new_tokens(max_new_tokens: int) -> None:
 
 
 def not_numbers(of: str = "") -> UserError:
-    """What to raise where the network's scores are NaN; `of` says whose they are, as in " for row 3"."""
+    """Return the error for scores that are NaN; `of` names the sample, as in " for row 3"."""
     return UserError(f"the network's scores{of} are NaN: check its weights, or load it in float32.")
-
-
-def checked_log_prob(log_prob: float, sample_id: int) -> float:
-    """The same number.
-
-    Raises:
-        UserError: it is none.
-    """
-    if math.isnan(log_prob):
-        raise not_numbers(f" for row {sample_id}")
-    return log_prob

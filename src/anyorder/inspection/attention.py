@@ -1,6 +1,6 @@
 """Where a network looks: the weights of every head, what they amount to, and pictures of them.
 
-The weights are those of the eager backend, which shows them to whoever watches; the network is not changed.
+The weights are those of the eager backend, which has a callback for them; the network is not changed.
 
 Shape suffixes: N layers, H heads, L tokens of a text.
 """
@@ -32,8 +32,8 @@ class HeadStatistics(NamedTuple):
 
     Attributes:
         layer, head: which one, from 0.
-        entropy: of the weights of a row, in nats: 0 where it looks at one token, log n where at n alike.
-        distance: mean number of positions between a row and what it looks at.
+        entropy: of the weights of a row, in nats: 0 for a single token, log n for n tokens alike.
+        distance: mean number of positions between a row and the tokens that it attends to.
         itself: share on the row's own token.
         first: share on the first token of the text, where heads rest that have nothing to do.
         ahead: share on tokens that come later.
@@ -79,10 +79,10 @@ class AttentionPatterns:
         return means
 
     def save_plot(self, path: str | Path, labels: Sequence[str] | None = None) -> None:
-        """A picture with the map of every head, rows above each other, and the statistics of all heads.
+        """Draw a picture with the map of every head, rows above each other, and the statistics of all heads.
 
         Args:
-            path: new file, whose ending says of which kind, such as .png or .svg.
+            path: new file; its ending decides the format, such as .png or .svg.
             labels: how the tokens read, to be written beside the maps of short texts.
 
         Raises:
@@ -142,7 +142,7 @@ def analyze_attention_patterns(
     prompt_length: int = 0,
     rows: Sequence[int] | None = None,
 ) -> AttentionPatterns:
-    """Reads a text once and looks at what every head looks at.
+    """Read a text once and measure the attention of every head.
 
     Args:
         model: the network, a transformers face too.

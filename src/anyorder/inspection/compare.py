@@ -80,7 +80,7 @@ class Compared:
 
 
 def usual_methods(model: Llama, max_new_tokens: int) -> dict[str, Order]:
-    """Samplers that suit the network, by the words of `method_named`."""
+    """Return samplers that suit the network, by the words of `method_named`."""
     return {
         name: order
         for mode in model.config.modes
@@ -89,7 +89,7 @@ def usual_methods(model: Llama, max_new_tokens: int) -> dict[str, Order]:
 
 
 def method_named(words: str) -> Order:
-    """What words mean on the command line: an order, or a preset of diffusion with options.
+    """Read the words of the command line: an order, or a preset of diffusion with options.
 
     Args:
         words: such as "left-to-right", "groups:4", "llada" or "fast-dllm,block_length=8,threshold=0.9".
@@ -131,7 +131,7 @@ def compare_sampling_methods(
     drift: bool = False,
     on_method: Callable[[str], None] | None = None,
 ) -> list[Compared]:
-    """Writes the same prompts by several samplers.
+    """Write the same prompts by several samplers.
 
     Args:
         model: the network.
@@ -142,8 +142,8 @@ def compare_sampling_methods(
         seed: decides what is drawn.
         repeats: runs of each, taking turns; their median time counts.
         likelihood: how the bound of masked diffusion is found.
-        drift: whether the drift of approximate caches is told, which takes a run more, of more passes.
-        on_method: told the name of each before it writes.
+        drift: whether to measure the drift of approximate caches, which takes a run more, of more passes.
+        on_method: called with the name of each before it writes.
 
     Raises:
         UserError: there is no method or no run, or one cannot write this.
@@ -202,14 +202,14 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
 
 
 def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, float, int]:
-    """Of all that was written up to the first end token of each text: log-probability, its error, and tokens."""
+    """Return log-probability, its error, and tokens of what was written up to the first end token of each text."""
     default = _default(model)
     texts, scored = [], []
     for row, ids in enumerate(output.sequences):
         places = sorted({event.position for event in output.trace.events if event.row == row})
         ends = [at for at in places if at < len(ids) and ids[at] in model.config.eos_token_ids]
         end = min(ends, default=len(ids) - 1)
-        # A mask that was left in the text is no token whose probability could be asked for.
+        # A mask that was left in the text is no token that has a probability.
         kept = [at for at in places if at <= end and ids[at] != default.mask_token_id]
         if kept:
             texts.append(ids[: end + 1])
@@ -222,5 +222,5 @@ def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, 
 
 
 def _default(model: Llama) -> Mode:
-    """The mode by which texts are scored."""
+    """Return the mode by which texts are scored."""
     return model.config.mode(model.config.default_mode)

@@ -44,7 +44,7 @@ class Drift(NamedTuple):
 
     @classmethod
     def between(cls, cached_NV: Tensor, exact_NV: Tensor) -> Drift:
-        """The drift of some logits from others."""
+        """Measure the drift of some logits from others."""
         cached_NV, exact_NV = (logits_NV.double().log_softmax(-1) for logits_NV in (cached_NV, exact_NV))
         divergence_N = (exact_NV.exp() * (exact_NV - cached_NV)).sum(-1)
         changed_N = cached_NV.argmax(-1) != exact_NV.argmax(-1)
@@ -53,7 +53,7 @@ class Drift(NamedTuple):
 
     @classmethod
     def join(cls, drifts: Sequence[Drift]) -> Drift:
-        """The drift of several passes, at least one, over all their positions."""
+        """Join the drift of several passes, at least one, over all their positions."""
         positions = sum(drift.positions for drift in drifts)
         divergence, changed = (
             sum(drift.positions * getattr(drift, name) for drift in drifts) / positions
@@ -76,7 +76,7 @@ class WatchedReader(Reader[CanvasRow]):
         self.cached = cached
         self.exact = CanvasReader(
             cached.model, cached.rows, cached.mode, NoCache(), block_length=cached.block_length,
-            guidance=cached.guidance, fused=cached.fused,
+            guidance=cached.guidance, layout=cached.layout,
         )  # fmt: skip
         self.exact.ids_BL = cached.ids_BL  # which the cached reader keeps up to date
         self.drifts: list[Drift] = []
@@ -113,7 +113,7 @@ def cache_drift(
     model: Llama, tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt, order: Order | None,
     max_new_tokens: int = 64, seed: int = 0,
 ) -> Drift | None:  # fmt: skip
-    """How far the logits of a sampler with an approximate cache are from those of passes over everything.
+    """Measure how far the logits of a sampler with an approximate cache are from those of passes over everything.
 
     The prompts are written once more, and each pass with the cache is compared with one without, which counts nowhere.
 

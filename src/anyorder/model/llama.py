@@ -26,6 +26,7 @@ from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
+from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View
 from anyorder.utils.annotations import NETWORK_FIRST, SIMPLE, Kind, UnfitError, is_tokenizer, shown
 from anyorder.visibility import Labels, Visibility
@@ -232,8 +233,12 @@ class Llama(nn.Module):
         """The same for rows `[batch, rows, hidden]` that need not be embeddings of tokens."""
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
             last = index == len(self.model.layers) - 1 and "last" in views
-            view = views["last"] if last else views[kind]
+            # An attention from outside may not know how to leave rows out.
+            leaves_out = last and type(layer.self_attn) is SelfAttention
+            view = views["last"] if leaves_out else views[kind]
             rows_BRE = layer(rows_BRE, view, None if cache is None else cache.layers[index])
+            if last and not leaves_out:
+                rows_BRE = views["last"].look(rows_BRE)
         normed_BRE: Tensor = self.model.norm(rows_BRE)
         return normed_BRE
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.errors import UserError
 from anyorder.model.modes import KINDS, Mode, ModeKind, refuse_unless_causal, register_kind
 from anyorder.modes.any_order import AnyOrderMode
@@ -17,7 +18,6 @@ from anyorder.modes.left_to_right import LeftToRightMode
 from anyorder.orders.names import MIXTURE, NAMES, read_order
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
 
@@ -87,7 +87,7 @@ def _mode_of_object(order: object, config: ModelConfig) -> str:
 
 
 def decoder_of(
-    mode: Mode, order: Any, model: Llama, options: Options, fused: FusedCanvases | None = None
+    mode: Mode, order: Any, model: Llama, options: Options, layout: CanvasLayout = PLAIN
 ) -> Decoder:  # fmt: skip
     """Return what writes in this order.
 
@@ -95,7 +95,7 @@ def decoder_of(
         mode, order: from `resolve`.
         model: the network.
         options: how.
-        fused: the phrasings of questions in the canvases.
+        layout: of the canvases.
 
     Raises:
         UserError: options that the mode does not have, or that exclude each other.
@@ -109,4 +109,4 @@ def decoder_of(
     if several and not entry.draws(order, options.sampling):
         same = f"num_samples is {options.num_samples} at temperature 0, where all samples are the same"
         raise UserError(f"{same}: give a temperature above 0, or leave out num_samples.")
-    return entry.decoder(model, mode, order, options, fused)
+    return entry.decoder(model, mode, order, options, layout)

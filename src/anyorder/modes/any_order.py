@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.any_order.speculation import Speculative, speculative_steps
+from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
 from anyorder.likelihood.diffusion import Bound, Method
@@ -21,7 +22,6 @@ from anyorder.orders.kinds import Order as OrderKind
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
 
 
@@ -39,9 +39,7 @@ class AnyOrderMode(ModeEntry):
         """Return orders of different kinds."""
         return {name: name for name in ("any-order", "random", "groups:4", "confidence")}
 
-    def decoder(
-        self, model: Llama, mode: Mode, order: Any, options: Options, fused: FusedCanvases | None = None
-    ) -> Decoder:
+    def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Fill canvases; the samples of a prompt share its plan."""
         options.sampling.check_filters()
         samples = options.num_samples or 1
@@ -52,7 +50,7 @@ class AnyOrderMode(ModeEntry):
             return order.select([sample_id // samples for sample_id in sample_ids])
 
         if isinstance(order, Speculative):
-            if fused is not None:
+            if layout is not PLAIN:
                 raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
 
             def drafted(
@@ -67,7 +65,7 @@ class AnyOrderMode(ModeEntry):
             return drafted
         return lambda canvases, sample_ids, stop: any_order_steps(
             model, canvases, planned(order, sample_ids), sampling=options.sampling, sample_ids=sample_ids, stop=stop,
-            use_cache=options.use_cache, fused=fused,
+            use_cache=options.use_cache, layout=layout,
         )  # fmt: skip
 
     def log_probs(

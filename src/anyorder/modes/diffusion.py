@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.decoder import diffusion_steps
 from anyorder.decoding.diffusion.sampler import DiffusionSampler, sampler_of_order
 from anyorder.decoding.sampling import Sampling
@@ -15,7 +16,6 @@ from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, O
 from anyorder.objectives import BlockDiffusion, MaskedDiffusion, MaskedDiffusionTuning, Objective
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
 
 
@@ -43,14 +43,12 @@ class DiffusionMode(ModeEntry):
         """A sampler says for itself whether it draws."""
         return order.draws if isinstance(order, DiffusionSampler) else super().draws(order, sampling)
 
-    def decoder(
-        self, model: Llama, mode: Mode, order: Any, options: Options, fused: FusedCanvases | None = None
-    ) -> Decoder:
+    def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Fill canvases by the sampler, or by that of the order's name."""
         sampler = sampler_of_order(order, options.sampling, use_cache=options.use_cache)
         return lambda canvases, sample_ids, stop: diffusion_steps(
             model, canvases, sampler, mode=mode, sample_ids=sample_ids, seed=options.sampling.seed, stop=stop,
-            fused=fused,
+            layout=layout,
         )  # fmt: skip
 
     def log_probs(
@@ -83,6 +81,12 @@ class BlocksMode(DiffusionMode):
     """Blocks from left to right, each by masked diffusion after clean ones."""
 
     kind = KINDS["blocks"]
+
+    def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
+        """Fill canvases block by block."""
+        if layout is not PLAIN:
+            raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
+        return super().decoder(model, mode, order, options)
 
     def usual_orders(self, new_tokens: int) -> dict[str, Order]:
         """Return the network's own blocks."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from anyorder.decoding.any_order.speculation import Speculative
+from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
@@ -20,7 +21,6 @@ from anyorder.objectives.schedules import Always, Schedule
 from anyorder.orders.by_name import AnyOrder
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
 
 Order = str | AnyOrder | Speculative | DiffusionSampler
@@ -123,19 +123,17 @@ class ModeEntry(ABC):
         """Whether tokens are drawn, so that samples of one prompt differ."""
         return sampling.temperature > 0
 
-    def refuse_fused(self, fused: FusedCanvases | None) -> None:
+    def refuse_fused(self, layout: CanvasLayout) -> None:
         """Refuse fused questions, for decoders that would let phrasings see each other.
 
         Raises:
             UserError: there are any.
         """
-        if fused is not None:
+        if layout is not PLAIN:
             raise UserError(f"the mode {self.kind.name!r} does not keep phrasings apart: give another order.")
 
     @abstractmethod
-    def decoder(
-        self, model: Llama, mode: Mode, order: Any, options: Options, fused: FusedCanvases | None = None
-    ) -> Decoder:
+    def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Return what writes texts.
 
         Args:
@@ -143,8 +141,8 @@ class ModeEntry(ABC):
             mode: its conventions.
             order: from `order`, or an object of `order_classes`.
             options: how.
-            fused: the phrasings of questions in the canvases; None where there are none. A decoder that does not
-                narrow its visibility by them refuses them (`refuse_fused`).
+            layout: of the canvases, which narrows the visibility where phrasings of questions are among the tokens. A
+                decoder that does not call `layout.narrow` refuses those (`refuse_fused`).
 
         Raises:
             UserError: options or an order that this mode does not have.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from anyorder.decoding.beams import beam_search_steps
+from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.left_to_right.decoder import left_to_right_steps
-from anyorder.decoding.trace import Step, Stop
 from anyorder.likelihood.diffusion import Bound, Method
 from anyorder.likelihood.exact import left_to_right_log_prob
 from anyorder.model.modes import KINDS, Mode
@@ -16,7 +15,6 @@ from anyorder.objectives import Autoregressive
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
 
 
@@ -26,28 +24,15 @@ class LeftToRightMode(ModeEntry):
     kind = KINDS["left-to-right"]
     options = frozenset({"num_beams", "compile"})
 
-    def decoder(
-        self, model: Llama, mode: Mode, order: Any, options: Options, fused: FusedCanvases | None = None
-    ) -> Decoder:
+    def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Continue prompts; fused questions have decoders of their own (`fusion_steps`)."""
-        assert fused is None, "answers to fused questions are no canvases here"
+        assert layout is PLAIN, "answers to fused questions are no canvases here"
         options.sampling.check_filters()
 
-        def steps(
-            prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], stop: Stop | None
-        ) -> Iterator[Step]:  # fmt: skip
-            if options.num_beams > 1:
-                return beam_search_steps(
-                    model, prompts, beams=options.num_beams, max_new_tokens=options.max_new_tokens, stop=stop,
-                    repetition_penalty=options.sampling.repetition_penalty, use_cache=options.use_cache,
-                    sample_ids=sample_ids,
-                )  # fmt: skip
-            return left_to_right_steps(
-                model, prompts, max_new_tokens=options.max_new_tokens, sampling=options.sampling, stop=stop,
-                use_cache=options.use_cache, compile=options.compile, sample_ids=sample_ids,
-            )  # fmt: skip
-
-        return steps
+        return lambda prompts, sample_ids, stop: left_to_right_steps(
+            model, prompts, sample_ids=sample_ids, max_new_tokens=options.max_new_tokens, sampling=options.sampling,
+            num_beams=options.num_beams, stop=stop, use_cache=options.use_cache, compile=options.compile,
+        )  # fmt: skip
 
     def log_probs(
         self, model: Llama, mode: Mode, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], *,

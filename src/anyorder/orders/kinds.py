@@ -1,7 +1,7 @@
 """In which order, and how many at a time, the tokens of one text are written.
 
-An order knows neither the text nor the network: it is asked how `count` tokens, numbered from left to right, are
-written, and answers with the group of each. A new order is a new small class.
+An order depends on neither the text nor the network: for `count` tokens, numbered from left to right, it returns the
+group of each. A new order is a new small class.
 
 Shape suffixes: N tokens to be written.
 """
@@ -30,7 +30,7 @@ class Order(ABC):
 
     @abstractmethod
     def groups(self, count: int, rng: torch.Generator) -> Tensor:
-        """The group of each token, counted from 0: int64 `[count]`.
+        """Return the group of each token, counted from 0: int64 `[count]`.
 
         Args:
             count: number of tokens.
@@ -50,7 +50,7 @@ class InSequence(Order):
 
     @abstractmethod
     def sequence(self, count: int, rng: torch.Generator) -> Tensor:
-        """The numbers 0 to `count` - 1, first to be written first: int64 `[count]`."""
+        """Return the numbers 0 to `count` - 1 in the order of writing: int64 `[count]`."""
 
     def groups(self, count: int, rng: torch.Generator) -> Tensor:
         group_N = torch.empty(count, dtype=torch.int64)
@@ -121,10 +121,10 @@ class Spaced(Order):
 
 @dataclass(frozen=True, kw_only=True)
 class MostConfident:
-    """The network chooses the order: of all places that are left, those are written where it is surest of its token.
+    """The network chooses the order: of all blanks, it writes those where it is surest of its token.
 
-    Every pass asks about every place that is left, so a text of n places costs about n * n / 2 query rows, where a
-    fixed order costs n. The number of passes is the same.
+    Every pass predicts every blank, so a text of n blanks costs about n * n / 2 query rows, where a fixed order costs
+    n. The number of passes is the same.
 
     Attributes:
         size: tokens that are written at once.

@@ -113,12 +113,12 @@ def test_power_is_as_stated() -> None:
 def test_the_test_finds_the_variant_that_does_not_draw_from_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """sigma-GPT draws a rejected token anew from p, not from max(0, p - q): that is biased, and this test sees it."""
 
-    def biased(place: Any, draft: Any) -> tuple[int, bool]:
-        token_id = draft.choice.token_id
-        u = torch.rand((), dtype=torch.float64, generator=place.rng)
-        if u * draft.probability_V[token_id] < place.probability_V[token_id]:
-            return token_id, True
-        return int(speculation.draw(place.probability_V[None], [place.rng])), False
+    def biased(p_V: torch.Tensor, draft: Any, rng: torch.Generator) -> tuple[int, bool]:
+        if draft is not None:
+            u = torch.rand((), dtype=torch.float64, generator=rng)
+            if u * draft.probability_V[draft.token_id] < p_V[draft.token_id]:
+                return draft.token_id, True
+        return int(speculation.draw(p_V[None], [rng])), False
 
     monkeypatch.setattr(speculation, "_judged", biased)
     found, expected = counted(*CASES["left to right"], draft=3, seed=0)

@@ -26,6 +26,7 @@ from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.model.rope import Rotary
+from anyorder.model.self_attention import ATTENTIONS, SelfAttention
 from anyorder.visibility import not_after
 from tests.decoding import literal_diffusion as literal
 
@@ -327,6 +328,26 @@ def test_what_is_read_in_each_pass(
     write([continuation([1, 2, 3], 8)], DiffusionSampler(cache=cache, block_length=4), model=model, mode=MODES[mode])
     assert read == expected
     assert wanted == ([1, 4, 3, 2, 1, 3, 2, 1] if "blocks" in mode else [4, 3, 2, 1, 4, 3, 2, 1])
+
+
+def test_an_attention_from_outside_need_not_leave_rows_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes all rows of the last layer, of which those of the queries are taken."""
+    widths: list[int] = []
+
+    class Outside(SelfAttention):
+        def forward(self, rows_BRE: Tensor, *arguments: Any) -> Tensor:
+            out_BRE = super().forward(rows_BRE, *arguments)
+            assert out_BRE.shape == rows_BRE.shape
+            widths.append(out_BRE.shape[1])
+            return out_BRE
+
+    monkeypatch.setitem(ATTENTIONS, "outside", Outside)
+    model = Llama(network().config.replace(attention="outside"), backend="eager")
+    model.load_state_dict(network().state_dict())
+    canvases = [continuation(prompt, 8) for prompt in PROMPTS]
+    sampler = DiffusionSampler(cache="dual", block_length=4)
+    assert write(canvases, sampler, model=model).sequences == write(canvases, sampler).sequences
+    assert set(widths) == {15, 4}
 
 
 def test_rows_of_a_batch_renew_their_keys_together(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.decoding.left_to_right.decoder import left_to_right_steps, write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation
 from anyorder.errors import UserError
@@ -21,6 +21,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
 from anyorder.utils.ragged import pad_right
 from anyorder.visibility import causal
+from tests.writers import write_left_to_right
 
 END = 7
 PROMPTS = [[1, 2, 3], [4], [5, 6, 8, 9, 10, 11, 12], [13, 14]]

@@ -12,17 +12,18 @@ Uneven = Literal["refuse", "distribute"]
 
 
 class Block(NamedTuple):
-    """Positions from `start` to `stop` (excluded), written in `steps` steps."""
+    """Positions from `start` to `stop` (excluded), of which `masks` are to be written, in `steps` steps."""
 
     start: int
     stop: int
+    masks: int
     steps: int
 
 
 def plan_blocks(
     canvas: Sequence[int], sample_id: int, *, block_length: int | None, steps: int | None, uneven: Uneven, aligned: bool
 ) -> list[Block]:
-    """The blocks of a canvas that have something to write, from left to right.
+    """Divide a canvas into blocks, from left to right; blocks without blanks are left out.
 
     Args:
         canvas: token ids, `BLANK` where something is to be written.
@@ -61,5 +62,5 @@ def plan_blocks(
         stop = min(start + length, end)
         masks = list(canvas[start:stop]).count(BLANK)
         if masks:
-            blocks.append(Block(start, stop, masks if steps is None else each + (number < more)))
+            blocks.append(Block(start, stop, masks, masks if steps is None else each + (number < more)))
     return blocks

@@ -42,7 +42,7 @@ class CausalReader(BeamReader):
     Args:
         model: the network.
         texts: the batch.
-        use_cache: False computes all rows again in each pass: the slow, obvious twin.
+        use_cache: False computes all rows again in each pass (slow reference path).
         one_token: the compiled one-token step; None for an uncompiled one.
 
     Attributes:
