@@ -212,7 +212,8 @@ def prompts_for(
 
 def _filling_gaps(order: Order | None, config: ModelConfig, gap_in: str) -> Order:
     """Return the order; unless given, the network's default, if that fills gaps, or else a mode that does."""
-    fills = [name for name in (config.default_mode, *ENTRIES) if _fills_gaps(name, config)]
+    filling = {mode.name for mode in config.modes if not mode.kind.causal}
+    fills = [name for name in (config.default_mode, *ENTRIES) if name in filling]
     if not fills:
         raise UserError(
             f"{gap_in} has a gap ({GAP}, or {BLANK} among token ids), and this network writes by "
@@ -225,7 +226,3 @@ def _filling_gaps(order: Order | None, config: ModelConfig, gap_in: str) -> Orde
             f"out the order, or give {fills[0]!r}."
         )
     return fills[0] if order is None else order
-
-
-def _fills_gaps(name: str, config: ModelConfig) -> bool:
-    return any(mode.name == name and not mode.kind.causal for mode in config.modes)
