@@ -14,7 +14,7 @@ from anyorder.errors import UserError
 MOST = 12
 """Parameters of a command at most."""
 
-OTHERS = {"fuse", "fuse run", "fuse compare", "data paraphrase"}
+OTHERS = {"data paraphrase"}
 
 
 @dataclass(frozen=True, kw_only=True)

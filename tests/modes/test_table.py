@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import collect
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.model.modes import KINDS, Mode
+from anyorder.model.modes import ANY_ORDER, KINDS, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.modes import ENTRIES, LearningOptions, ModeEntry, ModeKind, Options, entry_of, register, resolve
 from anyorder.objectives import Batch, summed_loss
 from anyorder.orders.names import objective_named, read_order
@@ -28,6 +29,7 @@ from tests.pages import blocks_of
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_mode.py"
 MASK = 3
+ALL = (LEFT_TO_RIGHT, ANY_ORDER, diffusion(MASK), blocks(MASK, 4))
 TEXTS = [[5, 6, 7, 8, 9, 10, 11, 12, 13], [7, 6, 5, 9]]
 
 
@@ -114,8 +116,10 @@ def test_the_command_line_and_comparisons_take_it(
     both_ends: Llama, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from anyorder.evaluation.order_search import by_likelihood
+    from anyorder.evaluation.texts import orders_by_name
     from anyorder.inspection.compare import compare_sampling_methods
 
+    assert orders_by_name([], both_ends.config) == {"both-ends": "both-ends"}
     [found] = by_likelihood(both_ends, TEXTS, {"both-ends:3": "both-ends:3"})
     assert not found.bound
     [compared] = compare_sampling_methods(both_ends, [[5, 6]], max_new_tokens=4)
@@ -173,3 +177,21 @@ def test_the_guide_shows_the_example() -> None:
     _, *parts, _ = [block.code for block in blocks_of(guide)]
     assert len(parts) == 5
     assert all(part in example for part in parts)
+
+
+@pytest.mark.parametrize("order", ["left-to-right", "random", "diffusion", "blocks"])
+def test_few_functions_lie_between_generate_and_the_network(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What docs/architecture.md lists for one prompt can be read in one sitting."""
+    source, stacks, prepare = Path(anyorder.__file__).parent, [], Llama.prepare
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        frames = [Path(frame.filename) for frame in traceback.extract_stack()]
+        stacks.append([file.relative_to(source).parts[0] for file in frames if file.is_relative_to(source)])
+        return prepare(*arguments, **options)
+
+    monkeypatch.setattr(Llama, "prepare", watched)
+    anyorder.generate(network(modes=ALL), None, [5, 6], order=order, max_new_tokens=4)
+    for stack in stacks:
+        rooms = [room for room in stack if room != "utils"]  # of which a decorator checks arguments
+        assert len(rooms) <= 8
+        assert set(rooms) == {"api", "decoding"}

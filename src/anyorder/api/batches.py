@@ -58,27 +58,25 @@ class Batches:
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
         """Write one batch after the other; call `watch` with each step of a decoder."""
         size = self._options.batch_size or len(self.rows)
+        stop = self._stopped if self._stops else None
         for start in range(0, len(self.rows), size):
             sample_ids = range(start, min(start + size, len(self.rows)))
+            # The texts of each mode are written at once, and then all are in the order of their prompts again.
+            generations, written = [], []
+            for mode, decoder in self._decoders.items():
+                own = [sample_id for sample_id in sample_ids if self._modes[sample_id] == mode]
+                if not own:
+                    continue
+                prompts = [self.rows[sample_id] for sample_id in own]
+                recorder = Recorder(prompts, own, self._model.config.eos_token_ids)
+                for step in recorder.watch(decoder(prompts, own, stop)):
+                    if watch is not None:
+                        watch(step)
+                generations.append(recorder.generation())
+                written += own
+            generation = Generation.join(generations).select([written.index(sample_id) for sample_id in sample_ids])
             texts = None if self._texts is None else [self._texts[sample_id] for sample_id in sample_ids]
-            prompts = [self._prompts[sample_id] for sample_id in sample_ids]
-            yield Finished.of(self._generation(sample_ids, watch), texts, prompts)
-
-    def _generation(self, sample_ids: range, watch: Watch | None) -> Generation:
-        """Write the texts of each mode at once, and return all in the order of their prompts."""
-        parts, places = [], []
-        for mode, decoder in self._decoders.items():
-            own = [sample_id for sample_id in sample_ids if self._modes[sample_id] == mode]
-            if not own:
-                continue
-            prompts = [self.rows[sample_id] for sample_id in own]
-            recorder = Recorder(prompts, own, self._model.config.eos_token_ids)
-            for step in recorder.watch(decoder(prompts, own, self._stopped if self._stops else None)):
-                if watch is not None:
-                    watch(step)
-            parts.append(recorder.generation())
-            places += own
-        return Generation.join(parts).select([places.index(sample_id) for sample_id in sample_ids])
+            yield Finished.of(generation, texts, [self._prompts[sample_id] for sample_id in sample_ids])
 
     def _stopped(self, sample_id: int, written: Sequence[int]) -> bool:
         assert self._tokenizer is not None, "stop strings need it"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
-    """A prompt as text or token ids, or a list of such; what is of another kind as it is.
+    """Return a prompt as text or token ids, or a list of such; what is of another kind as it is.
 
     Tensors and arrays become lists. The `input_ids` of what `apply_chat_template` or a tokenizer returns lose their
     padding, by the `attention_mask`. Messages become the token ids of what the chat template writes for them, with the
@@ -46,7 +46,7 @@ def is_token_id(value: object) -> bool:
 
 
 def listed(value: Any) -> Any:
-    """Tensors, arrays and their numbers as lists of Python's integers, also within lists."""
+    """Turn tensors, arrays and their numbers into lists of Python's integers, also within lists."""
     if hasattr(value, "tolist"):
         return value.tolist()
     if isinstance(value, list | tuple):

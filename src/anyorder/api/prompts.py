@@ -78,13 +78,13 @@ class TextEncoder:
 def prompt_ids(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None
 ) -> tuple[list[list[int]], bool]:
-    """Token ids of each prompt, and whether a single prompt was given, not a list of them.
+    """Return the token ids of each prompt, and whether a single prompt was given, not a list of them.
 
     Args:
         prompt: a string, token ids, or a list of such, which may be mixed; a tensor `[prompts, tokens]`; also in the
             forms of `plain_prompt`.
         tokenizer: may be None where the prompts are token ids.
-        bos_token_id: the token that stands for an empty text, if there is one.
+        bos_token_id: the token that an empty text becomes, if there is one.
 
     Raises:
         UserError: the prompt is of another kind, is text without a tokenizer, or is empty.
@@ -97,7 +97,7 @@ def prompts_with_gaps(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: int | None, *, new_tokens: int,
     gap_tokens: int | None = None,
 ) -> tuple[list[list[int]], bool]:  # fmt: skip
-    """As `prompt_ids`, with a `BLANK` for each token that is to be written in a gap.
+    """Return the same as `prompt_ids`, with a `BLANK` for each token that is to be written in a gap.
 
     In text, `[...]` is a gap, and blanks before it belong to it, since tokens begin with their space; in token ids,
     each `BLANK` is a token to be written.
@@ -134,7 +134,7 @@ def prompts_with_gaps(
 def _rows(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, encode: Callable[[str], list[int]]
 ) -> tuple[list[list[int]], bool]:
-    """Token ids of each prompt, text by `encode`, and whether a single prompt was given."""
+    """Return the token ids of each prompt, text by `encode`, and whether a single prompt was given."""
     given: Any = plain_prompt(prompt, tokenizer)
     if isinstance(given, str):
         return [encode(given)], True
@@ -151,7 +151,7 @@ def _rows(
 
 
 def _begun(ids: list[int], bos_token_id: int | None) -> list[int]:
-    """The token ids of a text; of an empty one, the token that begins a text."""
+    """Return the token ids of a text; of an empty one, the token that begins a text."""
     if not ids and bos_token_id is None:
         raise UserError("the prompt is '' and this network has no token that begins a text: give at least one word.")
     return ids or [bos_token_id or 0]
@@ -211,8 +211,9 @@ def prompts_for(
 
 
 def _filling_gaps(order: Order | None, config: ModelConfig, gap_in: str) -> Order:
-    """The order; unless given, the network's default, if that fills gaps, or else a mode that does."""
-    fills = [name for name in (config.default_mode, *ENTRIES) if _fills_gaps(name, config)]
+    """Return the order; unless given, the network's default, if that fills gaps, or else a mode that does."""
+    filling = {mode.name for mode in config.modes if not mode.kind.causal}
+    fills = [name for name in (config.default_mode, *ENTRIES) if name in filling]
     if not fills:
         raise UserError(
             f"{gap_in} has a gap ({GAP}, or {BLANK} among token ids), and this network writes by "
@@ -225,7 +226,3 @@ def _filling_gaps(order: Order | None, config: ModelConfig, gap_in: str) -> Orde
             f"out the order, or give {fills[0]!r}."
         )
     return fills[0] if order is None else order
-
-
-def _fills_gaps(name: str, config: ModelConfig) -> bool:
-    return any(mode.name == name and not mode.kind.causal for mode in config.modes)

@@ -25,7 +25,7 @@ UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 def stop_strings(stop: str | Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
-    """The strings that end a text.
+    """Return the strings that end a text.
 
     Raises:
         UserError: they are no strings, one is empty, or there is no tokenizer.
@@ -41,7 +41,7 @@ def stop_strings(stop: str | Sequence[str] | None, tokenizer: PreTrainedTokenize
 
 
 def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]) -> Continuation | Gaps:
-    """What becomes the text of the tokens that are written for a prompt or a canvas.
+    """Return an empty text for the tokens that are written for a prompt or a canvas.
 
     Raises:
         UserError: there is something to stop at in a gap, which is filled to its end.
@@ -65,7 +65,7 @@ class Continuation:
     Args:
         tokenizer: of the prompt and of what is written.
         prompt: token ids.
-        stops: strings that end the text and are no part of it; the name of a special token stands for that token.
+        stops: strings that end the text and are no part of it; the name of a special token means that token.
 
     Attributes:
         text: what can be read so far.
@@ -81,10 +81,10 @@ class Continuation:
         self._stop_ids = {tokenizer.convert_tokens_to_ids(stop) for stop in special}
         self._longest = max(map(len, stops), default=0)
         self._tokens = 0
-        self._handed_out = 0
+        self._returned = 0
 
     def read(self, written: Sequence[int]) -> bool:
-        """Reads on, given all that was written so far; whether the text comes to a stop string with what is new."""
+        """Read on, given all that was written so far; return whether the text has come to a stop string."""
         fresh, self._tokens = written[self._tokens :], len(written)
         may_begin = max(0, len(self.text) - self._longest + 1)
         self.text += self._detokenizer.read(fresh)
@@ -93,10 +93,10 @@ class Continuation:
         return bool(found) or not self._stop_ids.isdisjoint(fresh)
 
     def piece(self, *, last: bool = False) -> str:
-        """The text not handed out before, without an end that may begin a stop string unless it is the `last` piece."""
+        """Return the text not returned before; unless it is the `last`, without an end that may begin a stop string."""
         begun = (n for stop in self._stops for n in range(1, len(stop)) if self.text.endswith(stop[:n]))
-        start, self._handed_out = self._handed_out, len(self.text) - (0 if last else max(begun, default=0))
-        return self.text[start : self._handed_out]
+        start, self._returned = self._returned, len(self.text) - (0 if last else max(begun, default=0))
+        return self.text[start : self._returned]
 
 
 class Gaps:
@@ -119,7 +119,7 @@ class Gaps:
         return GAP.join(self.parts)
 
     def read(self, written: Sequence[int]) -> bool:
-        """Reads all that was written."""
+        """Read all that was written."""
         tokens = iter(written)
         filled = [next(tokens) if token_id == BLANK else token_id for token_id in self._canvas]
         self.whole = spell(self._tokenizer, filled)
@@ -133,13 +133,13 @@ class Gaps:
 
 
 def filled(prompt: str, parts: Sequence[str]) -> str:
-    """A prompt with the texts of its gaps; blanks before a gap are those of the text that fills it."""
+    """Fill the gaps of a prompt with texts, which have the blanks before a gap as their own."""
     *befores, last = GAPS.split(prompt)
     return "".join(before.rstrip(" ") + part for before, part in zip(befores, parts, strict=True)) + last
 
 
 def spell(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """The text of token ids, without special tokens and bytes at the end that are no whole character."""
+    """Spell token ids as text, without special tokens and bytes at the end that are no whole character."""
     return IncrementalDetokenizer(tokenizer, ()).read(ids)
 
 
@@ -162,7 +162,7 @@ class IncrementalDetokenizer:
         self._waiting = list(before[whole:])  # tokens that cannot be read yet
 
     def read(self, ids: Sequence[int]) -> str:
-        """The text that can be read with these tokens and could not be read before."""
+        """Return the text that can be read with these tokens and could not be read before."""
         known, text = self._decode(self._context), self._decode([*self._context, *self._waiting, *ids])
         if UNREADABLE in text and len(ids) > 1:
             # Some tokenizers spoil all bytes beside those that are no character.

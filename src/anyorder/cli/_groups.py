@@ -44,7 +44,7 @@ TRAINING: dict[str, Sequence[str]] = {
         "balance_loss", "balance_bias",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
-    "what is told and kept": (
+    "what is printed and kept": (
         "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",
     ),
 }  # fmt: skip

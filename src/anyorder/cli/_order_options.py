@@ -11,7 +11,7 @@ from anyorder.orders.names import read_order
 
 
 def chosen_order(order: str | None, diffusion: DiffusionOptions, sampling: SamplingOptions) -> Any:
-    """The order: a sampler where any option of diffusion is given, which then has the options for drawing, too.
+    """Return the order: a sampler where any option of diffusion is given, which then has the options for drawing, too.
 
     Raises:
         UserError: options that contradict each other.
@@ -55,7 +55,7 @@ def chosen_order(order: str | None, diffusion: DiffusionOptions, sampling: Sampl
 
 
 def with_drafts(order: Any, draft: int | None) -> Any:
-    """The order; with `draft`, an order that is written with speculation.
+    """Return the order; with `draft`, an order that is written with speculation.
 
     Raises:
         UserError: the order is one of diffusion, or not known before it is taken.

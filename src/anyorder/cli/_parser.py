@@ -25,7 +25,7 @@ from anyorder.utils.files import TakenError
 
 
 class Call(NamedTuple):
-    """What a command line asks for.
+    """A command line, parsed.
 
     Attributes:
         arguments: keywords for the command.
@@ -37,16 +37,16 @@ class Call(NamedTuple):
 
 
 def parse(name: str, command: Command, words: Sequence[str], below: Sequence[str] = ()) -> Call:
-    """The keywords for `command` that a command line asks for.
+    """Parse a command line into keywords for `command`.
 
     Positional parameters of the function become words (of type `list[str]`, any number of them), keyword-only ones
     options; `bool` options are bare flags. A list option may be repeated, and of one that is no list of free text
-    (`list[int]`, `list[Listed]`, a list of a `Literal`) the items may stand with commas between, too. `--config FILE`
-    sets any of them, and the rest of the command line, wherever it stands, overrides the file. A parameter that is a
-    dataclass counts as its fields.
+    (`list[int]`, `list[Listed]`, a list of a `Literal`) the items may have commas between, too. `--config FILE`
+    sets any of them, and the rest of the command line overrides the file, also where it comes first. A parameter that
+    is a dataclass counts as its fields.
 
     Args:
-        name: of the command, for messages. The function's own is no help: jsonargparse looks up what it
+        name: of the command, for messages. The function's own would not do: jsonargparse looks up what it
             is given in the package by that name, and `anyorder.generate` would import everything.
         command: function with type hints and a docstring that explains every parameter.
         words: the command line after the command's name.
@@ -75,7 +75,7 @@ def parse(name: str, command: Command, words: Sequence[str], below: Sequence[str
 
 @contextmanager
 def typed_names(name: str, command: Command) -> Iterator[None]:
-    """In the message of a mistake, parameters of the command are called as they are typed."""
+    """Call parameters of the command as they are typed, in the message of a mistake within the context."""
     try:
         yield
     except UserError as error:
@@ -88,7 +88,7 @@ def typed_names(name: str, command: Command) -> Iterator[None]:
 
 
 def one_sentence(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """Return what went wrong, on one line."""
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return f"{' -> '.join(names) or 'a file'} cannot be used: {error.strerror}."
@@ -106,7 +106,7 @@ SETTINGS = {
 
 
 def known_to(name: str, command: Command) -> dict[str, inspect.Parameter]:
-    """The parameters of a command, and what the command line adds to them."""
+    """Return the parameters of a command, and what the command line adds to them."""
     known = parameters_of(command)
     for added in ("config", "print_config", *(["force"] if name in OVERWRITE else [])):
         known[added] = inspect.Parameter(added, inspect.Parameter.KEYWORD_ONLY, default=None)
@@ -114,7 +114,7 @@ def known_to(name: str, command: Command) -> dict[str, inspect.Parameter]:
 
 
 def headings_of(name: str) -> Mapping[str, Sequence[str]]:
-    """The headings that a command with many options has; its help shows what is under one of them alone."""
+    """Return the headings of a command with many options; its help has only what is under one of them."""
     return TRAINING if name in TRAININGS else GROUPS
 
 
@@ -143,7 +143,7 @@ def _help(name: str, command: Command, below: Sequence[str]) -> str:
 
 
 def _default(default: Any) -> Any:
-    """Of a dataclass, a default that is made anew for each record is one that nobody has to know."""
+    """Return a default to print; None for one that is made anew for each record."""
     return default if isinstance(default, (int, float, str, Path, type)) else None
 
 
@@ -174,13 +174,13 @@ def _parser(name: str, command: Command) -> ArgumentParser:
 
 
 def lists_of(command: Command) -> dict[str, Any]:
-    """The list options of a command, each with the hint of its items."""
+    """Return the list options of a command, each with the hint of its items."""
     hints = hints_of(command, include_extras=True)
     return {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is list}
 
 
 def _items(name: str, value: object, hint: Any) -> list[Any]:
-    """One item, or a list of them, as a configuration file may say it; with commas between unless they are text."""
+    """Return the items of a list option, also of one item and of items with commas between, unless they are text."""
     values: list[Any] = value if isinstance(value, list) else [value]
     if hint is not str:
         parts = [part.strip() for item in values for part in str(item).split(",")]
@@ -204,7 +204,7 @@ def _item(name: str, text: str, hint: Any) -> Any:
 
 @contextmanager
 def _config_first(words: Sequence[str]) -> Iterator[list[str]]:
-    """`--config FILE` moved before what overrides it, and checked; `--max-new-tokens` read as `--max_new_tokens`."""
+    """Move `--config FILE` before what overrides it, and check it; read `--max-new-tokens` as `--max_new_tokens`."""
     files: list[str] = []
     others: list[str] = []
     remaining = iter(words)

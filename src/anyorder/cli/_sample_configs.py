@@ -22,7 +22,7 @@ TUNED: dict[str, Any] = {"steps": 500}
 
 
 def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
-    """The name of each file and its text."""
+    """Return the name of each file and its text."""
     files = {}
     for command in ("pretrain", "sft"):
         for objective in (*objectives(), MIXTURE):
@@ -51,7 +51,7 @@ def _text(command: str, objective: str, given: dict[str, Any]) -> str:
                 continue
             value = given.get(name, defaults[name])
             written = yaml.safe_dump({name: str(value) if isinstance(value, Path) else value}).rstrip()
-            # A field that another decides may stand beside it as a comment alone.
+            # A field that another decides is a comment.
             beside = name == "epochs" or (name in FROM_SCRATCH if given["init"] else name == "rope_scaling")
             lines += ["", *textwrap.wrap(explained[name], 98, initial_indent="# ", subsequent_indent="# ")]
             lines += [f"# {written}" if beside else written]

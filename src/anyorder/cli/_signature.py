@@ -19,7 +19,7 @@ Command = Callable[..., None]
 
 
 def parameters_of(command: Command) -> dict[str, inspect.Parameter]:
-    """Words and options of a command, by name."""
+    """Return the words and options of a command, by name."""
     groups = _groups(command)
     flat: dict[str, inspect.Parameter] = {}
     for name, parameter in inspect.signature(command).parameters.items():
@@ -28,13 +28,13 @@ def parameters_of(command: Command) -> dict[str, inspect.Parameter]:
 
 
 def options_of(command: Command) -> dict[str, inspect.Parameter]:
-    """The parameters of a command that are options."""
+    """Return the parameters of a command that are options."""
     found = parameters_of(command)
     return {name: parameter for name, parameter in found.items() if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def hints_of(command: Command, *, include_extras: bool = False) -> dict[str, Any]:
-    """The type of each parameter; with `include_extras`, what `Annotated` adds to it."""
+    """Return the type of each parameter; with `include_extras`, what `Annotated` adds to it."""
     groups = _groups(command)
     flat: dict[str, Any] = {}
     for name, hint in get_type_hints(command, include_extras=include_extras).items():
@@ -43,7 +43,7 @@ def hints_of(command: Command, *, include_extras: bool = False) -> dict[str, Any
 
 
 def explanations(command: Command) -> dict[str, str]:
-    """What docstrings say of each parameter."""
+    """Return the explanation of each parameter in the docstrings."""
     explained = _explained(command)
     for group in _groups(command).values():
         explained |= field_explanations(group)
@@ -51,12 +51,12 @@ def explanations(command: Command) -> dict[str, str]:
 
 
 def field_explanations(record: type) -> dict[str, str]:
-    """What the docstrings of a dataclass, and of those that it derives from, say of each field."""
+    """Return the explanation of each field in the docstrings of a dataclass and of those that it derives from."""
     return {name: text for kind in reversed(record.__mro__) for name, text in _explained(kind).items()}
 
 
 def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a command, of which each dataclass is made from its fields.
+    """Return the keywords of a command, of which each dataclass is made from its fields.
 
     Args:
         command: the function.
@@ -75,7 +75,7 @@ def arguments_of(command: Command, values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def values_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of each word and option among the keywords of a command."""
+    """Return the value of each word and option among the keywords of a command."""
     flat: dict[str, Any] = {}
     for name, value in arguments.items():
         is_group = dataclasses.is_dataclass(value)
@@ -88,7 +88,7 @@ def values_of(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _groups(command: Command) -> dict[str, type]:
-    """The dataclasses among the parameters of a command."""
+    """Return the dataclasses among the parameters of a command."""
     hints = get_type_hints(command)
     return {name: hint for name, hint in hints.items() if isinstance(hint, type) and dataclasses.is_dataclass(hint)}
 

@@ -150,6 +150,9 @@ def _is_checkpoint(name: str, value: Any) -> None:
         there = Path(value).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # a name that no file can have, which the library explains
         return
+    if there and Path(value).suffix.lower() == ".gguf":
+        remedy = "give the folder or file that it was made from"
+        raise UserError(f"checkpoint {shown(str(value))} is a GGUF file, which is written and not read: {remedy}.")
     if not there and HUB_ID.fullmatch(str(value)) is None:
         raise UserError(f"checkpoint {shown(str(value))} is no folder or file here: check the path.")
 

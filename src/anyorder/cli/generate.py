@@ -8,7 +8,7 @@ from typing import Any
 
 from anyorder.cli._options import DiffusionOptions, ModelOptions, OutputOptions, SamplingOptions, WritingOptions
 from anyorder.cli._order_options import chosen_order, with_drafts
-from anyorder.cli._prompts import Asked, has_gap, read_prompts, typed
+from anyorder.cli._prompts import GivenPrompt, has_gap, read_prompts, typed
 from anyorder.errors import UserError
 
 
@@ -53,15 +53,15 @@ def command(
     notes = PlainConsole(stderr=True)
     loaded, tokenizer = loading.load(model, notes)
 
-    def write(asked: list[Asked]) -> Any:
-        given = asked[0].prompt
+    def write(given: list[GivenPrompt]) -> Any:
+        prompt = given[0].prompt
         if output.show and sys.stdout.isatty():
-            return show_writing(loaded, tokenizer, given, options, delay=output.delay)
-        if stream and not writing.gap_tokens and not has_gap(given):
-            pieces = anyorder.stream(loaded, tokenizer, given, **options)
-            print_pieces(text_before(given), pieces)
+            return show_writing(loaded, tokenizer, prompt, options, delay=output.delay)
+        if stream and not writing.gap_tokens and not has_gap(prompt):
+            pieces = anyorder.stream(loaded, tokenizer, prompt, **options)
+            print_pieces(text_before(prompt), pieces)
             return pieces.output
-        return write_all(loaded, tokenizer, asked, notes, options, writing, output)
+        return write_all(loaded, tokenizer, given, notes, options, writing, output)
 
     if not interactive:
         out = write(prompts)
@@ -69,17 +69,19 @@ def command(
         if output.trace is not None:
             write_trace(output.trace, [out], tokenizer)
         return
-    for asked in typed():
+    for line in typed():
         try:
-            notes.print(write([asked]).trace.summary(), style="dim", soft_wrap=True)
+            notes.print(write([line]).trace.summary(), style="dim", soft_wrap=True)
         except UserError as error:
             if not sys.stdin.isatty():
                 raise
             notes.print(f"error: {error}", soft_wrap=True)  # one prompt was wrong, and the next may be right
 
 
-def _check_output(output: OutputOptions, writing: WritingOptions, prompts: list[Asked], *, interactive: bool) -> bool:
-    """Refuse what cannot be printed or kept; whether a single text is written.
+def _check_output(
+    output: OutputOptions, writing: WritingOptions, prompts: list[GivenPrompt], *, interactive: bool
+) -> bool:
+    """Refuse what cannot be printed or kept; return whether a single text is written.
 
     Raises:
         UserError: see above.
@@ -111,7 +113,7 @@ def _check_output(output: OutputOptions, writing: WritingOptions, prompts: list[
 
 
 def _options(writing: WritingOptions, sampling: SamplingOptions, diffusion: DiffusionOptions) -> dict[str, Any]:
-    """The keywords that `anyorder.generate` and `anyorder.stream` share.
+    """Return the keywords that `anyorder.generate` and `anyorder.stream` share.
 
     Raises:
         UserError: options that contradict each other.

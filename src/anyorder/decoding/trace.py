@@ -146,9 +146,9 @@ MOST = 2**62
 def _event(values: object) -> Written:
     if not isinstance(values, list):
         raise ValueError(f"{values!r:.50} is no event")
-    step, row, position, token_id, log_prob = values
-    places = map(_count, (step, row, position, token_id))
-    return Written(*places, log_prob=-math.inf if log_prob is None else _number(log_prob))
+    *places, log_prob = values
+    step, row, position, token_id = map(_count, places)
+    return Written(step, row, position, token_id, -math.inf if log_prob is None else _number(log_prob))
 
 
 def _count(value: object) -> int:

@@ -81,8 +81,9 @@ def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order
             known before it is taken.
     """
     if not names:
-        has = {mode.name for mode in config.modes}
+        has = [mode.name for mode in config.modes]
         names = [name for name in USUAL if read_order(name).mode in has]
+        names += [name for name in has if name not in {read_order(usual).mode for usual in USUAL}]
     found: dict[str, Order] = {}
     for name in names:
         _, order = resolve(name, config)

@@ -108,12 +108,12 @@ def register_kind(kind: ModeKind, taken: Iterable[str] = ()) -> None:
 
 
 def spelling(name: str) -> str:
-    """A name as the tables have it: in lower case, with hyphens."""
+    """Return a name as the tables have it: in lower case, with hyphens."""
     return name.strip().lower().replace("_", "-").replace(" ", "-")
 
 
 def mode_named(name: str) -> str | None:
-    """The mode that any of its names stands for; None for other words."""
+    """Return the mode that has this name; None for other words."""
     return _MODES.get(spelling(name))
 
 
@@ -133,7 +133,7 @@ class Mode:
             `KINDS` becomes one of these.
         shifted: the logits of a row are those of the token that comes after it; otherwise those of the row's own
             token.
-        mask_token_id: the token that stands for those that are not written yet; None where there is none.
+        mask_token_id: the token in place of those that are not written yet; None where there is none.
         block_length: tokens of a block, where a text is written block by block; otherwise None.
 
     Raises:
@@ -160,9 +160,9 @@ class Mode:
         return KINDS[self.name]
 
     def row(self, position: Positions) -> Positions:
-        """The position of the row that predicts the token at a position, a number or whole numbers of any shape.
+        """Return the position of the row that predicts the token at a position, a number or whole numbers of any shape.
 
-        Nothing stands before position 0, which where logits are shifted is predicted by its own row all the same.
+        Position 0, which no row is before, is predicted by its own row also where logits are shifted.
         """
         return position - int(self.shifted) * (position > 0)
 
@@ -193,17 +193,17 @@ ANY_ORDER = Mode(name="any-order", shifted=False)
 
 
 def diffusion(mask_token_id: int, *, shifted: bool = False) -> Mode:
-    """Masked diffusion: every row sees every row, and masked ones become tokens in any order."""
+    """Return masked diffusion: every row sees every row, and masked ones become tokens in any order."""
     return Mode(name="diffusion", shifted=shifted, mask_token_id=mask_token_id)
 
 
 def blocks(mask_token_id: int, block_length: int, *, shifted: bool = False) -> Mode:
-    """Block diffusion: blocks from left to right, each by masked diffusion."""
+    """Return block diffusion: blocks from left to right, each by masked diffusion."""
     return Mode(name="blocks", shifted=shifted, mask_token_id=mask_token_id, block_length=block_length)
 
 
 def check_modes(modes: Sequence[Mode], default: str) -> None:
-    """Refuses modes among which `default` is not, or of which two have one name.
+    """Refuse modes among which `default` is not, or of which two have one name.
 
     Raises:
         UserError: see above.
@@ -216,7 +216,7 @@ def check_modes(modes: Sequence[Mode], default: str) -> None:
 
 
 def find_mode(modes: Sequence[Mode], name: str) -> Mode:
-    """The mode of this name, or of another name that it has.
+    """Return the mode of this name, or of another name that it has.
 
     Raises:
         UserError: there is no such mode, or the network was not trained for it.
@@ -233,7 +233,7 @@ def find_mode(modes: Sequence[Mode], name: str) -> Mode:
 
 
 def refuse_unless_causal(modes: Sequence[Mode], default: str) -> None:
-    """Refuses networks that have no logits for the next token, of which causal tools would make something wrong.
+    """Refuse networks that have no logits for the next token, of which causal tools would make something wrong.
 
     Raises:
         UserError: there is no shifted mode from left to right.

@@ -34,12 +34,12 @@ MIXTURE = "mixture"
 
 
 def order_names() -> list[str]:
-    """What may come before the colon of an order: the names of modes, and the orders of the mode "any-order"."""
+    """Return what may come before the colon of an order: the names of modes, and the orders of the mode "any-order"."""
     return [name for mode in KINDS for name in (NAMES if mode in NAMES else (mode,))]
 
 
 def objectives() -> list[str]:
-    """The names of what can be learnt, also as parts of a mixture."""
+    """Return the names of the objectives, which may be parts of a mixture, too."""
     return [kind.objective for kind in KINDS.values()]
 
 
@@ -48,11 +48,11 @@ def _is_numbered(name: str) -> bool:
 
 
 class OrderName(NamedTuple):
-    """What the words of an order say.
+    """The words of an order, read.
 
     Attributes:
-        kind: what stands before the colon.
-        number: what stands behind it; None without a colon.
+        kind: the name before the colon.
+        number: the number behind it; None without a colon.
     """
 
     kind: str
@@ -65,12 +65,12 @@ class OrderName(NamedTuple):
 
 
 def read_order(words: object, field: str = "order", others: Iterable[str] = ()) -> OrderName:
-    """What the words of an order say; a name of a mode or of an objective (`anyorder.model.modes.KINDS`) is one, too.
+    """Read the words of an order; a name of a mode or of an objective (`anyorder.model.modes.KINDS`) is one, too.
 
     Args:
         words: such as "random" or "groups:4".
         field: what the words are called where they were given.
-        others: names that may stand there as well and are known elsewhere.
+        others: further names that are accepted there and known elsewhere.
 
     Raises:
         UserError: there is no such order, or its number is none.
@@ -80,12 +80,12 @@ def read_order(words: object, field: str = "order", others: Iterable[str] = ()) 
         name = spelling(words.partition(":")[0]) if isinstance(words, str) else ""
         close = get_close_matches(name, [*order_names(), *others], n=1, cutoff=0.7)
         meant = f"did you mean {close[0]}? If not, " if close and close[0] != name else ""
-        raise UserError(f"{field} is {shown(words)}: {meant}give one of {_told([*order_names(), *others])}.")
+        raise UserError(f"{field} is {shown(words)}: {meant}give one of {_listed([*order_names(), *others])}.")
     return found
 
 
 def objective_named(words: str, field: str = "objective") -> OrderName:
-    """The objective that any name of its own, or of the mode or the order that it teaches, stands for.
+    """Return the objective of this name, which may be that of the mode or the order that it teaches.
 
     Args:
         words: such as "masked-diffusion", "diffusion", "random" or "blocks:32".
@@ -125,7 +125,7 @@ def _read(words: object) -> OrderName | None:
 
 
 def of_any_order(words: str) -> OrderName:
-    """What the words of an order say that the mode "any-order" has.
+    """Read the words of an order of the mode "any-order".
 
     Raises:
         UserError: there is no such order, its number is none, or it is of another mode.
@@ -133,11 +133,11 @@ def of_any_order(words: str) -> OrderName:
     name = read_order(words)
     if name.kind not in NAMES:
         raise UserError(
-            f"order is {shown(words)}, which is of another mode than any-order: give one of {_told(NAMES)}."
+            f"order is {shown(words)}, which is of another mode than any-order: give one of {_listed(NAMES)}."
         )
     return name
 
 
-def _told(names: Iterable[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     known = ", ".join(f"{name}:N" if name in order_names() and _is_numbered(name) else name for name in names)
     return f"{known}, where :N, a number above 0, may be left out"

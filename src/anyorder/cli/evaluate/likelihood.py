@@ -22,7 +22,7 @@ def command(
     loading: ModelOptions,
     json: bool = False,
 ) -> None:
-    """Say how probable a model finds texts, in each of several orders; of diffusion, a bound, marked by ≤.
+    """Compute how probable a model finds texts, in each of several orders; of diffusion, a bound, marked by ≤.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).

@@ -16,12 +16,12 @@ def command(
     plot: Path | None = None,
     loading: CheckpointOptions,
 ) -> None:
-    """Show where the heads of a network look: a table, and a picture of every map.
+    """Measure what the heads of a network attend to: a table, and a picture of every map.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         text: What is read.
-        masks: So many mask tokens follow the text, for networks that diffuse; the table is about what they look at.
+        masks: So many mask tokens follow the text, for networks that diffuse; the table is about their attention.
         mode: Mode, which says who sees whom, such as diffusion; that of the model unless given.
         plot: New file for the picture, such as attention.png.
         loading: how the model is read.

@@ -37,7 +37,7 @@ def command(
         seed: Decides what is drawn.
         repeats: Runs of each, taking turns; their median time counts.
         samples: Masked copies of each text that its likelihood is estimated from, where the model diffuses.
-        drift: Tell, too, how far approximate caches are from passes over everything: the divergence of their
+        drift: Measure, too, how far approximate caches are from passes over everything: the divergence of their
             distributions in nats, and the share of most probable tokens that they change.
         loading: how the model is read.
         json: New file for all of it.
@@ -96,7 +96,7 @@ def command(
 
 
 def _with_options(parts: Sequence[str]) -> list[str]:
-    """Each method with its options, which have an equals sign, behind it again."""
+    """Return each method with its options, which have an equals sign, behind it again."""
     methods: list[str] = []
     for part in parts:
         methods[-1:] = [f"{methods[-1]},{part}"] if methods and "=" in part else [*methods[-1:], part]
@@ -104,7 +104,7 @@ def _with_options(parts: Sequence[str]) -> list[str]:
 
 
 def _drift(one: Compared) -> tuple[str, str]:
-    """The cells of a method's drift, empty where its cache is exact or none."""
+    """Return the cells of a method's drift, empty where its cache is exact or none."""
     if one.drift is None or one.changed is None:
         return "", ""
     return f"{one.drift:.3f}", f"{one.changed:.1%}"
