@@ -14,6 +14,7 @@ from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step
 from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,15 +43,11 @@ class Options:
     compile: bool | Literal["auto"]
 
     def __post_init__(self) -> None:
-        if self.num_samples is not None and not _is_count(self.num_samples):
-            raise UserError(
-                f"num_samples is {self.num_samples!r}: give a whole number above 0, or None for a text each."
-            )
-        if not _is_count(self.num_beams):
-            raise UserError(f"num_beams is {self.num_beams!r}: give a whole number above 0; 1 is no beam search.")
-        if self.batch_size is not None and not _is_count(self.batch_size):
-            size = f"batch_size is {self.batch_size!r}"
-            raise UserError(f"{size}: give a whole number above 0, or None for all texts at once.")
+        if self.num_samples is not None:
+            check_positive("num_samples", self.num_samples, ", or None for a text each")
+        check_positive("num_beams", self.num_beams, "; 1 is no beam search")
+        if self.batch_size is not None:
+            check_positive("batch_size", self.batch_size, ", or None for all texts at once")
         draws = self.order.draws if isinstance(self.order, DiffusionSampler) else self.sampling.temperature > 0
         if self.num_samples not in (None, 1) and not draws and self.num_beams == 1:
             same = f"num_samples is {self.num_samples} at temperature 0, where all samples are the same"
@@ -144,7 +141,3 @@ class Batches:
         beams = self._options.num_beams > 1
         text = Continuation(self._tokenizer, self.rows[row], self._stops) if beams else self._texts[row]
         return text.read(written)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

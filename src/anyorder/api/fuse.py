@@ -24,6 +24,7 @@ from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.modes import LEFT_TO_RIGHT
 from anyorder.utils.annotations import checked
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -119,8 +120,7 @@ def fuse(
         UserError: phrasings or an option that cannot be, in a sentence that names the remedy.
     """
     for name, value in (("num_beams", num_beams), ("batch_size", 1 if batch_size is None else batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {value!r}: give a whole number above 0.")
+        check_positive(name, value)
     if num_beams > 1 and temperature != 0:
         raise UserError(
             f"temperature is {temperature} beside num_beams {num_beams}, but beams draw nothing: leave out one."

@@ -17,6 +17,7 @@ from anyorder.api.text import Messages
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
 from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError
+from anyorder.utils.numbers import is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -140,7 +141,7 @@ def _is_part(value: object) -> bool:
         return True
     if isinstance(value, bytes):
         return False
-    return isinstance(value, Sequence) and bool(value) and all(type(token_id) is int for token_id in value)
+    return isinstance(value, Sequence) and bool(value) and all(map(is_whole, value))
 
 
 def _one_each(given: Any, name: str, count: int) -> list[Part]:

@@ -16,6 +16,7 @@ from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_to
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from anyorder.utils.annotations import shown
+from anyorder.utils.numbers import check_positive, is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -83,8 +84,8 @@ def prompts_with_gaps(
         UserError: see `prompt_ids`; a number of tokens is not above 0, or no prompt has a gap for `gap_tokens`.
     """
     for name, tokens in (("max_new_tokens", new_tokens), ("gap_tokens", gap_tokens)):
-        if tokens is not None and not (_is_id(tokens) and tokens > 0):
-            raise UserError(f"{name} is {tokens!r}: give a whole number above 0.")
+        if tokens is not None:
+            check_positive(name, tokens)
     gaps = 0
 
     def encode(text: str) -> list[int]:
@@ -115,10 +116,10 @@ def _rows(
         raise UserError(
             f"the prompt is {_short(given)}: give a string, token ids, or a list of strings or of token ids."
         )
-    if all(map(_is_id, given)):
+    if all(map(is_whole, given)):
         return [list(given)], True
     for number, row in enumerate(given):
-        if not isinstance(row, str) and not (isinstance(row, Sequence) and all(map(_is_id, row))):
+        if not isinstance(row, str) and not (isinstance(row, Sequence) and all(map(is_whole, row))):
             raise UserError(f"prompt {number} is {_short(row)}: give strings, or lists of whole numbers.")
     return [encode(row) if isinstance(row, str) else list(row) for row in given], False
 
@@ -134,10 +135,6 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase | None, bos_token_id: 
     if not ids:
         raise UserError("the prompt is '' and this network has no token that begins a text: give at least one word.")
     return ids
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def stop_strings(stop: str | Sequence[str] | None, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:

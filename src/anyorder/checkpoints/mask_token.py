@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anyorder.checkpoints import weights
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.utils.numbers import is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -90,7 +91,7 @@ def _as_id(token: str | int) -> int | None:
         return int(token) if len(token.strip()) < 20 else 2**63
     if isinstance(token, str) and token.strip():
         return None
-    if isinstance(token, int) and not isinstance(token, bool):
+    if is_whole(token):
         return token
     raise UserError(f"mask_token is {token!r}: give the text of a token, or its id.")
 

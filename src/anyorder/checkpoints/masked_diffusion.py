@@ -15,6 +15,7 @@ from typing import Any
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.utils.annotations import shown
+from anyorder.utils.numbers import is_whole
 
 Json = dict[str, Any]
 
@@ -177,7 +178,7 @@ class Form:
         """
         named = (fields.get(name) for name in MASK_FIELDS)
         mask = next((value for value in named if value is not None), self.mask_token_id)
-        if not isinstance(mask, int) or isinstance(mask, bool):
+        if not is_whole(mask):
             raise UserError(f"mask_token_id is {shown(mask)}: add the id of the mask token, a whole number.")
         length = self.block_length
         for name in BLOCK_FIELDS if self.in_blocks else ():

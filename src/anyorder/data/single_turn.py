@@ -10,6 +10,7 @@ from typing import Any
 from anyorder.data.fields import BadRecordError, Fields, checked_text, parsed
 from anyorder.data.messages import REASONING, answer, messages_of
 from anyorder.data.records import USER, Message
+from anyorder.utils.numbers import is_whole
 
 TASKS = ("instruction", "prompt")
 QUESTIONS = ("question", "question_stem", "problem", "query", "input", "inputs", "user", "human")
@@ -221,7 +222,7 @@ def _chosen(value: Any, choices: Mapping[str, str], name: str) -> str:
     if isinstance(value, str) and value.strip() in choices:
         return f"{value.strip()}. {choices[value.strip()]}"
     number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if type(number) is int:
+    if is_whole(number):
         if not 0 <= number < len(choices):
             raise BadRecordError(
                 f"`{name}` is {short(value)} and there are {len(choices)} choices", "give the number of one, from 0"

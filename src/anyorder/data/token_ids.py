@@ -8,6 +8,7 @@ from reprlib import repr as short
 
 from anyorder.data.fields import BadRecordError, Fields, mark
 from anyorder.data.records import Place, TokenIds
+from anyorder.utils.numbers import is_whole
 
 IGNORED = -100
 """What transformers writes as the label of a token that is not learnt."""
@@ -30,7 +31,7 @@ def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
         fields.get(name)
     learnt = _learnt(fields, ids)
     length = fields.get("prompt_length")
-    if length is not None and not (type(length) is int and 0 <= length < len(ids)):
+    if length is not None and not (is_whole(length) and 0 <= length < len(ids)):
         raise BadRecordError(
             f"`prompt_length` is {short(length)} and there are {len(ids)} tokens",
             "give the number of tokens before the answer, which has at least one",
@@ -48,7 +49,7 @@ def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
 
 
 def _whole_numbers(value: object, name: str) -> list[int]:
-    if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
+    if not isinstance(value, list) or not value or not all(map(is_whole, value)):
         raise BadRecordError(f"`{name}` is {short(value)}", "give a list of whole numbers, at least one")
     return value
 

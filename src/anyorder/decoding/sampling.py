@@ -23,6 +23,7 @@ from transformers import (
 
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
+from anyorder.utils.numbers import is_whole
 from anyorder.utils.ragged import pad
 from anyorder.utils.reprs import changed_fields
 from anyorder.utils.rng import generator
@@ -62,14 +63,14 @@ class Sampling:
         check_fields(self)
         warm = _is_number(self.temperature) and self.temperature >= 0
         self._require("temperature", warm, "give 0 for the most probable token, or a number above 0 to sample")
-        some = self.top_k is None or (_is_whole(self.top_k) and self.top_k > 0)
+        some = self.top_k is None or (is_whole(self.top_k) and self.top_k > 0)
         self._require("top_k", some, "give a whole number above 0, or None to keep every token")
         for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
             holds = share is None or (_is_number(share) and 0 < share <= 1)
             self._require(name, holds, "give a probability above 0 and at most 1, or None to keep every token")
         penal = _is_number(self.repetition_penalty) and self.repetition_penalty > 0
         self._require("repetition_penalty", penal, "give a number above 0, such as 1.1, or 1 for no penalty")
-        self._require("seed", _is_whole(self.seed), "give a whole number")
+        self._require("seed", is_whole(self.seed), "give a whole number")
 
     def __repr__(self) -> str:
         return changed_fields(self)
@@ -179,10 +180,6 @@ def draw(probabilities_BV: Tensor, generators: Sequence[torch.Generator]) -> Ten
     total_BV = probabilities_BV.cumsum(dim=-1)
     drawn_B1 = u_B.to(total_BV.device)[:, None] * total_BV[:, -1:]
     return torch.searchsorted(total_BV, drawn_B1, right=True)[:, 0].clamp(max=total_BV.shape[-1] - 1)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:

@@ -23,6 +23,7 @@ from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
 from anyorder.model.modes import LEFT_TO_RIGHT
 from anyorder.orders.names import read_order
 from anyorder.orders.plan import GroupPlan
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -165,8 +166,7 @@ def compare_sampling_methods(
         methods = {name: order for name, order in usual.items() if not (gaps and name == LEFT_TO_RIGHT.name)}
     if not methods:
         raise UserError("methods is empty: give at least one, such as 'llada'.")
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}: give a whole number above 0.")
+    check_positive("repeats", repeats)
     for order in methods.values():
         resolve(order, model.config)  # refuses before anything is written
     runs: dict[str, list[Output]] = {name: [] for name in methods}

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from anyorder.errors import UserError
+from anyorder.utils.numbers import is_whole
 from anyorder.utils.other_names import other_name
 
 Listed = Annotated[str, "no commas"]
@@ -202,7 +203,7 @@ def _plain(value: Any) -> Any:
 
 def _whole(value: Any) -> int:
     number = _plain(value)
-    if not isinstance(number, int) or isinstance(number, bool):
+    if not is_whole(number):
         raise UnfitError
     if abs(number) > LARGEST:
         raise UnfitError("a smaller number")

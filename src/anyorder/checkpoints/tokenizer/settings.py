@@ -14,6 +14,7 @@ from tokenizers import AddedToken
 from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.tokenizer.encoding import SURROGATE
 from anyorder.errors import UserError
+from anyorder.utils.numbers import is_whole
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
@@ -228,7 +229,7 @@ class _Fields:
     def added_tokens(self, special: Collection[str]) -> dict[int, AddedToken]:
         """Added tokens by id, as the file of older versions has them."""
         for name, token_id in self.fields.items():
-            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 2**31:
+            if not is_whole(token_id) or not 0 <= token_id < 2**31:
                 self.refuse(name, "give the id of a token")
             self.token(name, name)
         return {

@@ -15,6 +15,7 @@ import torch
 from anyorder.decoding.fusion.prefill import prefill, read_joined
 from anyorder.decoding.fusion.question import Fusion, Question
 from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 from anyorder.utils.ragged import log_probs_of
 
 if TYPE_CHECKING:
@@ -79,8 +80,7 @@ def best(question: Question, keep: int) -> list[int]:
     Raises:
         UserError: the number is below 1, or phrasings have no weights.
     """
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-        raise UserError(f"keep is {keep!r}: give a whole number above 0, or None for all phrasings.")
+    check_positive("keep", keep, ", or None for all phrasings")
     if question.weights is None:
         raise UserError(f"keep is {keep} without weights: give weights='confidence', 'likelihood', or numbers.")
     weights = question.weights
