@@ -19,7 +19,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from anyorder.errors import UserError
 from anyorder.huggingface.dynamic_cache import fill, past_from
 from anyorder.huggingface.mixin import AnyOrderMixin, inputs_of, watch_attention
-from anyorder.huggingface.past import PastKeyValues
+from anyorder.huggingface.past import PastKeyValues, undone_on_error
 from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
 from anyorder.model import call
 from anyorder.model.llama import Views
@@ -168,29 +168,29 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
             remedy = f"leave it out, or give the columns from {before} to {before + shape[1] - 1}"
             raise UserError(f"cache_position is {cache_position.tolist()}: {remedy}.")
         backend = "eager" if output_attentions else None
-        views = self._views(shape, attention_mask, position_ids, past, packed, backend)
         weights: list[Tensor] = []
-        if output_attentions:
-            views, weights = watch_attention(views)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        with inputs_of(self.model.layers if output_hidden_states else ()) as states:
+        with undone_on_error(past), inputs_of(self.model.layers if output_hidden_states else ()) as states:
+            views = self._views(shape, attention_mask, position_ids, past, packed, backend)
+            if output_attentions:
+                views, weights = watch_attention(views)
             hidden_BRE = self.read(rows_BRE, views, None if past is None else past.slots)
-        if dynamic is not None and past is not None:
-            fill(dynamic, past, before)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits_BRV = self.logits(hidden_BRE[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits_BRV,
-                labels=labels,
-                shift_labels=None if attention_mask is None else _next_tokens(labels, attention_mask),
-                vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
-            )
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits_BRV = self.logits(hidden_BRE[:, kept])
+            loss = None
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits_BRV,
+                    labels=labels,
+                    shift_labels=None if attention_mask is None else _next_tokens(labels, attention_mask),
+                    vocab_size=self.config.vocab_size,
+                    num_items_in_batch=num_items_in_batch,
+                )
+            attentions = tuple(weights) if past is None else tuple(map(past.by_column, weights))
+            if dynamic is not None and past is not None:
+                fill(dynamic, past, before)
         read = (*states, hidden_BRE) if output_hidden_states else None
-        attentions = tuple(weights) if past is None else tuple(map(past.by_column, weights))
         # By place, since the cache has two names.
         returned = past if dynamic is None else dynamic
         output = CausalLMOutputWithPast(loss, logits_BRV, returned, read, attentions if output_attentions else None)

@@ -74,10 +74,18 @@ def past_from(given: DynamicCache, network: Llama, batch: int, mask: Tensor | No
 def fill(given: DynamicCache, past: PastKeyValues, first: int) -> None:
     """Append what a pass has added to its cache, from the column `first` on, as transformers' networks do.
 
-    Columns of padding hold zeros.
+    Columns of padding hold zeros. An exception or interrupt leaves all layers as they were.
     """
-    for layer, (keys_BGTD, values_BGTD) in enumerate(past.keys_and_values(first)):
-        given.update(keys_BGTD, values_BGTD, layer)
+    before = [(layer, vars(layer).copy()) for layer in given.layers]
+    try:
+        for number, (keys_BGTD, values_BGTD) in enumerate(past.keys_and_values(first)):
+            given.update(keys_BGTD, values_BGTD, number)
+    except BaseException:
+        for layer, attributes in before:
+            vars(layer).clear()
+            vars(layer).update(attributes)
+        del given.layers[len(before) :]
+        raise
     setattr(given, COPY, Copy(past, [layer.keys for layer in _filled_layers(given)]))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -114,3 +115,15 @@ class PastKeyValues(TransformersCache):
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Has each text so many times, next to each other."""
         self.reorder_cache(torch.arange(self.slots.batch).repeat_interleave(repeats))
+
+
+@contextmanager
+def undone_on_error(past: PastKeyValues | None) -> Iterator[None]:
+    """Within the block, an exception or interrupt removes the columns that have been added to a cache."""
+    before = 0 if past is None else past.columns
+    try:
+        yield
+    except BaseException:
+        if past is not None:
+            past.crop(before - past.columns)
+        raise
