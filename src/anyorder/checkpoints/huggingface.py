@@ -25,7 +25,7 @@ from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.pickled import load_pickled
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
-from anyorder.checkpoints.weights import DTYPES, Checkpoint, check_layers, listed
+from anyorder.checkpoints.weights import DTYPES, FEW_LAYERS, Checkpoint, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -121,16 +121,21 @@ def read(folder: Path) -> Checkpoint:
     return Checkpoint(path=folder, config=config, shapes=shapes, dtypes=dtypes, read=read_tensor)
 
 
-def check_layers_of(folder: Path) -> None:
-    """Refuse a folder whose configuration has many more layers than tensors; what is no such folder passes.
+def check_layers_of(folder: Path, layers: int | None = None) -> None:
+    """Refuse a folder of many more layers than tensors; what is no folder with weights passes.
+
+    Args:
+        folder: of a checkpoint, or the id of a model on the hub.
+        layers: of the network; those of the folder's configuration unless given.
 
     Raises:
         UserError: see above, or a file is damaged.
     """
     has_weights = any((folder / name).is_file() for names in INDICES.items() for name in names)
-    if has_weights and (folder / CONFIG).is_file():
-        tensors = sum(1 for file in _weight_files(folder) for _ in _entries(file))
-        check_layers(folder, read_config(folder)[0], tensors)
+    if layers is None and has_weights and (folder / CONFIG).is_file():
+        layers = read_config(folder)[0].num_hidden_layers
+    if has_weights and layers is not None and layers > FEW_LAYERS:
+        check_layers(folder, layers, sum(1 for file in _weight_files(folder) for _ in _entries(file)))
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json, with_new_names
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
+from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.rope import Rotary
@@ -107,7 +108,11 @@ class AnyOrderConfig(PreTrainedConfig):
         return _in_our_fields(with_tokenizers_mask(fields, folder)), unused
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, those of the backbone too, as they may stand in JSON."""
+        """Return all fields, those of the backbone too, as JSON has them.
+
+        PEFT calls this before it looks up its defaults by `model_type`, so that they are entered here.
+        """
+        enter_defaults(self.model_type)
         fields: dict[str, Any] = super().to_dict()
         del fields["backbone"]
         backbone = our_config_to_json(self.backbone)

@@ -26,7 +26,6 @@ from anyorder.checkpoints.json_files import write_json
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
-from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model import call
 from anyorder.model.block import Block
@@ -57,7 +56,6 @@ class AnyOrderMixin(Llama, PreTrainedModel):
     _supports_flex_attn = True
 
     def __init__(self, config: AnyOrderConfig) -> None:
-        enter_defaults()
         PreTrainedModel.__init__(self, config)
         self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -86,8 +84,10 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         Raises:
             UserError: the folder's configuration has far more layers than its weights.
         """
-        if args and kwargs.get("config") is None:
-            check_layers_of(Path(str(args[0]), kwargs.get("subfolder") or ""))
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if place is not None:  # transformers' Auto classes give the configuration beside it
+            layers = getattr(kwargs.get("config"), "num_hidden_layers", None)
+            check_layers_of(Path(str(place), kwargs.get("subfolder") or ""), layers)
         kwargs.setdefault("key_mapping", {old: new for form in FORMS for old, new in form.patterns.items()})
         loaded = super().from_pretrained(*args, **kwargs)
         face = loaded[0] if isinstance(loaded, tuple) else loaded
