@@ -52,12 +52,18 @@ def written_answer(prompt: str, whole: str, message: Message, turn_end: TurnEnd)
         turn_end: how the template ends a turn.
 
     Raises:
-        BadRecordError: the template leaves out the answer, or a part of it.
+        BadRecordError: the template leaves out the answer, or a part of it, or does not end in it.
     """
     said = _Said.of(message, turn_end)
     text, end = turn_end.split(whole)
     opened, body = _parted(prompt, text, said.text, turn_end)
-    body = _opened(said.completed(body), opened if opened else prompt, is_written=bool(opened))
+    body = said.completed(body)
+    if turn_end.found and not said.calls and (turn_end.asks_again or not body.rstrip().endswith(said.text.rstrip())):
+        raise BadRecordError(
+            "has an answer behind which the chat template writes more than the end of the turn",
+            "give a template that ends in the answer",
+        )
+    body = _opened(body, opened if opened else prompt, is_written=bool(opened))
     return Answer(prompt=prompt, learnt=body + end, said=message.content, closed=turn_end.closes(end))
 
 
@@ -117,6 +123,8 @@ class _Said:
 
 def _parted(prompt: str, text: str, said: str, turn_end: TurnEnd) -> tuple[str, str]:
     """What a prompt has that is no beginning of the answer, and the answer as it is written."""
+    if prompt.startswith(text):  # the words of a short answer may be in the question
+        return "", ""
     begin = len(beginning(prompt, text))
     opened = prompt[begin:]
     if not opened.strip() or opened == turn_end.opened or _OPENED.match(opened):

@@ -23,7 +23,7 @@ from anyorder.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 4
+FORMAT = 5
 """Of the prepared rows; raised when the same data become other rows, so that old ones are not taken for them."""
 
 

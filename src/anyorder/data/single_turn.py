@@ -75,15 +75,25 @@ def question_of(fields: Fields, unread: list[str]) -> list[Message]:
 
 
 def _without_rendering(fields: Fields, names: list[str], unread: list[str]) -> list[str]:
-    """The fields that ask, without a `prompt` that is the whole record written out, answer and all."""
-    parts = [fields.get(name) for name in (*names, *fields.those(ANSWERS)) if name != "prompt"]
-    whole = fields.get("prompt")
-    if "prompt" not in names or len(names) < 2 or not isinstance(whole, str):
+    """The fields that ask, without a `prompt` that is the whole record written out, up to the end of the answer.
+
+    Raises:
+        BadRecordError: the question and the answer are in it, and it ends otherwise.
+    """
+    whole, others = fields.get("prompt"), [name for name in names if name != "prompt"]
+    answers = [_written(fields.get(name)) for name in fields.those(ANSWERS)]
+    if others == names or not others or not answers or not isinstance(whole, str):
         return names
+    parts = [*map(fields.get, others), *answers]
     if not all(isinstance(part, str) and _flat(part) in _flat(whole) for part in parts):
         return names
+    if not _flat(whole).endswith(tuple(map(_flat, answers))):
+        raise BadRecordError(
+            f"has a `prompt` with `{others[0]}` and the answer in it, which does not end in the answer",
+            f"take out `prompt`, or `{others[0]}` if the answer is there by chance",
+        )
     unread.append("prompt")
-    return [name for name in names if name != "prompt"]
+    return others
 
 
 def _flat(text: str) -> str:

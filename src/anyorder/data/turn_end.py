@@ -52,6 +52,11 @@ class TurnEnd:
     tokens: dict[str, int]
     ends: dict[str, int]
 
+    @property
+    def asks_again(self) -> bool:
+        """Whether the template writes the question behind the answer."""
+        return _ASKED in self.tail
+
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, template: str, end_token_id: int | None) -> TurnEnd:
         """Find the end of a turn by writing a dialogue for trial.
