@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -139,3 +140,10 @@ def test_a_prompt_that_a_template_wrote_has_the_tokens_that_were_learnt(tmp_path
     (tmp_path / "t.jsonl").write_text(json.dumps({"text": "<s>Once upon</s>"}) + "\n")
     row = prepare(tmp_path / "t.jsonl", tokenizer, 64, packed=False, cache_dir=tmp_path / "cache")[0]
     assert list(row["input_ids"]) == [BOS, *plain_tokens(tokenizer, "Once upon"), END]
+
+
+def test_a_tokenizer_is_called_on_text_in_one_place() -> None:
+    call = re.compile(r"tokenizer\([^)]*\)\s*\[\"input_ids\"\]")
+    package = Path(anyorder.__file__).parent
+    calling = [str(file.relative_to(package)) for file in package.rglob("*.py") if call.search(file.read_text())]
+    assert calling == ["checkpoints/tokenizer/encoding.py"]

@@ -13,7 +13,7 @@ from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
-from anyorder.checkpoints.places import is_file, is_folder
+from anyorder.checkpoints.places import is_file, is_folder, refuse_gguf
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
@@ -61,6 +61,7 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str
         raise UserError(f"checkpoint {shown(str(path))} is no folder or file here: check the path.")
     if path.suffix in (".json", ".txt", ".md", ".yaml", ".yml", ".py"):
         raise UserError(f"checkpoint {str(path)!r} is no file of weights: give the folder that it is in.")
+    refuse_gguf(path, "checkpoint")
     if path.suffix in BESIDE:
         raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
     return llama2c.read(path)
@@ -136,10 +137,12 @@ def save_model(
         form: such as "llada" or "dream": as those models are published.
 
     Raises:
-        UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
-            more tokens than the network, or the form or the file's format cannot express the network.
+        UserError: the place is taken or named as a file of weights of another kind, the weights are int8, have an
+            adapter or fit no configuration, the tokenizer has more tokens than the network, or the form or the file's
+            format cannot express the network.
     """
     path = Path(path)
+    _refuse_weights_alone(path)
     as_published = None if form is None else named_form(form)
     contents = contents_of(model)
     check_finite(contents)
@@ -211,8 +214,9 @@ def convert(
     target = Path(target)
     to_folder = target.suffix not in FILES
     check_place(target, folder=to_folder)  # before minutes are spent on reading
-    _check_target(target, dtype)
+    _refuse_weights_alone(target)
     if target.suffix in FILES:
+        _check_dtype(target, dtype)
         _refuse_of_folders(target, max_shard_size=max_shard_size, form=form)
     if form is not None:
         named_form(form)
@@ -235,15 +239,17 @@ WEIGHTS_ALONE = (".safetensors", ".pt", ".pth", ".ckpt")
 """Names of files of weights, which no folder is meant to have."""
 
 
-def _check_target(target: Path, dtype: str | torch.dtype) -> None:
-    """Whether a target is a form that is written, in this dtype."""
+def _refuse_weights_alone(target: Path) -> None:
+    """Refuse a target that is named as a file of weights of another kind than those that are written."""
     if target.suffix in WEIGHTS_ALONE:
         raise UserError(f"target is {str(target)!r}: give a folder, or a file whose name ends in .bin or .gguf.")
-    held = {".bin": ("float32",), gguf.SUFFIX: ("float32", "bfloat16", "float16")}.get(target.suffix)
-    if held is None or dtype == "auto":
-        return
-    name = str(weights.resolve_dtype(dtype)).removeprefix("torch.")
-    if name not in held:
+
+
+def _check_dtype(target: Path, dtype: str | torch.dtype) -> None:
+    """Refuse a dtype that the file to be written cannot hold."""
+    dtypes = (torch.float32,) if target.suffix == ".bin" else tuple(gguf.DTYPES)
+    if dtype != "auto" and weights.resolve_dtype(dtype) not in dtypes:
+        name, *held = (str(each).removeprefix("torch.") for each in (weights.resolve_dtype(dtype), *dtypes))
         what = FILES[target.suffix].removesuffix(" of weights alone")
         raise UserError(f"dtype is {name!r}, but {what} holds {weights.listed(held)}: give that, or write a folder.")
 

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 
 SUFFIX = ".gguf"
 
+DTYPES = {
+    torch.float32: ("F32", "ALL_F32"),
+    torch.bfloat16: ("BF16", "MOSTLY_BF16"),
+    torch.float16: ("F16", "MOSTLY_F16"),
+}
+"""Of weights that are written, with the names in the package `gguf` of a tensor's type and of a file's."""
+
 OF_NETWORK = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -76,11 +83,6 @@ def write(model: Llama, path: str | Path, tokenizer: PreTrainedTokenizerBase | N
         import gguf
     except ImportError as error:
         raise UserError("GGUF files need the package gguf: install it (pip install gguf).") from error
-    kinds = {
-        torch.float32: gguf.GGMLQuantizationType.F32,
-        torch.float16: gguf.GGMLQuantizationType.F16,
-        torch.bfloat16: gguf.GGMLQuantizationType.BF16,
-    }
     with whole_file(Path(path)) as partial:
         writer = gguf.GGUFWriter(partial, "llama")
         _add_config(writer, contents)
@@ -90,7 +92,7 @@ def write(model: Llama, path: str | Path, tokenizer: PreTrainedTokenizerBase | N
                 writer.add_tensor(name, weight.float().numpy())
             else:
                 raw = weight.contiguous().view(torch.uint8).numpy()
-                writer.add_tensor(name, raw, raw_dtype=kinds[weight.dtype])
+                writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[DTYPES[weight.dtype][0]])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -124,12 +126,7 @@ def _add_config(writer: Any, contents: Contents) -> None:
     from gguf import LlamaFileType, RopeScalingType
 
     config = contents.config
-    file_types = {
-        torch.float32: LlamaFileType.ALL_F32,
-        torch.float16: LlamaFileType.MOSTLY_F16,
-        torch.bfloat16: LlamaFileType.MOSTLY_BF16,
-    }
-    writer.add_file_type(file_types[contents.tensors[EMBEDDING].dtype])
+    writer.add_file_type(LlamaFileType[DTYPES[contents.tensors[EMBEDDING].dtype][1]])
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -193,4 +190,4 @@ def _beyond(contents: Contents) -> str | None:
     if len(config.eos_token_ids) > len(END_KINDS):
         return f"texts end at {len(config.eos_token_ids)} different tokens, and a file has room for {len(END_KINDS)}"
     dtype = contents.tensors[EMBEDDING].dtype
-    return f"dtype is {dtype}" if dtype == torch.float64 else None
+    return None if dtype in DTYPES else f"dtype is {dtype}"

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from anyorder.checkpoints.tokenizer.encoding import added_tokens
 from anyorder.checkpoints.tokenizer.pieces import BYTES, UNKNOWN, tokenizer_pieces
 from anyorder.errors import UserError
 
@@ -89,13 +90,13 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
             return CONTROL if added[index]["special"] else USER_DEFINED
         return BYTE if token in byte_tokens else NORMAL
 
-    encoded: list[int] = tokenizer("a")["input_ids"]  # type: ignore[assignment]
+    begin, end = added_tokens(tokenizer)
     template = tokenizer.chat_template
     common: dict[str, Any] = {
         "tokens": tokens,
         "types": [type_of(index, token) for index, token in enumerate(tokens)],
-        "add_bos": tokenizer.bos_token_id is not None and encoded[0] == tokenizer.bos_token_id,
-        "add_eos": tokenizer.eos_token_id is not None and encoded[-1] == tokenizer.eos_token_id,
+        "add_bos": begin[:1] == [tokenizer.bos_token_id],
+        "add_eos": end[-1:] == [tokenizer.eos_token_id],
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "unk": tokenizer.unk_token_id,

@@ -12,7 +12,7 @@ from anyorder.utils.annotations import shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-FILE_SUFFIXES = (".bin", ".json", ".model", ".pth", ".safetensors")
+FILE_SUFFIXES = (".bin", ".gguf", ".json", ".model", ".pth", ".safetensors")
 """What ends in one of these is a file here, not a model on the hub."""
 
 WORDS = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.json",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anyorder.errors import UserError
+
 
 def is_file(path: Path) -> bool:
     """Whether there is such a file."""
@@ -19,6 +21,17 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+def refuse_gguf(path: Path, what: str) -> None:
+    """Refuse a GGUF file; `what` is the word for it, such as "checkpoint".
+
+    Raises:
+        UserError: it is one.
+    """
+    if path.suffix == ".gguf" and is_file(path):
+        remedy = "give the folder or file that it was made from"
+        raise UserError(f"{what} {str(path)!r} is a GGUF file, which is written and not read: {remedy}.")
 
 
 NETWORK = "network"

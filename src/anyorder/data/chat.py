@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from anyorder.checkpoints.chat_template.render import ChatTemplateError, Rendering, chat_template, render_all
+from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, plain_tokens, plain_tokens_of
 from anyorder.data.answers import Answer, written_answer
 from anyorder.data.forms import BadRecordError
 from anyorder.data.messages import REASONING
@@ -77,7 +78,7 @@ class Chat:
     @property
     def end_token_id(self) -> int | None:
         """The token by which answers end: the template's, or the network's where the template writes none."""
-        ids = self._encode([self._turn_end.end])[0]
+        ids = plain_tokens(self._tokenizer, self._turn_end.end)
         return ids[-1] if ids and self._turn_end.is_end(ids[-1]) else self._end_token_id
 
     def tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
@@ -91,7 +92,8 @@ class Chat:
     def _tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
         answers = self._answers(dialogues)
         texts = [text for each in answers if isinstance(each, list) for answer in each for text in answer.texts]
-        encoded = dict(zip(texts, self._encode(texts), strict=True))
+        # Templates write the special tokens that they want.
+        encoded = dict(zip(texts, plain_tokens_of(self._tokenizer, texts), strict=True))
         return [
             each if isinstance(each, BadRecordError) else list(self._rows(each, encoded))
             for each in answers
@@ -187,9 +189,9 @@ class Chat:
             if row and (prompt[: len(ids)] != ids or not self._is_closed(ids, row)):
                 yield self._closed(ids, turns, row)
                 turns, row = [], []
-            whole = encoded[answer.prompt + answer.learnt]
-            # Where a token would reach over the border, the prompt stays as it is when it stands alone.
-            ids = whole if whole[: len(prompt)] == prompt else prompt + self._continue(answer.learnt)
+            ids = encoded[answer.prompt + answer.learnt]
+            if ids[: len(prompt)] != prompt:  # a token would reach over the border, but the prompt is that of its own
+                ids = prompt + continuing_tokens(self._tokenizer, answer.learnt)
             turns.append((len(prompt), len(ids)))
             row.append(answer)
         yield self._closed(ids, turns, row)
@@ -208,18 +210,6 @@ class Chat:
 
     def _is_closed(self, ids: list[int], row: Sequence[Answer]) -> bool:
         return self._end_token_id is None or row[-1].closed or self._turn_end.is_end(ids[-1])
-
-    def _continue(self, text: str) -> list[int]:
-        """Tokens of a text that stands behind another, without the space that some tokenizers put before every text."""
-        line, both = self._encode(["\n", "\n" + text])
-        return both[len(line) :] if both[: len(line)] == line else self._encode([text])[0]
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        # Templates write the special tokens that they want.
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
 
 
 def _names(template: str, field: str) -> bool:

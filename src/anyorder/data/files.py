@@ -132,10 +132,15 @@ def _endings() -> str:
 
 
 def _find_in(folder: Path) -> Found:
+    # A link to nothing is neither a file nor a folder.
     everything = sorted(
-        file.relative_to(folder).parts for file in folder.rglob("*") if file.is_file() or _is_lost(file)
+        (file.relative_to(folder).parts, is_file)
+        for file in folder.rglob("*")
+        if (is_file := file.is_file()) or (file.is_symlink() and not file.exists())
     )
-    visible = [Path(*parts) for parts in everything if not any(part.startswith(".") for part in parts)]
+    visible = {
+        Path(*parts): is_file for parts, is_file in everything if not any(part.startswith(".") for part in parts)
+    }
     rows = _rows_of_datasets(folder, visible)
     data: list[Path] = []
     passed_over: list[str] = []
@@ -149,7 +154,7 @@ def _find_in(folder: Path) -> Found:
                 passed_over.append(f"{str(folder / name)!r}: {reason}")
         return kept
 
-    data = decide(visible, lambda name: "a link to nothing" if _is_lost(folder / name) else _no_data(name, rows))
+    data = decide(visible, lambda name: _no_data(name, rows) if visible[name] else "a link to nothing")
     if "train" in {_split(name) for name in data}:
         splits = {name: _split(name) for name in data}
         data = decide(
@@ -159,10 +164,6 @@ def _find_in(folder: Path) -> Found:
         others = f"; passed over: {'; '.join(passed_over[:3])}" if passed_over else ""
         raise UserError(f"folder {str(folder)!r} has no data: put files into it that end in {_endings()}{others}.")
     return Found([folder / name for name in data], sorted(passed_over))
-
-
-def _is_lost(file: Path) -> bool:
-    return file.is_symlink() and not file.exists()
 
 
 def _no_data(name: Path, rows: dict[Path, set[str]]) -> str | None:

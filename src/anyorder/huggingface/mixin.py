@@ -24,6 +24,7 @@ from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.huggingface import GENERATION_CONFIG, check_layers_of, generation_to_json
 from anyorder.checkpoints.json_files import write_json
 from anyorder.checkpoints.masked_diffusion import FORMS
+from anyorder.checkpoints.places import refuse_gguf
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
 from anyorder.huggingface.versions import CACHE_NAMES
@@ -82,10 +83,12 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         """As transformers' method, for every architecture that this package reads.
 
         Raises:
-            UserError: the folder's configuration has far more layers than its weights.
+            UserError: the folder's configuration has far more layers than its weights, or it is a GGUF file.
         """
         place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        if place is not None:  # transformers' Auto classes give the configuration beside it
+        if place is not None:
+            refuse_gguf(Path(str(place)), "checkpoint")
+            # transformers' Auto classes give the configuration as well.
             layers = getattr(kwargs.get("config"), "num_hidden_layers", None)
             check_layers_of(Path(str(place), kwargs.get("subfolder") or ""), layers)
         kwargs.setdefault("key_mapping", {old: new for form in FORMS for old, new in form.patterns.items()})

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from anyorder.checkpoints import llama2c
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.json_files import read_json, write_json
+from anyorder.checkpoints.places import refuse_gguf
 from anyorder.checkpoints.tokenizer.folder import TOKENIZER, load_built, load_tokenizer_json, with_settings
 from anyorder.checkpoints.tokenizer.pieces import BYTES, SPECIAL, pieces_tokenizer, tokenizer_pieces
 from anyorder.checkpoints.tokenizer.sentencepiece import sentencepiece_backend
@@ -75,6 +76,7 @@ def load_tokenizer(
         if (path / CONFIG).is_file():
             return load_built(path)
         raise UserError(f"folder {str(path)!r} has no tokenizer.json: name the file or folder of the tokenizer.")
+    refuse_gguf(path, "tokenizer")
     if path.suffix == ".model":
         return _load_model(path, Settings())
     pieces, scores = llama2c.read_pieces(path)

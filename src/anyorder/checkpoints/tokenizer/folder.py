@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from anyorder.checkpoints.json_files import read_json
+from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.checkpoints.tokenizer.settings import BY_OPTIONS, Settings, read_settings
 from anyorder.errors import UserError
 
@@ -60,7 +61,7 @@ def load_built(folder: Path) -> PreTrainedTokenizerBase:
             folder, local_files_only=True, trust_remote_code=False, **options
         )
     # Where the vocabulary's file is missing, some classes come without any.
-    if not set(built(PROBE, add_special_tokens=False)["input_ids"]) - {built.unk_token_id}:
+    if not set(plain_tokens(built, PROBE)) - {built.unk_token_id}:
         raise UserError(
             f"folder {str(folder)!r} has the settings of a tokenizer and no vocabulary: fetch its tokenizer.json, "
             "tokenizer.model or vocab.json with merges.txt as well."
