@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anyorder.data import BadLines, convert_dialogues, inspect_data, prepare, read_records
+from anyorder.data import BadLines, DataConfig, convert_dialogues, inspect_data, prepare, read_records
 from anyorder.data.records import Dialogue, Message
 from anyorder.errors import UserError
 from tests.data import tokenizers
@@ -142,7 +142,7 @@ def test_last_answer_only(tmp_path: Path, marks: list[object], options: dict[str
 def test_last_answer_only_is_for_fine_tuning(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", dialogue([True]))
     with pytest.raises(UserError, match="last_answer_only is given for kind 'pretrain', which learns whole texts"):
-        inspect_data(source, tokenizers.characters(), 64, last_answer_only=True)
+        inspect_data(source, tokenizers.characters(), DataConfig(length=64, last_answer_only=True))
 
 
 def test_converted_dialogues_keep_calls_thoughts_and_marks(tmp_path: Path) -> None:
@@ -234,7 +234,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
         "notes": {"a": ["b"]},
     }
     source = write(tmp_path / "a.jsonl", record, record, {"messages": said_so, "title": None, "notes": {}})
-    rows = prepare(source, tokenizers.characters(), 64, kind="sft", cache_dir=tmp_path)
+    rows = prepare(source, tokenizers.characters(), DataConfig(length=64, kind="sft"), cache_dir=tmp_path)
     from anyorder.data import report_of
 
     assert report_of(rows).unread == {"mood of messages": 3, "title": 2, "notes": 2}

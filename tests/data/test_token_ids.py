@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyorder.data import prepare
+from anyorder.data import DataConfig, prepare
 from anyorder.data.fields import Fields
 from anyorder.data.records import Place, TokenIds
 from anyorder.data.token_ids import read_ids
@@ -57,9 +57,11 @@ def test_spans_are_exactly_the_labels(learnt: list[bool], left: int, right: int)
 
 def test_they_are_the_answers_of_a_row(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, -100, 8, -100]})
-    rows = prepare(source, None, 8, kind="sft", vocab_size=10, cache_dir=tmp_path)
+    rows = prepare(source, None, DataConfig(length=8, kind="sft", vocab_size=10), cache_dir=tmp_path)
     assert rows[0] == {"sample": 0, "input_ids": [5, 6, 7, 8], "prompt_length": 1, "turns": [[1, 2], [3, 4]]}
-    rows = prepare(source, None, 8, kind="sft", vocab_size=10, cache_dir=tmp_path, last_answer_only=True)
+    rows = prepare(
+        source, None, DataConfig(length=8, kind="sft", vocab_size=10, last_answer_only=True), cache_dir=tmp_path
+    )
     assert rows[0] == {"sample": 0, "input_ids": [5, 6, 7, 8], "prompt_length": 3, "turns": [[3, 4]]}
 
 

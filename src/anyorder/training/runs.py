@@ -19,7 +19,7 @@ from anyorder.checkpoints.chat_template.render import chat_template, given_templ
 from anyorder.checkpoints.config_json import config_to_json
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
-from anyorder.data import prepare, report_of
+from anyorder.data import DataConfig, prepare, report_of
 from anyorder.data.chat import Chat
 from anyorder.data.records import not_read
 from anyorder.errors import UserError
@@ -199,12 +199,13 @@ def _rows(
 ) -> Any:  # fmt: skip
     """A `datasets.Dataset`, or an iterable one."""
     masks = {mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None}
-    dataset: Any = prepare(
-        source, tokenizer, settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
-        template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None), mask_token_ids=masks,
-        vocab_size=model.config.vocab_size, skip_bad_lines=settings.skip_bad_lines, cache_dir=settings.cache_dir,
-        streaming=streaming, last_answer_only=settings.last_answer_only,
+    config = DataConfig(
+        length=settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
+        template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None),
+        mask_token_ids=tuple(masks), vocab_size=model.config.vocab_size, skip_bad_lines=settings.skip_bad_lines,
+        last_answer_only=settings.last_answer_only,
     )  # fmt: skip
+    dataset: Any = prepare(source, tokenizer, config, cache_dir=settings.cache_dir, streaming=streaming)
     if not streaming:
         report = report_of(dataset)
         if report.left_out:

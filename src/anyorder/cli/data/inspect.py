@@ -52,7 +52,7 @@ def command(
     """
     from anyorder.checkpoints import load_tokenizer
     from anyorder.cli._console import PlainConsole
-    from anyorder.data import inspect_data
+    from anyorder.data import DataConfig, inspect_data
     from anyorder.data.records import BadLines, not_read
 
     if examples < 0:
@@ -63,13 +63,19 @@ def command(
         raise UserError("tokenizer is missing: give --tokenizer, or for data of token ids --vocab_size.")
     if mask_token_id is None and loaded is not None:
         mask_token_id = loaded.mask_token_id
+    config = DataConfig(
+        length=length, kind=kind, packed=not unpacked, documents=documents, template=template,
+        mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=vocab_size,
+        last_answer_only=last_answer_only,
+    )  # fmt: skip
     with PlainConsole(stderr=True).status(f"reading {source}") as status:
         found = inspect_data(
-            source, loaded, length, examples=examples, kind=kind, packed=not unpacked, documents=documents,
-            mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=vocab_size,
-            last_answer_only=last_answer_only, template=template,
+            source,
+            loaded,
+            config,
+            examples=examples,
             progress=lambda records: status.update(f"reading {source}: {records} records"),
-        )  # fmt: skip
+        )
     report = found.report
     _print_counts(console, vars(report), length, packed=kind == "pretrain" and not unpacked)
     if found.lengths:
