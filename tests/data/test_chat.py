@@ -351,7 +351,7 @@ def test_added_tokens_at_the_end_of_an_answer_stay() -> None:
 def test_what_is_context_only_is_not_learnt() -> None:
     tokenizer = TOKENIZERS["characters"]
     one = dialogue("a", "b", "c", "d")
-    messages = (one.messages[0], replace(one.messages[1], learn=False), *one.messages[2:])
+    messages = (one.messages[0], replace(one.messages[1], trained=False), *one.messages[2:])
     assert learnt(tokenizer, rows(tokenizer, replace(one, messages=messages))) == ["d</s>"]
 
 

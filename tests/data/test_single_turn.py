@@ -98,7 +98,7 @@ def test_pairs_that_become_dialogues(tmp_path: Path, record: dict[str, Any], exp
         ({"question": "q", "choices": 5, "answer": 1}, "`choices` is 5: give a list of texts"),
         ({"question": "q", "choices": ["x"]}, "lacks the fields that say what it is"),
         ({"prompt": [user("q")], "context": "c", "completion": "r"}, "has messages in `prompt`, and `context` beside"),
-        ({"prompt": "p", "response": "r", "images": ["a.png"]}, "has `images`, and only text is learnt"),
+        ({"prompt": "p", "response": "r", "images": ["a.png"]}, "has `images`, and only text is trained on"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "has no prompt beside `chosen`"),
         ({"instruction": "i", "prompt": "i Answer yes or no.", "output": "no"},
          "has a `prompt` with `instruction` and the answer in it, which does not end in the answer: take out `prompt`, "

@@ -43,7 +43,7 @@ __all__ = [
 
 
 def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face or Meta folder, a llama2.c file, or a model on the hub: configuration and headers.
+    """Open a Hugging Face or Meta folder, a llama2.c file, or a model on the hub: configuration and headers.
 
     Args:
         path: the folder or file, or the id of a model on the hub, which is fetched into the local cache.
@@ -79,7 +79,7 @@ def load_model(
     revision: str | None = None,
     token: str | None = None,
 ) -> Llama:
-    """Reads a network from a Hugging Face or Meta folder, a llama2.c file or the hub, tensor by tensor.
+    """Read a network from a Hugging Face or Meta folder, a llama2.c file or the hub, tensor by tensor.
 
     Args:
         path: the folder or file, or the id of a model on the hub.
@@ -105,7 +105,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
-    """Reads a network and its tokenizer, which is None where the checkpoint has none and none is named.
+    """Read a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
     Args:
         path: the folder or file, or the id of a model on the hub.
@@ -115,8 +115,8 @@ def load(
     Raises:
         UserError: either cannot be read, or the tokenizer is not the network's.
     """
-    checkpoint, words = _read_both(path, tokenizer, revision, token)
-    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), words
+    checkpoint, found = _read_both(path, tokenizer, revision, token)
+    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), found
 
 
 def save_model(
@@ -149,7 +149,7 @@ def save_model(
     if tokenizer is not None and len(tokenizer) > contents.config.vocab_size:  # which `load` would refuse
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, but the network {contents.config.vocab_size} embeddings: give "
-            "the tokenizer that it was trained with, or add embeddings (a face's resize_token_embeddings)."
+            "the tokenizer that it was trained with, or add embeddings (transformers' resize_token_embeddings)."
         )
     if path.suffix not in FILES:
         with whole_folder(path) as partial:
@@ -220,19 +220,19 @@ def convert(
         _refuse_of_folders(target, max_shard_size=max_shard_size, form=form)
     if form is not None:
         named_form(form)
-    checkpoint, words = _read_both(
+    checkpoint, found = _read_both(
         source, tokenizer, revision, token, wanted=target.suffix != ".bin" or tokenizer is not None
     )
     if kv_heads is not None:
         shared_config(checkpoint.config, kv_heads)
     if pooling not in POOLINGS:
         raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
-    if target.suffix == gguf.SUFFIX and words is None:
+    if target.suffix == gguf.SUFFIX and found is None:
         logger.warning("no tokenizer is beside the checkpoint or named, so %s takes and gives token ids alone", target)
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
         model = share_heads(model, kv_heads, pooling, seed)
-    save_model(model, target, tokenizer=words, max_shard_size=max_shard_size, form=form)
+    save_model(model, target, tokenizer=found, max_shard_size=max_shard_size, form=form)
 
 
 WEIGHTS_ALONE = (".safetensors", ".pt", ".pth", ".ckpt")
@@ -257,7 +257,7 @@ def _check_dtype(target: Path, dtype: str | torch.dtype) -> None:
 def _read_both(
     path: str | Path, tokenizer: str | Path | None, revision: str | None, token: str | None, *, wanted: bool = True
 ) -> tuple[Checkpoint, PreTrainedTokenizerBase | None]:
-    """A checkpoint, no weights yet, and its tokenizer, if it has one and one is wanted."""
+    """Return a checkpoint, no weights yet, and its tokenizer, if it has one and one is wanted."""
     checkpoint = read_checkpoint(path, revision=revision, token=token)
     if not wanted:
         return checkpoint, None
@@ -265,9 +265,9 @@ def _read_both(
         tokenizer = checkpoint.path
     if tokenizer is None:
         return checkpoint, None
-    words = load_tokenizer(tokenizer, token=token)
-    _check_vocabulary(len(words), checkpoint, tokenizer)
-    return checkpoint, words
+    found = load_tokenizer(tokenizer, token=token)
+    _check_vocabulary(len(found), checkpoint, tokenizer)
+    return checkpoint, found
 
 
 def _check_vocabulary(tokens: int, checkpoint: Checkpoint, tokenizer: str | Path) -> None:

@@ -70,7 +70,7 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
-    """What a GGUF file holds of a tokenizer, for a network with `size` embeddings.
+    """Return what a GGUF file holds of a tokenizer, for a network with `size` embeddings.
 
     Raises:
         UserError: llama.cpp would cut texts otherwise.
@@ -121,7 +121,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def _pattern(whole: dict[str, Any]) -> str:
-    """llama.cpp's name of the pattern by which a byte-level tokenizer cuts texts.
+    """Return llama.cpp's name of the pattern by which a byte-level tokenizer cuts texts.
 
     Raises:
         UserError: it is no byte-level tokenizer, or llama.cpp has no such pattern.

@@ -53,7 +53,7 @@ IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
-    """The configuration of a folder, and the form in which a masked diffusion model is published.
+    """Return the configuration of a folder, and the form in which a masked diffusion model is published.
 
     Raises:
         UserError: there is none, or it describes a network that is not supported.
@@ -73,7 +73,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
 
 
 def _no_config(folder: Path) -> str:
-    """What is wrong with a folder that has no configuration, and what to give instead."""
+    """Return what is wrong with a folder that has no configuration, and what to give instead."""
     if not any(folder.glob("checkpoints/checkpoint-*")):
         return f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint."
     begun = f"folder {str(folder)!r} holds a training that has not ended: go on with resume"
@@ -86,7 +86,7 @@ def _no_config(folder: Path) -> str:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Opens a folder: configuration and headers.
+    """Open a folder: configuration and headers.
 
     Raises:
         UserError: a file is missing, damaged or of a kind that is not supported.
@@ -139,7 +139,7 @@ def check_layers_of(folder: Path, layers: int | None = None) -> None:
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:
-    """Writes `config.json`, `generation_config.json` and the weights into an existing empty folder.
+    """Write `config.json`, `generation_config.json` and the weights into an existing empty folder.
 
     Args:
         model: the network; its weights are written in their dtype.
@@ -172,7 +172,7 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
 
 
 def generation_to_json(config: ModelConfig) -> dict[str, Any]:
-    """A `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
+    """Return a `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
     special = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": ends_to_json(config.eos_token_ids),
@@ -182,7 +182,7 @@ def generation_to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _shards(weights: Mapping[str, Tensor], max_size: int | None) -> Iterator[dict[str, Tensor]]:
-    """Consecutive tensors of at most `max_size` bytes together, but one at least."""
+    """Yield consecutive tensors of at most `max_size` bytes together, but one at least."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, weight in weights.items():
@@ -232,7 +232,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
-    """Name, shape and dtype of each tensor in a file, whose size is checked by the library.
+    """Yield name, shape and dtype of each tensor in a file, whose size is checked by the library.
 
     Raises:
         UserError: the file is missing or damaged, or a dtype is none that weights are read in.
@@ -245,7 +245,7 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
 
 
 def _entries(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
-    """As `_header`, but dtypes of safetensors are as in the file, whatever they are."""
+    """Do as `_header`, but yield dtypes of safetensors as in the file, whatever they are."""
     if file.suffix == PICKLED_SUFFIX and is_file(file):
         for name, tensor in _pickled(file).items():
             yield name, tuple(tensor.shape), tensor.dtype

@@ -171,7 +171,7 @@ class Form:
     own_head: bool = False
 
     def mode(self, fields: Json) -> Mode:
-        """How the network writes.
+        """Return how the network writes.
 
         Raises:
             UserError: the mask token is missing.
@@ -188,11 +188,11 @@ class Form:
         return blocks(mask, length, shifted=self.shifted)
 
     def names_mask(self, fields: Json) -> bool:
-        """Whether config.json names the mask token."""
+        """Return whether config.json names the mask token."""
         return any(fields.get(name) is not None for name in MASK_FIELDS)
 
     def ours(self, name: str) -> str:
-        """The name here of a tensor there."""
+        """Return the name here of a tensor there."""
         return _renamed(name, self.tensors)
 
     @property
@@ -204,7 +204,7 @@ class Form:
         }
 
     def theirs(self, name: str) -> str:
-        """The name there of a tensor here."""
+        """Return the name there of a tensor here."""
         return _renamed(name, {here: there for there, here in self.tensors.items()})
 
 
@@ -215,7 +215,7 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
 
 
 def _converted(native: str, class_name: str) -> Form:
-    """dLLM's (github.com/ZHZisZZ/dllm) conversion of a causal architecture, A2D there.
+    """Return dLLM's (github.com/ZHZisZZ/dllm) conversion of a causal architecture, A2D there.
 
     Its code gives the network a head of its own, whatever config.json says. The mask token is the tokenizer's. Its
     MDLM and BD3LM networks have the same config.json, so which of the two a network is has to be added: `block_size`.
@@ -254,7 +254,7 @@ FORMS = (
 
 
 def form_of(fields: Json) -> Form | None:
-    """The form that a config.json has, None where it is of no such model."""
+    """Return the form that a config.json has, None where it is of no such model."""
     model_type = str(fields.get("model_type")).lower()
     if model_type == "llada" and "hidden_size" in fields and "d_model" not in fields:
         model_type = "illada"  # Llama's names beside LLaDA's model_type
@@ -262,7 +262,7 @@ def form_of(fields: Json) -> Form | None:
 
 
 def named_form(name: str) -> Form:
-    """The form of this name.
+    """Return the form of this name.
 
     Raises:
         UserError: there is none.

@@ -8,7 +8,7 @@ from anyorder.errors import UserError
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file."""
+    """Return whether there is such a file."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -16,7 +16,7 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder."""
+    """Return whether there is such a folder."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
@@ -29,7 +29,7 @@ def refuse_gguf(path: Path, what: str) -> None:
     Raises:
         UserError: it is one.
     """
-    if path.suffix == ".gguf" and is_file(path):
+    if path.suffix.lower() == ".gguf" and is_file(path):
         remedy = "give the folder or file that it was made from"
         raise UserError(f"{what} {str(path)!r} is a GGUF file, which is written and not read: {remedy}.")
 
@@ -39,6 +39,6 @@ NETWORK = "network"
 
 
 def network_folder(path: Path) -> Path:
-    """The folder of the network: `path` itself, or the one within the output of a training by an earlier version."""
+    """Return the folder of the network: `path`, or the one within the output of a training by an earlier version."""
     older = not is_file(path / "config.json") and is_file(path / NETWORK / "config.json")
     return path / NETWORK if older else path

@@ -47,7 +47,7 @@ _LATE = {
     "report_of": "dataset",
     "inspect_data": "inspect",
 }
-"""Names whose modules need packages that not everybody has, or that take long to import."""
+"""Names whose modules need optional packages, or take long to import."""
 
 
 def __getattr__(name: str) -> object:

@@ -1,8 +1,8 @@
 """Dialogues as tokens, and exactly which of them are answers.
 
-A dialogue is written out by a chat template, the tokenizer's own where it has one. The text up to an answer, with the
-words that ask the assistant to speak, is what a prompt will be when the network writes; so the tokens before an answer
-must be the tokens of that text alone, whatever comes behind it. Where a template writes earlier messages otherwise once
+A dialogue is written out by a chat template, the tokenizer's own where it has one. The text up to an answer, with
+the generation prompt, is what a prompt will be when the network writes; so the tokens before an answer must be the
+tokens of that text alone, whatever comes behind it. Where a template writes earlier messages otherwise once
 others follow, one dialogue becomes several rows.
 """
 
@@ -82,7 +82,7 @@ class Chat:
         return ids[-1] if ids and self._turn_end.is_end(ids[-1]) else self._end_token_id
 
     def tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
-        """Each dialogue as rows of tokens, one if the template only appends, or why that cannot be."""
+        """Return each dialogue as rows of tokens, one if the template only appends, or why that cannot be."""
         if self._for_tools is None:
             return self._tokens(dialogues)
         plain = iter(self._tokens([dialogue for dialogue in dialogues if not dialogue.tools]))
@@ -102,7 +102,7 @@ class Chat:
     # ---- texts -------------------------------------------------------------------------------------
 
     def _answers(self, dialogues: Sequence[Dialogue]) -> list[list[Answer] | BadRecordError]:
-        """The answers of each dialogue that are to be learnt, as texts."""
+        """Return the answers of each dialogue that are to be trained on, as texts."""
         answers = self._written([self._renderings(dialogue) for dialogue in dialogues], dialogues)
         refused = [
             at for at, each in enumerate(answers)
@@ -120,30 +120,30 @@ class Chat:
     def _written(
         self, wanted: Sequence[Sequence[tuple[Rendering, Rendering]]], dialogues: Sequence[Dialogue]
     ) -> list[list[Answer] | BadRecordError]:
-        """The answers as the template writes them, or why it does not."""
+        """Return the answers as the template writes them, or why it does not."""
         answers: list[list[Answer] | BadRecordError] = []
         renderings = [each for pairs in wanted for pair in pairs for each in pair]
         rendered = iter(render_all(self._tokenizer, self.template, renderings))
         for dialogue, pairs in zip(dialogues, wanted, strict=True):
             texts = [(next(rendered), next(rendered)) for _ in pairs]
-            learnt = [message for message in dialogue.messages if message.role == ASSISTANT and message.learn]
+            targets = [message for message in dialogue.messages if message.role == ASSISTANT and message.trained]
             try:
                 answers.append([
                     written_answer(_text(prompt), _text(whole), message, self._turn_end)
-                    for message, (prompt, whole) in zip(learnt, texts, strict=True)
+                    for message, (prompt, whole) in zip(targets, texts, strict=True)
                 ])  # fmt: skip
             except BadRecordError as error:
                 answers.append(error)
         return answers
 
     def _renderings(self, dialogue: Dialogue) -> list[tuple[Rendering, Rendering]]:
-        """For each answer, the messages before it, as a prompt, and those up to it."""
+        """Return for each answer the messages before it, as a prompt, and those up to it."""
         messages, tools = self._messages(dialogue)
         added = len(messages) - len(dialogue.messages)
         return [
             (Rendering(messages[:at], tools, True), Rendering(messages[: at + 1], tools, False))
             for at, message in enumerate(dialogue.messages, start=added)
-            if message.role == ASSISTANT and message.learn
+            if message.role == ASSISTANT and message.trained
         ]
 
     def _messages(self, dialogue: Dialogue) -> tuple[list[dict[str, Any]], list[Any] | None]:
@@ -159,7 +159,7 @@ class Chat:
         return messages, None
 
     def _message(self, message: Message) -> dict[str, Any]:
-        """A message in OpenAI's form, as far as the template has a place for its parts."""
+        """Return a message in OpenAI's form, as far as the template has a place for its parts."""
         content, role = message.content, message.role
         if role == ASSISTANT:  # the template writes the end
             content = self._turn_end.without(content)
@@ -179,7 +179,7 @@ class Chat:
     # ---- tokens ------------------------------------------------------------------------------------
 
     def _rows(self, answers: Sequence[Answer], encoded: Mapping[str, list[int]]) -> Iterator[Answered]:
-        """Rows of answers: one goes on as long as its tokens are those of the next prompt alone."""
+        """Yield rows of answers: one goes on as long as its tokens are those of the next prompt alone."""
         ids: list[int] = []
         turns: list[tuple[int, int]] = []
         row: list[Answer] = []
@@ -189,9 +189,9 @@ class Chat:
             if row and (prompt[: len(ids)] != ids or not self._is_closed(ids, row)):
                 yield self._closed(ids, turns, row)
                 turns, row = [], []
-            ids = encoded[answer.prompt + answer.learnt]
+            ids = encoded[answer.prompt + answer.target]
             if ids[: len(prompt)] != prompt:  # a token would reach over the border, but the prompt is that of its own
-                ids = prompt + continuing_tokens(self._tokenizer, answer.learnt)
+                ids = prompt + continuing_tokens(self._tokenizer, answer.target)
             turns.append((len(prompt), len(ids)))
             row.append(answer)
         yield self._closed(ids, turns, row)
@@ -204,7 +204,7 @@ class Chat:
         return Answered(
             ids=ids,
             turns=turns,
-            text_bytes=len((row[-1].prompt + row[-1].learnt).encode()),
+            text_bytes=len((row[-1].prompt + row[-1].target).encode()),
             answer_bytes=sum(len(answer.said.encode()) for answer in row),
         )
 
@@ -213,12 +213,12 @@ class Chat:
 
 
 def _names(template: str, field: str) -> bool:
-    """Whether a template reads a field of this name."""
+    """Return whether a template reads a field of this name."""
     return re.search(rf"(\.|\[ ?['\"]|['\"]){field}\b", template) is not None
 
 
 def _as_published(rendering: Rendering) -> Rendering:
-    """The same with calls as OpenAI's service gives them: arguments in JSON, null beside them where nothing is said."""
+    """Return the same with calls as OpenAI's service has them: arguments in JSON, null beside them for no text."""
     messages = []
     for message in rendering.messages:
         if CALLS in message:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Kind = Literal["pretrain", "sft"]
-"""Whether whole texts are learnt, or answers only."""
+"""Whether whole texts are trained on, or answers only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class DataConfig:
 
     Attributes:
         length: tokens in a row.
-        kind: "pretrain" learns whole texts, "sft" (supervised fine-tuning) answers.
+        kind: "pretrain" trains on whole texts, "sft" (supervised fine-tuning) on answers.
         packed: for pre-training, whether texts are laid end to end, so that every row has `length` tokens; otherwise
             each has a row of its own.
         documents: of plain text, see `read_records`.
@@ -35,7 +35,7 @@ class DataConfig:
         vocab_size: of the network; the tokenizer's unless given.
         skip_bad_lines: whether lines that cannot be used are left out, counted and listed, see `report_of`; the first
             one raises otherwise.
-        last_answer_only: for SFT, whether only the last answer of each dialogue is learnt.
+        last_answer_only: for SFT, whether only the last answer of each dialogue is trained on.
 
     Raises:
         UserError: a field has a value that it cannot have.
@@ -58,18 +58,18 @@ class DataConfig:
             raise UserError(f"length is {self.length}: give at least 1 token.")
         if self.last_answer_only and self.kind != "sft":
             raise UserError(
-                f"last_answer_only is given for kind {self.kind!r}, which learns whole texts: leave it out."
+                f"last_answer_only is given for kind {self.kind!r}, which trains on whole texts: leave it out."
             )
 
     def replace(self, **changes: Any) -> DataConfig:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     def completed(self, tokenizer: PreTrainedTokenizerBase | None) -> DataConfig:
         """Fill in what the tokenizer decides: template, end token and size of the vocabulary.
 
         Raises:
-            UserError: the tokenizer does not tell what is missing.
+            UserError: a field is missing that the tokenizer does not decide.
         """
         template, end_token_id, vocab_size = self.template, self.end_token_id, self.vocab_size
         if template is not None:
@@ -83,5 +83,5 @@ class DataConfig:
             template = chat_template(tokenizer, end_token_id) if template is None else template
             vocab_size = len(tokenizer) if vocab_size is None else vocab_size
         if vocab_size is None:
-            raise UserError("tokenizer and vocab_size are None: give one, which tells what tokens there are.")
+            raise UserError("tokenizer and vocab_size are None: give one, which says what tokens there are.")
         return self.replace(template=template, end_token_id=end_token_id, vocab_size=vocab_size)

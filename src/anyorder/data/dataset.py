@@ -43,7 +43,7 @@ class Report:
         rows: to train on.
         tokens: of all records, end tokens included, before they are cut or packed.
         truncated: records whose answers were cut, because they are longer than a row.
-        bytes_per_token: UTF-8 bytes of the text that is learnt, per token that is learnt, by which nats per token
+        bytes_per_token: UTF-8 bytes of the text that is trained on, per token of it, by which nats per token
             become bits per byte; None where the text is not known, since the data are token ids.
         left_out: one sentence for each line that was left out.
         passed_over: files of a folder that were not read, each with the reason.
@@ -61,13 +61,13 @@ class Report:
 
     @classmethod
     def of(cls, rows: int, bad_lines: BadLines, tally: Tally) -> Report:
-        """The report on rows that were made."""
+        """Return the report on rows that were made."""
         return cls(
             forms=dict(tally.forms),
             rows=rows,
             tokens=tally.tokens,
             truncated=tally.truncated,
-            bytes_per_token=tally.learnt_bytes / tally.learnt_tokens if tally.learnt_tokens else None,
+            bytes_per_token=tally.target_bytes / tally.target_tokens if tally.target_tokens else None,
             left_out=bad_lines.found,
             passed_over=bad_lines.passed_over,
             unread=dict(bad_lines.unread),
@@ -84,7 +84,7 @@ def prepare(
     progress: Callable[[int], None] | None = None,
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Rows of tokens to train on, from a file or folder.
+    """Return rows of tokens to train on, from a file or folder.
 
     Args:
         source: JSON, text or tables, see `read_records`.
@@ -126,7 +126,7 @@ def prepare(
 
 
 def report_of(dataset: datasets.Dataset) -> Report:
-    """What became of the data that `prepare` made a dataset of; also of one that was shuffled or selected from it.
+    """Return the report on the data of a dataset of `prepare`, or of one that was shuffled or selected from it.
 
     Raises:
         UserError: it was not made so.

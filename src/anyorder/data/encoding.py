@@ -30,7 +30,7 @@ class Sample:
 
     Attributes:
         ids: int32 `[tokens]`.
-        turns: begin and end of each answer; none where the whole is learnt.
+        turns: begin and end of each answer; none where the whole is trained on.
         cut: tokens behind these that a row had no room for.
     """
 
@@ -47,15 +47,15 @@ class Tally:
         forms: number of records of each form.
         truncated: samples whose answers were cut, because they are longer than the row.
         tokens: of all samples, before they are cut or packed.
-        learnt_tokens: those of them that are learnt, in texts of which the bytes are known.
-        learnt_bytes: what these say, in UTF-8.
+        target_tokens: those of them that are trained on, in texts of which the bytes are known.
+        target_bytes: what these say, in UTF-8.
     """
 
     forms: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     tokens: int = 0
-    learnt_tokens: int = 0
-    learnt_bytes: int = 0
+    target_tokens: int = 0
+    target_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Encoder:
     tally: Tally
 
     def samples(self, records: Iterable[Record]) -> Iterator[list[Sample]]:
-        """Samples in the order of the records, some at a time."""
+        """Yield samples in the order of the records, some at a time."""
         remaining = iter(records)
         while chunk := list(islice(remaining, CHUNK)):
             yield list(self._chunk(chunk))
@@ -96,7 +96,7 @@ class Encoder:
     def _samples(
         self, record: Record, texts: Iterator[list[int]], dialogues: Iterator[list[Answered] | BadRecordError]
     ) -> list[Sample] | BadRecordError:
-        """The samples of a record, whose tokens are the next ones of its kind: one, or several of a dialogue."""
+        """Return the samples of a record, whose tokens are the next ones of its kind: one, or several of a dialogue."""
         try:
             match record:
                 case TokenIds():
@@ -120,7 +120,7 @@ class Encoder:
         if record.prompt_length is None:
             raise BadRecordError(
                 "has neither `prompt_length` nor `labels`",
-                "say how many of its tokens are the prompt, or which are learnt",
+                "say how many of its tokens are the prompt, or which are trained on",
             )
         return self._fitted(ids, [(record.prompt_length, len(ids))])
 
@@ -151,7 +151,7 @@ class Encoder:
         return samples
 
     def _fitted(self, ids: npt.NDArray[np.int32], turns: Sequence[tuple[int, int]]) -> Sample:
-        """The beginning that a row holds, with the answers that begin in it."""
+        """Return the beginning that a row holds, with the answers that begin in it."""
         if turns[0][0] >= self.config.length:
             raise BadRecordError(
                 f"the prompt has {turns[0][0]} tokens and a row {self.config.length}, which leaves none for the answer",
@@ -181,13 +181,13 @@ class Encoder:
                 )
         if not masks.isdisjoint(tokens):
             token = next(token for token in tokens if token in masks)
-            raise BadRecordError(f"has the mask token, {token}", "take it out: it stands for what is to be written")
+            raise BadRecordError(f"has the mask token, {token}", "take it out: it marks what is to be written")
         return np.asarray(tokens, dtype=np.int32)
 
-    def _count(self, tokens: int, learnt: int, size: int) -> None:
+    def _count(self, tokens: int, targets: int, size: int) -> None:
         self.tally.tokens += tokens
-        self.tally.learnt_tokens += learnt
-        self.tally.learnt_bytes += size
+        self.tally.target_tokens += targets
+        self.tally.target_bytes += size
 
 
 def _untokenised() -> BadRecordError:

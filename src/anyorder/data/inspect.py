@@ -68,7 +68,7 @@ def inspect_data(
 
 
 def _measured(chunks: Iterable[Sequence[Sample]], doublings: dict[int, int]) -> Iterator[Sequence[Sample]]:
-    """The same, while lengths are counted by powers of two."""
+    """Yield the same, while lengths are counted by powers of two."""
     for samples in chunks:
         for sample in samples:
             power = (len(sample.ids) + sample.cut - 1).bit_length()

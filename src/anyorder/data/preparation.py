@@ -58,7 +58,7 @@ class Preparation:
         )
 
     def fingerprint(self) -> str:
-        """The same for the same rows from files of the same names."""
+        """Return a hash that is the same for the same rows from files of the same names."""
         settings = dataclasses.asdict(self.config) | {
             "format": FORMAT,
             "mask_token_ids": sorted(self.config.mask_token_ids),
@@ -76,13 +76,13 @@ class Preparation:
         return digest.hexdigest()
 
     def schema(self) -> pa.Schema:
-        """Of the rows."""
+        """Return the columns of the rows."""
         if self.config.kind == "sft":
             return rows.answered_schema()
         return rows.packed_schema(self.config.length) if self.config.packed else rows.unpacked_schema()
 
     def samples(self, bad_lines: BadLines, tally: Tally) -> Iterator[Sequence[Sample]]:
-        """The records as token ids, some at a time."""
+        """Return the records as token ids, some at a time."""
         config, chat = self.config, None
         if self.tokenizer is not None and config.template is not None:
             chat = Chat(self.tokenizer, config.template, config.end_token_id, self.tool_template)
@@ -91,13 +91,13 @@ class Preparation:
         return encoder.samples(map(with_last_answer_only, records) if config.last_answer_only else records)
 
     def batches(self, samples: Iterable[Sequence[Sample]]) -> Iterator[pa.RecordBatch]:
-        """The rows."""
+        """Return the rows."""
         if self.config.kind == "sft":
             return rows.answered(samples)
         return (rows.packed if self.config.packed else rows.unpacked)(samples, self.config.length)
 
     def no_rows(self, bad_lines: BadLines, tally: Tally) -> UserError:
-        """Why there are none."""
+        """Return why there are none."""
         if self.config.kind == "sft" or not tally.tokens:
             return UserError(f"data {str(self.source)!r} have no line that can be used; {bad_lines.summary()}")
         return UserError(
@@ -107,7 +107,7 @@ class Preparation:
 
 
 def _description(tokenizer: PreTrainedTokenizerBase | None) -> object:
-    """What decides how a tokenizer reads texts."""
+    """Return what decides how a tokenizer reads texts."""
     if tokenizer is None:
         return None
     backend = getattr(tokenizer, "backend_tokenizer", None)

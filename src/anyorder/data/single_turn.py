@@ -15,7 +15,7 @@ from anyorder.utils.numbers import is_whole
 TASKS = ("instruction", "prompt")
 QUESTIONS = ("question", "question_stem", "problem", "query", "input", "inputs", "user", "human")
 ASKING = (*TASKS, *QUESTIONS)
-"""Fields that ask, in the order in which they stand in the question: first what is to be done, then with what."""
+"""Fields that ask, in their order in the question: first what is to be done, then with what."""
 
 CONTEXTS = (
     "context", "contexts", "passage", "passages", "paragraph", "document", "documents", "article", "background",
@@ -47,7 +47,7 @@ HISTORIES = ("history", "chat_history", "conversation_history")
 
 
 def question_of(fields: Fields, unread: list[str]) -> list[Message]:
-    """What is asked: one message, or those of a list.
+    """Return the question: one message, or those of a list.
 
     Raises:
         BadRecordError: a field holds the wrong thing, or all are empty.
@@ -69,13 +69,13 @@ def question_of(fields: Fields, unread: list[str]) -> list[Message]:
     if not question.strip():
         raise BadRecordError(
             f"{' and '.join(f'`{name}`' for name in names)} {'is' if len(names) == 1 else 'are'} empty",
-            "write what is asked for",
+            "write the question",
         )
     return [Message(role=USER, content=question)]
 
 
 def _without_rendering(fields: Fields, names: list[str], unread: list[str]) -> list[str]:
-    """The fields that ask, without a `prompt` that is the whole record written out, up to the end of the answer.
+    """Return the fields that ask, without a `prompt` that is the whole record written out, up to the end of the answer.
 
     Raises:
         BadRecordError: the question and the answer are in it, and it ends otherwise.
@@ -101,7 +101,7 @@ def _flat(text: str) -> str:
 
 
 def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
-    """What the assistant says: one message, or those of a list; none where there is no answer.
+    """Return what the assistant says: one message, or those of a list; none where there is no answer.
 
     Raises:
         BadRecordError: a field holds the wrong thing, there are two answers, or it is marked as not wanted.
@@ -117,7 +117,7 @@ def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
     values = [fields.get(name) for name in names]
     if any(value != values[0] for value in values):
         raise BadRecordError(
-            f"has two answers, {' and '.join(f'`{name}`' for name in names)}", "leave in the one that is learnt"
+            f"has two answers, {' and '.join(f'`{name}`' for name in names)}", "leave in the one that is trained on"
         )
     name, value = names[0], values[0]
     if not choices:
@@ -138,7 +138,7 @@ def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
 
 
 def refuse_unwanted(fields: Fields) -> None:
-    """Answers with a label that is false are examples of what is not to be said.
+    """Refuse answers whose label is false: examples of what is not to be said.
 
     Raises:
         BadRecordError: this is one.
@@ -150,7 +150,7 @@ def refuse_unwanted(fields: Fields) -> None:
 
 
 def history_of(fields: Fields, unread: list[str]) -> list[Message]:
-    """What was said before: pairs of a question and its answer, or messages.
+    """Return what was said before: pairs of a question and its answer, or messages.
 
     Raises:
         BadRecordError: it is something else.
@@ -174,7 +174,7 @@ def history_of(fields: Fields, unread: list[str]) -> list[Message]:
 
 
 def _contexts(fields: Fields) -> list[str]:
-    """The texts that a question is about."""
+    """Return the texts that a question is about."""
     texts: list[str] = []
     for name in fields.those(CONTEXTS):
         value = fields.get(name)
@@ -189,12 +189,12 @@ def _contexts(fields: Fields) -> list[str]:
 
 
 def _holds(prompt: str, context: str) -> bool:
-    """Whether a prompt has its context in it already; a short one may be in it by chance."""
+    """Return whether a prompt has its context in it already; a short one may be in it by chance."""
     return len(context) >= 40 and context in prompt
 
 
 def _written(value: Any) -> Any:
-    """A number as text, which is how it is said."""
+    """Return a number as text, which is how it is said."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -202,7 +202,7 @@ def _written(value: Any) -> Any:
 
 
 def _choices(fields: Fields) -> dict[str, str]:
-    """Texts by their labels, A, B, ... unless given."""
+    """Return texts by their labels, A, B, ... unless given."""
     name = fields.first(CHOICES)
     value = None if name is None else fields.get(name)
     if not value:
@@ -226,7 +226,7 @@ def _listed(choices: Mapping[str, str]) -> list[str]:
 
 
 def _chosen(value: Any, choices: Mapping[str, str], name: str) -> str:
-    """The answer as it is said: a text as it is given, a label or a number (from 0) with its choice."""
+    """Return the answer as it is said: a text as it is given, a label or a number (from 0) with its choice."""
     if isinstance(value, str) and value in choices.values():
         return value
     if isinstance(value, str) and value.strip() in choices:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAY_CHANGE = ("resume", "output", "data", "validation", "cache_dir", "keep", "workers", "tensorboard", "wandb")
-"""Settings that may differ where a training is resumed: they do not decide what is learnt, or the data show it."""
+"""Settings that may differ where a training is resumed: they do not decide what is trained on, or the data show it."""
 
 
 @checked()
@@ -149,7 +149,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
 
 
 def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer the template that is learnt, and the network the token by which its answers end, first."""
+    """Give the tokenizer the template that is trained on, and the network the token by which its answers end, first."""
     ends = model.config.eos_token_ids
     end_token_id = next(iter(ends), None)
     if settings.template is None:

@@ -8,7 +8,7 @@ from anyorder.errors import UserError
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Whether a value is a whole number."""
+    """Return whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -101,7 +101,7 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> str:
-    """What writes a token in a template."""
+    """Return what writes a token in a template."""
     return "" if token_id is None else "{{ " + json.dumps(tokenizer.convert_ids_to_tokens(token_id)) + " }}"
 
 
@@ -307,7 +307,7 @@ class _Service:
             self._process = None
 
     def forked(self) -> None:
-        """In a new process, leave that of the parent alone."""
+        """Forget the parent's process in a new one."""
         self._lock = threading.Lock()
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout):

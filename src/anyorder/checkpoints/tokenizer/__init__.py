@@ -44,7 +44,7 @@ FILES = (TOKENIZER, MODEL, CONFIG)
 
 
 def has_tokenizer(path: str | Path) -> bool:
-    """Whether a folder has a tokenizer."""
+    """Return whether a folder has a tokenizer."""
     return any((Path(path) / name).is_file() for name in FILES)
 
 
@@ -87,7 +87,7 @@ def load_tokenizer(
 
 
 def _load_model(path: Path, settings: Settings) -> PreTrainedTokenizerFast:
-    """The tokenizer of a SentencePiece or tiktoken file, with the settings of its folder."""
+    """Return the tokenizer of a SentencePiece or tiktoken file, with the settings of its folder."""
     backend, special = (
         tiktoken_backend(path) if is_tiktoken(path) else sentencepiece_backend(path, legacy=settings.legacy)
     )

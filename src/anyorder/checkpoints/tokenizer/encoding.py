@@ -2,7 +2,7 @@
 
 Tokenizers put tokens of their own around a text: one or several that begin it, in some cases one that ends it. A prompt
 begins with them once, whether or not it carries them written out, as what a chat template writes does, and it never
-ends in what they add. A text that is learnt begins like a prompt and ends in exactly one end token.
+ends in what they add. A text that is trained on begins like a prompt and ends in exactly one end token.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def plain_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text alone, without any that begin or end one."""
+    """Return the tokens of a text alone, without any that begin or end one."""
     return plain_tokens_of(tokenizer, [text])[0]
 
 
 def plain_tokens_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """The same for each of several texts, in one call of the tokenizer.
+    """Return the same for each of several texts, in one call of the tokenizer.
 
     Raises:
         UserError: a text has half a character.
@@ -46,12 +46,12 @@ def plain_tokens_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) ->
 
 
 def prompt_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text that is to be continued: it begins once, and has no end that is not written in it."""
+    """Return the tokens of a text that is to be continued: it begins once, and has no end that is not written in it."""
     return _begun(begin_tokens(tokenizer), plain_tokens(tokenizer, text))
 
 
 def continuing_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The tokens of a text that goes on: none that begins a text, and no space that was not there."""
+    """Return the tokens of a text that goes on: none that begins a text, and no space that was not there."""
     if not text:
         return []
     anchors = ANCHORS if not text[0].isspace() else (*ANCHORS[1:], ANCHORS[0])
@@ -65,7 +65,7 @@ def continuing_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int
 def document_tokens(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], end_token_id: int | None
 ) -> list[list[int]]:
-    """The tokens of each text that is learnt as a whole: it begins once and ends in exactly one end token.
+    """Return the tokens of each text that is trained on as a whole: it begins once and ends in exactly one end token.
 
     Args:
         tokenizer: of the network.
@@ -87,12 +87,12 @@ def document_tokens(
 
 
 def begin_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that a tokenizer puts before each text."""
+    """Return the tokens that a tokenizer puts before each text."""
     return added_tokens(tokenizer)[0]
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The tokens that a tokenizer puts before each text and those that it puts behind it."""
+    """Return the tokens that a tokenizer puts before each text and those that it puts behind it."""
     plain = plain_tokens(tokenizer, "a")
     whole: list[int] = tokenizer("a", verbose=False)["input_ids"]
     starts = range(len(whole) - len(plain) + 1)
@@ -101,6 +101,6 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[in
 
 
 def _begun(begin: Sequence[int], ids: list[int]) -> list[int]:
-    """The ids behind what begins a text, of which they may carry all or the last part already."""
+    """Return the ids behind what begins a text, of which they may carry all or the last part already."""
     carried = next(count for count in range(len(begin), -1, -1) if ids[:count] == list(begin[len(begin) - count :]))
     return [*begin[: len(begin) - carried], *ids]

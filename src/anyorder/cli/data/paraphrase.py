@@ -42,7 +42,7 @@ def command(
         seed: With the number of the question, decides what is drawn; with max_samples, also the sample.
         max_samples: Take only so many questions, drawn with the seed.
         split: Of the data set; test unless given.
-        form: What a phrasing is, if not told by the set: question, or mask (a sentence with [MASK]).
+        form: What a phrasing is, if the set does not say: question, or mask (a sentence with [MASK]).
         batch_size: Phrasings written at a time; changes speed and memory, not what is written.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
         dtype: Of the weights: auto (as stored), float32, bfloat16, float16, float64, or int8.
