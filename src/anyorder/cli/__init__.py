@@ -13,13 +13,14 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 from anyorder.cli._parser import one_sentence, parse, typed_names
+from anyorder.cli._signature import Command, values_of
 from anyorder.cli._values import check_values
 from anyorder.errors import UserError
 from anyorder.utils.files import overwriting
@@ -101,7 +102,7 @@ def _run_command(name: str, words: list[str]) -> None:
         case _ if hasattr(module, "command"):
             call = parse(name, module.command, words, below)
             with typed_names(name, module.command), overwriting(call.force):
-                check_values(name, call.arguments)
+                check_values(name, values_of(call.arguments))
                 module.command(**call.arguments)
         case [] | ["-h" | "--help", *_]:
             print(_overview(f"anyorder {name}", below, module.__doc__))
@@ -135,9 +136,9 @@ def command_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-def command_of(name: str) -> Callable[..., None]:
+def command_of(name: str) -> Command:
     """The function behind a name of `command_names`."""
-    command: Callable[..., None] = _module(name).command
+    command: Command = _module(name).command
     return command
 
 

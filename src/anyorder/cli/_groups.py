@@ -48,6 +48,9 @@ TRAINING: dict[str, Sequence[str]] = {
     ),
 }  # fmt: skip
 
+TRAININGS = ("pretrain", "sft")
+"""The commands whose options are those of a training."""
+
 FEW = 8
 """So many options need no headings."""
 

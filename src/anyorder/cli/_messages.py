@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from difflib import get_close_matches
 
 from anyorder.utils.annotations import shown
@@ -112,9 +112,3 @@ def _unknown(word: str, parameters: dict[str, inspect.Parameter], see: str) -> s
         return f"option --{option} is unknown here: the name is --{ours}."
     close = get_close_matches(option.lower(), parameters, n=1, cutoff=0.7)
     return f"option {word} is unknown: {f'did you mean --{close[0]}?' if close else f'{see}.'}"
-
-
-def options_of(target: Callable[..., None] | type) -> dict[str, inspect.Parameter]:
-    """The parameters of a command that are options."""
-    found = inspect.signature(target).parameters
-    return {name: parameter for name, parameter in found.items() if parameter.kind is parameter.KEYWORD_ONLY}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
 from anyorder.cli._console import PlainConsole
+from anyorder.cli._options import OutputOptions, WritingOptions
 from anyorder.cli._prompts import Asked, has_gap
 from anyorder.decoding.trace import Step, Trace
 from anyorder.inspection.replay import Recording
@@ -28,12 +29,8 @@ def write_all(
     asked: Sequence[Asked],
     notes: PlainConsole,
     options: Mapping[str, Any],
-    *,
-    num_samples: int | None,
-    num_beams: int,
-    batch_size: int,
-    json: bool,
-    trace: Path | None,
+    writing: WritingOptions,
+    output: OutputOptions,
 ) -> Output:
     """Write texts to standard output batch by batch, with their number on standard error.
 
@@ -43,16 +40,16 @@ def write_all(
         asked: the prompts.
         notes: standard error.
         options: further ones of `anyorder.generate`.
-        json: whether to write a JSON object a line.
-        trace: file of the trace.
+        writing: how many texts of each prompt, and how many at a time.
+        output: how they are printed, and the file of their trace.
 
     Raises:
         UserError: see `anyorder.generate`.
     """
-    results = Results(asked, num_samples, json=json)
-    total = len(asked) * (num_samples or 1)
+    results = Results(asked, writing.num_samples, json=output.json)
+    total = len(asked) * (writing.num_samples or 1)
     bar = TextProgress(total, notes) if total > 1 else None
-    counts_steps = bar is not None and num_beams == 1 and not isinstance(options.get("gap_tokens"), list)
+    counts_steps = bar is not None and writing.num_beams == 1 and not isinstance(options.get("gap_tokens"), list)
 
     def on_step(step: Step) -> None:
         if bar is not None:
@@ -69,14 +66,15 @@ def write_all(
     try:
         with status if bar is None else bar:
             return generate(
-                model, tokenizer, [one.prompt for one in asked], num_samples=num_samples, num_beams=num_beams,
-                batch_size=batch_size, watch=on_step if counts_steps else None, progress=on_batch, **options,
+                model, tokenizer, [one.prompt for one in asked], num_samples=writing.num_samples,
+                num_beams=writing.num_beams, batch_size=writing.batch_size,
+                watch=on_step if counts_steps else None, progress=on_batch, **options,
             )  # fmt: skip
     except KeyboardInterrupt:
         if results.batches:
             notes.print(f"\n{results.count} of {total} texts are finished", soft_wrap=True)
-            if trace is not None:
-                write_trace(trace, results.batches, tokenizer)
+            if output.trace is not None:
+                write_trace(output.trace, results.batches, tokenizer)
         raise
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from anyorder.cli._groups import TRAINING
-from anyorder.cli._parser import explanations
+from anyorder.cli._signature import field_explanations
 from anyorder.orders.names import MIXTURE, OBJECTIVES
 from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
 
@@ -40,7 +40,7 @@ def sample_configurations(data: Path, init: str | None) -> dict[str, str]:
 
 def _text(command: str, objective: str, given: dict[str, Any]) -> str:
     defaults = {field.name: _default(field) for field in dataclasses.fields(Run)}
-    explained = explanations(Run)
+    explained = field_explanations(Run)
     learnt = {objective, *(share.partition("=")[0] for share in given.get("shares", ()))}
     lines = [f"# anyorder {command} --config THIS_FILE"]
     for title, names in TRAINING.items():

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from anyorder.cli._groups import OVERWRITE
+from anyorder.cli._groups import OVERWRITE, TRAININGS
 from anyorder.errors import UserError
 from anyorder.model.modes import NAMES, mode_named
 from anyorder.orders.names import read_order
@@ -70,16 +70,15 @@ def check_values(command: str, values: Mapping[str, Any]) -> None:
 
     Args:
         command: the command's name.
-        values: of options and words, by name, or the settings that have them; what is None was not given.
+        values: of options and words, by name; what is None was not given.
 
     Raises:
         UserError: one cannot be.
     """
     if command == "configs":  # which writes what another command will take
         return
-    settings = values.get("settings")  # which check themselves, but read no checkpoint
-    if settings is not None:
-        values = {name: getattr(settings, name) for name in ("init", "data", "validation")}
+    if command in TRAININGS:  # whose settings check themselves, but read no file
+        values = {name: value for name, value in values.items() if name in ("init", "data", "validation")}
     # Options come before the files that they are about.
     for name, value in sorted(values.items(), key=lambda item: item[0] in ("model", "init", "source", "data")):
         check = CHECKS.get(f"{command} {name}") or CHECKS.get(name)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyorder.cli._options import CheckpointOptions
 from anyorder.utils.annotations import Listed
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ def command(
     repeats: int = 1,
     samples: int = 64,
     drift: bool = False,
-    tokenizer: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    revision: str | None = None,
+    loading: CheckpointOptions,
     json: Path | None = None,
 ) -> None:
     """Write the same prompts by several samplers, and compare speed and likelihood.
@@ -41,17 +39,13 @@ def command(
         samples: Masked copies of each text that its likelihood is estimated from, where the model diffuses.
         drift: Tell, too, how far approximate caches are from passes over everything: the divergence of their
             distributions in nats, and the share of most probable tokens that they change.
-        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
-        dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
-        device: Such as cpu or cuda; auto takes a GPU where there is one.
-        revision: Branch, tag or commit of a model on the hub.
+        loading: how the model is read.
         json: New file for all of it.
     """
     import dataclasses
 
     from rich.table import Table
 
-    import anyorder
     from anyorder.api.text import GAP
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
@@ -67,10 +61,10 @@ def command(
     methods = {words: method_named(words) for words in _with_options(method)} or None
     likelihood = MonteCarlo(samples=samples)
     notes = PlainConsole(stderr=True)
-    with notes.status(f"reading {model}") as status:
-        network, words = anyorder.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+    loaded, tokenizer = loading.load(model, notes)
+    with notes.status("writing") as status:
         compared = compare_sampling_methods(
-            network, prompts, methods, tokenizer=words, max_new_tokens=max_new_tokens, seed=seed, repeats=repeats,
+            loaded, prompts, methods, tokenizer=tokenizer, max_new_tokens=max_new_tokens, seed=seed, repeats=repeats,
             likelihood=likelihood, drift=drift, on_method=lambda name: status.update(f"writing by {name}"),
         )  # fmt: skip
     table = Table(box=None, pad_edge=False)
