@@ -342,7 +342,7 @@ def test_streamed_mistakes(prepared: Prepare, tmp_path: Path, tokenizer: PreTrai
         ({"input_ids": [-1]}, {}, "has token -1, and the vocabulary has 100"),
         ({"input_ids": [10**30]}, {}, "has token 1000000000000000000000000000000, and"),
         ({"text": "~\n"}, {"vocab_size": 50}, "has token 99, and the vocabulary has 50"),
-        ({"input_ids": [1, 3]}, {"mask_token_ids": [3]}, "has the mask token, 3: take it out: it stands for what is"),
+        ({"input_ids": [1, 3]}, {"mask_token_ids": [3]}, "has the mask token, 3: take it out: it marks what is"),
         ({"text": "a<mask>"}, {"mask_token_ids": [3]}, "has the mask token, 3"),
         ({"prompt": "a", "response": "<mask>"}, {"mask_token_ids": [3], "kind": "sft"}, "has the mask token, 3"),
         ({"prompt": "a" * 5, "response": "b"}, {"kind": "sft", "length": 24}, "the prompt has 24 tokens and a row 24"),
@@ -353,7 +353,7 @@ def test_streamed_mistakes(prepared: Prepare, tmp_path: Path, tokenizer: PreTrai
         ({"prompt": "a", "response": "b"}, {"tokenizer": None, "vocab_size": 9}, "is text, and there is no tokenizer"),
     ],
 )  # fmt: skip
-def test_a_line_that_cannot_be_learnt(
+def test_a_line_that_cannot_be_trained_on(
     prepared: Prepare, tmp_path: Path, line: object, options: dict[str, Any], message: str
 ) -> None:
     good = {"input_ids": [4, 5, 6], "prompt_length": 0}

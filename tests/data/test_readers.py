@@ -203,7 +203,7 @@ def test_files_of_a_folder_in_order_of_name(tmp_path: Path) -> None:
         ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "tools": "{"},
          "`tools` is not JSON", "mend it"),
         ({"instruction": "", "output": "a"}, "`instruction` is empty", "write the question"),
-        ({"instruction": "", "input": "", "output": "a"}, "`instruction` and `input` are empty", "write what is asked"),
+        ({"instruction": "", "input": "", "output": "a"}, "`instruction` and `input` are empty", "write the question"),
         ({"instruction": "a", "output": ""}, "`output` is empty", "write something there"),
         ({"instruction": "a", "output": "b", "history": 5}, "`history` is 5", "give a list of pairs"),
         ({"instruction": "a", "output": "b", "history": ["c"]}, "`history` has 'c'", "give pairs of an instruction"),
