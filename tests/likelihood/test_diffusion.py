@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -87,6 +88,16 @@ def test_enumeration_is_the_mean_over_counts_and_over_orders(model: Llama, text:
     assert bound.log_prob == pytest.approx(by_counts(model, text, scored, dict.fromkeys(range(1, 5), 0.25)), rel=1e-12)
     assert bound.log_prob == pytest.approx(mean_over_orders(model, text, scored), rel=1e-12)
     assert bound.perplexity == pytest.approx(math.exp(-bound.log_prob / 4))
+
+
+def test_padding_of_a_tokenizer_is_not_scored(model: Llama, text: list[int]) -> None:
+    options: dict[str, Any] = {"mode": DIFFUSION, "method": Enumeration()}
+    encoded = {"input_ids": torch.tensor([[1, 1, *text]]), "attention_mask": torch.tensor([[0, 0, *[1] * len(text)]])}
+    expected = diffusion_log_prob(model, [text], [[4, 7]], **options)
+    assert diffusion_log_prob(model, encoded, [[4, 7]], **options) == expected
+    prompts = {name: rows[:, :5] for name, rows in encoded.items()}
+    expected = answer_log_prob(model, [text[:3]], [text[3:5]], **options)
+    assert answer_log_prob(model, prompts, [text[3:5]], **options) == expected
 
 
 def test_the_network_knows_how_it_writes(model: Llama, text: list[int]) -> None:

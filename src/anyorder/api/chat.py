@@ -7,12 +7,12 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from anyorder.api.dispatch import Order
 from anyorder.api.generate import generate, stream
 from anyorder.api.output import Output, Stream
 from anyorder.checkpoints.chat_template.dialogue import dialogue_tokens
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.modes import Order
 from anyorder.utils.annotations import checked, shown
 
 if TYPE_CHECKING:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
 from anyorder.checkpoints.chat_template.dialogue import dialogue_tokens
 from anyorder.errors import UserError
+from anyorder.utils.token_lists import listed, without_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,7 +26,7 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
             the shape of the ids.
     """
     if isinstance(prompt, Mapping) and "input_ids" in prompt:
-        return _without_padding(listed(prompt["input_ids"]), listed(prompt.get("attention_mask")))
+        return without_padding(prompt)
     if isinstance(prompt, Mapping):
         raise UserError(
             f"the prompt is {_short(dict(prompt))}: give a string, token ids, or a list of messages, each with a role "
@@ -38,33 +38,6 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     if isinstance(prompt, list):
         return [_rendered(entry, tokenizer) if _are_messages(entry) else entry for entry in prompt]
     return prompt
-
-
-def is_token_id(value: object) -> bool:
-    """Whether a value is a whole number, which a token id or `BLANK` is."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def listed(value: Any) -> Any:
-    """Turn tensors, arrays and their numbers into lists of Python's integers, also within lists."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return [listed(entry) for entry in value]
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
-
-
-def _without_padding(ids: Any, mask: Any) -> Any:
-    if mask is None:
-        return ids
-    rows, masks = (ids, mask) if ids and isinstance(ids[0], list) else ([ids], [mask])
-    if len(rows) != len(masks) or any(len(row) != len(of_row) for row, of_row in zip(rows, masks, strict=True)):
-        raise UserError(f"attention_mask is {_short(mask)}: give a number for each of the input_ids.")
-    kept = [
-        [token_id for token_id, is_kept in zip(row, of_row, strict=True) if is_kept]
-        for row, of_row in zip(rows, masks, strict=True)
-    ]
-    return kept if rows is ids else kept[0]
 
 
 def _are_messages(value: Any) -> bool:

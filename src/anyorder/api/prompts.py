@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 from torch import Tensor
 
-from anyorder.api.prompt_forms import is_token_id, plain_prompt
+from anyorder.api.prompt_forms import plain_prompt
 from anyorder.api.text import GAP, GAPS
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
 from anyorder.decoding.canvas import BLANK, check_canvases, continuation
@@ -19,6 +19,7 @@ from anyorder.errors import UserError
 from anyorder.model.modes import Mode
 from anyorder.modes import ENTRIES, Order, resolve
 from anyorder.orders.names import read_order
+from anyorder.utils.numbers import check_positive, is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,8 +112,8 @@ def prompts_with_gaps(
         UserError: see `prompt_ids`; a number of tokens is not above 0, or no prompt has a gap for `gap_tokens`.
     """
     for name, tokens in (("max_new_tokens", new_tokens), ("gap_tokens", gap_tokens)):
-        if tokens is not None and not (is_token_id(tokens) and tokens > 0):
-            raise UserError(f"{name} is {tokens!r}: give a whole number above 0.")
+        if tokens is not None:
+            check_positive(name, tokens)
     gaps, encoder = 0, TextEncoder(tokenizer)
 
     def encode(text: str) -> list[int]:
@@ -142,10 +143,10 @@ def _rows(
         raise UserError(
             f"the prompt is {_short(given)}: give a string, token ids, or a list of strings or of token ids."
         )
-    if all(map(is_token_id, given)):
+    if all(map(is_whole, given)):
         return [list(given)], True
     for number, row in enumerate(given):
-        if not isinstance(row, str) and not (isinstance(row, Sequence) and all(map(is_token_id, row))):
+        if not isinstance(row, str) and not (isinstance(row, Sequence) and all(map(is_whole, row))):
             raise UserError(f"prompt {number} is {_short(row)}: give strings, or lists of whole numbers.")
     return [encode(row) if isinstance(row, str) else list(row) for row in given], False
 

@@ -107,7 +107,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
-    """Reads a network and its tokenizer, which is None where the checkpoint has none and none is named.
+    """Read a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
     Args:
         path: the folder or file, or the id of a model on the hub.
@@ -117,8 +117,8 @@ def load(
     Raises:
         UserError: either cannot be read, or the tokenizer is not the network's.
     """
-    checkpoint, words = _read_both(path, tokenizer, revision, token)
-    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), words
+    checkpoint, found = _read_both(path, tokenizer, revision, token)
+    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), found
 
 
 def save_model(
@@ -139,17 +139,19 @@ def save_model(
         form: such as "llada" or "dream": as those models are published.
 
     Raises:
-        UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
-            more tokens than the network, or the form or the file's format cannot express the network.
+        UserError: the place is taken or named as a file of weights of another kind, the weights are int8, have an
+            adapter or fit no configuration, the tokenizer has more tokens than the network, or the form or the file's
+            format cannot express the network.
     """
     path = Path(path)
+    _refuse_weights_alone(path)
     as_published = None if form is None else named_form(form)
     contents = contents_of(model)
     check_finite(contents)
     if tokenizer is not None and len(tokenizer) > contents.config.vocab_size:  # which `load` would refuse
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, but the network {contents.config.vocab_size} embeddings: give "
-            "the tokenizer that it was trained with, or add embeddings (a face's resize_token_embeddings)."
+            "the tokenizer that it was trained with, or add embeddings (transformers' resize_token_embeddings)."
         )
     if path.suffix not in FILES:
         with whole_folder(path) as partial:
@@ -219,12 +221,13 @@ def convert(
     target = Path(target)
     to_folder = target.suffix not in FILES
     check_place(target, folder=to_folder)  # before minutes are spent on reading
-    _check_target(target, dtype)
+    _refuse_weights_alone(target)
     if target.suffix in FILES:
+        _check_dtype(target, dtype)
         _refuse_of_folders(target, max_shard_size=max_shard_size, form=form)
     if form is not None:
         named_form(form)
-    checkpoint, words = _read_both(
+    checkpoint, found = _read_both(
         source, tokenizer, revision, token, wanted=target.suffix != ".bin" or tokenizer is not None
     )
     if kv_heads is not None:
@@ -235,14 +238,14 @@ def convert(
         read_number(experts)
     elif expert_sample is not None:
         raise UserError("expert_sample is given without experts: give how many are kept, or leave it out.")
-    if target.suffix == SUFFIX and words is None:
+    if target.suffix == SUFFIX and found is None:
         logger.warning("no tokenizer is beside the checkpoint or named, so %s takes and gives token ids alone", target)
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
         model = share_heads(model, kv_heads, pooling, seed)
     if experts is not None:
-        model = with_experts(model, experts, None if expert_sample is None else _tokens_of(expert_sample, words))
-    save_model(model, target, tokenizer=words, max_shard_size=max_shard_size, form=form)
+        model = with_experts(model, experts, None if expert_sample is None else _tokens_of(expert_sample, found))
+    save_model(model, target, tokenizer=found, max_shard_size=max_shard_size, form=form)
 
 
 def _tokens_of(sample: str | Path, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
@@ -258,15 +261,17 @@ WEIGHTS_ALONE = (".safetensors", ".pt", ".pth", ".ckpt")
 """Names of files of weights, which no folder is meant to have."""
 
 
-def _check_target(target: Path, dtype: str | torch.dtype) -> None:
-    """Whether a target is a form that is written, in this dtype."""
+def _refuse_weights_alone(target: Path) -> None:
+    """Refuse a target that is named as a file of weights of another kind than those that are written."""
     if target.suffix in WEIGHTS_ALONE:
         raise UserError(f"target is {str(target)!r}: give a folder, or a file whose name ends in .bin or .gguf.")
-    held = {".bin": ("float32",), SUFFIX: ("float32", "bfloat16", "float16")}.get(target.suffix)
-    if held is None or dtype == "auto":
-        return
-    name = str(weights.resolve_dtype(dtype)).removeprefix("torch.")
-    if name not in held:
+
+
+def _check_dtype(target: Path, dtype: str | torch.dtype) -> None:
+    """Refuse a dtype that the file to be written cannot hold."""
+    dtypes = (torch.float32,) if target.suffix == ".bin" else tuple(gguf.DTYPES)
+    if dtype != "auto" and weights.resolve_dtype(dtype) not in dtypes:
+        name, *held = (str(each).removeprefix("torch.") for each in (weights.resolve_dtype(dtype), *dtypes))
         what = FILES[target.suffix].removesuffix(" of weights alone")
         raise UserError(f"dtype is {name!r}, but {what} holds {weights.listed(held)}: give that, or write a folder.")
 
@@ -274,7 +279,7 @@ def _check_target(target: Path, dtype: str | torch.dtype) -> None:
 def _read_both(
     path: str | Path, tokenizer: str | Path | None, revision: str | None, token: str | None, *, wanted: bool = True
 ) -> tuple[Checkpoint, PreTrainedTokenizerBase | None]:
-    """A checkpoint, no weights yet, and its tokenizer, if it has one and one is wanted."""
+    """Return a checkpoint, no weights yet, and its tokenizer, if it has one and one is wanted."""
     checkpoint = read_checkpoint(path, revision=revision, token=token)
     if not wanted:
         return checkpoint, None
@@ -282,9 +287,9 @@ def _read_both(
         tokenizer = checkpoint.path
     if tokenizer is None:
         return checkpoint, None
-    words = load_tokenizer(tokenizer, token=token)
-    _check_vocabulary(len(words), checkpoint, tokenizer)
-    return checkpoint, words
+    found = load_tokenizer(tokenizer, token=token)
+    _check_vocabulary(len(found), checkpoint, tokenizer)
+    return checkpoint, found
 
 
 def _check_vocabulary(tokens: int, checkpoint: Checkpoint, tokenizer: str | Path) -> None:

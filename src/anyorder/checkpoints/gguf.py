@@ -25,6 +25,13 @@ if TYPE_CHECKING:
 
     from anyorder.model.llama import Llama
 
+DTYPES = {
+    torch.float32: ("F32", "ALL_F32"),
+    torch.bfloat16: ("BF16", "MOSTLY_BF16"),
+    torch.float16: ("F16", "MOSTLY_F16"),
+}
+"""Of weights that are written, with the names in the package `gguf` of a tensor's type and of a file's."""
+
 
 def write(model: Llama, path: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
     """Write a network as a new GGUF file, whole or not at all.
@@ -46,26 +53,21 @@ def write(model: Llama, path: str | Path, tokenizer: PreTrainedTokenizerBase | N
             f"{special}: GGUF files are written of plain Llamas that write from left to right, in float32, bfloat16 or "
             "float16, so write a Hugging Face folder instead (llama.cpp's convert_hf_to_gguf.py reads many)."
         )
-    words = None if tokenizer is None else vocabulary_of(tokenizer, contents.config.vocab_size)
+    vocabulary = None if tokenizer is None else vocabulary_of(tokenizer, contents.config.vocab_size)
     try:
         import gguf
     except ImportError as error:
         raise UserError("GGUF files need the package gguf: install it (pip install 'anyorder[gguf]').") from error
-    kinds = {
-        torch.float32: gguf.GGMLQuantizationType.F32,
-        torch.float16: gguf.GGMLQuantizationType.F16,
-        torch.bfloat16: gguf.GGMLQuantizationType.BF16,
-    }
     with whole_file(Path(path)) as partial:
         writer = gguf.GGUFWriter(partial, "llama")
         _add_config(writer, contents)
-        _add_tokenizer(writer, contents.config, words)
+        _add_tokenizer(writer, contents.config, vocabulary)
         for name, weight in tensors(contents).items():
             if weight.dim() == 1:
                 writer.add_tensor(name, weight.float().numpy())
             else:
                 raw = weight.contiguous().view(torch.uint8).numpy()
-                writer.add_tensor(name, raw, raw_dtype=kinds[weight.dtype])
+                writer.add_tensor(name, raw, raw_dtype=gguf.GGMLQuantizationType[DTYPES[weight.dtype][0]])
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -73,7 +75,7 @@ def write(model: Llama, path: str | Path, tokenizer: PreTrainedTokenizerBase | N
 
 
 def tensors(contents: Contents) -> dict[str, Tensor]:
-    """The weights under llama.cpp's names and in its order; a head that is the embedding is left out."""
+    """Return the weights under llama.cpp's names and in its order; a head that is the embedding is left out."""
     config = contents.config
     found = {}
     for name, weight in contents.tensors.items():
@@ -94,12 +96,7 @@ def _add_config(writer: Any, contents: Contents) -> None:
     from gguf import LlamaFileType, RopeScalingType
 
     config = contents.config
-    file_types = {
-        torch.float32: LlamaFileType.ALL_F32,
-        torch.float16: LlamaFileType.MOSTLY_F16,
-        torch.bfloat16: LlamaFileType.MOSTLY_BF16,
-    }
-    writer.add_file_type(file_types[contents.tensors[EMBEDDING].dtype])
+    writer.add_file_type(LlamaFileType[DTYPES[contents.tensors[EMBEDDING].dtype][1]])
     writer.add_vocab_size(config.vocab_size)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -117,37 +114,37 @@ def _add_config(writer: Any, contents: Contents) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
-def _add_tokenizer(writer: Any, config: ModelConfig, words: Vocabulary | None) -> None:
-    """The vocabulary, and the special tokens: those of the network, where it names any."""
-    if words is None:
+def _add_tokenizer(writer: Any, config: ModelConfig, vocabulary: Vocabulary | None) -> None:
+    """Return the vocabulary, and the special tokens: those of the network, where it names any."""
+    if vocabulary is None:
         writer.add_tokenizer_model("no_vocab")
         return
-    writer.add_tokenizer_model(words.model)
-    writer.add_tokenizer_pre(words.pre)
-    writer.add_token_list(words.tokens)
-    writer.add_token_types(words.types)
-    if words.scores is not None:
-        writer.add_token_scores(words.scores)
+    writer.add_tokenizer_model(vocabulary.model)
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    if vocabulary.scores is not None:
+        writer.add_token_scores(vocabulary.scores)
         writer.add_add_space_prefix(True)
-    if words.merges is not None:
-        writer.add_token_merges(words.merges)
-    writer.add_add_bos_token(words.add_bos)
-    writer.add_add_eos_token(words.add_eos)
-    ends = config.eos_token_ids or tuple(end for end in (words.eos,) if end is not None)
+    if vocabulary.merges is not None:
+        writer.add_token_merges(vocabulary.merges)
+    writer.add_add_bos_token(vocabulary.add_bos)
+    writer.add_add_eos_token(vocabulary.add_eos)
+    ends = config.eos_token_ids or tuple(end for end in (vocabulary.eos,) if end is not None)
     special = dict(zip(END_KINDS, ends, strict=False)) | {
-        "bos": words.bos if config.bos_token_id is None else config.bos_token_id,
-        "unk": words.unk,
-        "pad": words.pad if config.pad_token_id is None else config.pad_token_id,
+        "bos": vocabulary.bos if config.bos_token_id is None else config.bos_token_id,
+        "unk": vocabulary.unk,
+        "pad": vocabulary.pad if config.pad_token_id is None else config.pad_token_id,
     }
     for kind, token_id in special.items():
         if token_id is not None:
             getattr(writer, f"add_{kind}_token_id")(token_id)
-    if words.chat_template is not None:
-        writer.add_chat_template(words.chat_template)
+    if vocabulary.chat_template is not None:
+        writer.add_chat_template(vocabulary.chat_template)
 
 
 def _beyond(contents: Contents) -> str | None:
-    """What of the network a GGUF file, as written here, cannot hold."""
+    """Return why a GGUF file cannot hold the network; None if it can."""
     config = contents.config
     if config.modes != (LEFT_TO_RIGHT,):
         return f"the network writes {', '.join(mode.name for mode in config.modes)}"
@@ -163,4 +160,4 @@ def _beyond(contents: Contents) -> str | None:
     if len(config.eos_token_ids) > len(END_KINDS):
         return f"texts end at {len(config.eos_token_ids)} different tokens, and a file has room for {len(END_KINDS)}"
     dtype = contents.tensors[EMBEDDING].dtype
-    return f"dtype is {dtype}" if dtype == torch.float64 else None
+    return None if dtype in DTYPES else f"dtype is {dtype}"

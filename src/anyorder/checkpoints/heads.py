@@ -17,7 +17,7 @@ POOLINGS = ("mean", "first", "random")
 
 
 def shared_config(config: ModelConfig, kv_heads: int) -> ModelConfig:
-    """The configuration with this number of key-value heads.
+    """Return the configuration with this number of key-value heads.
 
     Raises:
         UserError: the key-value heads of the network cannot be divided into as many equal groups.
@@ -33,7 +33,7 @@ def shared_config(config: ModelConfig, kv_heads: int) -> ModelConfig:
 
 
 def share_heads(model: Llama, kv_heads: int, pooling: str = "mean", seed: int = 0) -> Llama:
-    """A network whose query heads share `kv_heads` key-value heads; its other weights are those of `model` itself.
+    """Return a network whose query heads share `kv_heads` key-value heads; its other weights are those of `model`.
 
     Heads are pooled in contiguous groups, each becoming one: projections of keys and values, their biases, and
     whatever else has rows for each key-value head.
@@ -65,7 +65,7 @@ def share_heads(model: Llama, kv_heads: int, pooling: str = "mean", seed: int = 
 
 
 def _pool(name: str, weight: Tensor, config: ModelConfig, pooling: str, generator: torch.Generator) -> Tensor:
-    """From `[heads * head_dim, ...]` to `[fewer heads * head_dim, ...]`."""
+    """Pool `[heads * head_dim, ...]` to `[fewer heads * head_dim, ...]`."""
     groups_GHD = weight.unflatten(0, (config.num_key_value_heads, -1, config.head_dim))
     first = groups_GHD[:, 0].flatten(0, 1)
     if pooling == "first":

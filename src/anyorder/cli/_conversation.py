@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from anyorder.api.chat import Conversation
-from anyorder.api.dispatch import resolve
 from anyorder.cli._console import PlainConsole
 from anyorder.cli._prompts import read_line
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.modes import resolve
 from anyorder.utils.files import whole_file
 from anyorder.utils.json_text import json_text
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from anyorder.model.config import ModelConfig
@@ -73,8 +74,7 @@ def check_max_new_tokens(max_new_tokens: int) -> None:
     Raises:
         UserError: see above.
     """
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens!r}: give a whole number above 0.")
+    check_positive("max_new_tokens", max_new_tokens)
 
 
 def not_numbers(of: str = "") -> UserError:

@@ -17,6 +17,7 @@ from anyorder.evaluation.prompts import PromptParts
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import INSTALL, lemmas
 from anyorder.utils.files import check_place, claimed, is_overwriting, whole_file
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     import pyarrow
@@ -96,8 +97,7 @@ def run_questions(
         UserError: the file is from other settings, damaged or cannot be written, another process writes it, or pyarrow
             is not installed.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a whole number above 0.")
+    check_positive("batch_size", batch_size)
     complete: dict[str, Any] = json.loads(json.dumps({**settings, "prompts": _fingerprint(questions, parts)}))
     if output.exists() and not is_overwriting():
         done = read_results(output)

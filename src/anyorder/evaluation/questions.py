@@ -11,6 +11,7 @@ from reprlib import repr as _short
 from typing import Any, Literal
 
 from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 
 MASK = "[MASK]"
 """Stands for the missing word in a sentence of the form "mask"."""
@@ -79,8 +80,7 @@ class QuestionSet:
         """
         if count is None or count >= len(self.questions):
             return self
-        if count < 1:
-            raise UserError(f"max_samples is {count}: give a whole number above 0.")
+        check_positive("max_samples", count)
         return replace(self, questions=tuple(random.Random(seed).sample(self.questions, count)))
 
     def split_off(self, count: int, seed: int) -> tuple[tuple[Question, ...], QuestionSet]:

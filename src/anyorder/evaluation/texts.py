@@ -11,6 +11,7 @@ from anyorder.errors import UserError
 from anyorder.modes import Order, resolve
 from anyorder.orders.kinds import MostConfident
 from anyorder.orders.names import read_order
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,8 +36,7 @@ def cut_texts(
     from anyorder.data import read_texts  # here, because it takes a while to import
 
     for name, value in (("length", length), ("texts", most)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a whole number above 0.")
+        check_positive(name, value)
     if tokenizer is None:
         raise UserError("the model has no tokenizer: give it with --tokenizer.")
     if length > config.context_length:

@@ -20,6 +20,7 @@ from anyorder.inspection.drift import cache_drift
 from anyorder.likelihood.diffusion import Method, MonteCarlo
 from anyorder.modes import Order, entry_of, resolve
 from anyorder.orders.names import read_order
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -157,8 +158,7 @@ def compare_sampling_methods(
         }
     if not methods:
         raise UserError("methods is empty: give at least one, such as 'llada'.")
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}: give a whole number above 0.")
+    check_positive("repeats", repeats)
     for order in methods.values():
         resolve(order, model.config)  # refuses before anything is written
     runs: dict[str, list[Output]] = {name: [] for name in methods}

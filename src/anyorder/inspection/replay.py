@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyorder.api.text import UNREADABLE
+from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import MOST, Trace, Written
 from anyorder.errors import UserError
@@ -167,7 +168,7 @@ def _piece(value: object) -> str:
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:
     """Spell each token as within a text, with the space that it begins with; what is no whole character by name."""
-    anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+    anchor = plain_tokens(tokenizer, "a")[-1:]
     before = str(tokenizer.decode(anchor))
     pieces: dict[int, str] = {}
     for token_id in ids:

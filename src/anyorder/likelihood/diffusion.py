@@ -30,6 +30,7 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.ragged import log_probs_of, pad_right
+from anyorder.utils.token_lists import Ids, token_lists
 from anyorder.visibility import bidirectional, block_diffusion
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class Bound:
 
 def diffusion_log_prob(
     model: Llama,
-    sequences: Sequence[Sequence[int]],
+    sequences: Ids,
     scored: Sequence[Sequence[int]],
     *,
     mode: Mode | None = None,
@@ -209,8 +210,8 @@ def diffusion_log_prob(
 
     Args:
         model: the network.
-        sequences: token ids of each text, of any lengths.
-        scored: positions of the tokens that are scored, in rising order.
+        sequences: token ids of each text, of any lengths, or what a tokenizer returns for them.
+        scored: positions of the tokens that are scored, in rising order, not counting padding.
         mode: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
             the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
@@ -225,6 +226,7 @@ def diffusion_log_prob(
         UserError: texts, positions and mode do not fit each other, or the cache is approximate.
     """
     mode = _default_mode(model) if mode is None else mode
+    sequences = token_lists(sequences)
     _check(model, sequences, scored, mode, guidance, cache)
     generators = Sampling(seed=getattr(method, "seed", 0)).generators(
         range(len(sequences)) if sample_ids is None else sample_ids
@@ -252,14 +254,13 @@ def diffusion_log_prob(
     ]
 
 
-def answer_log_prob(
-    model: Llama, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], **options: object
-) -> list[Bound]:
+def answer_log_prob(model: Llama, prompts: Ids, answers: Ids, **options: object) -> list[Bound]:
     """Bound the log-probability of each answer given its prompt; `options` are those of `diffusion_log_prob`.
 
     Raises:
         UserError: see there.
     """
+    prompts, answers = token_lists(prompts), token_lists(answers)
     if len(prompts) != len(answers):
         raise UserError(f"there are {len(prompts)} prompts and {len(answers)} answers: give one answer for each.")
     sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,12 +25,11 @@ from anyorder.model.modes import refuse_unless_causal
 from anyorder.orders.kinds import LeftToRight, Order
 from anyorder.orders.plan import GroupPlan
 from anyorder.utils.annotations import checked
+from anyorder.utils.numbers import check_positive
 from anyorder.utils.ragged import log_probs_of
 from anyorder.utils.reprs import counted
+from anyorder.utils.token_lists import Ids, token_lists
 from anyorder.visibility import causal, groups
-
-Ids = Tensor | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
-"""Token ids `[batch, length]`, or those of a text, or of each text; or the `input_ids` of what a tokenizer returns."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -78,7 +77,7 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     Args:
         model: a network that writes in any order.
         ids: token ids `[batch, length]`, those of one text, or a list for each text, of any lengths; padded as the
-            plan is.
+            plan is, or what a tokenizer returns.
         plan: for these texts; what it has as given is not scored.
 
     Raises:
@@ -207,19 +206,14 @@ def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], ord
     Raises:
         UserError: `orders` is not above 0, or see `log_prob`.
     """
-    if orders < 1:
-        raise UserError(f"orders is {orders!r}: give a whole number above 0.")
+    check_positive("orders", orders)
     of_each_OB = torch.stack([log_prob(model, ids, plan_of(number)).total.double() for number in range(orders)])
     return [OverOrders(log_probs=tuple(of_text)) for of_text in of_each_OB.T.tolist()]
 
 
 def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     """Return ids in the plan's places, 0 where there is padding."""
-    if isinstance(ids, Mapping) and "input_ids" not in ids:
-        raise UserError(f"ids has {sorted(ids)} and no input_ids: give token ids, or what a tokenizer returns.")
-    given = ids["input_ids"] if isinstance(ids, Mapping) else ids
-    rows = given.tolist() if isinstance(given, Tensor) else list(given)
-    rows = rows if rows and isinstance(rows[0], Sequence) else [rows]
+    rows = token_lists(ids)
     batch, length = valid_BL.shape
     if len(rows) != batch:
         raise UserError(f"the plan is for {batch} texts, but there are {len(rows)}: plan each of them.")

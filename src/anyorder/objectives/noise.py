@@ -14,6 +14,7 @@ from torch import Tensor
 from anyorder.errors import UserError
 from anyorder.objectives.inputs import Batch, Objective
 from anyorder.utils.annotations import check_fields
+from anyorder.utils.numbers import check_positive
 from anyorder.utils.rng import generator
 
 
@@ -45,8 +46,7 @@ class Stratified(Times):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.strata < 1:
-            raise UserError(f"strata is {self.strata}: give a whole number above 0, such as the samples of a step.")
+        check_positive("strata", self.strata, ", such as the samples of a step")
 
     def draw(self, seed: int, sample: int, count: int = 1) -> Tensor:
         number_J = sample * count + torch.arange(count)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,5 +141,4 @@ class MostConfident:
 
 def _check_counts(order: Order | MostConfident) -> None:
     for name, value in vars(order).items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} of {type(order).__name__} is {value!r}: give a whole number above 0.")
+        check_positive(f"{name} of {type(order).__name__}", value)

@@ -23,6 +23,7 @@ from anyorder.errors import UserError
 from anyorder.orders.kinds import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
 from anyorder.utils import rng
 from anyorder.utils.annotations import checked, shown
+from anyorder.utils.numbers import is_whole
 from anyorder.utils.ragged import pad
 from anyorder.utils.reprs import counted
 
@@ -401,7 +402,7 @@ def _marks(name: str, marks: Any, valid_BL: Tensor) -> Tensor:
     """Return booleans of the shape of `valid_BL`."""
     if marks is None:
         return torch.zeros_like(valid_BL)
-    if isinstance(marks, Sequence) and all(isinstance(mark, int) and not isinstance(mark, bool) for mark in marks):
+    if isinstance(marks, Sequence) and all(map(is_whole, marks)):
         counts: list[int] = list(marks)
         lengths = valid_BL.sum(1).tolist()
         if len(counts) != len(lengths) or any(not 0 <= n <= most for n, most in zip(counts, lengths, strict=True)):

@@ -20,7 +20,7 @@ from anyorder.checkpoints.chat_template.render import chat_template, given_templ
 from anyorder.checkpoints.config_json import config_of_our_tensors
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
-from anyorder.data import prepare, report_of
+from anyorder.data import DataConfig, prepare, report_of
 from anyorder.data.chat import Chat
 from anyorder.data.records import not_read
 from anyorder.errors import UserError
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAY_CHANGE = ("resume", "output", "data", "validation", "cache_dir", "keep", "workers", "tensorboard", "wandb")
-"""Settings that may differ where a training is resumed: they do not decide the result, or the data show it."""
+"""Settings that may differ where a training is resumed: they do not decide what is trained on, or the data show it."""
 
 
 @checked()
@@ -155,7 +155,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
 
 
 def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer the template of the training, and the network the token by which answers end, first."""
+    """Give the tokenizer the template that is trained on, and the network the token by which its answers end, first."""
     ends = model.config.eos_token_ids
     end_token_id = next(iter(ends), None)
     if settings.template is None:
@@ -204,13 +204,13 @@ def _rows(
     tuning: bool, tell: Callable[[str], None], streaming: bool = False,
 ) -> Any:  # fmt: skip
     """Prepare a `datasets.Dataset`, or an iterable one."""
-    dataset: Any = prepare(
-        source, tokenizer, settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
+    data = DataConfig(
+        length=settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
         template=settings.template, end_token_id=next(iter(config.eos_token_ids), None),
         mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=config.vocab_size,
-        skip_bad_lines=settings.skip_bad_lines, cache_dir=settings.cache_dir,
-        streaming=streaming, last_answer_only=settings.last_answer_only,
+        skip_bad_lines=settings.skip_bad_lines, last_answer_only=settings.last_answer_only,
     )  # fmt: skip
+    dataset: Any = prepare(source, tokenizer, data, cache_dir=settings.cache_dir, streaming=streaming)
     if not streaming:
         report = report_of(dataset)
         if report.left_out:

@@ -45,7 +45,7 @@ FILES = (TOKENIZER, MODEL, CONFIG)
 
 
 def has_tokenizer(path: str | Path) -> bool:
-    """Whether a folder, or a GGUF file, has a tokenizer."""
+    """Return whether a folder, or a GGUF file, has a tokenizer."""
     if Path(path).suffix == SUFFIX:
         return gguf.holds_tokenizer(Path(path))
     return any((Path(path) / name).is_file() for name in FILES)
@@ -98,7 +98,7 @@ def _of_gguf(path: Path) -> PreTrainedTokenizerBase:
 
 
 def _load_model(path: Path, settings: Settings) -> PreTrainedTokenizerFast:
-    """The tokenizer of a SentencePiece or tiktoken file, with the settings of its folder."""
+    """Return the tokenizer of a SentencePiece or tiktoken file, with the settings of its folder."""
     backend, special = (
         tiktoken_backend(path) if is_tiktoken(path) else sentencepiece_backend(path, legacy=settings.legacy)
     )

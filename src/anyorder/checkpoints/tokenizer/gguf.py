@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer
 
 from anyorder.checkpoints.gguf_file import GGUFFile
+from anyorder.checkpoints.tokenizer.encoding import added_tokens
 from anyorder.checkpoints.tokenizer.folder import with_settings
 from anyorder.checkpoints.tokenizer.pieces import BYTES, UNKNOWN, tokenizer_pieces
 from anyorder.checkpoints.tokenizer.sentencepiece import BPE, Model, add_special, backend_of
@@ -112,7 +113,7 @@ class Vocabulary:
 
 
 def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
-    """What a GGUF file holds of a tokenizer, for a network with `size` embeddings.
+    """Return what a GGUF file holds of a tokenizer, for a network with `size` embeddings.
 
     Raises:
         UserError: llama.cpp would cut texts otherwise.
@@ -132,13 +133,13 @@ def vocabulary_of(tokenizer: PreTrainedTokenizerBase, size: int) -> Vocabulary:
             return CONTROL if added[index]["special"] else USER_DEFINED
         return BYTE if token in byte_tokens else NORMAL
 
-    encoded: list[int] = tokenizer("a")["input_ids"]  # type: ignore[assignment]
+    begin, end = added_tokens(tokenizer)
     template = tokenizer.chat_template
     common: dict[str, Any] = {
         "tokens": tokens,
         "types": [type_of(index, token) for index, token in enumerate(tokens)],
-        "add_bos": tokenizer.bos_token_id is not None and encoded[0] == tokenizer.bos_token_id,
-        "add_eos": tokenizer.eos_token_id is not None and encoded[-1] == tokenizer.eos_token_id,
+        "add_bos": begin[:1] == [tokenizer.bos_token_id],
+        "add_eos": end[-1:] == [tokenizer.eos_token_id],
         "bos": tokenizer.bos_token_id,
         "eos": tokenizer.eos_token_id,
         "unk": tokenizer.unk_token_id,
@@ -163,7 +164,7 @@ def _backend(tokenizer: PreTrainedTokenizerBase) -> Any:
 
 
 def _pattern(whole: dict[str, Any]) -> str:
-    """llama.cpp's name of the pattern by which a byte-level tokenizer cuts texts.
+    """Return llama.cpp's name of the pattern by which a byte-level tokenizer cuts texts.
 
     Raises:
         UserError: it is no byte-level tokenizer, or llama.cpp has no such pattern.

@@ -51,12 +51,12 @@ class Model:
     escapes: bool
 
     def of_type(self, *types: int) -> list[str]:
-        """The pieces of these types."""
+        """Return the pieces of these types."""
         return [piece for piece, _, its_type in self.pieces if its_type in types]
 
 
 def sentencepiece_backend(path: Path, *, legacy: bool = True) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer of a SentencePiece model, and its special tokens by name.
+    """Return the tokenizer of a SentencePiece model, and its special tokens by name.
 
     Args:
         path: the file.
@@ -112,7 +112,7 @@ def _is_first_only(model: Model, legacy: bool) -> bool:
 
 
 def _why_not(model: Model) -> str | None:
-    """Why a fast tokenizer cannot hold a model, if something in its file says so."""
+    """Return why a fast tokenizer cannot hold a model, if something in its file says so."""
     names = [piece for piece, _, _ in model.pieces]
     if model.kind not in (UNIGRAM, BPE):
         return "it is made of words or characters, not of byte pairs or unigrams"
@@ -167,7 +167,7 @@ def _build(model: Model, *, legacy: bool) -> Tokenizer:
 
 
 def _unigram_score(model: Model, piece: str, score: float, its_type: int) -> float:
-    """The score of a piece; SentencePiece gives those that users defined one that nearly always wins."""
+    """Return the score of a piece; SentencePiece gives those that users defined one that nearly always wins."""
     if its_type != USER_DEFINED:
         return score
     best = max(score for _, score, its_type in model.pieces if its_type == NORMAL)
@@ -175,7 +175,7 @@ def _unigram_score(model: Model, piece: str, score: float, its_type: int) -> flo
 
 
 def _normalizers(model: Model, *, legacy: bool) -> list[normalizers.Normalizer]:
-    """SentencePiece's rules for characters and spaces, in its order."""
+    """Return SentencePiece's rules for characters and spaces, in its order."""
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
         charsmap = normalizers.Precompiled(model.charsmap)
@@ -203,7 +203,7 @@ def _normalizers(model: Model, *, legacy: bool) -> list[normalizers.Normalizer]:
 
 
 def _probes(model: Model) -> Iterator[str]:
-    """Texts of the model's own pieces: each that is matched whole, and some of the others, in several surroundings."""
+    """Yield texts of the model's own pieces: each that is matched whole, and some others, in several surroundings."""
     yield from PROBES
     normal = model.of_type(NORMAL)
     some = [piece.replace(SPACE, " ") for piece in normal[:: max(1, len(normal) // 400)]]
@@ -220,7 +220,7 @@ def _probes(model: Model) -> Iterator[str]:
 
 
 def read_model(data: bytes) -> Model:
-    """What a model's file says; a message of Protocol Buffers, whose fields are numbered.
+    """Return what a model's file says; a message of Protocol Buffers, whose fields are numbered.
 
     Raises:
         ValueError, IndexError, struct.error: the file is none, or not whole.
@@ -256,7 +256,7 @@ def _bytes(value: bytes | int) -> bytes:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """The fields of a message: their number, and an integer or the bytes of what they hold."""
+    """Yield the fields of a message: their number, and an integer or the bytes of what they hold."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -278,7 +278,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, and where what follows it begins."""
+    """Return an integer of seven bits a byte, and where what follows it begins."""
     value = shift = 0
     while True:
         value |= (data[at] & 0x7F) << shift

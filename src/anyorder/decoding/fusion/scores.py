@@ -15,6 +15,7 @@ from anyorder.decoding.fusion.question import Fusion, Question
 from anyorder.decoding.fusion.reader import prefill, read_joined
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.utils.numbers import check_positive
 from anyorder.utils.ragged import log_probs_of
 
 
@@ -75,8 +76,7 @@ def best(question: Question, keep: int) -> list[int]:
     Raises:
         UserError: the number is below 1, or phrasings have no weights.
     """
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-        raise UserError(f"keep is {keep!r}: give a whole number above 0, or None for all phrasings.")
+    check_positive("keep", keep, ", or None for all phrasings")
     if question.weights is None:
         raise UserError(f"keep is {keep} without weights: give weights='confidence', 'likelihood', or numbers.")
     by_weight = sorted(enumerate(question.weights), key=lambda entry: -entry[1])
