@@ -124,7 +124,7 @@ def read(folder: Path) -> Checkpoint:
     _check_index(folder, files)
     if form is not None and form.own_head and HEAD in files:
         config = config.replace(tie_word_embeddings=False)
-    check_layers(folder, config, len(shapes))
+    check_layers(folder, config.num_hidden_layers, len(shapes))
     expected = {name: tuple(weight.shape) for name, weight in blank(config).state_dict().items()} if rules else {}
     optional = (HEAD,) if config.tie_word_embeddings else ()
     gathered = Gathered(folder, rules, expected, shapes, config.head_dim, optional)
