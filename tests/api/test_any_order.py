@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -241,7 +242,7 @@ def test_full_texts() -> None:
     pieces = "".join(stream)
     assert stream.output.full_text == f"Once upon{pieces}"
     assert anyorder.generate(MODEL, None, [5], **options).full_text is None
-    likely = anyorder.generate(MODEL, TOKENIZER, prompts[:1], gap_tokens=[1, 2], order="random")
+    likely = anyorder.generate(MODEL, TOKENIZER, prompts[:1], gap_tokens=np.array([1, 2]), order="random")
     assert likely.text is not None
     first, second = likely.text[0].split("[...]")
     assert likely.full_text == [f"Once{first} a{second} time"]

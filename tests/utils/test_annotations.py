@@ -102,6 +102,8 @@ def test_values_of_another_kind_are_refused_by_name(field: str, value: Any, mess
         ("ids", np.array([1, 2]), (1, 2)),
         ("ids", range(2), (0, 1)),
         ("weights", [(1, 2)], [(1, 2)]),
+        ("weights", np.array([[1.0, 2.0]]), [[1.0, 2.0]]),
+        ("weights", torch.tensor([[1, 2]]), [[1, 2]]),
         ("dtype", torch.float32, torch.float32),
         ("foreign", 3, 3),
     ],

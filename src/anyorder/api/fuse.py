@@ -99,13 +99,13 @@ def fuse(
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
         top_k, top_p, min_p, repetition_penalty: see `Sampling`.
         stop: strings that end the answer; they are no part of `text`.
-        seed: decides the draws, with the number of the question in the list: batches play no part.
-        num_beams: above 1, beam search with so many beams, as `generate` has it.
+        seed: of the random draws, together with the number of the question in the list; batches play no part.
+        num_beams: above 1, beam search with this many beams, as in `generate`.
         batch_size: questions to answer at a time; all unless given.
         separator: what each phrasing ends with, such as a newline; it belongs to the phrasing.
         weights: how much each phrasing counts: numbers, a list of such for each question, "confidence" (of its own
             answer) or "likelihood" (of the phrasing); all the same unless given.
-        keep: only so many phrasings of the highest weights are used; all unless given.
+        keep: use only this many phrasings of the highest weights; all unless given.
         store: a folder that keeps the keys of prefixes and phrasings, which are then not read again.
         attention_share: whether to measure how much attention each phrasing got, which takes a pass more.
         use_cache: False reads the whole masked sequence again for each token (slow reference path).
@@ -292,7 +292,7 @@ class _Answers:
         return fused.canvases, decoder(fused.canvases, numbers, stop)
 
     def _condition(self) -> Stop | None:
-        """Return whether an answer has come to a stop string; None where there is none."""
+        """Return the stop condition of answers; None without stop strings."""
         texts: dict[int, Continuation] = {}
 
         def stopped(number: int, written: Sequence[int]) -> bool:
@@ -305,7 +305,7 @@ class _Answers:
         return stopped if self.stops else None
 
     def _same_answer(self, written: Sequence[int]) -> Hashable:
-        """Return the key of an answer: answers that a person calls the same have the same."""
+        """Return the key of an answer: its text up to end and stop, without white space around it."""
         ends = self.model.config.eos_token_ids
         ids = written[:-1] if written[-1] in ends else written
         if self.tokenizer is None:
@@ -315,7 +315,7 @@ class _Answers:
         return text.text.strip()
 
     def text_of(self, question: Question) -> Continuation:
-        """Return the text of the answer to a question, of which nothing is read yet."""
+        """Return the incremental detokenizer of the answer to a question."""
         assert self.tokenizer is not None, "texts need it"
         before = question.suffix or question.segments[-1]
         return Continuation(self.tokenizer, (*question.prefix, *before), self.stops)

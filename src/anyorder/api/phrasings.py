@@ -1,4 +1,4 @@
-"""Phrasings of questions as people give them, as questions in token ids.
+"""From phrasings in any form to questions in token ids.
 
 Every part is tokenized by itself, as text that goes on, so that no part depends on another one: phrasings can be
 swapped, and a prefix is the same tokens before all of them.
@@ -118,7 +118,7 @@ def _part(given: Any, name: str) -> Part:
 
 
 def _is_part(value: object) -> bool:
-    """Whether a value is a text or a list of token ids; either may be empty."""
+    """Return whether a value is a text or a list of token ids; either may be empty."""
     if isinstance(value, str):
         return True
     if isinstance(value, bytes) or not isinstance(value, Sequence):

@@ -1,4 +1,4 @@
-"""Which order suits a text or a task, and which order a decoder really took.
+"""Orders compared by likelihood and by success at tasks, and the order that a decoder took.
 
 Shape suffixes: B texts.
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderLikelihood:
-    """How probable texts are in one order.
+    """Likelihood of texts in one order.
 
     Attributes:
         name: of the order.
@@ -66,18 +66,18 @@ def by_likelihood(
     batch_size: int = 16,
     done: Callable[[int], None] | None = None,
 ) -> list[OrderLikelihood]:
-    """Likelihoods of texts in several orders, the most probable order first: exact, but for diffusion, a lower bound.
+    """Return likelihoods of texts in several orders, the highest first: exact, but for diffusion, a lower bound.
 
     Args:
         model: the network.
         texts: token ids of each text.
         orders: by name, of the tokens to be written; or another mode that the network has: from left to
             right without query rows, where each token is given all before it and none behind, or masked diffusion.
-        given: which tokens are given (one group, the first) and not scored; the first of each text unless told.
+        given: which tokens are given (one group, the first) and not scored; the first of each text unless given.
         draws: of each random order, averaged.
         seed: decides random orders, with the number of the text.
         batch_size: texts to read at a time.
-        done: told how many texts were read, after each batch.
+        done: callback, called after each batch with the number of texts that were read.
 
     Raises:
         UserError: there are no texts or no orders, or see `log_prob`.
@@ -139,14 +139,14 @@ def _likelihood(name: str, of_draws: Sequence[Sequence[float]], counts: Sequence
 
 @dataclass(frozen=True, kw_only=True)
 class OrderSuccess:
-    """How often a task is solved in one order.
+    """Success at tasks in one order.
 
     Attributes:
         name: of the order.
         solved: share of the tasks whose whole solution was written.
         tokens: share of the tokens that are those of the solution.
         passes: forward passes for all tasks.
-        taken: the order that was really taken, for each task.
+        taken: the order that was taken, for each task.
     """
 
     name: str
@@ -164,7 +164,7 @@ def by_success(
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     batch_size: int = 16,
 ) -> list[OrderSuccess]:
-    """Which order solves tasks, the best first.
+    """Return the success of several orders at tasks, the best first.
 
     Args:
         model: a network that writes in any order.
@@ -229,7 +229,7 @@ class OrderTaken:
 
 
 def orders_taken(trace: Trace) -> list[OrderTaken]:
-    """The order of each row of a trace; the first writing of a position counts."""
+    """Return the order of each row of a trace; the first writing of a position counts."""
     from scipy.stats import kendalltau  # takes a while to import
 
     taken = []

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 USUAL = ("left-to-right", "any-order", "right-to-left", "random", "groups:4", "diffusion", "blocks")
-"""Orders that are compared unasked, as far as a network has their modes."""
+"""Orders that are compared by default, as far as a model has their modes."""
 
 
 def cut_texts(
     data: Path, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig, *, length: int, most: int
 ) -> list[list[int]]:
-    """Token ids of texts of `length` tokens each, from the beginning of the data.
+    """Return token ids of texts of `length` tokens each, from the beginning of the data.
 
     What is left of a document is not used. Each text begins with the token that begins one, if the network has it.
 
@@ -61,7 +61,7 @@ def cut_texts(
 
 
 def gap_marks(length: int, gap: int | None) -> list[bool]:
-    """Which tokens of a text are given: the first, or all but `gap` of them in the middle.
+    """Return which tokens of a text are given: the first, or all but `gap` of them in the middle.
 
     Raises:
         UserError: a gap of so many tokens leaves nothing before or behind it.
@@ -75,10 +75,10 @@ def gap_marks(length: int, gap: int | None) -> list[bool]:
 
 
 def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order | Mode]:
-    """Orders, or modes that have no order, by name; those that suit the network unless given.
+    """Return orders, or modes that have no order, by name; those that suit the model unless given.
 
     Raises:
-        UserError: a name stands for no order, for one that the network was not trained for, or for one that is not
+        UserError: a name is that of no order, for one that the network was not trained for, or for one that is not
             known before it is taken.
     """
     if not names:

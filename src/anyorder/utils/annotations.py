@@ -430,7 +430,9 @@ def _sequence(item: Kind) -> Kind:
         except UnfitError:
             raise UnfitError from None
         same = all(new is old for new, old in zip(fitted, items, strict=True))
-        return value if same or not isinstance(value, (list, tuple)) else type(value)(fitted)
+        if isinstance(value, Sequence) and (same or not isinstance(value, (list, tuple))):
+            return value
+        return type(value)(fitted) if isinstance(value, tuple) else fitted  # arrays become lists
 
     of = f"a list of {item.many or item.wanted}" if item != ANYTHING else "a list"
     return Kind(of, fit, of.replace("a list", "lists", 1))

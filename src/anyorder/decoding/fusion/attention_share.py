@@ -1,4 +1,4 @@
-"""How much attention rows pay to groups of keys.
+"""Attention that rows pay to groups of keys.
 
 The attention that a row pays to a group is what it would read if the values of the group's keys were 1 and those of all
 others 0. So each layer attends once more, with the backend and the mask that it has, and no weight is ever taken apart.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def attention_shares(model: Llama, ids_BR: Tensor, views: Views, group_BR: Tensor, groups: int) -> Tensor:
-    """The attention that each row pays to each group of keys, the mean over layers and heads.
+    """Return the attention that each row pays to each group of keys, the mean over layers and heads.
 
     Args:
         model: the network.
@@ -63,7 +63,7 @@ def attention_shares(model: Llama, ids_BR: Tensor, views: Views, group_BR: Tenso
 
 
 def _shares(q_BRHD: Tensor, k_BKGD: Tensor, view: View, group_BR: Tensor, groups: int) -> Tensor:
-    """Of one layer; each column of the values stands for a group, so a call does as many as a head is wide."""
+    """Return the shares of one layer. A column of the values is a group, so a call does as many as a head is wide."""
     width = k_BKGD.shape[-1]
     shares = []
     for first in range(0, groups, width):
@@ -76,7 +76,7 @@ def _shares(q_BRHD: Tensor, k_BKGD: Tensor, view: View, group_BR: Tensor, groups
 def segment_shares(
     model: Llama, questions: Sequence[Question], fusion: Fusion, written: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """The attention that the rows which chose each answer's tokens paid to each phrasing; the mean over tokens.
+    """Return the attention that the rows which chose an answer's tokens paid to each phrasing, the mean over tokens.
 
     What is missing to 1 went to prefix, suffix and answer. One pass over each question and its answer.
 

@@ -22,7 +22,7 @@ from anyorder.visibility import Visibility, key_is, query_is, same
 
 
 def apart() -> Visibility:
-    """Phrasings do not see each other; narrows another visibility."""
+    """Return the visibility in which no phrasing sees another one, to narrow that of a mode."""
     return ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
 
 

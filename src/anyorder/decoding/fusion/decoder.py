@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 ALONE = Fusion(correction="none")
-"""How a single phrasing is read."""
+"""How a single phrasing is read: with one segment there is nothing to correct."""
 
 
 def fusion_steps(

@@ -33,30 +33,30 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 
 def logit_mean(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The mean of logits: that of log-probabilities, which differs from it by one number for all tokens."""
+    """Return the mean of logits: that of log-probabilities, which differs from it by one number for all tokens."""
     return (weight_N1 * log_probs_NV).sum(0)
 
 
 def probability_mean(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The mean of probabilities."""
+    """Return the logarithm of the mean of probabilities."""
     return (weight_N1.log() + log_probs_NV).logsumexp(0)
 
 
 def highest(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The highest probability of each token."""
+    """Return the highest log-probability of each token."""
     return log_probs_NV.amax(0)
 
 
 def lowest_entropy(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The distribution of the lowest entropy."""
+    """Return the distribution of the lowest entropy."""
     entropy_N = -(log_probs_NV.exp() * log_probs_NV).nan_to_num(0.0).sum(-1)
     return log_probs_NV[entropy_N.argmin()]
 
 
 def contrast(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """Naive Bayes context extension (Su 2023): the surest phrasing, away from the answer without one.
+    """Return the surest distribution, moved away from the last one, which is without any phrasing.
 
-    The last row is the distribution without any phrasing.
+    This is naive Bayes context extension (Su 2023).
     """
     surest_V = lowest_entropy(log_probs_NV[:-1], weight_N1)
     return (1 + CONTRAST) * surest_V - CONTRAST * log_probs_NV[-1]
@@ -79,7 +79,7 @@ WEIGHED = ("logit-mean", "probability-mean")
 
 
 def pooled(pool: Pool, log_probs_NV: Tensor, weights: Sequence[float]) -> Tensor:
-    """The scores `[V]` that a pool makes of log-probabilities and weights."""
+    """Return the scores `[V]` that a pool makes of log-probabilities and weights."""
     return pool(log_probs_NV, log_probs_NV.new_tensor(weights).unsqueeze(1))
 
 
@@ -121,7 +121,7 @@ class PooledReader(BeamReader):
         return torch.stack(scores)
 
     def reorder(self, parents: Sequence[int]) -> None:
-        """Let each text go on from the keys of the text with this index."""
+        """Reorder the members of each text; see `BeamReader.reorder`."""
         row = itertools.count()
         rows_of = [[next(row) for _ in members] for members in self.members.values()]
         self.reader.reorder([row for parent in parents for row in rows_of[parent]])
@@ -139,11 +139,11 @@ class HybridReader(BeamReader):
         return sum(reader.passes for reader in self.readers)
 
     def logits(self, queries: Queries[CausalText]) -> Tensor:
-        """The mean, `[texts of the pass, vocabulary]`."""
+        """Return the mean of log-probabilities, `[texts of the pass, vocabulary]`."""
         return torch.stack([log_softmax(reader.logits(queries)) for reader in self.readers]).mean(0)
 
     def reorder(self, parents: Sequence[int]) -> None:
-        """Let each text go on from the keys of the text with this index."""
+        """Reorder the texts of each reader; see `BeamReader.reorder`."""
         for reader in self.readers:
             reader.reorder(parents)
 

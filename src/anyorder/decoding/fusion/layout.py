@@ -207,6 +207,6 @@ def concatenate_paraphrases_with_positions(
 
 
 def create_segment_isolation_mask(layout: FusionLayout) -> Tensor:
-    """Which token of a layout sees which, boolean `[length, length]`: `visibility.segments()` on its labels."""
+    """Return which token of a layout sees which, boolean `[length, length]`: `visibility.segments()` on its labels."""
     labels = layout.labels()
     return isolated_segments().mask(labels, labels)[0]

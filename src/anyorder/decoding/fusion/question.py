@@ -46,7 +46,7 @@ class Question:
     _layouts: dict[str, FusionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def layout(self, positions: str) -> FusionLayout:
-        """The layout under these positions, one of `POSITIONS`, made once."""
+        """Return the layout under these positions, one of `POSITIONS`; it is made once."""
         if positions not in self._layouts:
             self._layouts[positions] = concatenate_paraphrases_with_positions(
                 self.segments, self.prefix, self.suffix, positions

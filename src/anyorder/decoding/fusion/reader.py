@@ -65,7 +65,7 @@ class Prefilled(NamedTuple):
 def prefill(
     model: Llama, questions: Sequence[Question], fusion: Fusion, new_tokens: int, store: SegmentStore | None = None
 ) -> Prefilled:  # fmt: skip
-    """Read prefixes and segments, then suffixes over all segments, leaving room for so many new tokens."""
+    """Read prefixes and segments, then suffixes over all segments, leaving room for `new_tokens` behind them."""
     layouts = [question.layout(fusion.positions) for question in questions]
     corrections = corrected(questions, fusion.correction)
     suffixes = [Piece(layout, layout.suffix_start, layout.length) for layout in layouts]
@@ -79,7 +79,7 @@ def prefill(
 
 
 def next_logits(model: Llama, questions: Sequence[Question], last: Sequence[Tensor]) -> Tensor:
-    """The logits `[questions, vocabulary]` of the next token of each answer.
+    """Return the logits of the next token of each answer, `[questions, vocabulary]`.
 
     Args:
         model: the network.
@@ -115,7 +115,7 @@ def masked_pass(
 
 @torch.no_grad()
 def read_joined(model: Llama, layouts: Sequence[FusionLayout], more: int, store: SegmentStore | None = None) -> Joined:
-    """Read the prefixes and segments that the store lacks, leaving room for `more` tokens behind them."""
+    """Read the prefixes and segments that are not in the store, leaving room for `more` tokens behind them."""
     prefixes = {layout.prefix: Piece(layout, 0, layout.prefix_length) for layout in layouts}
     cache = model.new_cache(len(prefixes), max(map(len, prefixes)))
     of_prefix, prefix_passes = _read(model, list(prefixes.values()), cache, store)

@@ -57,7 +57,7 @@ Correction = str | APE
 
 
 def read_correction(correction: Correction) -> Correction:
-    """A correction, checked; "ape:0.9,0.8" becomes `APE(0.9, 0.8)`.
+    """Check a correction, and return it; "ape:0.9,0.8" becomes `APE(0.9, 0.8)`.
 
     Raises:
         UserError: it is unknown.
@@ -114,7 +114,7 @@ def corrected(questions: Sequence[Question], correction: Correction) -> Correcti
 
 
 def _log_weights(question: Question, correction: Correction) -> list[float]:
-    """The value added to the scores towards each segment of a question."""
+    """Return the value added to the scores towards each segment of a question."""
     count, lengths = len(question.segments), [len(segment) for segment in question.segments]
     # Exactly 0 where the weights are equal, so that no bias is left of them.
     equal = len(set(question.shares)) == 1
