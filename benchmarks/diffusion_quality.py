@@ -29,7 +29,8 @@ from anyorder.decoding.diffusion.commit import Commit, EntropyBound, Threshold
 from anyorder.inspection.drift import Drift, watched_steps
 from anyorder.model.llama import Llama
 from anyorder.model.modes import diffusion
-from anyorder.objectives.inputs import Batch, summed_loss
+from anyorder.objectives.inputs import Batch
+from anyorder.objectives.loss import summed_loss
 from anyorder.objectives.masked_diffusion import MaskedDiffusion
 
 MASK, BOS = 0, 1  # <unk>, which no story has, and <s>

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from anyorder.errors import UserError
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
     from anyorder.likelihood.exact import log_prob
-    from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
     from anyorder.orders.plan import GroupPlan
+    from anyorder.visibility import create_chunked_attention_mask, generate_grouping_masks
 
 __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
@@ -33,10 +33,10 @@ _MODULES = {
     "LlamaTwoStreamForCausalLM": "huggingface",
     "UserError": "errors",
     "concatenate_paraphrases_with_positions": "decoding.fusion.layout",
-    "create_chunked_attention_mask": "masks",
+    "create_chunked_attention_mask": "visibility",
     "create_segment_isolation_mask": "decoding.fusion.layout",
     "fuse": "api.fuse",
-    "generate_grouping_masks": "masks",
+    "generate_grouping_masks": "visibility",
     "log_prob": "likelihood.exact",
     "stream_fused": "api.fuse",
 }

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from anyorder.checkpoints.architectures import ARCHITECTURES, FULL, SLIDING, Architecture
+from anyorder.checkpoints.architectures import ARCHITECTURES, Architecture
 from anyorder.checkpoints.config_json import config_from_json, config_to_json
+from anyorder.checkpoints.layer_fields import FULL, SLIDING
 from anyorder.checkpoints.rotary_json import NATIVE_ROTARY
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
@@ -47,12 +48,15 @@ def read(model_type: str, **changes: Any) -> ModelConfig:
 def test_missing_fields_are_what_transformers_takes(architecture: Architecture) -> None:
     theirs = type(AutoConfig.for_model(architecture.model_type))
     defaults = {field.name: field.default for field in dataclasses.fields(theirs)}  # type: ignore[arg-type]
-    for name, value in {**architecture.defaults, **architecture.layers.defaults}.items():
+    for name, value in {
+        **architecture.defaults, **architecture.layers.defaults, **architecture.others.defaults
+    }.items():  # fmt: skip
         derived = name in ("num_key_value_heads", "head_dim") and value == 0
         if name in defaults:
             assert defaults[name] == (None if derived else value), name
         else:  # transformers follows these where it finds them, or refuses what they say
-            assert name in (*architecture.unwritten, "layer_types"), name
+            published = {"qwen3_moe": ("head_dim",)}.get(architecture.model_type, ())
+            assert name in (*architecture.unwritten, "layer_types", *published), name
 
 
 @pytest.mark.parametrize("model_type", NAMES)
@@ -64,7 +68,9 @@ def test_null_heads_are_derived(model_type: str) -> None:
 def test_what_is_the_same_in_all_networks() -> None:
     said = {name: (c.attention_bias, c.attention_output_bias, c.qk_norm) for name in NAMES if (c := read(name))}
     assert said.pop("qwen2") == (True, False, "none")
-    assert said.pop("qwen3") == (False, False, "learned")
+    assert said.pop("qwen3") == said.pop("qwen3_moe") == (False, False, "learned")
+    assert said.pop("olmoe") == (False, False, "learned-full-width")
+    assert said.pop("llama4_text") == (False, False, "weightless")
     assert set(said.values()) == {(False, False, "none")}
     for name in ("llama", "qwen3", "smollm3"):
         config = read(name, attention_bias=True)

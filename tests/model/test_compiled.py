@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import runpy
 import shutil
 import subprocess
@@ -236,23 +235,3 @@ def test_writing_goes_on_uncompiled(
     assert refused == ["greedy_tokens", "one_token"][:times]
     assert "tokens are written one by one: several cannot be compiled (no such operator)" in caplog.text
     assert ("writing goes on uncompiled" in caplog.text) == (times == 2)
-
-
-def test_torn_libraries_are_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not those that are whole, nor those that somebody may be writing at this moment."""
-    whole = Path(torch._C.__file__).read_bytes()
-    contents = {"whole": whole, "torn": whole[: len(whole) // 2], "empty": b"", "other": b"MZ" + bytes(100)}
-    for name, content in (contents | {"young": b""}).items():
-        file = tmp_path / "ab" / f"{name}.so"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(content)
-        if name != "young":
-            os.utime(file, (0, 0))
-    with caplog.at_level(logging.WARNING, logger="anyorder"):
-        compiled.remove_torn_libraries(tmp_path)
-    assert {file.stem for file in tmp_path.glob("*/*")} == {"whole", "other", "young"}
-    assert f"removed {tmp_path / 'ab' / 'torn.so'}, which a compilation that was killed left half" in caplog.text
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    compiled.remove_torn_libraries(tmp_path / "nothing")

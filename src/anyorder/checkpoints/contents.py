@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anyorder.checkpoints.weights import DTYPES, blank, counted, listed
 from anyorder.errors import UserError
-from anyorder.model.config import HEAD_LAYOUTS, ModelConfig
+from anyorder.model.config import ModelConfig
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.llama import Llama
 
@@ -101,7 +101,7 @@ def _as_found(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig
         return sizes.pop() if len(sizes) == 1 else None
 
     def biased(name: str) -> bool:
-        return f"model.layers.0.{name}.bias" in tensors
+        return any(f"model.layers.{layer}.{name}.bias" in tensors for layer in layers)
 
     changes: dict[str, Any] = {
         "vocab_size": _size(tensors.get(EMBEDDING), 0),
@@ -118,8 +118,6 @@ def _as_found(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig
     changes = {name: value for name, value in changes.items() if value is not None and value != getattr(config, name)}
     if not changes:
         return config
-    if config.attention in HEAD_LAYOUTS:
-        changes["attention"] = None  # which the number of heads decides
     try:
         return config.replace(**changes)
     except UserError as error:

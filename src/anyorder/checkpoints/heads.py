@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from anyorder.checkpoints import weights
 from anyorder.errors import UserError
-from anyorder.model.config import HEAD_LAYOUTS, ModelConfig
+from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 
 POOLINGS = ("mean", "first", "random")
@@ -29,9 +29,7 @@ def shared_config(config: ModelConfig, kv_heads: int) -> ModelConfig:
             f"kv_heads is {kv_heads}, but the network's {before} key-value heads are pooled in equal groups: give one "
             f"of {', '.join(divisors)}."
         )
-    # The three layouts follow from the number; a class that somebody registered is kept.
-    attention = None if config.attention in HEAD_LAYOUTS else config.attention
-    return config.replace(num_key_value_heads=kv_heads, attention=attention)
+    return config.replace(num_key_value_heads=kv_heads)
 
 
 def share_heads(model: Llama, kv_heads: int, pooling: str = "mean", seed: int = 0) -> Llama:

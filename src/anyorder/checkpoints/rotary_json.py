@@ -9,8 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from anyorder.checkpoints.architectures import Json
-from anyorder.checkpoints.json_types import check_types
+from anyorder.checkpoints.json_types import Json, check_types
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.rope import (
@@ -37,7 +36,19 @@ FIRST_WITH_THETA = (4, 33)
 
 
 def rotary_from_json(fields: Json) -> Rotary:
-    """The rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+    """The rotary embedding of whole heads, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+
+    Raises:
+        UserError: no base is found, two forms disagree, the type is unknown, or it turns a part of each head.
+    """
+    rotary = any_rotary_from_json(fields)
+    if rotary.partial_rotary_factor != 1:
+        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
+    return rotary
+
+
+def any_rotary_from_json(fields: Json) -> Rotary:
+    """The same, also where it turns a part of each head.
 
     Raises:
         UserError: no base is found, two forms disagree, or the type is unknown.
@@ -57,8 +68,6 @@ def rotary_from_json(fields: Json) -> Rotary:
     if not isinstance(rope_type, str) or rope_type not in ROTARY_EMBEDDINGS:
         known = f"choose one of {listed(ROTARY_EMBEDDINGS)}, or register it in ROTARY_EMBEDDINGS"
         raise UserError(f"rope_type is {shown(rope_type)}: {known}.")
-    if any(form.get("partial_rotary_factor", 1) != 1 for form in forms):
-        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
     kind = ROTARY_EMBEDDINGS[rope_type]
     hints = typing.get_type_hints(kind)
     given: Json = {}
@@ -129,7 +138,7 @@ def our_rotary(form: Any) -> Rotary:
     Raises:
         UserError: it is none.
     """
-    rotary = rotary_from_json({"rope_parameters": form})
+    rotary = any_rotary_from_json({"rope_parameters": form})
     known = {"rope_type", "rope_theta"} | {field.name for field in dataclasses.fields(rotary)} - {"theta"}
     for name in form:
         if name not in known:

@@ -7,7 +7,6 @@ Shape suffixes: N layers, H heads, L tokens of a text.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.huggingface.mixin import watch_attention
 from anyorder.model.call import content_visibility
 from anyorder.utils.files import whole_file
 
@@ -165,14 +165,9 @@ def analyze_attention_patterns(
     if not chosen or not all(0 <= row < len(text) for row in chosen):
         raise UserError(f"rows is {list(chosen)!r}: give positions from 0 to {len(text) - 1}, at least one.")
     position_BL = torch.arange(len(text), device=model.device)[None]
-    seen: list[Tensor] = []
-    views = model.prepare(content_visibility(mode), {"position": position_BL}, backend="eager")
-    watched = {
-        kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=lambda w: seen.append(w[0].cpu())))
-        for kind, view in views.items()
-    }
-    model.hidden(text.to(model.device)[None], watched)
-    weights_NHLL = torch.stack(seen).float()
+    views, seen = watch_attention(model.prepare(content_visibility(mode), {"position": position_BL}, backend="eager"))
+    model.hidden(text.to(model.device)[None], views)
+    weights_NHLL = torch.cat(seen).float().cpu()
     masked_L = torch.zeros_like(text, dtype=torch.bool) if mode.mask_token_id is None else text == mode.mask_token_id
     return AttentionPatterns(
         weights_NHLL, tuple(text.tolist()), chosen, _statistics(weights_NHLL, chosen, masked_L, prompt_length)

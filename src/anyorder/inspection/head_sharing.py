@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anyorder.checkpoints import weights
 from anyorder.checkpoints.heads import share_heads
 from anyorder.model.cache import Cache
-from anyorder.model.config import HEAD_LAYOUTS, ModelConfig
+from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
 
@@ -57,9 +57,8 @@ def cache_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
 def versions(config: ModelConfig) -> list[ModelConfig]:
     """Return the network with each possible number of key-value heads, from MHA to MQA."""
     heads = config.num_attention_heads
-    attention = None if config.attention in HEAD_LAYOUTS else config.attention
     numbers = [number for number in range(heads, 0, -1) if heads % number == 0]
-    return [config.replace(num_key_value_heads=number, attention=attention) for number in numbers]
+    return [config.replace(num_key_value_heads=number) for number in numbers]
 
 
 def compare_head_sharing(

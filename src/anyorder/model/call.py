@@ -135,12 +135,9 @@ def targets_of(mode: Mode, labels_BL: Tensor, valid_BL: Tensor) -> Tensor:
 
 def next_tokens(labels_BL: Tensor, valid_BL: Tensor) -> Tensor:
     """The label of the token after each, whatever padding lies between; IGNORED where there is none."""
-    row_BL = predicting_rows(True, positions_of(valid_BL), valid_BL)
-    column_BL = torch.arange(valid_BL.shape[1], device=valid_BL.device).expand_as(valid_BL)
-    sample_N, column_N = (valid_BL & (row_BL != column_BL)).nonzero(as_tuple=True)
-    target_BL = torch.full_like(labels_BL, IGNORED)
-    target_BL[sample_N, row_BL[sample_N, column_N]] = labels_BL[sample_N, column_N]
-    return target_BL
+    order_BL = (~valid_BL).long().argsort(dim=1, stable=True)  # the tokens first
+    label_BL = labels_BL.masked_fill(~valid_BL, IGNORED).gather(1, order_BL)
+    return torch.empty_like(label_BL).scatter(1, order_BL, F.pad(label_BL[:, 1:], (0, 1), value=IGNORED))
 
 
 def mean_loss(logits_BLV: Tensor, target_BL: Tensor, count: Tensor | int | None = None) -> Tensor:

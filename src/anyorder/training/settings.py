@@ -1,4 +1,4 @@
-"""How a training goes, as frozen records that are checked when they are built; nothing here needs PyTorch."""
+"""The settings of a training, as frozen records that are checked when they are built; nothing here needs PyTorch."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ LEARNING_RATES = {"from scratch": 1e-3, "init": 1e-4, "sft": 2e-5, "adapters": 2
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The part that every training has, whatever is learnt from which data.
+    """The settings that every training has, whatever its objective and its data.
 
     Attributes:
         steps: Optimizer steps; 1000 unless given, or epochs are.
-        epochs: Instead of steps, how many times the data are learnt; 0.5 takes half of them.
+        epochs: Instead of steps, how many times the data are read; 0.5 takes half of them.
         batch_size: Samples that a process reads at a time.
         accumulation: Batches of each process whose gradients make one step; the same as one larger batch.
-        learning_rate: The highest, at the end of the warm-up. Unless given, 1e-3 from scratch, 1e-4 for whole texts
-            from init, 2e-5 for answers, 2e-4 for low-rank adapters; small networks bear more.
+        learning_rate: The highest, at the end of the warm-up; 1e-3 unless given.
         warmup: Steps in which the learning rate rises to that; below 1, a share of all steps.
         schedule: How the learning rate goes on: cosine and linear fall to 0 at the last step, constant stays.
         weight_decay: Of the matrices; norms and biases have none.
         clip: Length to which longer gradients are cut.
+        balance_loss: Weight of a term of the loss that keeps experts of a mixture equally busy, such as 0.01.
+        balance_bias: Step by which the bias of a busy expert falls after each optimizer step, and that of an idle one
+            rises, such as 0.001; for mixtures with such biases.
         precision: What the products are computed in; weights and optimizer stay float32. float16 needs a GPU, and
             scales the loss.
-        activation_checkpointing: Compute layers again backwards instead of keeping what they made: less memory, a
-            third more time.
+        activation_checkpointing: Compute layers again in the backward pass instead of keeping what they made: less
+            memory, a third more time.
         seed: Decides first weights, the order of the samples, and all draws.
         log_every: Steps between two entries of the log, each the mean loss since the last one.
-        evaluate_every: Steps between two looks at the validation data; 0 only looks at the end.
+        evaluate_every: Steps between two evaluations on the validation data; 0 evaluates at the end alone.
         save_every: Steps between two checkpoints, from which a training can be resumed; there is one at the end, too. 0
             makes none, unless the training is interrupted.
         keep: Checkpoints that stay, the latest ones.
@@ -59,6 +61,8 @@ class Training:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.1
     clip: float = 1.0
+    balance_loss: float = 0.0
+    balance_bias: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     activation_checkpointing: bool = False
     seed: int = 0
@@ -77,7 +81,9 @@ class Training:
         for name in ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "give a number above 0")
-        for name in ("warmup", "weight_decay", "evaluate_every", "save_every", "workers"):
+        for name in (
+            "warmup", "weight_decay", "balance_loss", "balance_bias", "evaluate_every", "save_every", "workers",
+        ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "give 0 or a number above")
         self._require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
         fewer = self.steps is None or self.warmup < self.steps
@@ -118,9 +124,9 @@ class Run(Training):
     Attributes:
         data: File or folder of JSON, text or tables.
         output: New folder for the trained network, its curves and its checkpoints.
-        objective: What is learnt: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of
-            several in given shares; also the name of the mode that it teaches, such as diffusion or
-            blocks:32. Unless given, what the network of init writes by, and from scratch autoregressive.
+        objective: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of several in given
+            shares; also the name of the mode that it trains, such as diffusion or blocks:32. Unless given, that of
+            the default mode of the network of init, and from scratch autoregressive.
         init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
             made from the data.
@@ -131,17 +137,19 @@ class Run(Training):
         length: Tokens of a sample.
         rope_scaling: How the rotary embeddings of a network of init are scaled for samples longer than those that it
             was trained on; the factor follows from length.
-        validation: File or folder of data that are not learnt, on which the loss is taken.
-        documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
+        validation: File or folder of data for validation, on which the loss is computed without training.
+        documents: Of plain text, what is one document: the file, the lines between empty ones, or a line.
         template: Chat template of dialogues, in Jinja or a file with it; the tokenizer's own, or a plain one, unless
             given.
         skip_bad_lines: Leave out lines that cannot be used, and say how many, instead of stopping at the first.
-        last_answer_only: For fine-tuning, learn only the last answer of each dialogue.
-        streaming: Read and tokenise data anew while they are learnt, in the order of the files, for what does not fit
+        last_answer_only: For fine-tuning, train on the last answer of each dialogue alone.
+        streaming: Read and tokenise data anew during the training, in the order of the files, for what does not fit
             on the disk twice.
         cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
         shares: For a mixture, objectives with their shares, such as masked-diffusion=0.5; may be repeated.
-        order_schedule: For permutation, the orders that are learnt, and how they change.
+        learning_rate: The highest, at the end of the warm-up. Unless given, 1e-3 from scratch, 1e-4 for whole texts
+            from init, 2e-5 for answers, 2e-4 for low-rank adapters; small networks bear more.
+        order_schedule: For permutation, the orders of the samples, and how they change.
         predicted: For permutation, the share of the tokens that is predicted; each costs a row.
         block_length: For block diffusion, tokens of a block; those of the network of init, or 32, unless given.
         mask_token: For diffusion, the token that hides others, as text or id; added to the vocabulary if it has none.
@@ -255,16 +263,19 @@ class Run(Training):
             object.__setattr__(self, "block_length", length)
 
     def completed(self, *, tuning: bool) -> Run:
-        """The settings with the learning rate of what is trained, unless they name one.
+        """Complete the settings by the learning rate of what is trained, unless they name one.
 
         Args:
-            tuning: learn the answers of prompts and dialogues, not whole texts.
+            tuning: train on the answers of prompts and dialogues, not on whole texts.
 
         Raises:
-            UserError: there is no network to tune.
+            UserError: there is no network to tune, or a setting is of whole texts.
         """
         if tuning and self.init is None:
             raise UserError("init is not given, the network to fine-tune: give one, or train one with pretrain first.")
+        if tuning and self.random_length_prob != Run.random_length_prob:
+            given = f"random_length_prob is {self.random_length_prob}, but answers are not cropped"
+            raise UserError(f"{given}: leave it out, or give whole texts to pretrain.")
         if self.learning_rate is not None:
             return self
         kind = "adapters" if self.lora_rank else "sft" if tuning else "from scratch" if self.init is None else "init"

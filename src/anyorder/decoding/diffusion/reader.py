@@ -119,6 +119,6 @@ class CanvasReader(Reader[CanvasRow]):
         visibility, labels, others = self.layout.narrow(numbers, self.visibility, labels)
         views = self.model.prepare(
             visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
-            slots=None if self.cache is None else at_BR, wanted=column_BW, **others,
+            slots=None if self.cache is None else at_BR, queries=column_BW, **others,
         )  # fmt: skip
         return self.model.hidden(ids_BR, views, self.cache)

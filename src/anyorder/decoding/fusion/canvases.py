@@ -61,5 +61,5 @@ class FusedCanvases(CanvasLayout):
         row_B = torch.tensor(rows, device=at_BR.device)
         own = {name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()}
         place_BR = None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR)
-        others = {"rotary_positions": place_BR, **self._corrections.select(row_B)._asdict()}
+        others = {"rotary_positions": place_BR, "corrections": self._corrections.select(row_B)}
         return visibility & apart(), {**labels, **own}, others

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from anyorder.attention import NO_CORRECTIONS, Corrections
 from anyorder.decoding.fusion.ensembles import logit_mean, pooled
 from anyorder.decoding.fusion.layout import ANSWER, FusionLayout, Piece, Rows, lay_out
-from anyorder.decoding.fusion.weighting import UNCORRECTED, Corrections, corrected
+from anyorder.decoding.fusion.weighting import corrected
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.utils.ragged import log_softmax, pad
@@ -108,7 +109,7 @@ def masked_pass(
     rows = lay_out([layout.extended(ids).whole for layout, ids in zip(layouts, answers, strict=True)], model.device)
     views = model.prepare(
         segments(), rows.ordered, valid=rows.valid, rotary_positions=rows.rotary_positions,
-        **corrected(questions, fusion.correction)._asdict(),
+        corrections=corrected(questions, fusion.correction),
     )  # fmt: skip
     return rows, views
 
@@ -138,7 +139,7 @@ def read_joined(model: Llama, layouts: Sequence[FusionLayout], more: int, store:
 
 def _read(
     model: Llama, pieces: Sequence[Piece], cache: Cache, store: SegmentStore | None = None,
-    corrections: Corrections = UNCORRECTED,
+    corrections: Corrections = NO_CORRECTIONS,
 ) -> tuple[list[Tensor], int]:  # fmt: skip
     """Read pieces behind what the cache holds, each row seeing all keys up to its position.
 
@@ -153,7 +154,7 @@ def _read(
         return [recalled.get(b, nothing) for b in range(len(pieces))], 0
     views = model.prepare(
         causal(), rows.labels, valid=rows.valid, cache=cache, rotary_positions=rows.rotary_positions,
-        **corrections._asdict(),
+        corrections=corrections,
     )  # fmt: skip
     hidden_BRE = model.hidden(rows.ids, views, cache)
     found = [recalled.get(b, hidden_BRE[b, : piece.length]) for b, piece in enumerate(missing)]
@@ -216,7 +217,7 @@ class FusedReader(CausalReader):
         self.passes += read.passes - 1  # of which one is counted already
         copies = torch.tensor([different.index(question) for question in of_texts], device=self.model.device)
         self.cache = read.cache if len(different) == len(of_texts) else read.cache.gather(copies)
-        self.bias, self.tempered = read.corrections.select(copies)
+        self.corrections = read.corrections.select(copies)
         segment_B1 = torch.tensor([[len(question.segments) + 1] for question in of_texts], device=self.model.device)
         self.labels = {"part": torch.full_like(segment_B1, ANSWER), "segment": segment_B1}
         return read.logits[copies]

@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from anyorder.attention import BiasTerm, Tempered
+from anyorder.attention import BiasTerm, Corrections, Tempered
 from anyorder.decoding.fusion.layout import SEGMENT
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
@@ -75,27 +74,8 @@ def read_correction(correction: Correction) -> Correction:
     return APE(temperature, scale)
 
 
-class Corrections(NamedTuple):
-    """Corrections of the scores of attention: the keywords of `Llama.prepare`.
-
-    Attributes:
-        bias: terms with one value per question.
-        tempered: the pairs that have a softmax of their own.
-    """
-
-    bias: Sequence[BiasTerm] = ()
-    tempered: Tempered | None = None
-
-    def select(self, question_N: Tensor) -> Corrections:
-        """Return those of these questions of the batch, repeats allowed."""
-        return self._replace(bias=[term.select(question_N) for term in self.bias])
-
-
-UNCORRECTED = Corrections()
-
-
 def corrected(questions: Sequence[Question], correction: Correction) -> Corrections:
-    """Return the corrections of the scores of `TOWARDS_SEGMENTS`.
+    """Return the corrections of the scores of `TOWARDS_SEGMENTS`, one value per question.
 
     Args:
         questions: one per sample of the batch.

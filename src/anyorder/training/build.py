@@ -1,4 +1,4 @@
-"""From settings to objectives, and to the network that is to learn them."""
+"""From settings to the network and the objective of a training."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
-from anyorder.checkpoints.adapt import adapt
 from anyorder.checkpoints.mask_token import with_mask_token
 from anyorder.data import BadLines, train_tokenizer
 from anyorder.data.readers import read_texts
@@ -39,8 +38,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
-    """The network to start from, and its tokenizer, without the conventions of what it is to learn.
+def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
+    """Load or make the network to start from, and its tokenizer; what its objective needs is not yet added.
 
     Raises:
         UserError: the checkpoint has no tokenizer, or cannot be read.
@@ -76,7 +75,7 @@ def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
 
 
 def reaching(config: ModelConfig, run: Run) -> ModelConfig:
-    """The configuration of the network of `init`, with rotary embeddings that reach over the length of a sample.
+    """Scale the rotary embeddings of the network of `init` so that they reach over the length of a sample.
 
     Raises:
         UserError: they do not, and may not or cannot be scaled, or are to be scaled although they do.
@@ -101,10 +100,10 @@ def reaching(config: ModelConfig, run: Run) -> ModelConfig:
 
 
 def with_own_mode(run: Run, config: ModelConfig) -> Run:
-    """The settings with what they leave to the network: its objective, shifted logits, and tokens of a block.
+    """Complete the settings by what they leave to the network: objective, shifted logits, and tokens of a block.
 
     Raises:
-        UserError: the network writes several times and no objective says which shall stay; or a setting is not of
+        UserError: the network has several modes and no objective says which shall stay; or a setting is not of
             the objective.
     """
     objective: str | None = run.objective
@@ -118,43 +117,57 @@ def with_own_mode(run: Run, config: ModelConfig) -> Run:
             )
         objective = TRAINED_BY[config.default_mode]
     own = {TRAINED_BY[mode.name]: mode for mode in config.modes}
-    learnt = {objective, *run.parts}
+    trained = {objective, *run.parts}
     shifted, block_length = run.shifted, run.block_length
-    if "masked-diffusion" in own and "masked-diffusion" in learnt:
+    if "masked-diffusion" in own and "masked-diffusion" in trained:
         shifted = shifted or own["masked-diffusion"].shifted
-    if block_length is None and "block-diffusion" in learnt:
+    if block_length is None and "block-diffusion" in trained:
         block_length = own["block-diffusion"].block_length if "block-diffusion" in own else BLOCK_LENGTH
     changes: dict[str, Any] = {"objective": objective, "shifted": shifted, "block_length": block_length}
     return dataclasses.replace(run, **changes)
 
 
 def lost_modes(run: Run, config: ModelConfig) -> list[str]:
-    """The ways in which the network of `init` writes, and the trained one will not."""
-    learnt = {run.objective, *run.parts}
-    return [mode.name for mode in config.modes if run.init is not None and TRAINED_BY[mode.name] not in learnt]
+    """The modes of the network of `init` that the trained one will not have."""
+    trained = {run.objective, *run.parts}
+    return [mode.name for mode in config.modes if run.init is not None and TRAINED_BY[mode.name] not in trained]
 
 
-def prepared(
+def with_mask(
     run: Run, model: Llama, tokenizer: PreTrainedTokenizerBase, *, tuning: bool
-) -> tuple[Llama, Objective]:  # fmt: skip
-    """The network with all that its objective needs (mask token, query rows, modes), and the objective.
+) -> tuple[Llama, int | None]:  # fmt: skip
+    """Give the network a mask token where its objective needs one.
+
+    Args:
+        run: the settings, completed by `with_own_mode`.
+        model: the network; its weights are shared where they can be.
+        tokenizer: gets the mask token where it has none.
+        tuning: train on answers alone, not on whole texts.
+
+    Returns:
+        The network, and the id of the mask token; None: its objective needs none.
+
+    Raises:
+        UserError: answers are to be padded with end tokens, and the network has none.
+    """
+    objectives = {run.objective, *run.parts}
+    if tuning and "masked-diffusion" in objectives and not model.config.eos_token_ids:
+        raise UserError("the network has no end token, by which answers end: name one in its config.json.")
+    if not DIFFUSION & objectives:
+        return model, None
+    return with_mask_token(model, tokenizer, run.mask_token, run.seed)
+
+
+def build_objective(run: Run, mask_token_id: int | None, config: ModelConfig, *, tuning: bool) -> Objective:
+    """Make the objective of settings whose steps are known.
 
     Args:
         run: the settings.
-        model: the network; its weights are shared where they can be.
-        tokenizer: gets a mask token where one is needed and there is none.
-        tuning: learn answers alone, not whole texts.
+        mask_token_id: the mask token; None for objectives that need none.
+        config: of the network that is trained.
+        tuning: train on answers alone, not on whole texts.
     """
-    mask_token_id = -1
-    if DIFFUSION & {run.objective, *run.parts}:
-        model, mask_token_id = with_mask_token(model, tokenizer, run.mask_token, run.seed)
-    objective = objective_of(run, mask_token_id, model.config, tuning=tuning)
-    return adapt(model, objective.modes, seed=run.seed), objective
-
-
-def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
-    """What the settings say is to be learnt."""
-    assert run.objective is not None, "resolved by with_own_way"
+    assert run.objective is not None, "resolved by with_own_mode"
     if run.objective != "mixture":
         return _objective(run.objective, run, mask_token_id, config, tuning=tuning)
     parts = [_objective(name, run, mask_token_id, config, tuning=tuning) for name in run.parts]
@@ -163,19 +176,15 @@ def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: b
     return Mixture(parts=parts, shares=list(run.parts.values()), by=by)
 
 
-def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
+def _objective(name: str, run: Run, mask_token_id: int | None, config: ModelConfig, *, tuning: bool) -> Objective:
+    if name == "autoregressive":
+        return Autoregressive()
+    if name == "permutation":
+        return Permutation(schedule=_schedule(run), predicted=run.predicted)
+    assert mask_token_id is not None, "given by with_mask"
     times = _times(run)
     match name:
-        case "autoregressive":
-            return Autoregressive()
-        case "permutation":
-            return Permutation(schedule=_schedule(run), predicted=run.predicted)
         case "masked-diffusion" if tuning:
-            if run.random_length_prob != Run.random_length_prob:
-                given = f"random_length_prob is {run.random_length_prob}, but answers are not cropped"
-                raise UserError(f"{given}: leave it out, or give whole texts to pretrain.")
-            if not config.eos_token_ids:
-                raise UserError("the network has no end token, by which answers end: name one in its config.json.")
             return MaskedDiffusionTuning(
                 mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
                 opening_steps=run.opening_steps, length=run.length, end_token_id=config.eos_token_ids[0],
@@ -186,7 +195,7 @@ def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, 
                 opening_steps=run.opening_steps, random_length=run.random_length_prob,
             )  # fmt: skip
     assert name == "block-diffusion", "no other objective is named"
-    assert run.block_length is not None, "resolved by with_own_way"
+    assert run.block_length is not None, "resolved by with_own_mode"
     return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, eps=run.eps, times=times)
 
 
@@ -197,7 +206,7 @@ def _times(run: Run) -> Times:
 
 
 def _schedule(run: Run) -> Schedule:
-    steps = run.steps or 1  # of epochs: unknown until the rows are counted
+    steps = run.total_steps
     schedules: dict[str, Schedule] = {
         "random": Always(Random()),
         "left-to-right": Always(LeftToRight()),
