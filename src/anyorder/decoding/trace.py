@@ -147,8 +147,8 @@ def _event(values: object) -> Written:
     if not isinstance(values, list):
         raise ValueError(f"{values!r:.50} is no event")
     step, row, position, token_id, log_prob = values
-    places = map(_count, (step, row, position, token_id))
-    return Written(*places, log_prob=-math.inf if log_prob is None else _number(log_prob))
+    surely = -math.inf if log_prob is None else _number(log_prob)
+    return Written(_count(step), _count(row), _count(position), _count(token_id), surely)
 
 
 def _count(value: object) -> int:
