@@ -31,8 +31,8 @@ def test_copies_compute_what_one_did(layers: str, chosen: int, tmp_path: Path) -
     for weight in made.parameters():
         weight.data += 0.01 * torch.randn_like(weight)
     made(ids, labels=ids).loss.backward()
-    layers: Any = made.model.layers
-    assert all(layer.mlp.gate.weight.grad.any() for layer in layers)
+    blocks: Any = made.model.layers
+    assert all(layer.mlp.gate.weight.grad.any() for layer in blocks)
 
 
 def test_two_of_several_are_a_mixtral(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class Trace:
     """What was written, in the order of writing, and what it cost.
 
     Attributes:
-        events: the tokens written; of two at the same row and position the later one stands.
+        events: the tokens written; of two at the same row and position the later one counts.
         passes: forward passes of the network, the one over the prompt included.
         seconds: time from the first pass to the last token.
         end_token_ids: tokens that end a text and are no part of it.
@@ -67,12 +67,12 @@ class Trace:
     @property
     def tokens(self) -> int:
         """Number of positions written before the first end token of each row (padding has no events)."""
-        standing = {(event.row, event.position): event.token_id for event in self.events}
+        final = {(event.row, event.position): event.token_id for event in self.events}
         end: dict[int, int] = {}
-        for (row, position), token_id in standing.items():
+        for (row, position), token_id in final.items():
             if token_id in self.end_token_ids:
                 end[row] = min(position, end.get(row, position))
-        return sum(row not in end or position < end[row] for row, position in standing)
+        return sum(row not in end or position < end[row] for row, position in final)
 
     @property
     def tokens_per_second(self) -> float:

@@ -1,4 +1,4 @@
-"""Where a network looks: the weights of every head, what they amount to, and pictures of them.
+"""What a network attends to: the weights of every head, statistics of them, and pictures.
 
 The weights are those of the eager backend, which has a callback for them; the network is not changed.
 

@@ -46,7 +46,7 @@ class Compared:
         standard_error: of `log_prob`.
         scored: tokens that `log_prob` is about.
         drift: of an approximate cache: how far its distributions are from those of passes over everything
-            (Kullback-Leibler, the mean in nats); None unless asked for, and where no cache is approximate.
+            (Kullback-Leibler, the mean in nats); None unless it was measured, and where no cache is approximate.
         changed: share of those distributions whose most probable token is another one; likewise.
     """
 

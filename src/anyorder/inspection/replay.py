@@ -1,4 +1,4 @@
-"""A generation to look at again: what stood where after each step, as data and as a page for a browser.
+"""Replays of a generation: the token at each position after each step, as data and as a page for a browser.
 
 A recording is a trace with what the trace leaves out: the canvas before the first step and how tokens read. It says
 nothing that only one mode has, so left to right, any order and diffusion, edits included, replay alike.
