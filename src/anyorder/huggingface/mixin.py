@@ -62,13 +62,21 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
+        self.vision_model = self.multi_modal_projector = None
         self.post_init()
 
     @classmethod
     def of(cls, network: Llama) -> Self:
-        """The same network with this face: its modules and weights are shared, nothing is copied."""
+        """The same network with this face: its modules and weights are shared, nothing is copied.
+
+        Raises:
+            UserError: the network has vision.
+        """
         if isinstance(network, cls):
             return network
+        if network.config.vision is not None:
+            remedy = "use anyorder.generate, or save it and load transformers' Llama4ForConditionalGeneration"
+            raise UserError(f"the network has vision, and its face in transformers reads text alone: {remedy}.")
         names = {ours: theirs for theirs, ours in TRANSFORMERS_NAMES.items()}
         attention = names.get(TRANSFORMERS_NAMES.get(network.backend, network.backend))  # None stands for "auto"
         config = AnyOrderConfig(backbone=network.config, dtype=network.dtype, attn_implementation=attention)

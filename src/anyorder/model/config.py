@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from anyorder.errors import UserError
 from anyorder.model.modes import LEFT_TO_RIGHT, Mode, check_modes, find_mode, mode_named
 from anyorder.model.rope import Rotary
+from anyorder.model.vision import VisionConfig
 from anyorder.utils.annotations import AtMost, check_fields, shown
 from anyorder.visibility import Visibility, chunks, sliding_window
 
@@ -20,6 +21,9 @@ Real = Annotated[float, AtMost(1e15)]
 
 MOST_LAYERS = 4096
 """Four times as many as the deepest networks of the literature."""
+
+MOST_ROW_IDS = 2**31
+"""Tokens and rows of images together."""
 
 LARGEST_MATRIX = 2**45
 """Weights of one matrix; sizes whose product is larger are mistakes, and overflow where PyTorch counts bytes."""
@@ -85,6 +89,7 @@ class ModelConfig:
             embedded, so that its token may lie beyond the vocabulary.
         modes: the modes that the network was trained for.
         default_mode: the name of the one that is taken unless another is asked for; the first unless given.
+        vision: the encoder of images, where the network has one.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -113,6 +118,7 @@ class ModelConfig:
     pad_token_id: Whole | None = None
     modes: tuple[Mode, ...] = (LEFT_TO_RIGHT,)
     default_mode: str = ""
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
         known_norm = isinstance(self.qk_norm, str) and self.qk_norm in ("none", "learned", "weightless")
@@ -170,6 +176,8 @@ class ModelConfig:
         remedy = f"give ids from 0 to {self.vocab_size - 1}"
         self._require("bos_token_id", self.bos_token_id is None or self.bos_token_id in ids, remedy)
         self._require("eos_token_ids", all(token_id in ids for token_id in self.eos_token_ids), remedy)
+        if self.vision is not None and self.vision.image_token_id not in ids:
+            raise UserError(f"vision field 'image_token_id' is {self.vision.image_token_id}: {remedy}.")
 
     def _check_mask_token(self, mode: Mode) -> None:
         token_id = mode.mask_token_id
@@ -229,6 +237,11 @@ class ModelConfig:
             for kind in self.layers
         )
         return self.replace(rotary=exact(self.rotary), layers=layers)
+
+    @property
+    def row_ids(self) -> range:
+        """Ids that a row can have: tokens, and behind them rows of images where the network has vision."""
+        return range(self.vocab_size if self.vision is None else MOST_ROW_IDS)
 
     @property
     def has_query_rows(self) -> bool:
