@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from anyorder.api.dispatch import Order, decoder_of, prompts_for, text_of
+from anyorder.api.images import Images, as_tokens
 from anyorder.api.output import Finished
 from anyorder.api.text import Continuation, Prompt, stop_strings
 from anyorder.decoding.beams import write_by_beam_search
@@ -73,6 +74,7 @@ class Batches:
         model, tokenizer, prompt: as in `anyorder.generate`.
         options: how.
         gap_tokens: tokens of each gap of a text; `max_new_tokens` unless given.
+        images: of the prompts; None where there are none.
 
     Attributes:
         rows: what decoders are given for each text; samples of one prompt follow each other.
@@ -89,9 +91,11 @@ class Batches:
         prompt: Prompt,
         options: Options,
         gap_tokens: int | None = None,
+        images: Images | None = None,
     ) -> None:
+        model = model if images is None else images.model
         self._model, self._tokenizer, self._options = model, tokenizer, options
-        read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens)
+        read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens, images)
         samples = options.num_samples or 1
         self._decoders = {
             mode.name: decoder_of(
@@ -105,7 +109,8 @@ class Batches:
         self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
         self._prompts = [text for text in read.texts for _ in range(samples)]
         self._stops = stop_strings(options.stop, tokenizer)
-        self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self.rows]
+        self._tokens = [as_tokens(ids, model.config) for ids in self.rows]
+        self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self._tokens]
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
         """Write one batch after the other; `watch` is called with each step of a decoder."""
@@ -126,23 +131,24 @@ class Batches:
         prompts = [self.rows[row] for row in rows]
         condition = self._stopped if self._stops else None
         if self._options.num_beams == 1:
-            recorder = Recorder(prompts, rows, self._model.config.eos_token_ids)
+            recorder = Recorder([self._tokens[row] for row in rows], rows, self._model.config.eos_token_ids)
             for step in recorder.watch(self._decoders[mode](prompts, rows, condition)):
                 if watch is not None:
                     watch(step)
             return recorder.generation()
-        return write_by_beam_search(
+        generation = write_by_beam_search(
             self._model, prompts, beams=self._options.num_beams, max_new_tokens=self._options.max_new_tokens,
             repetition_penalty=self._options.sampling.repetition_penalty, stop=condition,
             use_cache=self._options.use_cache, rows=rows,
         )  # fmt: skip
+        return replace(generation, sequences=[as_tokens(ids, self._model.config) for ids in generation.sequences])
 
     def _stopped(self, row: int, written: Sequence[int]) -> bool:
         assert self._tokenizer is not None, "stop strings need it"
         assert self._texts is not None
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
-        text = Continuation(self._tokenizer, self.rows[row], self._stops) if beams else self._texts[row]
+        text = Continuation(self._tokenizer, self._tokens[row], self._stops) if beams else self._texts[row]
         return text.read(written)
 
 

@@ -25,6 +25,7 @@ from anyorder.orders.plan import GroupPlan
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from anyorder.api.images import Images
     from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.config import ModelConfig
     from anyorder.model.llama import Llama
@@ -166,7 +167,7 @@ class Prompts:
 
 def prompts_for(
     order: Order | None, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig,
-    max_new_tokens: int, gap_tokens: int | None = None,
+    max_new_tokens: int, gap_tokens: int | None = None, images: Images | None = None,
 ) -> Prompts:  # fmt: skip
     """The prompts, each with its way: that of the order, or without one what suits it, whatever the others are.
 
@@ -176,14 +177,17 @@ def prompts_for(
     Args:
         order, prompt, tokenizer, max_new_tokens, gap_tokens: as in `anyorder.generate`.
         config: of the network.
+        images: of the prompts, whose rows are put into them; None where there are none.
 
     Raises:
-        UserError: see `resolve`, `prompts_with_gaps`, `check_prompts` and `check_canvases`.
+        UserError: see `resolve`, `prompts_with_gaps`, `Images.place`, `check_prompts` and `check_canvases`.
     """
     by_order = resolve(order, config)
     rows, single = prompts_with_gaps(
         prompt, tokenizer, config.bos_token_id, new_tokens=max_new_tokens, gap_tokens=gap_tokens
     )
+    if images is not None:
+        rows = images.place(rows, single)
     gaps = [number for number, row in enumerate(rows) if BLANK in row]
     filling = resolve(order, config, gap_in=f"prompt {gaps[0]}") if gaps else by_order
     modes = [filling if BLANK in row else by_order for row in rows]

@@ -212,7 +212,7 @@ def diffusion_log_prob(
     Args:
         model: the network.
         sequences: token ids of each text, of any lengths.
-        scored: positions of the tokens whose probability is asked for, in rising order.
+        scored: positions of the tokens whose probability is asked for, in rising order; rows of images have none.
         mode: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
             the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
@@ -228,6 +228,8 @@ def diffusion_log_prob(
     """
     mode = _default_mode(model) if mode is None else mode
     _check(model, sequences, scored, mode, guidance, cache)
+    words = model.config.vocab_size  # behind which ids are rows of images
+    scored = [[at for at in of_text if ids[at] < words] for ids, of_text in zip(sequences, scored, strict=True)]
     generators = Sampling(seed=getattr(method, "seed", 0)).generators(range(len(sequences)) if rows is None else rows)
     jobs: list[_Copy] = []
     groups: list[list[slice]] = []
