@@ -72,7 +72,7 @@ def test_what_is_not_given_follows_from_the_rest() -> None:
         ),
         (
             {"qk_norm": "rms"},
-            "configuration field 'qk_norm' is 'rms': choose none, learned or weightless.",
+            "configuration field 'qk_norm' is 'rms': choose one of none, learned, learned-full-width, weightless.",
         ),
         (
             {"max_position_embeddings": 0},

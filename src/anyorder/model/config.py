@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from anyorder.errors import UserError
+from anyorder.model.experts import Experts
 from anyorder.model.modes import LEFT_TO_RIGHT, Mode, check_modes, find_mode, mode_named
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Rotary
 from anyorder.model.vision import VisionConfig
 from anyorder.utils.annotations import AtMost, check_fields, shown
 from anyorder.visibility import Visibility, chunks, sliding_window
+
+QKNorm = Literal["none", "learned", "learned-full-width", "weightless"]
 
 HEAD_LAYOUTS = ("MHA", "GQA", "MQA")
 
@@ -37,11 +42,15 @@ class LayerKind:
         rotary: whether queries and keys are rotated (False: NoPE), or a rotary embedding of its own.
         window: the layer sees only this many latest positions, its own included.
         chunk: the layer sees only its own chunk of this many positions.
+        query_scale: how queries grow with their position; None: not at all.
+        experts: the layer's feed-forward network is a mixture, the `experts` of the configuration.
     """
 
     rotary: bool | Rotary = True
     window: Whole | None = None
     chunk: Whole | None = None
+    query_scale: QueryScale | None = None
+    experts: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "layer field {!r}")
@@ -76,13 +85,14 @@ class ModelConfig:
         head_dim: width of one head; `hidden_size // num_attention_heads` unless given.
         max_position_embeddings: trained length in tokens.
         rotary: how positions turn queries and keys.
-        layers: the kind of each layer; plain rotary layers unless given.
+        layers: the kind of each layer; rotary layers that see all unless given, with experts if there are any.
+        experts: the mixture of experts of the layers that have one; None: there is none.
         attention: the kind of attention module, a name in `ATTENTIONS`; unless given, the one of "MHA", "GQA"
             and "MQA" that the number of heads makes it.
         attention_bias: biases on the query, key and value projections.
         attention_output_bias: bias on the output projection.
-        qk_norm: root-mean-square norm of each query and key head: "none", "learned" (Qwen3), or
-            "weightless" in layers with rotary (Llama 4).
+        qk_norm: root-mean-square norm of each query and key head: "none", "learned" (Qwen3), "learned-full-width" of
+            all heads at once (OLMoE), or "weightless" in layers with rotary (Llama 4).
         mlp_bias: biases in the feed-forward network.
         tie_word_embeddings: the head uses the embedding matrix.
         bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none. Padding is never
@@ -106,10 +116,11 @@ class ModelConfig:
     max_position_embeddings: Whole = 2048
     rms_norm_eps: Real = 1e-5
     layers: tuple[LayerKind, ...] = ()
+    experts: Experts | None = None
     attention: str | None = None
     attention_bias: bool = False
     attention_output_bias: bool = False
-    qk_norm: Literal["none", "learned", "weightless"] = "none"
+    qk_norm: QKNorm = "none"
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     initializer_range: Real = 0.02
@@ -121,8 +132,8 @@ class ModelConfig:
     vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
-        known_norm = isinstance(self.qk_norm, str) and self.qk_norm in ("none", "learned", "weightless")
-        self._require("qk_norm", known_norm, "choose none, learned or weightless")
+        norms = typing.get_args(QKNorm)
+        self._require("qk_norm", self.qk_norm in norms, f"choose one of {', '.join(norms)}")
         self._require(
             "rotary", isinstance(self.rotary, Rotary), "give an object of anyorder.model.rope, such as Rotary"
         )
@@ -137,7 +148,7 @@ class ModelConfig:
             self._require("hidden_size", self.hidden_size % heads == 0, remedy)
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if not self.layers:
-            object.__setattr__(self, "layers", (LayerKind(),) * self.num_hidden_layers)
+            object.__setattr__(self, "layers", (LayerKind(experts=self.experts is not None),) * self.num_hidden_layers)
         divides = self.num_key_value_heads > 0 and heads % self.num_key_value_heads == 0
         self._require("num_key_value_heads", divides, f"give a divisor of num_attention_heads, which is {heads}")
         shared = self.attention not in HEAD_LAYOUTS or self.attention == self.head_layout
@@ -147,6 +158,9 @@ class ModelConfig:
         self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
         one_each = len(self.layers) == self.num_hidden_layers
         self._require("layers", one_each, f"give one kind for each of the {self.num_hidden_layers} layers")
+        has_experts = any(kind.experts for kind in self.layers)
+        remedy = "say of what kind they are, as some layers have them" if has_experts else "give layers that have them"
+        self._require("experts", has_experts == (self.experts is not None), remedy)
         # A layer whose own rotary embedding is the network's is of the same kind as one without.
         same = {kind: dataclasses.replace(kind, rotary=True) for kind in set(self.layers) if kind.rotary == self.rotary}
         object.__setattr__(self, "layers", tuple(same.get(kind, kind) for kind in self.layers))
@@ -166,6 +180,7 @@ class ModelConfig:
             "vocab_size": self.vocab_size,
             "intermediate_size": self.intermediate_size,
             "head_dim": self.num_attention_heads * self.head_dim,
+            **({} if self.experts is None else {"experts": self.experts.number * 2 * self.experts.width}),
         }
         for name, size in rows.items():
             remedy = f"give smaller sizes, as beside hidden_size {self.hidden_size} it makes matrices of 2**45 weights"

@@ -18,12 +18,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from anyorder.attention import BiasTerm, Request, Tempered, compile_mask
+from anyorder.attention import AttentionMask, BiasTerm, Request, Tempered, compile_mask
 from anyorder.errors import UserError
 from anyorder.model import call
 from anyorder.model.block import Block
 from anyorder.model.cache import Cache
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.experts import ExpertWeights, Router
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
@@ -115,6 +116,10 @@ class Llama(nn.Module):
                 nn.init.ones_(module.weight)
             if isinstance(module, VisionModel):
                 module.reset_parameters()
+            if isinstance(module, ExpertWeights | Router):
+                for name, weight in module.named_parameters(recurse=False):
+                    std = 0.0 if name == "expert_bias" else self.config.initializer_range
+                    nn.init.normal_(weight, std=std)
 
     def tie_weights(self) -> None:
         """Let the head share the embedding's matrix where the configuration says so."""
@@ -205,15 +210,23 @@ class Llama(nn.Module):
             for kind in kinds
             if (rotary := self.config.rotary_of(kind)) is not None
         }
+        block_BR = self._blocks(labels)
+        masks: dict[Visibility | None, AttentionMask] = {}
         views: Views = {}
         for kind in kinds:
             rotary = self.config.rotary_of(kind)
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
             request = Request(narrowed, labels, key, present, valid, bias, tempered)
+            if kind.narrowing not in masks:
+                masks[kind.narrowing] = compile_mask(request, backend, self.dtype)
+            scale = kind.query_scale
             views[kind] = View(
                 n_keys=n_keys,
-                mask=compile_mask(request, backend, self.dtype),
+                mask=masks[kind.narrowing],
                 cos_sin=None if rotary is None else rotations[rotary],
+                query_scale=None if scale is None else scale.factor(labels["position"], self.dtype),
+                valid=valid if kind.experts else None,
+                block=block_BR if kind.experts else None,
                 slots=slots,
                 extent=extent or 0,
             )
@@ -223,8 +236,22 @@ class Llama(nn.Module):
                 mask = compile_mask(
                     dataclasses.replace(request, query=query, valid=valid_BW), backend, self.dtype
                 )  # fmt: skip
-                views["last"] = dataclasses.replace(views[kind], mask=mask, looking=wanted)
+                views["last"] = dataclasses.replace(
+                    views[kind], mask=mask, looking=wanted,
+                    valid=valid_BW if kind.experts else None,
+                    block=block_BR.gather(1, wanted) if kind.experts and block_BR is not None else None,
+                )  # fmt: skip
         return views
+
+    def _blocks(self, labels: Labels) -> Tensor | None:
+        """A number for the block of each row, `[batch, rows]`, where experts are chosen by the block."""
+        if self.config.experts is None or not self.config.experts.block_length:
+            return None
+        block_BR = labels["position"] // self.config.experts.block_length
+        if "noised" in labels:  # two copies of a text, of which neither knows what the other chooses
+            block_BR = 2 * block_BR + labels["noised"]
+        sample_B1 = torch.arange(len(block_BR), device=block_BR.device).unsqueeze(1)
+        return block_BR * len(block_BR) + sample_B1
 
     def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
         limit = self.config.cacheable

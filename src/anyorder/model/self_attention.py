@@ -24,13 +24,14 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, kind: LayerKind) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.norm_all_heads = config.qk_norm == "learned-full-width"
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, queries, bias=config.attention_bias)
         self.k_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
         self.v_proj = Linear(config.hidden_size, keys, bias=config.attention_bias)
         self.o_proj = Linear(queries, config.hidden_size, bias=config.attention_output_bias)
-        self.q_norm, self.k_norm = head_norm(config, kind), head_norm(config, kind)
+        self.q_norm, self.k_norm = head_norm(config, kind, queries), head_norm(config, kind, keys)
 
     def forward(self, rows_BRE: Tensor, view: View, kv: LayerCache | None) -> Tensor:
         """Rows `[batch, rows, hidden]` in, those that look out; `kv` is this layer's part of the cache."""
@@ -44,23 +45,34 @@ class SelfAttention(nn.Module):
     def projected(self, rows_BRE: Tensor, view: View) -> tuple[Tensor, Tensor, Tensor]:
         """Queries of the rows that look, keys and values of those that offer some, normed and rotated."""
         offering_BKE = rows_BRE[:, : view.n_keys]
-        q_BRHD = self.q_norm(self.q_proj(view.look(rows_BRE)).unflatten(-1, (-1, self.head_dim)))
-        k_BKGD = self.k_norm(self.k_proj(offering_BKE).unflatten(-1, (-1, self.head_dim)))
+        q_BRHD = self.normed(self.q_norm, self.q_proj(view.look(rows_BRE)))
+        k_BKGD = self.normed(self.k_norm, self.k_proj(offering_BKE))
         v_BKGD = self.v_proj(offering_BKE).unflatten(-1, (-1, self.head_dim))
         if view.cos_sin is not None:
             cos, sin = view.cos_sin
             q_BRHD = rotate(q_BRHD, view.look(cos), view.look(sin))
             k_BKGD = rotate(k_BKGD, cos[:, : view.n_keys], sin[:, : view.n_keys])
+        if view.query_scale is not None:
+            q_BRHD = q_BRHD * view.look(view.query_scale)
         return q_BRHD, k_BKGD, v_BKGD
 
+    def normed(self, norm: nn.Module, heads_BRD: Tensor) -> Tensor:
+        """From `[batch, rows, heads * head_dim]` to `[batch, rows, heads, head_dim]`, normed by head or all at once."""
+        if self.norm_all_heads:
+            heads_BRD = norm(heads_BRD)
+        split_BRHD = heads_BRD.unflatten(-1, (-1, self.head_dim))
+        return split_BRHD if self.norm_all_heads else norm(split_BRHD)
 
-def head_norm(config: ModelConfig, kind: LayerKind) -> nn.Module:
-    """The norm of query or key heads before they are rotated.
+
+def head_norm(config: ModelConfig, kind: LayerKind, width: int) -> nn.Module:
+    """The norm of query or key heads, of this width together, before they are rotated.
 
     Llama 4 applies its weightless norm after the rotation, which changes no length: the same.
     """
     if config.qk_norm == "learned":
         return RMSNorm(config.head_dim, config.rms_norm_eps)
+    if config.qk_norm == "learned-full-width":
+        return RMSNorm(width, config.rms_norm_eps)
     rotated = config.rotary_of(kind) is not None
     return WeightlessRMSNorm(config.rms_norm_eps) if config.qk_norm == "weightless" and rotated else nn.Identity()
 

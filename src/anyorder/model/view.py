@@ -18,6 +18,9 @@ class View:
         n_keys: the first `n_keys` rows offer keys and values; the others only look.
         mask: who sees whom.
         cos_sin: of each row's rotary angles, each `[batch, rows, 1, head_dim / 2]`; None: no rotary.
+        query_scale: factor of each row's queries, `[batch, rows, 1, 1]`; None: 1.
+        valid: which of the rows that go on are no padding, boolean; None: all.
+        block: number of the block of each row that goes on, where experts are chosen by the block; otherwise None.
         slots: cache slots that the new keys are written to, `[batch, n_keys]`; None: no cache.
         extent: number of cache slots that are read.
         looking: numbers of the rows that look and go on, `[batch, looking]`; None: all. The others offer keys and
@@ -27,6 +30,9 @@ class View:
     n_keys: int
     mask: AttentionMask
     cos_sin: tuple[Tensor, Tensor] | None
+    query_scale: Tensor | None = None
+    valid: Tensor | None = None
+    block: Tensor | None = None
     slots: Tensor | None = None
     extent: int = 0
     looking: Tensor | None = None
