@@ -202,7 +202,7 @@ VISION = {
         ({"moe_args": {"experts": 16}}, "field 'moe_args' is {'experts': 16}: give an object with 'num_experts', "),
         ({"vision_args": 3}, "field 'vision_args' is 3: give an object with 'image_size', "),
         ({"vision_args": VISION | {"dim": "wide"}}, "field 'dim' is 'wide': give a whole number"),
-        ({"vision_args": VISION | {"patch_size": {"height": 14, "width": 7}}}, "field 'patch_size' of vision_args is 14"),
+        ({"vision_args": VISION | {"patch_size": {"height": 14, "width": 7}}}, "field 'patch_size' of vision_args is"),
         ({"vision_args": VISION | {"pixel_shuffle_ratio": 0.4}}, "field 'pixel_shuffle_ratio' of vision_args is 0.4: "),
         ({"quantization_args": {"scheme": "int4"}}, "field 'quantization_args' is .*: give the weights as they were"),
         ({"lora_args": {"rank": 16}}, "field 'lora_args' is .*: give the weights with the adapter merged"),

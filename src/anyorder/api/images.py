@@ -18,6 +18,7 @@ from anyorder.api.tiles import load_image, tiles_of
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.utils.annotations import shown
+from anyorder.utils.reprs import counted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,8 +108,8 @@ class Images:
         if tokens:
             if tokens != len(rows):
                 raise UserError(
-                    f"{name} has {tokens} image tokens, but its {len(images)} images have {len(rows)} rows: give an "
-                    f"image token for each row, or {IMAGE} once for each image."
+                    f"{name} has {counted(tokens, 'image token')} for {counted(len(images), 'image')} of "
+                    f"{counted(len(rows), 'row')}: give an image token for each row, or {IMAGE} once for each image."
                 )
             left = iter(rows)
             return [next(left) if token_id == self._vision.image_token_id else token_id for token_id in ids]
@@ -121,7 +122,7 @@ class Images:
             return [*begins, *(token_id for image in spelled for token_id in image), *ids[len(begins) :]]
         if ids.count(mark) != len(images):
             raise UserError(
-                f"{name} has {IMAGE} {ids.count(mark)} times, but there are {len(images)} images: write it once for "
+                f"{name} has {counted(ids.count(mark), IMAGE)} for {counted(len(images), 'image')}: write it once for "
                 "each image, or leave it out, which puts all images at the beginning."
             )
         following = iter(spelled)

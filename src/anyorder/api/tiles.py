@@ -49,7 +49,9 @@ def load_image(image: Image | str | Path | bytes) -> Image:
         import PIL.ImageOps
     except ImportError:
         raise UserError("images need Pillow, which is not installed: pip install pillow.") from None
-    name = "the image" if isinstance(image, bytes) else f"image {shown(image)}"
+    name = (
+        "the image" if isinstance(image, bytes) else f"image {shown(str(image) if isinstance(image, Path) else image)}"
+    )
     if isinstance(image, str) and image.startswith(DATA_URL):
         name, image = "the image of a data: URL", _of_data_url(image)
     if isinstance(image, str) and "://" in image[:16]:
