@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from anyorder.checkpoints.architectures import ARCHITECTURES, FULL, SLIDING, Architecture
+from anyorder.checkpoints.architectures import ARCHITECTURES, Architecture
 from anyorder.checkpoints.config_json import config_from_json, config_to_json
+from anyorder.checkpoints.layer_fields import FULL, SLIDING
 from anyorder.checkpoints.rotary_json import NATIVE_ROTARY
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig

@@ -1,31 +1,38 @@
 """Hugging Face folders: `config.json` beside safetensors, or `pytorch_model.bin`, whole or in shards.
 
-The tensors of the architectures that are read have the same names there and here, except for the forms in which some
-masked diffusion models are published, which bring a map of names.
+Tensors have the same names there and here, but for those that an architecture or a form has rules about (`layouts.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, ends_to_json, form_to_json
+from anyorder.checkpoints.config_json import (
+    config_from_json,
+    config_to_json,
+    ends_to_json,
+    form_to_json,
+    rules_of,
+)
 from anyorder.checkpoints.contents import EMBEDDING, contents_of
 from anyorder.checkpoints.json_files import read_json, write_json
+from anyorder.checkpoints.layouts import Gathered, Rule, stored
 from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.pickled import load_pickled
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
-from anyorder.checkpoints.weights import DTYPES, Checkpoint, check_layers, listed
+from anyorder.checkpoints.weights import DTYPES, Checkpoint, blank, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -52,8 +59,22 @@ IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Tables that old versions of transformers stored; they follow from the configuration."""
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
-    """The configuration of a folder, and the form in which a masked diffusion model is published.
+class Described(NamedTuple):
+    """What a `config.json` says.
+
+    Attributes:
+        config: the network.
+        form: the form in which a masked diffusion model is published, if it is one.
+        rules: what the tensors are here, but for those that are the same.
+    """
+
+    config: ModelConfig
+    form: Form | None
+    rules: tuple[Rule, ...]
+
+
+def read_config(folder: Path) -> Described:
+    """What the `config.json` of a folder says.
 
     Raises:
         UserError: there is none, or it describes a network that is not supported.
@@ -67,7 +88,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         fields |= {} if eos is None else {"eos_token_id": eos, "eos_token_ids": None}
     fields = with_tokenizers_mask(fields, folder)
     try:
-        return config_from_json(fields), form_of(fields)
+        return Described(config_from_json(fields), form_of(fields), rules_of(fields))
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
 
@@ -91,34 +112,47 @@ def read(folder: Path) -> Checkpoint:
     Raises:
         UserError: a file is missing, damaged or of a kind that is not supported.
     """
-    config, form = read_config(folder)
+    config, form, rules = read_config(folder)
     files: dict[str, Path] = {}
-    stored_as: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
     for file in _weight_files(folder):
-        for stored_name, shape, dtype in _header(file):
-            name = stored_name if form is None else form.ours(stored_name)
-            stored_as[name] = stored_name
+        for name, shape, dtype in _header(file):
             if name in files:
                 raise UserError(f"tensor {name!r} is in {str(files[name])!r} and in {file.name!r}: delete one of them.")
             files[name], shapes[name], dtypes[name] = file, shape, dtype
-    _check_index(folder, {stored_as[name]: file for name, file in files.items()})
+    _check_index(folder, files)
     if form is not None and form.own_head and HEAD in files:
         config = config.replace(tie_word_embeddings=False)
+    check_layers(folder, config, len(shapes))
+    expected = {name: tuple(weight.shape) for name, weight in blank(config).state_dict().items()} if rules else {}
+    optional = (HEAD,) if config.tie_word_embeddings else ()
+    gathered = Gathered(folder, rules, expected, shapes, config.head_dim, optional)
+    dtypes |= {name: dtypes[theirs[0]] for name, theirs in gathered.names.items()}
 
     opened = functools.lru_cache(maxsize=1)(_pickled)  # mapped into memory
 
     def read_tensor(name: str) -> Tensor:
-        if files[name].suffix == PICKLED_SUFFIX:
-            return opened(files[name])[stored_as[name]].clone()
-        # Opened anew for each tensor: pages of the file stay in memory while it is open. A copy, since tensors in the
-        # file need not be aligned, and the file may change.
-        with safe_open(files[name], framework="pt") as file:
-            stored: Tensor = file.get_tensor(stored_as[name])
-            return stored.clone()
+        with contextlib.ExitStack() as stack:
+            # Opened anew for each tensor: pages of a file stay in memory while it is open.
+            readers: dict[Path, Any] = {}
 
-    return Checkpoint(path=folder, config=config, shapes=shapes, dtypes=dtypes, read=read_tensor)
+            def part(theirs: str, rows: slice | None) -> Tensor:
+                file = files[theirs]
+                if file.suffix == PICKLED_SUFFIX:
+                    return opened(file)[theirs][... if rows is None else rows]
+                if file not in readers:
+                    readers[file] = stack.enter_context(safe_open(file, framework="pt"))
+                found: Tensor = readers[file].get_slice(theirs)[... if rows is None else rows]
+                return found
+
+            # A copy, since tensors in the file need not be aligned, and the file may change.
+            return gathered.read(name, part, dtypes[name]) if name in gathered.names else part(name, None).clone()
+
+    return Checkpoint(
+        path=folder, config=config, shapes=gathered.shapes,
+        dtypes={name: dtypes[name] for name in gathered.shapes}, read=read_tensor,
+    )  # fmt: skip
 
 
 def check_layers_of(folder: Path) -> None:
@@ -153,7 +187,7 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
     fields = config_to_json(config) if form is None else form_to_json(config, form)
     write_json(folder / CONFIG, fields | {"dtype": dtype, "torch_dtype": dtype})
     write_json(folder / GENERATION_CONFIG, generation_to_json(config))
-    weights = {name if form is None else form.theirs(name): tensor for name, tensor in tensors.items()}
+    weights = stored(tensors, rules_of(fields), config.head_dim)
     shards = list(_shards(weights, max_shard_size))
     if len(shards) == 1:
         return _save(shards[0], folder / WEIGHTS)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anyorder.checkpoints.architectures import Json
+from anyorder.checkpoints.json_types import Json
 from anyorder.errors import UserError
 
 DEEPEST = 50

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from anyorder.checkpoints.contents import EMBEDDING, Contents, contents_of
+from anyorder.checkpoints.layouts import to_halves, to_interleaved
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -283,16 +284,6 @@ def _frequency_table(header: Header, kind: str) -> Tensor:
     frequency_P = 1.0 / (10_000.0 ** (torch.arange(0, head_dim, 2).float() / head_dim))
     angle_LP = torch.outer(torch.arange(header.seq_len), frequency_P)
     return angle_LP.cos() if kind == "freqs_cos" else angle_LP.sin()
-
-
-def to_halves(weight_RE: Tensor, head_dim: int) -> Tensor:
-    """Rows of a query or key projection, from interleaved pairs (0, 1), (2, 3), ... to pairs (p, p + K / 2)."""
-    return weight_RE.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape_as(weight_RE)
-
-
-def to_interleaved(weight_RE: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `to_halves`."""
-    return weight_RE.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape_as(weight_RE)
 
 
 # ------------------------------------------------------------------------------------------------ tokenizer files

@@ -7,20 +7,18 @@ special.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from anyorder.checkpoints.json_types import Json
+from anyorder.checkpoints.layouts import Rule
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.utils.annotations import shown
 
-Json = dict[str, Any]
-
 # ------------------------------------------------------------------------------------------- LLaDA
 
-LLADA_TENSORS = {
+LLADA_NAMES = {
     "model.transformer.wte.weight": "model.embed_tokens.weight",
     "model.transformer.blocks.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
     "model.transformer.blocks.{}.q_proj.weight": "model.layers.{}.self_attn.q_proj.weight",
@@ -34,7 +32,9 @@ LLADA_TENSORS = {
     "model.transformer.ln_f.weight": "model.norm.weight",
     "model.transformer.ff_out.weight": "lm_head.weight",
 }
-"""Names there and here, {} for the layer."""
+"""Names of tensors there and here, {} for the layer."""
+
+LLADA_TENSORS = tuple(Rule(ours=(here,), theirs=(there,)) for there, here in LLADA_NAMES.items())
 
 LLADA_FIELDS = {
     "d_model": "hidden_size",
@@ -149,7 +149,7 @@ class Form:
         shifted: the logits of a row are those of the token after it.
         read: fields of that architecture's config.json, from those of this one.
         write: the contrary, but for `model_type` and `architectures`.
-        tensors: names of tensors there and here, {} for the layer; those that are missing are the same.
+        tensors: those that have other names, or are cut otherwise, than here and in that architecture.
         mask_token_id: where neither config.json nor the tokenizer names it.
         in_blocks: may write block by block; config.json says so by one of `BLOCK_FIELDS`.
         block_length: tokens of a block where config.json does not say; None: not by blocks then.
@@ -163,7 +163,7 @@ class Form:
     shifted: bool = False
     read: Callable[[Json], Json] = _read_plain
     write: Callable[[Json, Mode], Json] = _write_plain
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    tensors: tuple[Rule, ...] = ()
     mask_token_id: int | None = None
     in_blocks: bool = False
     block_length: int | None = None
@@ -189,28 +189,6 @@ class Form:
     def names_mask(self, fields: Json) -> bool:
         """Whether config.json names the mask token."""
         return any(fields.get(name) is not None for name in MASK_FIELDS)
-
-    def ours(self, name: str) -> str:
-        """The name here of a tensor there."""
-        return _renamed(name, self.tensors)
-
-    @property
-    def patterns(self) -> dict[str, str]:
-        """The same names as regular expressions and what replaces them, as transformers wants them."""
-        return {
-            f"^{re.escape(there).replace(re.escape('{}'), r'([0-9]+)')}$": here.replace("{}", r"\1")
-            for there, here in self.tensors.items()
-        }
-
-    def theirs(self, name: str) -> str:
-        """The name there of a tensor here."""
-        return _renamed(name, {here: there for there, here in self.tensors.items()})
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    number = re.search(r"\.(\d+)\.", name)
-    pattern = name if number is None else name.replace(number[0], ".{}.", 1)
-    return names[pattern].format(number and number[1]) if pattern in names else name
 
 
 def _converted(native: str, class_name: str) -> Form:

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anyorder.checkpoints.llama2c import to_halves
+from anyorder.checkpoints.layouts import to_halves
 from anyorder.checkpoints.meta_names import (
     LAYER,
     OF_DENSE,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anyorder.checkpoints.architectures import Json
 from anyorder.checkpoints.json_files import read_json
+from anyorder.checkpoints.json_types import Json
 from anyorder.checkpoints.masked_diffusion import form_of
 from anyorder.checkpoints.places import is_file
 

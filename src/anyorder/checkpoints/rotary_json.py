@@ -9,8 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from anyorder.checkpoints.architectures import Json
-from anyorder.checkpoints.json_types import check_types
+from anyorder.checkpoints.json_types import Json, check_types
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.rope import (
@@ -57,8 +56,6 @@ def rotary_from_json(fields: Json) -> Rotary:
     if not isinstance(rope_type, str) or rope_type not in ROTARY_EMBEDDINGS:
         known = f"choose one of {listed(ROTARY_EMBEDDINGS)}, or register it in ROTARY_EMBEDDINGS"
         raise UserError(f"rope_type is {shown(rope_type)}: {known}.")
-    if any(form.get("partial_rotary_factor", 1) != 1 for form in forms):
-        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
     kind = ROTARY_EMBEDDINGS[rope_type]
     hints = typing.get_type_hints(kind)
     given: Json = {}

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json, with_new_names
+from anyorder.checkpoints.config_json import (
+    config_from_json,
+    config_of_our_tensors,
+    our_config_to_json,
+    with_new_names,
+)
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.huggingface.versions import CACHE_NAMES
@@ -119,8 +124,8 @@ class AnyOrderConfig(PreTrainedConfig):
         }
 
     def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
-        """Writes what `anyorder.save` writes: the nearest architecture of transformers, or else our own."""
-        fields = config_to_json(self.backbone)
+        """Writes the nearest architecture of transformers whose tensors are named as here, or else our own."""
+        fields = config_of_our_tensors(self.backbone)
         noted = super().to_diff_dict()
         fields |= {name: noted[name] for name in OF_THE_FILE if name in noted}
         fields |= {name: getattr(self, name) for name, usual in OF_CALLS.items() if getattr(self, name) != usual}

@@ -16,13 +16,16 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyorder.attention import TRANSFORMERS_NAMES
+from anyorder.checkpoints import fetch, read_checkpoint
+from anyorder.checkpoints.config_json import rules_of
 from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.huggingface import GENERATION_CONFIG, check_layers_of, generation_to_json
 from anyorder.checkpoints.json_files import write_json
+from anyorder.checkpoints.layouts import patterns
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
@@ -96,7 +99,9 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         """
         if args and kwargs.get("config") is None:
             check_layers_of(Path(str(args[0]), kwargs.get("subfolder") or ""))
-        kwargs.setdefault("key_mapping", {old: new for form in FORMS for old, new in form.patterns.items()})
+        if args and args[0] is not None and kwargs.get("state_dict") is None:
+            args, kwargs = _with_tensors(args, kwargs)
+        kwargs.setdefault("key_mapping", patterns(rule for form in FORMS for rule in form.tensors))
         loaded = super().from_pretrained(*args, **kwargs)
         face = loaded[0] if isinstance(loaded, tuple) else loaded
         if cls.can_generate():
@@ -248,6 +253,19 @@ class NotCausalMixin(AnyOrderMixin):
             if given is not None and given.shape != rows_BLE.shape[:2]:
                 raise UserError(f"{name} has the shape {list(given.shape)}: give {list(rows_BLE.shape[:2])}.")
         return rows_BLE
+
+
+def _with_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of `from_pretrained`, with the tensors where a file cuts or turns them otherwise than networks here."""
+    known = {name: kwargs[name] for name in ("revision", "token", "subfolder", "cache_dir") if name in kwargs}
+    fields = PreTrainedConfig.get_config_dict(args[0], **known)[0]
+    if all(rule.renames for rule in rules_of(fields)):
+        return args, kwargs
+    folder = fetch(args[0], kwargs.get("revision"), kwargs.get("token"))
+    checkpoint = read_checkpoint(folder / (kwargs.get("subfolder") or ""))
+    config = kwargs.get("config") or AnyOrderConfig.from_pretrained(args[0], **known)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.shapes}
+    return (None, *args[1:]), kwargs | {"config": config, "state_dict": tensors}
 
 
 @contextlib.contextmanager

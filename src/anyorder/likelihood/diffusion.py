@@ -306,7 +306,7 @@ def _check(
         if not len(positions) or not rising or positions[0] < 0 or positions[-1] >= len(ids):
             remedy = f"give rising positions from 0 to {len(ids) - 1}, at least one"
             raise UserError(f"the scored positions of text {row} are {list(positions)!r}: {remedy}.")
-        if not all(0 <= token_id < vocabulary for token_id in ids):
+        if not all(token_id in model.config.row_ids for token_id in ids):
             raise UserError(f"text {row} has token ids outside 0 to {vocabulary - 1}: use this network's tokenizer.")
         if any(ids[position] == mode.mask_token_id for position in positions):
             raise UserError(f"text {row} has the mask token {mode.mask_token_id} among those scored: write it first.")

@@ -24,7 +24,7 @@ class SelfAttention(nn.Module):
     def __init__(self, config: ModelConfig, kind: LayerKind) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.norm_all_heads = config.qk_norm == "learned-full-width"
+        self.qk_norm = config.qk_norm
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, queries, bias=config.attention_bias)
@@ -52,23 +52,22 @@ class SelfAttention(nn.Module):
             cos, sin = view.cos_sin
             q_BRHD = rotate(q_BRHD, view.look(cos), view.look(sin))
             k_BKGD = rotate(k_BKGD, cos[:, : view.n_keys], sin[:, : view.n_keys])
+        if self.qk_norm == "weightless":
+            q_BRHD, k_BKGD = self.q_norm(q_BRHD), self.k_norm(k_BKGD)
         if view.query_scale is not None:
             q_BRHD = q_BRHD * view.look(view.query_scale)
         return q_BRHD, k_BKGD, v_BKGD
 
     def normed(self, norm: nn.Module, heads_BRD: Tensor) -> Tensor:
-        """From `[batch, rows, heads * head_dim]` to `[batch, rows, heads, head_dim]`, normed by head or all at once."""
-        if self.norm_all_heads:
+        """From `[batch, rows, heads * head_dim]` to `[batch, rows, heads, head_dim]`, with a learned norm if any."""
+        if self.qk_norm == "learned-full-width":
             heads_BRD = norm(heads_BRD)
         split_BRHD = heads_BRD.unflatten(-1, (-1, self.head_dim))
-        return split_BRHD if self.norm_all_heads else norm(split_BRHD)
+        return norm(split_BRHD) if self.qk_norm == "learned" else split_BRHD
 
 
 def head_norm(config: ModelConfig, kind: LayerKind, width: int) -> nn.Module:
-    """The norm of query or key heads, of this width together, before they are rotated.
-
-    Llama 4 applies its weightless norm after the rotation, which changes no length: the same.
-    """
+    """The norm of query or key heads, of this width together: a learned one before the rotation, a weightless after."""
     if config.qk_norm == "learned":
         return RMSNorm(config.head_dim, config.rms_norm_eps)
     if config.qk_norm == "learned-full-width":

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 
 from anyorder import checkpoints
 from anyorder.checkpoints.chat_template.render import chat_template, given_template
-from anyorder.checkpoints.config_json import config_to_json
+from anyorder.checkpoints.config_json import config_of_our_tensors
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
 from anyorder.data import prepare, report_of
@@ -115,7 +115,9 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
 
     def describe(folder: Path) -> None:
         if adapted is None:  # so that a checkpoint is a network that can be loaded
-            write_json(folder / CONFIG, config_to_json(model.config) | {"dtype": "float32", "torch_dtype": "float32"})
+            write_json(
+                folder / CONFIG, config_of_our_tensors(model.config) | {"dtype": "float32", "torch_dtype": "float32"}
+            )
             checkpoints.write_tokenizer(tokenizer, folder)
 
     place = settings.output / CHECKPOINTS
