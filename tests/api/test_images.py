@@ -231,7 +231,7 @@ def test_networks_and_tokenizers_that_know_no_images(model: Llama, tokenizer: An
     with pytest.raises(UserError, match=r"the tokenizer has no token '<\|image\|>', which images need: give that of"):
         anyorder.generate(model, other, [1, 9], images=[SMALL])
     with pytest.raises(
-        UserError, match="the network has vision, and its face in transformers reads text alone: use any"
+        UserError, match="the network has vision, and AnyOrderForCausalLM reads text alone: use any"
     ):
         anyorder.AnyOrderForCausalLM.of(model)
     with pytest.raises(UserError, match="there is the token id 32: give ids from 0 to 31"):

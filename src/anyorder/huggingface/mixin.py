@@ -61,6 +61,9 @@ class AnyOrderMixin(Llama, PreTrainedModel):
 
     def __init__(self, config: AnyOrderConfig) -> None:
         enter_defaults()
+        if config.vision is not None:
+            remedy = "use anyorder.load and anyorder.generate, or transformers' Llama4ForConditionalGeneration"
+            raise UserError(f"the network has vision, and {type(self).__name__} reads text alone: {remedy}.")
         PreTrainedModel.__init__(self, config)
         self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -70,16 +73,9 @@ class AnyOrderMixin(Llama, PreTrainedModel):
 
     @classmethod
     def of(cls, network: Llama) -> Self:
-        """The same network with this face: its modules and weights are shared, nothing is copied.
-
-        Raises:
-            UserError: the network has vision.
-        """
+        """The same network with this face: its modules and weights are shared, nothing is copied."""
         if isinstance(network, cls):
             return network
-        if network.config.vision is not None:
-            remedy = "use anyorder.generate, or save it and load transformers' Llama4ForConditionalGeneration"
-            raise UserError(f"the network has vision, and its face in transformers reads text alone: {remedy}.")
         names = {ours: theirs for theirs, ours in TRANSFORMERS_NAMES.items()}
         attention = names.get(TRANSFORMERS_NAMES.get(network.backend, network.backend))  # None stands for "auto"
         config = AnyOrderConfig(backbone=network.config, dtype=network.dtype, attn_implementation=attention)
