@@ -230,9 +230,7 @@ def test_networks_and_tokenizers_that_know_no_images(model: Llama, tokenizer: An
     other = train_tokenizer(["what is this"], 300)
     with pytest.raises(UserError, match=r"the tokenizer has no token '<\|image\|>', which images need: give that of"):
         anyorder.generate(model, other, [1, 9], images=[SMALL])
-    with pytest.raises(
-        UserError, match="the network has vision, and AnyOrderForCausalLM reads text alone: use any"
-    ):
+    with pytest.raises(UserError, match="the network has vision, and AnyOrderForCausalLM reads text alone: use any"):
         anyorder.AnyOrderForCausalLM.of(model)
     with pytest.raises(UserError, match="there is the token id 32: give ids from 0 to 31"):
         anyorder.generate(model, tokenizer, [3, 32])
@@ -251,3 +249,42 @@ def test_a_whole_run_on_photographs(model: Llama, tokenizer: Any, shared_data: P
     assert alone.token_ids == out.token_ids[2]
     rows = encoded(model, *(load_image(file) for file in files))
     assert len(rows) == sum(ids.count(PATCH) for ids in out.sequences)
+
+
+# ------------------------------------------------------------------------------------------------ fusion
+
+
+@pytest.mark.parametrize("order", MODES)
+def test_phrasings_of_a_question_about_an_image(model: Llama, tokenizer: Any, order: str) -> None:
+    options: dict[str, Any] = {"suffix": "?", "order": order, "max_new_tokens": 4}
+    phrasings = ["what is this", "say what this is"]
+    out = anyorder.fuse(model, tokenizer, phrasings, prefix="a <|image|>", images=[WIDE], **options)
+    assert out.sequences[0].count(PATCH) == 12
+    # Copies of one phrasing are the phrasing, whose prompt is a plain one.
+    copies = anyorder.fuse(model, tokenizer, phrasings[:1] * 3, prefix="a <|image|>", images=[WIDE], **options)
+    plain = anyorder.generate(
+        model, tokenizer, "a <|image|> what is this ?", images=[WIDE], order=order, max_new_tokens=4
+    )
+    assert copies.token_ids == plain.token_ids
+    two = anyorder.fuse(
+        model, tokenizer, [phrasings, phrasings], prefix="a <|image|>", images=[[SMALL], [WIDE]], **options
+    )
+    assert two.token_ids[1] == out.token_ids
+    assert two.sequences[0].count(PATCH) == 4
+
+
+def test_fusion_by_other_methods_streams_and_stores(model: Llama, tokenizer: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"prefix": "a <|image|>", "suffix": "?", "max_new_tokens": 3, "images": [WIDE]}
+    phrasings = ["what is this", "say what this is"]
+    for method in ("logit-mean", "contrast", "vote"):
+        assert anyorder.fuse(model, tokenizer, phrasings, method=method, **options).sequences[0].count(PATCH) == 12
+    beams = anyorder.fuse(model, tokenizer, phrasings, num_beams=2, **options)
+    assert beams.sequences[0].count(PATCH) == 12
+    shares = anyorder.fuse(model, tokenizer, phrasings, attention_share=True, **options).attention_share
+    assert shares is not None
+    stream = anyorder.stream_fused(model, tokenizer, phrasings, **options)
+    assert "".join(stream) == anyorder.fuse(model, tokenizer, phrasings, **options).text
+    with pytest.raises(UserError, match="store '.*' is given beside images, whose keys no store keeps: leave it out"):
+        anyorder.fuse(model, tokenizer, phrasings, store=tmp_path, **options)
+    with pytest.raises(UserError, match="the prefix of question 0 has 2 .*s for 1 image: write it once for each"):
+        anyorder.fuse(model, tokenizer, phrasings, **options | {"prefix": "<|image|> <|image|>"})

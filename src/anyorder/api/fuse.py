@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyorder.api.dispatch import Order, decoder_of, resolve
+from anyorder.api.images import Images, as_tokens
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
@@ -47,7 +48,7 @@ class FusedOutput(Output):
 Weights = str | Sequence[float] | Sequence[Sequence[float]]
 
 
-@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop", "images")
 def fuse(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -74,6 +75,7 @@ def fuse(
     attention_share: bool = False,
     use_cache: bool = True,
     order: Order | None = None,
+    images: Sequence[Any] | None = None,
 ) -> FusedOutput:
     """Answer a question in several phrasings, or each of a list of such questions.
 
@@ -110,6 +112,8 @@ def fuse(
         order: the mode, as `generate` takes it: from left to right, in any order, or by masked diffusion,
             where the whole answer sees all phrasings while it is written; the network's default unless given. Methods
             other than "attention", beams, stored parts and scores of phrasings are for writing from left to right.
+        images: of the prefix, which all phrasings ask about, as `generate` takes those of a prompt; for several
+            questions, a list for each.
 
     Returns:
         As `generate`, with an entry for each question instead of each prompt. `sequences` hold prefix, all
@@ -133,7 +137,7 @@ def fuse(
     fuser = _Fuser(
         model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
         Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
+        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache, images=images,
     )  # fmt: skip
     fuser.refuse_unless_causal({f"num_beams {num_beams}": num_beams != 1, "attention_share": attention_share})
     shares: list[list[float]] = []
@@ -143,7 +147,7 @@ def fuse(
         prompts, steps = fuser.steps(questions, rows, fuser.condition(questions, rows, num_beams > 1), num_beams)
         generation = collect(steps, prompts, rows, model.config.eos_token_ids)
         if attention_share:
-            of_kept = segment_shares(model, questions, fuser.fusion, generation.written)
+            of_kept = segment_shares(fuser.model, questions, fuser.fusion, generation.written)
             for row, indices, of_question in zip(rows, kept, of_kept, strict=True):
                 share_of = dict(zip(indices, of_question, strict=True))
                 shares.append([share_of.get(index, 0.0) for index in range(len(fuser.questions[row].segments))])
@@ -158,7 +162,7 @@ def fuse(
     return FusedOutput(**vars(output), attention_share=of_output)
 
 
-@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop", "images")
 def stream_fused(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -182,6 +186,7 @@ def stream_fused(
     store: str | Path | None = None,
     use_cache: bool = True,
     order: Order | None = None,
+    images: Sequence[Any] | None = None,
 ) -> Stream:
     """Answer a single question as `fuse` does, and yield the answer piece by piece while it is written.
 
@@ -196,7 +201,7 @@ def stream_fused(
     fuser = _Fuser(
         model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
         Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
+        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache, images=images,
     )  # fmt: skip
     if method == "vote":
         raise UserError("method is 'vote', but only whole answers can be counted: use fuse, or another method.")
@@ -205,7 +210,7 @@ def stream_fused(
     if not fuser.single:
         raise UserError(f"phrasings are of {len(fuser.questions)} questions: give those of one, or use fuse.")
     questions, _ = fuser.weighed(range(1), keep)
-    text = Continuation(tokenizer, questions[0].layout(positions).token_ids, fuser.stops)
+    text = Continuation(tokenizer, as_tokens(questions[0].layout(positions).token_ids, model.config), fuser.stops)
     prompts, steps = fuser.steps(questions, range(1), lambda _, written: text.read(written))
     return Stream(pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
@@ -227,9 +232,24 @@ class _Fuser:
         weights: Weights | None,
         store: str | Path | None,
         use_cache: bool,
+        images: Sequence[Any] | None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.questions, self.single = questions
+        if images is not None:
+            if store is not None:
+                raise UserError(
+                    f"store {str(store)!r} is given beside images, whose keys no store keeps: leave it out."
+                )
+            seen = Images(model, tokenizer, images)
+            prefixes = seen.place(
+                [question.prefix for question in self.questions], self.single, "the prefix of question"
+            )
+            self.model = seen.model
+            self.questions = [
+                replace(question, prefix=tuple(prefix))
+                for question, prefix in zip(self.questions, prefixes, strict=True)
+            ]
         self.fusion, self.sampling = fusion, sampling
         self.mode, self.order = resolve(order, model.config)
         self.max_new_tokens, self.use_cache = max_new_tokens, use_cache
@@ -269,20 +289,22 @@ class _Fuser:
     def steps(
         self, questions: Sequence[Question], rows: range, stop: Stop | None, beams: int = 1
     ) -> tuple[Sequence[Sequence[int]], Iterator[Step]]:
-        """The prompts or canvases of these questions, and the steps that write their answers."""
+        """The tokens of the prompts or canvases of these questions, and the steps that write their answers."""
         if self.mode.name == LEFT_TO_RIGHT.name:
             steps = fusion_steps(
                 self.model, questions, fusion=self.fusion, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
                 stop=stop, rows=rows, beams=beams, use_cache=self.use_cache, store=self.store,
                 same_answer=self.same_answer,
             )  # fmt: skip
-            return [question.layout(self.fusion.positions).token_ids for question in questions], steps
+            prompts = [question.layout(self.fusion.positions).token_ids for question in questions]
+            return [as_tokens(prompt, self.model.config) for prompt in prompts], steps
         fused = FusedCanvases(questions, self.fusion, [self.limits[row] for row in rows], self.model.device)
         decoder = decoder_of(
             self.mode, self.order, self.model, sampling=self.sampling, max_new_tokens=self.max_new_tokens,
             use_cache=self.use_cache, compile="auto", fused=fused,
         )  # fmt: skip
-        return fused.canvases, decoder(fused.canvases, rows, stop)
+        tokens = [as_tokens(canvas, self.model.config) for canvas in fused.canvases]
+        return tokens, decoder(fused.canvases, rows, stop)
 
     def condition(self, questions: Sequence[Question], rows: range, beams: bool) -> Stop | None:
         """Whether an answer has come to a stop string; None where there is none."""
@@ -313,4 +335,4 @@ class _Fuser:
         """The text of the answer to a question, of which nothing is read yet."""
         assert self.tokenizer is not None, "texts need it"
         before = question.suffix or question.segments[-1]
-        return Continuation(self.tokenizer, (*question.prefix, *before), self.stops)
+        return Continuation(self.tokenizer, as_tokens((*question.prefix, *before), self.model.config), self.stops)

@@ -71,7 +71,7 @@ class Images:
             self._of_prompts.append(placed)
         self.model = model.with_images(torch.cat(rows)) if rows else model
 
-    def place(self, prompts: Sequence[Sequence[int]], single: bool) -> list[list[int]]:
+    def place(self, prompts: Sequence[Sequence[int]], single: bool, called: str = "prompt") -> list[list[int]]:
         """Prompts with the ids of the rows of their images.
 
         An image is put where the token `<|image|>` stands; at the beginning, if the prompt has none. Where a prompt has
@@ -80,6 +80,7 @@ class Images:
         Args:
             prompts: token ids of each.
             single: whether a single prompt was given, not a list of them.
+            called: what messages call a prompt.
 
         Raises:
             UserError: a prompt has other images, or image tokens, than were given.
@@ -96,9 +97,9 @@ class Images:
         for number, prompt in enumerate(prompts):
             if beyond := [token_id for token_id in prompt if token_id >= self.model.config.vocab_size]:
                 remedy = f"give ids from 0 to {self.model.config.vocab_size - 1}, from the tokenizer of this network"
-                raise UserError(f"prompt {number} has the token id {beyond[0]}: {remedy}.")
+                raise UserError(f"{called} {number} has the token id {beyond[0]}: {remedy}.")
         return [
-            self._placed(f"prompt {number}", list(prompt), of_prompt)
+            self._placed(f"{called} {number}", list(prompt), of_prompt)
             for number, (prompt, of_prompt) in enumerate(zip(prompts, self._of_prompts, strict=True))
         ]
 

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from anyorder.api.dispatch import prompts_for
 from anyorder.api.generate import generate
+from anyorder.api.images import as_tokens, seen
 from anyorder.api.output import Output
 from anyorder.api.text import Prompt
 from anyorder.cli._console import PlainConsole
@@ -97,9 +98,11 @@ def show_writing(
     Raises:
         UserError: see there.
     """
+    prompt, images = seen(model, tokenizer, prompt, options.get("images"))
     [canvas] = prompts_for(
-        options["order"], prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
+        options["order"], prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens"), images
     ).rows
+    canvas = as_tokens(canvas, model.config)
     places = {at: Place(token_id) for at, token_id in enumerate(canvas)}
     pieces: dict[int, str] = {}
 

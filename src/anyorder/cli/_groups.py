@@ -7,8 +7,8 @@ from collections.abc import Sequence
 GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
-        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "prefix",
-        "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
+        "image", "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat",
+        "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
         "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),
     "what is written": (

@@ -28,6 +28,7 @@ def command(
     min_p: float | None = None,
     repetition_penalty: float = 1.0,
     stop: list[str] = [],  # noqa: B006 (never changed)
+    image: list[str] = [],  # noqa: B006 (never changed)
     seed: int = 0,
     num_samples: int | None = None,
     num_beams: int = 1,
@@ -74,6 +75,8 @@ def command(
         min_p: Draw only from tokens at least this many times as probable as the most probable one.
         repetition_penalty: Above 1, tokens that the prompt or the text has already become rarer.
         stop: Text that ends the writing; may be repeated.
+        image: Image file that the prompt is about, for a model with vision; once for each <|image|> of the prompt, or
+            as often as wanted for one without. Each of several prompts has all of them.
         seed: With the number of the prompt, decides what is drawn.
         num_samples: Texts to draw per prompt, one unless given.
         num_beams: Above 1, beam search with so many beams.
@@ -139,6 +142,8 @@ def command(
     }  # fmt: skip
     if written_in is None or isinstance(written_in, str):  # a sampler has these itself
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    if image:
+        options["images"] = image
     if gap_tokens:
         options["gap_tokens"] = gap_tokens[0] if len(gap_tokens) == 1 else gap_tokens
 
@@ -161,8 +166,9 @@ def command(
             pieces = anyorder.stream(network, words, given, **options)
             print_pieces(text_before(given), pieces)
             return pieces.output
+        of_each = {"images": [image] * len(asked)} if image else {}
         return write_all(
-            network, words, asked, notes, options, num_samples=num_samples, num_beams=num_beams,
+            network, words, asked, notes, options | of_each, num_samples=num_samples, num_beams=num_beams,
             batch_size=batch_size, json=json, trace=trace,
         )  # fmt: skip
 
