@@ -284,7 +284,7 @@ def test_fusion_by_other_methods_streams_and_stores(model: Llama, tokenizer: Any
     assert shares is not None
     stream = anyorder.stream_fused(model, tokenizer, phrasings, **options)
     assert "".join(stream) == anyorder.fuse(model, tokenizer, phrasings, **options).text
-    with pytest.raises(UserError, match="store '.*' is given beside images, whose keys no store keeps: leave it out"):
+    with pytest.raises(UserError, match=r"store '.*' is given beside images, whose keys no store keeps: leave it out"):
         anyorder.fuse(model, tokenizer, phrasings, store=tmp_path, **options)
-    with pytest.raises(UserError, match="the prefix of question 0 has 2 .*s for 1 image: write it once for each"):
+    with pytest.raises(UserError, match=r"the prefix of question 0 has 2 .*s for 1 image: write it once for each"):
         anyorder.fuse(model, tokenizer, phrasings, **options | {"prefix": "<|image|> <|image|>"})
