@@ -48,12 +48,15 @@ def read(model_type: str, **changes: Any) -> ModelConfig:
 def test_missing_fields_are_what_transformers_takes(architecture: Architecture) -> None:
     theirs = type(AutoConfig.for_model(architecture.model_type))
     defaults = {field.name: field.default for field in dataclasses.fields(theirs)}  # type: ignore[arg-type]
-    for name, value in {**architecture.defaults, **architecture.layers.defaults}.items():
+    for name, value in {
+        **architecture.defaults, **architecture.layers.defaults, **architecture.others.defaults
+    }.items():  # fmt: skip
         derived = name in ("num_key_value_heads", "head_dim") and value == 0
         if name in defaults:
             assert defaults[name] == (None if derived else value), name
         else:  # transformers follows these where it finds them, or refuses what they say
-            assert name in (*architecture.unwritten, "layer_types"), name
+            published = {"qwen3_moe": ("head_dim",)}.get(architecture.model_type, ())
+            assert name in (*architecture.unwritten, "layer_types", *published), name
 
 
 @pytest.mark.parametrize("model_type", NAMES)
@@ -65,7 +68,9 @@ def test_null_heads_are_derived(model_type: str) -> None:
 def test_what_is_the_same_in_all_networks() -> None:
     said = {name: (c.attention_bias, c.attention_output_bias, c.qk_norm) for name in NAMES if (c := read(name))}
     assert said.pop("qwen2") == (True, False, "none")
-    assert said.pop("qwen3") == (False, False, "learned")
+    assert said.pop("qwen3") == said.pop("qwen3_moe") == (False, False, "learned")
+    assert said.pop("olmoe") == (False, False, "learned-full-width")
+    assert said.pop("llama4_text") == (False, False, "weightless")
     assert set(said.values()) == {(False, False, "none")}
     for name in ("llama", "qwen3", "smollm3"):
         config = read(name, attention_bias=True)

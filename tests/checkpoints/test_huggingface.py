@@ -130,12 +130,12 @@ CONFIGS: dict[str, tuple[str, dict[str, object]]] = {
     "norms, biases": ("qwen3", {"qk_norm": "learned", "attention_bias": True, "attention_output_bias": True}),
     "norms, windows": ("qwen3", {"qk_norm": "learned", "layers": (LayerKind(), LayerKind(window=8))}),
     "norms, NoPE": ("anyorder", {"qk_norm": "learned", "layers": (LayerKind(), LayerKind(rotary=False))}),
-    "norms without weights": ("anyorder", {"qk_norm": "weightless"}),
+    "norms without weights": ("llama4_text", {"qk_norm": "weightless"}),
     "NoPE": ("smollm3", {"layers": (LayerKind(), LayerKind(rotary=False)), "pad_token_id": 0}),
     "NoPE, window": ("smollm3", {"layers": (LayerKind(window=8), LayerKind(rotary=False)), "mlp_bias": True}),
     "windows": ("smollm3", {"layers": (LayerKind(window=8), LayerKind())}),
     "two windows": ("anyorder", {"layers": (LayerKind(window=8), LayerKind(window=9))}),
-    "chunks": ("anyorder", {"layers": (LayerKind(chunk=16),) * 2}),
+    "chunks": ("llama4_text", {"layers": (LayerKind(chunk=16),) * 2}),
     "padding outside of the vocabulary": ("anyorder", {"pad_token_id": 128}),
 }
 
@@ -160,7 +160,8 @@ def test_precise_angles_are_no_part_of_a_llama(tiny_config: ModelConfig) -> None
     [
         (
             {"model_type": "gemma"},
-            "model_type is 'gemma': .* reads 'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3', 'anyorder'",
+            "model_type is 'gemma': .* reads 'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3', 'mixtral', 'qwen3_moe', "
+            "'olmoe', 'llama4_text', 'anyorder'",
         ),
         ({"model_type": None}, "model_type is None: this version reads"),
         ({"architectures": ["LlamaForTokenClassification"]}, r"architectures is .*: .* reads 'LlamaForCausalLM'"),

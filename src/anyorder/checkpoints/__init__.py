@@ -10,11 +10,13 @@ import torch
 
 from anyorder.checkpoints import gguf, huggingface, llama2c, meta, weights
 from anyorder.checkpoints.contents import check_finite, contents_of
+from anyorder.checkpoints.experts import read_number, with_experts
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
 from anyorder.checkpoints.places import is_file, is_folder
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
+from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -183,6 +185,8 @@ def convert(
     max_shard_size: int | None = None,
     kv_heads: int | None = None,
     pooling: str = "mean",
+    experts: int | str | None = None,
+    expert_sample: str | Path | None = None,
     seed: int = 0,
     form: str | None = None,
     revision: str | None = None,
@@ -200,6 +204,9 @@ def convert(
         max_shard_size: bytes of one file of weights; a single file unless given.
         kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: how several become one: "mean", "first" or "random".
+        experts: of a dense network, copies of each feed-forward network as experts, such as 8, or "8:2" where two read
+            each token; of a network with experts, how many of each layer are kept, the busiest.
+        expert_sample: a file of text, over whose beginning it is counted which experts are busy.
         seed: decides what is drawn for "random".
         form: such as "llada" or "dream": writes the folder as those models are published.
         revision, token: for the hub, see `fetch`.
@@ -223,12 +230,27 @@ def convert(
         shared_config(checkpoint.config, kv_heads)
     if pooling not in POOLINGS:
         raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
+    if experts is not None:
+        read_number(experts)
+    elif expert_sample is not None:
+        raise UserError("expert_sample is given without experts: give how many are kept, or leave it out.")
     if target.suffix == gguf.SUFFIX and words is None:
         logger.warning("no tokenizer is beside the checkpoint or named, so %s takes and gives token ids alone", target)
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
         model = share_heads(model, kv_heads, pooling, seed)
+    if experts is not None:
+        model = with_experts(model, experts, None if expert_sample is None else _tokens_of(expert_sample, words))
     save_model(model, target, tokenizer=words, max_shard_size=max_shard_size, form=form)
+
+
+def _tokens_of(sample: str | Path, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """The tokens of a file of text."""
+    if tokenizer is None:
+        raise UserError("expert_sample is text, but the checkpoint has no tokenizer: give tokenizer.")
+    if not is_file(Path(sample)):
+        raise UserError(f"expert_sample {str(sample)!r} is no file here: check the path.")
+    return plain_tokens(tokenizer, Path(sample).read_text(encoding="utf-8"))
 
 
 WEIGHTS_ALONE = (".safetensors", ".pt", ".pth", ".ckpt")

@@ -192,21 +192,15 @@ def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
     if architecture.biased_output:
         ours["attention_output_bias"] = ours["attention_bias"]
     ours |= _writable(known)
-    config = ModelConfig(rotary=_whole_heads(rotary_from_json(full | lengths)), **ours)
+    config = ModelConfig(rotary=rotary_from_json(full | lengths), **ours)
     layers = architecture.layers.read(known)  # as many as the configuration allows
     if sliding is not None:
-        local = _whole_heads(rotary_from_json(sliding | lengths))
+        local = rotary_from_json(sliding | lengths)
         layers = tuple(
             dataclasses.replace(kind, rotary=local) if kind.rotary and kind.window is not None else kind
             for kind in layers
         )
     return config.replace(layers=layers, experts=experts if any(kind.experts for kind in layers) else None)
-
-
-def _whole_heads(rotary: Rotary) -> Rotary:
-    if rotary.partial_rotary_factor != 1:
-        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
-    return rotary
 
 
 def _full_and_sliding(fields: Json) -> tuple[Json, Json | None]:

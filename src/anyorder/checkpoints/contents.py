@@ -101,7 +101,7 @@ def _as_found(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig
         return sizes.pop() if len(sizes) == 1 else None
 
     def biased(name: str) -> bool:
-        return f"model.layers.0.{name}.bias" in tensors
+        return any(f"model.layers.{layer}.{name}.bias" in tensors for layer in layers)
 
     changes: dict[str, Any] = {
         "vocab_size": _size(tensors.get(EMBEDDING), 0),

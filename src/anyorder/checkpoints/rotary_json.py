@@ -36,7 +36,19 @@ FIRST_WITH_THETA = (4, 33)
 
 
 def rotary_from_json(fields: Json) -> Rotary:
-    """The rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+    """The rotary embedding of whole heads, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+
+    Raises:
+        UserError: no base is found, two forms disagree, the type is unknown, or it turns a part of each head.
+    """
+    rotary = any_rotary_from_json(fields)
+    if rotary.partial_rotary_factor != 1:
+        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
+    return rotary
+
+
+def any_rotary_from_json(fields: Json) -> Rotary:
+    """The same, also where it turns a part of each head.
 
     Raises:
         UserError: no base is found, two forms disagree, or the type is unknown.
@@ -126,7 +138,7 @@ def our_rotary(form: Any) -> Rotary:
     Raises:
         UserError: it is none.
     """
-    rotary = rotary_from_json({"rope_parameters": form})
+    rotary = any_rotary_from_json({"rope_parameters": form})
     known = {"rope_type", "rope_theta"} | {field.name for field in dataclasses.fields(rotary)} - {"theta"}
     for name in form:
         if name not in known:

@@ -41,6 +41,7 @@ TRAINING: dict[str, Sequence[str]] = {
     ),
     "how": (
         "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
+        "balance_loss", "balance_bias",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
     "what is told and kept": (

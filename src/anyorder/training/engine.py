@@ -22,11 +22,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from anyorder.errors import UserError
+from anyorder.model.experts import routings_of
 from anyorder.model.llama import Llama
 from anyorder.objectives import TrainingInputs, summed_loss
+from anyorder.training.balance import Balance
 from anyorder.training.interruption import Interruption
 from anyorder.training.progress import Progress
 from anyorder.training.samples import InputsMaker, Samples, StreamedSamples
+from anyorder.training.settings import Training
 from anyorder.utils.files import SEAL, DiskError, damage, disk_error, seal
 
 CHECKPOINT = "checkpoint-"
@@ -42,11 +45,16 @@ class LessonLoss(nn.Module):
     def __init__(self, network: Llama) -> None:
         super().__init__()
         self.network = network
+        self.balance: Balance | None = None
         self._no_split_modules = sorted({type(layer).__name__ for layer in network.model.layers})
 
     def forward(self, inputs: TrainingInputs) -> Tensor:
-        """The summed loss, see `summed_loss`."""
-        return summed_loss(self.network, inputs)
+        """The summed loss, see `summed_loss`; in training, with the term that keeps experts equally busy."""
+        if self.balance is None or not self.training:
+            return summed_loss(self.network, inputs)
+        with routings_of(self.network) as routings:
+            summed = summed_loss(self.network, inputs)
+        return summed + self.balance.term(routings, inputs.count)
 
 
 class ObjectiveTrainer(Trainer):
@@ -59,6 +67,7 @@ class ObjectiveTrainer(Trainer):
         validation: for each name, samples and what makes training inputs of them.
         describe: writes what else a checkpoint needs to be loaded as a network into its folder.
         keep: checkpoints that stay, the latest ones.
+        balance: how experts are kept equally busy; None: they are not counted.
         interruption: ends the training early, with a checkpoint.
         callbacks: called at each step and each entry of the log.
         options: further ones of `Trainer`.
@@ -73,6 +82,7 @@ class ObjectiveTrainer(Trainer):
         validation: Mapping[str, tuple[Samples, InputsMaker]] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
         keep: int = 2,
+        balance: Training | None = None,
         interruption: Interruption | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
@@ -92,6 +102,11 @@ class ObjectiveTrainer(Trainer):
         self.folder = Path(self.args.output_dir)
         self.describe = describe
         self.keep = keep
+        if balance is not None and network.config.experts is not None:
+            self.wrapped.balance = Balance(
+                network, balance, lambda counts: self.accelerator.reduce(counts.double(), "sum")
+            )
+            self.add_callback(self.wrapped.balance)
 
     # ---- losses -----------------------------------------------------------------------------------
 
@@ -127,6 +142,7 @@ class ObjectiveTrainer(Trainer):
         """As `Trainer` does, with losses and times of the whole training, not of the piece since it was resumed."""
         if "loss" in logs:
             logs["loss"] = self.progress.log(self._mean(self.progress.unlogged), self.state.global_step)
+            logs |= {} if self.wrapped.balance is None else self.wrapped.balance.logged()
         if "train_loss" in logs:
             total = self.progress.logged + self._mean(self.progress.unlogged)
             logs["train_loss"] = total / max(self.state.global_step, 1)

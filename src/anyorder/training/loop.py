@@ -17,6 +17,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from anyorder.errors import UserError
 from anyorder.objectives import Objective
+from anyorder.training.balance import check_balance
 from anyorder.training.curves import Log
 from anyorder.training.engine import PARTIAL, ObjectiveTrainer, check_checkpoint, whole_checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
@@ -69,6 +70,7 @@ def fit(
             process trains into `folder`, or there is nothing to resume or it is damaged.
     """
     check_machine(training, report_to)
+    check_balance(training, network.config)
     if isinstance(rows, Sized) and len(rows) == 0:
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
     if training.epochs is not None and not isinstance(rows, Sized):
@@ -103,6 +105,7 @@ def fit(
             },
             describe=describe,
             keep=training.keep,
+            balance=training,
             interruption=None if folder is None else Interruption(alone=arguments.world_size == 1),
             args=arguments,
             callbacks=callbacks,

@@ -34,6 +34,9 @@ class Training:
         schedule: How the learning rate goes on: cosine and linear fall to 0 at the last step, constant stays.
         weight_decay: Of the matrices; norms and biases have none.
         clip: Length to which longer gradients are cut.
+        balance_loss: Weight of a term of the loss that keeps experts of a mixture equally busy, such as 0.01.
+        balance_bias: Step by which the bias of a busy expert falls after each optimizer step, and that of an idle one
+            rises, such as 0.001; for mixtures with such biases.
         precision: What the products are computed in; weights and optimizer stay float32. float16 needs a GPU, and
             scales the loss.
         activation_checkpointing: Compute layers again backwards instead of keeping what they made: less memory, a
@@ -59,6 +62,8 @@ class Training:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.1
     clip: float = 1.0
+    balance_loss: float = 0.0
+    balance_bias: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     activation_checkpointing: bool = False
     seed: int = 0
@@ -77,7 +82,9 @@ class Training:
         for name in ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "give a number above 0")
-        for name in ("warmup", "weight_decay", "evaluate_every", "save_every", "workers"):
+        for name in (
+            "warmup", "weight_decay", "balance_loss", "balance_bias", "evaluate_every", "save_every", "workers",
+        ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "give 0 or a number above")
         self._require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
         fewer = self.steps is None or self.warmup < self.steps
