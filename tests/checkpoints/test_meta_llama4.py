@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from anyorder.checkpoints import load_model, read_checkpoint
+from anyorder.checkpoints import load_model, read_checkpoint, save_model
 from anyorder.checkpoints.meta_names import OF_DENSE, OF_EXPERTS, OF_LAYER, OF_NETWORK, OF_VISION, OF_VISION_LAYER
 from anyorder.errors import UserError
+from anyorder.model.experts import Experts
 from anyorder.model.llama import Llama
 from tests.checkpoints.metas_llama4 import network, tensors, write
 from tests.checkpoints.test_meta import assert_same_weights, change
+from tests.checkpoints.test_weights import PEAK
 
 ROUTER = "layers.1.feed_forward.router_DE"
 GATE = "layers.1.feed_forward.experts.moe_w_in_eD_F"
@@ -100,3 +104,18 @@ def test_quantised_files_and_small_vocabularies_are_refused(model: Llama, tmp_pa
         UserError, match=r"has 'fp8_scales_0.pt', so its weights are quantised: give the weights as they"
     ):
         load_model(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's record of the most memory in use")
+def test_loading_needs_little_more_than_the_weights(tmp_path: Path) -> None:
+    experts = Experts(number=8, chosen=1, width=1024, score="sigmoid", weighted="input", shared_width=1024)
+    big = network(hidden_size=512, intermediate_size=1024, num_key_value_heads=8, experts=experts)
+    size = sum(parameter.nbytes for parameter in big.parameters())
+    args = {"multiple_of": 256, "moe_args": {"num_experts": 8, "interleave_moe_layer_step": 2}}
+    places = [write(network(), tmp_path / "tiny"), *(write(big, tmp_path / f"{n}", n, **args) for n in (1, 2))]
+    save_model(big, tmp_path / "theirs")
+    paths = [*map(str, places), str(tmp_path / "theirs")]
+    done = subprocess.run([sys.executable, "-c", PEAK, *paths], capture_output=True, text=True, check=True)
+    libraries, *peaks = map(int, done.stdout.split())
+    assert [peak - libraries < 1.2 * size for peak in peaks] == [True] * 3, (libraries, peaks, size)

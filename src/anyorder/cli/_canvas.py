@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 HOLE = "·"
 """Stands where no token is written yet."""
 
+IMAGE_ROW = "▒"
+"""Stands for each row of an image."""
+
 
 class CanvasView:
     """Draws a canvas in place; to be entered as a context, so that the terminal is itself again after Ctrl-C.
@@ -104,7 +107,8 @@ def show_writing(
     ).rows
     canvas = as_tokens(canvas, model.config)
     places = {at: Place(token_id) for at, token_id in enumerate(canvas)}
-    pieces: dict[int, str] = {}
+    vision = model.config.vision
+    pieces: dict[int, str] = {} if vision is None else {vision.image_token_id: IMAGE_ROW}
 
     def piece(token_id: int) -> str:
         if tokenizer is None:
