@@ -63,7 +63,7 @@ def test_on_a_terminal(capsys: pytest.CaptureFixture[str], seeing: Path, monkeyp
     words = [seeing, "what is <|image|>", "--image", seeing / "wide.png"]
     shown = [written(capsys, *words), written(capsys, *words, "--show", "--order", "diffusion")]
     assert "what is" in shown[0]
-    assert "▒" * 4 in shown[1]
+    assert shown[1].count("▒") >= 12
 
 
 def test_what_a_network_sees(capsys: pytest.CaptureFixture[str], seeing: Path) -> None:
