@@ -82,6 +82,29 @@ def test_a_prediction_depends_on_what_it_may_see_and_on_nothing_else(
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("layers", ["chunk", "experts"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_nothing_leaks_through_local_layers_and_experts(name: str, layers: str) -> None:
+    """All pairs: no prediction changes by what it may not see. Rows of an expert are multiplied together, and round."""
+    torch.manual_seed(0)
+    objective, model = OBJECTIVES[name], learner(layers)
+    batch = ragged(9, 6, seed=1)
+    with torch.no_grad():
+        inputs = objective.inputs(batch, 1)
+        before_NV = predictions(model, inputs)
+        allowed_NL = may_depend(objective, batch, inputs, 1)
+        changed = 0
+        for j in range(batch.ids_BL.shape[1]):
+            ids_BL = batch.ids_BL.clone()
+            ids_BL[:, j] = (ids_BL[:, j] + 1) % END
+            other = objective.inputs(batch.replace(ids_BL=ids_BL), 1)
+            changed_N = ((predictions(model, other) - before_NV).abs() > 1e-9).any(-1)
+            assert not (changed_N & ~allowed_NL[:, j]).any(), j
+            changed += int(changed_N.sum())
+        assert changed
+
+
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", OBJECTIVES)
 @given(
     lengths=st.lists(st.integers(4, 10), min_size=2, max_size=4), prompts=st.booleans(), packed=st.booleans(),
@@ -124,7 +147,7 @@ def test_a_lesson_is_the_same_again_and_another_for_another_seed(name: str) -> N
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("layers", ["window", "chunk"])
+@pytest.mark.parametrize("layers", ["window", "chunk", "experts"])
 def test_networks_with_local_layers_learn(name: str, layers: str) -> None:
     model, inputs = learner(layers), OBJECTIVES[name].inputs(ragged(9, 4, prompts=True), 0)
     loss = summed_loss(model, inputs) / inputs.count

@@ -15,6 +15,7 @@ GROUPS: dict[str, Sequence[str]] = {
         "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
         "gap_tokens", "stop", "count", "num_samples",
     ),
+    "heads and experts": ("kv_heads", "pooling", "experts", "expert_sample"),
     "how tokens are chosen": (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "seed",
     ),
@@ -32,8 +33,9 @@ GROUPS: dict[str, Sequence[str]] = {
 
 TRAINING: dict[str, Sequence[str]] = {
     "what is trained, on what": (
-        "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
-        "rope_scaling", "documents", "template", "skip_bad_lines", "last_answer_only", "streaming", "cache_dir",
+        "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "shape",
+        "length", "rope_scaling", "documents", "template", "skip_bad_lines", "last_answer_only", "streaming",
+        "cache_dir",
     ),
     "what is learnt": (
         "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",

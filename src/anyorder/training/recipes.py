@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from anyorder import checkpoints
 from anyorder.checkpoints.adapt import adapt
+from anyorder.checkpoints.config_json import config_from_json
+from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.mask_token import with_mask_token
 from anyorder.data import BadLines, train_tokenizer
 from anyorder.data.readers import read_texts
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.modes import TRAINED_BY
+from anyorder.model.modes import LEFT_TO_RIGHT, TRAINED_BY
 from anyorder.model.rope import Rotary
 from anyorder.objectives import (
     Antithetic,
@@ -59,20 +62,39 @@ def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         )  # fmt: skip
     end_token_id = tokenizer.eos_token_id
     torch.manual_seed(run.seed)
-    model = Llama(
-        ModelConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=run.width,
-            intermediate_size=-(-run.width * 8 // 3 // 16) * 16,  # as Llama: two thirds of four widths
-            num_hidden_layers=run.layers,
-            num_attention_heads=run.heads,
-            max_position_embeddings=run.length,
-            rotary=Rotary(theta=10_000.0),
-            bos_token_id=tokenizer.bos_token_id if tokenizer.bos_token_id != end_token_id else None,
-            eos_token_ids=() if end_token_id is None else (end_token_id,),
-        )
+    of_words: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id != end_token_id else None,
+        "eos_token_ids": () if end_token_id is None else (end_token_id,),
+    }
+    if run.shape is not None:
+        return Llama(_shaped(run.shape, run.length, of_words)), tokenizer
+    config = ModelConfig(
+        hidden_size=run.width,
+        intermediate_size=-(-run.width * 8 // 3 // 16) * 16,  # as Llama: two thirds of four widths
+        num_hidden_layers=run.layers,
+        num_attention_heads=run.heads,
+        max_position_embeddings=run.length,
+        rotary=Rotary(theta=10_000.0),
+        **of_words,
     )
-    return model, tokenizer
+    return Llama(config), tokenizer
+
+
+def _shaped(file: Path, length: int, of_words: dict[str, Any]) -> ModelConfig:
+    """The configuration in a file, of a network that writes from left to right and reads at least `length` tokens.
+
+    Raises:
+        UserError: the file cannot be read, or describes no network.
+    """
+    if not file.is_file():
+        raise UserError(f"shape {str(file)!r} is no file here: check the path, or have anyorder configs write one.")
+    try:
+        config = config_from_json(read_json(file))
+        reach = max(length, config.max_position_embeddings)
+        return config.replace(modes=(LEFT_TO_RIGHT,), pad_token_id=None, max_position_embeddings=reach, **of_words)
+    except UserError as error:
+        raise UserError(f"shape {str(file)!r}: {error}") from error
 
 
 def reaching(config: ModelConfig, run: Run) -> ModelConfig:

@@ -135,6 +135,8 @@ class Run(Training):
         width: Hidden size of a network from scratch.
         layers: Layers of a network from scratch.
         heads: Attention heads of a network from scratch.
+        shape: Instead of these, a config.json of the network from scratch, such as that of anyorder configs; its
+            vocabulary and special tokens become the tokenizer's.
         length: Tokens of a sample.
         rope_scaling: How the rotary embeddings of a network of init are scaled for samples longer than those that it
             was trained on; the factor follows from length.
@@ -174,6 +176,7 @@ class Run(Training):
     width: int = 256
     layers: int = 6
     heads: int = 4
+    shape: Path | None = None
     length: int = 256
     rope_scaling: Literal["linear", "yarn", "llama3"] | None = None
     validation: Path | None = None
@@ -234,6 +237,9 @@ class Run(Training):
                 raise UserError(
                     f"{name} is {getattr(self, name)} beside init, which decides it: leave out one of them."
                 )
+        for name in ("width", "layers", "heads"):
+            alone = self.shape is None or getattr(self, name) == defaults[name]
+            self._require(name, alone, f"shape says the same, so leave out {name} or shape")
         looks = not self.evaluate_every or self.validation is not None
         self._require("evaluate_every", looks, "give validation data to look at, or leave it out")
         if self.objective == MIXTURE and len(self.parts) < 2:
@@ -284,7 +290,7 @@ class Run(Training):
         return {name: float(share) for name, _, share in named}
 
 
-FROM_SCRATCH = ("vocab_size", "width", "layers", "heads")
+FROM_SCRATCH = ("vocab_size", "width", "layers", "heads", "shape")
 """Fields that describe a network that is made, so that none is read."""
 
 DIFFUSION = {"masked-diffusion", "block-diffusion"}
