@@ -203,6 +203,7 @@ def copied(folder: Path, tmp_path: Path) -> Path:
         (None, {"text_config": None}, "field 'text_config' is None: give the fields of the text network"),
         (None, {"vision_config": None}, "field 'vision_config' is None: give the fields of the encoder"),
         (None, {"architectures": ["Llama4Model"]}, r"architectures is \['Llama4Model'\]: of model_type 'llama4', this"),
+        (None, {"quantization_config": {"bits": 8}}, "quantization_config is {'bits': 8}: this version reads networks"),
         (None, {"image_token_index": 96}, "vision field 'image_token_id' is 96: give ids from 0 to 95"),
         (None, {"image_token_index": "x"}, "field 'image_token_id' is 'x': give a whole number"),
         ("text_config", {"model_type": "llama"}, "model_type of text_config is 'llama': this version reads 'llam"),

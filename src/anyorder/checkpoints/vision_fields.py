@@ -59,12 +59,15 @@ FIXED: Json = {
 }  # fmt: skip
 """Fields that change any network in ways that are not supported: what they may be."""
 
+OF_BOTH = ("eos_token_id", "eos_token_ids", "quantization_config")
+"""Fields beside `text_config` that hold for the text network."""
+
 START_BEFORE, END_BEFORE = 12, 11
 """Ids that the tokens for the begin and the end of an image stand before that for a row, in Llama 4's vocabulary."""
 
 
 def text_fields(fields: Json) -> Json:
-    """The `config.json` of the text network within another; end tokens beside it go before its own.
+    """The `config.json` of the text network within another; what stands beside it of both goes before its own.
 
     Raises:
         UserError: there is none.
@@ -74,8 +77,8 @@ def text_fields(fields: Json) -> Json:
         raise UserError(f"field 'text_config' is {shown(text)}: give the fields of the text network.")
     if (kind := text.get("model_type", TEXT)) != TEXT:
         raise UserError(f"model_type of text_config is {shown(kind)}: this version reads {TEXT!r} beside vision.")
-    ends = {name: fields[name] for name in ("eos_token_id", "eos_token_ids") if name in fields}
-    return {**text, **ends, "model_type": TEXT}
+    beside = {name: fields[name] for name in OF_BOTH if name in fields}
+    return {**text, **beside, "model_type": TEXT}
 
 
 def vision_of(fields: Json) -> VisionConfig:
