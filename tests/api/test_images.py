@@ -230,8 +230,6 @@ def test_networks_and_tokenizers_that_know_no_images(model: Llama, tokenizer: An
     other = train_tokenizer(["what is this"], 300)
     with pytest.raises(UserError, match=r"the tokenizer has no token '<\|image\|>', which images need: give that of"):
         anyorder.generate(model, other, [1, 9], images=[SMALL])
-    with pytest.raises(UserError, match="the network has vision, and AnyOrderForCausalLM reads text alone: use any"):
-        anyorder.AnyOrderForCausalLM.of(model)
     with pytest.raises(UserError, match="there is the token id 32: give ids from 0 to 31"):
         anyorder.generate(model, tokenizer, [3, 32])
 
@@ -249,6 +247,26 @@ def test_a_whole_run_on_photographs(model: Llama, tokenizer: Any, shared_data: P
     assert alone.token_ids == out.token_ids[2]
     rows = encoded(model, *(load_image(file) for file in files))
     assert len(rows) == sum(ids.count(PATCH) for ids in out.sequences)
+
+
+# ------------------------------------------------------------------------------------------------ as a face
+
+
+def test_a_model_of_transformers_keeps_its_vision(model: Llama, tokenizer: Any, tmp_path: Path) -> None:
+    """It reads text as it is called, writes about images by `generate`, and is saved with all that it has."""
+    face = anyorder.AnyOrderForCausalLM.of(model)
+    ids = torch.tensor([[1, 9, 10, 11]])
+    with torch.no_grad():
+        assert torch.equal(face(ids).logits, model(ids).logits)
+    options: dict[str, Any] = {"images": [WIDE], "max_new_tokens": 4}
+    expected = anyorder.generate(model, tokenizer, "is <|image|>", **options)
+    assert anyorder.generate(face, tokenizer, "is <|image|>", **options).token_ids == expected.token_ids
+    face.save_pretrained(tmp_path / "saved")
+    for again in (
+        anyorder.load(tmp_path / "saved")[0],
+        anyorder.AnyOrderForCausalLM.from_pretrained(tmp_path / "saved"),
+    ):
+        assert all(torch.equal(weight, again.state_dict()[name]) for name, weight in model.state_dict().items())
 
 
 # ------------------------------------------------------------------------------------------------ fusion

@@ -61,14 +61,11 @@ class AnyOrderMixin(Llama, PreTrainedModel):
 
     def __init__(self, config: AnyOrderConfig) -> None:
         enter_defaults()
-        if config.vision is not None:
-            remedy = "use anyorder.load and anyorder.generate, or transformers' Llama4ForConditionalGeneration"
-            raise UserError(f"the network has vision, and {type(self).__name__} reads text alone: {remedy}.")
         PreTrainedModel.__init__(self, config)
         self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
-        self.vision_model = self.multi_modal_projector = None
+        self.add_vision(config.backbone)
         self.post_init()
 
     @classmethod
@@ -84,6 +81,7 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         for layer in network.model.layers:
             layer.__class__ = CheckpointedBlock
         face.model, face.lm_head, face.query_rows = network.model, network.lm_head, network.query_rows
+        face.vision_model, face.multi_modal_projector = network.vision_model, network.multi_modal_projector
         return face.train(network.training)
 
     @classmethod

@@ -89,10 +89,14 @@ class Llama(nn.Module):
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
-        self.vision_model = None if config.vision is None else VisionModel(config.vision)
-        self.multi_modal_projector = None if config.vision is None else Projector(config.vision, config.hidden_size)
+        self.add_vision(config)
         self.reset_parameters()
         self.tie_weights()
+
+    def add_vision(self, config: ModelConfig) -> None:
+        """Build the modules that make rows of images, if the configuration has any."""
+        self.vision_model = None if config.vision is None else VisionModel(config.vision)
+        self.multi_modal_projector = None if config.vision is None else Projector(config.vision, config.hidden_size)
 
     def __getattr__(self, name: str) -> Any:
         try:
