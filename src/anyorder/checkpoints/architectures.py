@@ -69,6 +69,7 @@ class Architecture:
         layers: how kinds of layers are said.
         others: fields that say something of ours in other words, such as a mixture of experts.
         tensors: those that have other names, or are cut otherwise, than here.
+        part_of_heads: may rotate a part of each head.
         unwritten: fields that transformers follows where it finds them, but that other readers do not know.
         takes: further conditions on what transformers accepts.
     """
@@ -79,6 +80,7 @@ class Architecture:
     layers: LayerFields
     others: OtherFields = NO_OTHERS
     tensors: tuple[Rule, ...] = ()
+    part_of_heads: bool = False
     always: Mapping[str, Any] = field(default_factory=dict)
     biased_output: bool = False
     unwritten: tuple[str, ...] = ()

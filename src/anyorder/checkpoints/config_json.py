@@ -21,6 +21,8 @@ from anyorder.checkpoints.architectures import (
     Architecture,
     architecture_of,
 )
+from anyorder.checkpoints.diffusion_mixtures import DIFFUSION_MIXTURES
+from anyorder.checkpoints.diffusion_mixtures import FIELD_TYPES as DIFFUSION_TYPES
 from anyorder.checkpoints.json_types import Json, check_types
 from anyorder.checkpoints.layer_fields import FIELD_TYPES, FULL, SLIDING
 from anyorder.checkpoints.layouts import Rule
@@ -29,6 +31,7 @@ from anyorder.checkpoints.mixture_fields import FIELD_TYPES as MIXTURE_TYPES
 from anyorder.checkpoints.rotary_json import (
     NATIVE_ROTARY,
     TRAINED_LENGTH_ELSEWHERE,
+    any_rotary_from_json,
     our_rotary,
     our_rotary_to_json,
     rotary_from_json,
@@ -106,9 +109,7 @@ def _from_whole(fields: Json) -> ModelConfig:
 
 
 def _native(form: Form) -> Architecture:
-    architecture = architecture_of(form.native)
-    assert architecture is not None, form.native
-    return architecture
+    return next(known for known in (*ARCHITECTURES, *DIFFUSION_MIXTURES) if known.model_type == form.native)
 
 
 def form_to_json(config: ModelConfig, form: Form) -> Json:
@@ -181,7 +182,7 @@ def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
     eos = known.pop("eos_token_id")
     known["eos_token_ids"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     _require(known)
-    check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES | MIXTURE_TYPES)
+    check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES | MIXTURE_TYPES | DIFFUSION_TYPES)
     said = others.read(known)
     experts = said.pop("experts", None)
     elsewhere = {*architecture.layers.defaults, *others.defaults}
@@ -189,13 +190,14 @@ def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
     ours |= {**architecture.always, **said}
     lengths = {"max_position_embeddings": known["max_position_embeddings"]}
     full, sliding = _full_and_sliding(fields)
+    read_rotary = any_rotary_from_json if architecture.part_of_heads else rotary_from_json
     if architecture.biased_output:
         ours["attention_output_bias"] = ours["attention_bias"]
     ours |= _writable(known)
-    config = ModelConfig(rotary=rotary_from_json(full | lengths), **ours)
+    config = ModelConfig(rotary=read_rotary(full | lengths), **ours)
     layers = architecture.layers.read(known)  # as many as the configuration allows
     if sliding is not None:
-        local = rotary_from_json(sliding | lengths)
+        local = read_rotary(sliding | lengths)
         layers = tuple(
             dataclasses.replace(kind, rotary=local) if kind.rotary and kind.window is not None else kind
             for kind in layers

@@ -184,7 +184,7 @@ def _beyond(contents: Contents) -> str | None:
     if type(config.rotary) not in (Rotary, LinearRotary, Llama3Rotary):
         return f"rotary is {type(config.rotary).__name__}"
     if any(kind != LayerKind() for kind in config.layers):
-        return "layers have windows, chunks or no rotary embedding"
+        return "layers have windows, chunks, experts, growing queries or no rotary embedding"
     if config.vision is not None:
         return "the network has vision"
     for name in ("attention", "attention_bias", "attention_output_bias", "mlp_bias"):

@@ -1,4 +1,4 @@
-"""Masked diffusion models as they are published: LLaDA, iLLaDA, Dream, dLLM's conversions, Fast-dLLM v2, SDAR.
+"""Masked diffusion models as they are published: LLaDA, LLaDA2, Dream, dLLM's conversions, Fast-dLLM v2, SDAR.
 
 Each is a network of the Llama family without the causal mask, in a Hugging Face folder that says so in its own words.
 A `Form` translates these words into those of the architecture that it is, and back, so nothing else about folders is
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from anyorder.checkpoints.diffusion_mixtures import read_llada2, read_llada_moe, write_llada2, write_llada_moe
 from anyorder.checkpoints.json_types import Json
 from anyorder.checkpoints.layouts import Rule
 from anyorder.errors import UserError
@@ -227,12 +228,26 @@ FORMS = (
         name="sdar", model_type="sdar", class_names=("SDARForCausalLM",), native="qwen3", write=_write_in_blocks,
         mask_token_id=151_669, in_blocks=True, block_length=4,
     ),
+    Form(
+        name="sdar-moe", model_type="sdar_moe", class_names=("SDARMoeForCausalLM",), native="qwen3_moe",
+        write=_write_in_blocks, mask_token_id=151_669, in_blocks=True, block_length=4,
+    ),
+    Form(
+        name="llada-moe", model_type="llada", class_names=("LLaDAMoEModelLM",), native="llada-moe",
+        read=read_llada_moe, write=write_llada_moe, mask_token_id=156_895,
+    ),
+    Form(
+        name="llada2", model_type="llada2_moe", class_names=("LLaDA2MoeModelLM",), native="llada2_moe",
+        read=read_llada2, write=write_llada2, mask_token_id=156_895, in_blocks=True, block_length=32,
+    ),
 )  # fmt: skip
 
 
 def form_of(fields: Json) -> Form | None:
     """The form that a config.json has, None where it is of no such model."""
     model_type = str(fields.get("model_type")).lower()
+    if model_type == "llada" and "num_experts" in fields:
+        return named_form("llada-moe")  # LLaDA's model_type, too
     if model_type == "llada" and "hidden_size" in fields and "d_model" not in fields:
         model_type = "illada"  # Llama's names beside LLaDA's model_type
     return next((form for form in FORMS if form.model_type.lower() == model_type), None)

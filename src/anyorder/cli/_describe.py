@@ -11,6 +11,7 @@ from rich.table import Table
 from anyorder.checkpoints.rotary_json import rotary_to_json
 from anyorder.inspection.head_sharing import HeadSharing
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.experts import Experts
 from anyorder.model.modes import Mode
 from anyorder.model.rope import Rotary
 from anyorder.model.vision import VisionConfig
@@ -26,6 +27,8 @@ def layers(kinds: tuple[LayerKind, ...]) -> str:
                 (f"chunks of {kind.chunk}", kind.chunk is not None),
                 ("no rotary", kind.rotary is False),
                 (f"rotary {own_rotary(kind)}", own_rotary(kind) != ""),
+                ("growing queries", kind.query_scale is not None),
+                ("experts", kind.experts),
             )
             if holds
         )
@@ -40,6 +43,12 @@ def layers(kinds: tuple[LayerKind, ...]) -> str:
 def own_rotary(kind: LayerKind) -> str:
     """The rotary embedding of layers that have one of their own; empty for others."""
     return "" if isinstance(kind.rotary, bool) else rotary(kind.rotary)
+
+
+def experts(mixture: Experts) -> str:
+    """Number and width of the experts: "8 of width 1024, of which 2 read a token; one of width 512 reads all"."""
+    shared = f"; one of width {mixture.shared_width} reads all" if mixture.shared_width else ""
+    return f"{mixture.number} of width {mixture.width}, of which {mixture.chosen} read a token{shared}"
 
 
 def heads(config: ModelConfig) -> str:

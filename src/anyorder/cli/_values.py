@@ -26,7 +26,17 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "meta")
 
 ATTENTIONS = ("auto", "eager", "sdpa", "flex", "flash", "flash_attention_2", "flex_attention")
 
-PRESETS = ("llada", "llada-semi-ar", "dream-maskgit", "dream-margin", "dream-entropy", "fast-dllm")
+PRESETS = (
+    "llada",
+    "llada-semi-ar",
+    "dream-maskgit",
+    "dream-margin",
+    "dream-entropy",
+    "fast-dllm",
+    "sdar",
+    "llada2",
+    "llada2.1",
+)
 
 REMASKING = ("low_confidence", "random", "maskgit_plus", "topk_margin", "entropy", "probability", "margin")
 

@@ -16,7 +16,19 @@ def command(
     experts: str | None = None,
     expert_sample: str | None = None,
     seed: int = 0,
-    form: Literal["llada", "illada", "dream", "a2d-llama", "a2d-qwen2", "a2d-qwen3", "fast-dllm-v2", "sdar"]
+    form: Literal[
+        "llada",
+        "illada",
+        "dream",
+        "a2d-llama",
+        "a2d-qwen2",
+        "a2d-qwen3",
+        "fast-dllm-v2",
+        "sdar",
+        "sdar-moe",
+        "llada-moe",
+        "llada2",
+    ]
     | None = None,
     revision: str | None = None,
 ) -> None:

@@ -82,7 +82,8 @@ def command(
         num_beams: Above 1, beam search with so many beams.
         batch_size: Texts to write at a time; changes speed and memory, not what is written.
         compile: Whether the one-token step is compiled, which takes time at first use; auto does so where it pays.
-        preset: Diffusion as published: llada, llada-semi-ar, dream-maskgit, dream-margin, dream-entropy or fast-dllm.
+        preset: Diffusion as published: llada, llada-semi-ar, dream-maskgit, dream-margin, dream-entropy, fast-dllm,
+            sdar, llada2 or llada2.1.
         sampling_method: Diffusion in LLaDA's words: all at once, block by block on a canvas that grows until the end
             token, or block by block on the whole canvas.
         remasking_strategy: What diffusion writes first: low_confidence, random, topk_margin or entropy.

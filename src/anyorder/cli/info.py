@@ -52,6 +52,7 @@ def command(
         "weights": f"{in_bytes(parameters * kept.itemsize)} in {str(kept).removeprefix('torch.')}",
         "layers": _describe.layers(config.layers),
         "width": f"{config.hidden_size}, feed-forward {config.intermediate_size}",
+        **({} if config.experts is None else {"experts": _describe.experts(config.experts)}),
         "heads": _describe.heads(config),
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
         **({} if config.vision is None else {"vision": _describe.vision(config.vision)}),

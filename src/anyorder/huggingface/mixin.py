@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyorder.attention import TRANSFORMERS_NAMES
@@ -33,6 +33,7 @@ from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model import call
 from anyorder.model.block import Block
+from anyorder.model.experts import ExpertWeights, Router
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.linear import Linear
 from anyorder.model.llama import Decoder, Llama, Views
@@ -172,6 +173,14 @@ class AnyOrderMixin(Llama, PreTrainedModel):
             raise UserError(
                 f"argument {name!r} is unknown to {type(self).__name__}: leave it out, or give one of {known}."
             )
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ExpertWeights | Router):
+            for name, weight in module.named_parameters(recurse=False):
+                # transformers' function, which leaves alone what a checkpoint has.
+                initialization.normal_(weight, std=0.0 if name == "expert_bias" else self.config.initializer_range)
 
     @property
     def backend(self) -> str:  # type: ignore[override]

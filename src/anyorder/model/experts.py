@@ -10,7 +10,7 @@ experts (`P = T * K`), F inner size of an expert.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -213,8 +213,10 @@ def by_loop(rows_PE: Tensor, expert_P: Tensor, gate_up_X2FE: Tensor, down_XEF: T
     """One expert after another, those alone that have rows."""
     experts, _, width = down_XEF.shape
     parts = rows_PE.split(torch.bincount(expert_P, minlength=experts + 1).tolist())
-    # Unbound, not indexed one by one: the gradient of an index is a matrix for each of all experts.
-    gate_up, down = gate_up_X2FE.unbind(), down_XEF.unbind()
+    gate_up: Sequence[Tensor] | Tensor = gate_up_X2FE
+    down: Sequence[Tensor] | Tensor = down_XEF
+    if torch.is_grad_enabled():  # the gradient of an index, unlike that of unbind, has the size of all experts
+        gate_up, down = gate_up_X2FE.unbind(), down_XEF.unbind()
     used = [expert for expert in range(experts) if len(parts[expert])] or [0]  # so that no gradient is missing
     outs = []
     for expert in used:

@@ -175,7 +175,11 @@ def _check_output(settings: Run) -> None:
     file = settings.output / SETTINGS
     if not file.is_file():
         raise UserError(f"output is {str(settings.output)!r}, where no training began: leave out resume.")
-    before, now = read_json(file), json.loads(_as_json(settings))
+    # Settings that an earlier version did not have were as by default.
+    defaults = {
+        field.name: field.default for field in dataclasses.fields(Run) if field.default is not dataclasses.MISSING
+    }
+    before, now = defaults | read_json(file), json.loads(_as_json(settings))
     changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
     # What the training began with comes first: to give it again may be all that lacks.
     for name in sorted(changed, key=lambda name: not _is_given(before.get(name))):

@@ -142,6 +142,9 @@ PRESETS: dict[str, DiffusionSampler] = {
     "dream-margin": _DREAM.replace(confidence="margin"),
     "dream-entropy": _DREAM.replace(confidence="entropy"),
     "fast-dllm": DiffusionSampler(uneven="refuse", block_length=32, cache="dual"),
+    "sdar": DiffusionSampler(commit=Threshold(0.85), cache="prefix", stop_at_end=True),
+    "llada2": DiffusionSampler(commit=Threshold(0.95), cache="prefix", stop_at_end=True),
+    "llada2.1": DiffusionSampler(commit=Threshold(0.95), edit=0.9, cache="prefix", stop_at_end=True),
 }
 
 REMASKING: dict[str, ConfidenceName] = {
@@ -172,7 +175,8 @@ def preset(
 
     Args:
         name: "llada" (one block unless `block_length` is given), "llada-semi-ar" (blocks of 32), "dream-maskgit",
-            "dream-margin", "dream-entropy", or "fast-dllm" (blocks of 32, dual cache).
+            "dream-margin", "dream-entropy", "fast-dllm" (blocks of 32, dual cache), or of networks with blocks, "sdar",
+            "llada2", and "llada2.1", which edits what it has written.
         steps: for the whole text.
         block_length: blocks of so many tokens, from left to right.
         temperature: 0 takes the most probable token.
