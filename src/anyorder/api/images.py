@@ -187,11 +187,15 @@ def images_of_messages(prompt: Any) -> Any:
     A part of a message is `{"type": "image", "image": ...}` (or "path", or "url"), or OpenAI's
     `{"type": "image_url", "image_url": {"url": "data:..."}}`.
     """
-    dialogues = prompt if isinstance(prompt, list | tuple) else []
-    if dialogues and isinstance(dialogues[0], Mapping):
-        return _images_within(dialogues) or None
-    found = [_images_within(entry) if isinstance(entry, list | tuple) else [] for entry in dialogues]
+    if _are_messages(prompt):
+        return _images_within(prompt) or None
+    entries = prompt if isinstance(prompt, list | tuple) else []
+    found = [_images_within(entry) if _are_messages(entry) else [] for entry in entries]
     return found if any(found) else None
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 
 
 def _images_within(messages: Sequence[Any]) -> list[Any]:
