@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -61,55 +62,19 @@ def read(folder: Path) -> Checkpoint:
     files = _shard_files(folder)
     shards = [_Shard(file, params, params.dim // len(files)) for file in files]
     _check_shards(shards, params, folder)
-    kinds = dict(shards[0].kinds)
-    tied = HEAD not in kinds or _same(EMBEDDING, HEAD, shards)
-    if tied:
-        kinds.pop(HEAD, None)
-    sources: dict[str, list[str]] = {}
-    for theirs, kind in kinds.items():
-        sources.setdefault(theirs if kind is None else kind.name, []).append(theirs)
-    in_order = {name: number for number, name in enumerate(_needed(params))}
-    for of_one in sources.values():
-        of_one.sort(key=lambda theirs: in_order.get(theirs, 0))
-    divided = {theirs: _divided(theirs, kind, shards, params.dim) for theirs, kind in kinds.items()}
-    parts = {
-        theirs: shards[:: _copies(theirs, shards, params)] if divided[theirs] is not None else shards[:1]
-        for theirs in kinds
-    }
-
-    def shape(name: str) -> tuple[int, ...]:
-        sizes = list(shards[0].tensors[sources[name][0]].shape)
-        across = divided[sources[name][0]]
-        if across is not None:
-            sizes[across] = sum(shards[0].tensors[each].shape[across] * len(parts[each]) for each in sources[name])
-        return tuple(sizes)
-
-    shapes = {name: shape(name) for name in sources}
+    tied = HEAD not in shards[0].kinds or _same(EMBEDDING, HEAD, shards)
+    joined = _joined(shards, params, leave_out=HEAD if tied else None)
+    shapes = {name: tensor.shape for name, tensor in joined.items()}
     try:
         config = _config(params, shapes, tied, folder)
     except UserError as error:
         raise UserError(f"{str(folder / PARAMS)!r}: {error}") from error
-
-    def read_tensor(name: str) -> Tensor:
-        # Copied part by part, since parts are in the files, which may change, and whole they would be in memory twice.
-        weight = torch.empty(shapes[name], dtype=shards[0].tensors[sources[name][0]].dtype)
-        start = 0
-        for theirs in sources[name]:
-            for shard in parts[theirs]:
-                part = shard.read(theirs)
-                across = divided[theirs]
-                place = weight if across is None else weight.narrow(across, start, part.shape[across])
-                place.copy_(part)
-                start += 0 if across is None else part.shape[across]
-        kind = kinds[sources[name][0]]
-        return to_halves(weight, config.head_dim) if kind is not None and kind.rotated else weight
-
     return Checkpoint(
         path=folder,
         config=config,
         shapes=shapes,
-        dtypes={name: shards[0].tensors[of_one[0]].dtype for name, of_one in sources.items()},
-        read=read_tensor,
+        dtypes={name: tensor.dtype for name, tensor in joined.items()},
+        read=lambda name: joined[name].read(config.head_dim),
     )
 
 
@@ -170,6 +135,64 @@ class _Shard:
             self._open()
         self.bytes_read += self.tensors[name].nbytes
         return self.tensors[name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Joined:
+    """A tensor here, of which the files hold parts.
+
+    Attributes:
+        parts: in their order, each the shard that it is in and its name there.
+        divided: the dimension along which they are joined; None: there is one.
+        rotated: see `Kind`.
+    """
+
+    parts: Sequence[tuple[_Shard, str]]
+    divided: int | None
+    rotated: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        sizes = list(self._first.shape)
+        if self.divided is not None:
+            sizes[self.divided] = sum(shard.tensors[name].shape[self.divided] for shard, name in self.parts)
+        return tuple(sizes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._first.dtype
+
+    @property
+    def _first(self) -> Tensor:
+        shard, name = self.parts[0]
+        return shard.tensors[name]
+
+    def read(self, head_dim: int) -> Tensor:
+        """The tensor, in memory of its own; its parts are copied one by one, so that no part is there twice."""
+        weight = torch.empty(self.shape, dtype=self.dtype)
+        start = 0
+        for shard, name in self.parts:
+            part = shard.read(name)
+            length = part.numel() if self.divided is None else part.shape[self.divided]
+            (weight if self.divided is None else weight.narrow(self.divided, start, length)).copy_(part)
+            start += length
+        return to_halves(weight, head_dim) if self.rotated else weight
+
+
+def _joined(shards: Sequence[_Shard], params: Params, leave_out: str | None) -> dict[str, _Joined]:
+    """The tensors of a network by their names here; those that no table has by Meta's, to be refused with them."""
+    order = {name: number for number, name in enumerate(_needed(params))}
+    found: dict[str, _Joined] = {}
+    for theirs, kind in sorted(shards[0].kinds.items(), key=lambda pair: order.get(pair[0], len(order))):
+        if theirs == leave_out:
+            continue
+        name = theirs if kind is None else kind.name
+        divided = _divided(theirs, kind, shards, params.dim)
+        holders = shards[:1] if divided is None else shards[:: _copies(theirs, shards, params)]
+        before = found[name].parts if name in found else ()
+        parts = (*before, *((shard, theirs) for shard in holders))
+        found[name] = _Joined(parts=parts, divided=divided, rotated=kind is not None and kind.rotated)
+    return found
 
 
 def _shard_files(folder: Path) -> list[Path]:
@@ -243,7 +266,8 @@ def _divided(theirs: str, kind: Kind | None, shards: Sequence[_Shard], dim: int)
     """Which dimension of a tensor the shards divide."""
     if theirs == EMBEDDING and shards[0].tensors[theirs].shape[-1] == dim:
         return ROWS
-    return None if kind is None else kind.divided
+    dimensions = shards[0].tensors[theirs].dim()
+    return None if kind is None or kind.divided is None or kind.divided >= dimensions else kind.divided
 
 
 def _copies(theirs: str, shards: Sequence[_Shard], params: Params) -> int:
