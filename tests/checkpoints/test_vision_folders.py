@@ -15,6 +15,7 @@ from transformers import Llama4Config, Llama4ForConditionalGeneration
 import anyorder
 from anyorder.checkpoints import load_model, read_checkpoint, save_model
 from anyorder.errors import UserError
+from anyorder.model.config import LayerKind
 from anyorder.model.llama import Llama
 from anyorder.model.modes import LEFT_TO_RIGHT
 from tests import vision
@@ -227,3 +228,17 @@ def test_folders_that_are_wrong(
     (copy / "config.json").write_text(json.dumps(fields))
     with pytest.raises(UserError, match=message):
         load_model(copy)
+
+
+def test_a_dense_network_with_vision(tmp_path: Path) -> None:
+    """Llama Guard 4: no experts, no chunks, rotary in every layer."""
+    model = metas_llama4.network(layers=(LayerKind(),) * 4, experts=None)
+    nothing = dict.fromkeys(("moe_args", "attention_chunk_size", "nope_layer_interval"))
+    folder = metas_llama4.write(model, tmp_path / "meta", 2, attn_temperature_tuning=False, **nothing)
+    loaded = load_model(folder, device="cpu")
+    assert_same_weights(loaded, model)
+    save_model(loaded, tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "config.json").read_text())
+    assert written["model_type"] == "llama4"
+    assert (written["text_config"]["moe_layers"], written["text_config"]["attention_chunk_size"]) == ([], None)
+    assert load_model(tmp_path / "saved", device="cpu").config == loaded.config
