@@ -8,6 +8,7 @@ GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
         "image", "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat",
+        "system",
         "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
         "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),
@@ -46,10 +47,13 @@ TRAINING: dict[str, Sequence[str]] = {
         "balance_loss", "balance_bias",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
-    "what is told and kept": (
+    "what is printed and kept": (
         "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",
     ),
 }  # fmt: skip
+
+TRAININGS = ("pretrain", "sft")
+"""The commands whose options are those of a training."""
 
 FEW = 8
 """So many options need no headings."""
