@@ -105,7 +105,10 @@ def test_queries_and_keys_are_turned_in_pairs_side_by_side(tiny_config: ModelCon
             "rotary is DynamicRotary",
         ),
         ({"eos_token_ids": (1, 2, 3, 4)}, "texts end at 4 different tokens, and a file has room for 3"),
-        ({"layers": (LayerKind(), LayerKind(window=4))}, "layers have windows, chunks or no rotary embedding"),
+        (
+            {"layers": (LayerKind(), LayerKind(window=4))},
+            "layers have windows, chunks, experts, growing queries or no rotary embedding",
+        ),
         ({"qk_norm": "learned"}, "qk_norm is 'learned'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"modes": (LEFT_TO_RIGHT, ANY_ORDER)}, "the network writes left-to-right, any-order"),
