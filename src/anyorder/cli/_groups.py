@@ -7,7 +7,8 @@ from collections.abc import Sequence
 GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
-        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "system",
+        "image", "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat",
+        "system",
         "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
         "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),

@@ -22,6 +22,7 @@ def command(
     interactive: bool = False,
     chat: bool = False,
     system: str | None = None,
+    image: list[str] = [],  # noqa: B006 (never changed)
     writing: WritingOptions,
     sampling: SamplingOptions,
     diffusion: DiffusionOptions,
@@ -38,6 +39,8 @@ def command(
         interactive: Continue one prompt after another, each a line that is typed; Ctrl-D ends.
         chat: Take each prompt for the message of a user, which the chat template writes; the answer is printed.
         system: System message before it; implies chat.
+        image: Image file that the prompt is about, for a model with vision; once for each <|image|> of the prompt, or
+            as often as wanted for one without. Each of several prompts has all of them.
         writing: what is written, and how much at a time.
         sampling: how tokens are chosen.
         diffusion: how diffusion samples.
@@ -51,7 +54,7 @@ def command(
     prompts = list(map(as_messages, prompts))
     single = _check_output(output, writing, prompts, interactive=interactive)
     stream = output.stream or (sys.stdout.isatty() and not output.show and single)
-    options = _options(writing, sampling, diffusion)
+    options = _options(writing, sampling, diffusion) | ({"images": image} if image else {})
 
     import anyorder
     from anyorder.cli._canvas import show_writing
@@ -69,7 +72,8 @@ def command(
             pieces = anyorder.stream(loaded, tokenizer, prompt, **options)
             print_pieces(text_before(prompt), pieces)
             return pieces.output
-        return write_all(loaded, tokenizer, given, notes, options, writing, output)
+        of_each = {"images": [image] * len(given)} if image else {}
+        return write_all(loaded, tokenizer, given, notes, options | of_each, writing, output)
 
     if not interactive:
         out = write(prompts)
