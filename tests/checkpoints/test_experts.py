@@ -12,7 +12,7 @@ import anyorder
 from anyorder.checkpoints import convert, load_model, save_model
 from anyorder.checkpoints.experts import expert_loads, keep_busiest, read_number, to_experts, with_experts
 from anyorder.errors import UserError
-from anyorder.model.experts import routings_of
+from anyorder.model.experts import Router, routings_of
 from anyorder.model.modes import diffusion
 from tests.model.networks import EXPERTS, network, random_ids
 
@@ -30,14 +30,18 @@ def test_copies_compute_what_one_did(layers: str, chosen: int, tmp_path: Path) -
     for weight in made.parameters():
         weight.data += 0.01 * torch.randn_like(weight)
     made(ids, labels=ids).loss.backward()
-    assert all(layer.mlp.gate.weight.grad.any() for layer in made.model.layers)
+    routers = [module for module in made.modules() if isinstance(module, Router)]
+    assert len(routers) == len(made.model.layers)
+    assert all(router.weight.grad is not None and router.weight.grad.any() for router in routers)
 
 
 def test_two_of_several_are_a_mixtral(tmp_path: Path) -> None:
     save_model(network(), tmp_path / "dense")
     convert(tmp_path / "dense", tmp_path / "mixture", experts="4:2")
     assert '"MixtralForCausalLM"' in (tmp_path / "mixture/config.json").read_text()
-    assert load_model(tmp_path / "mixture").config.experts.chosen == 2
+    experts = load_model(tmp_path / "mixture").config.experts
+    assert experts is not None
+    assert experts.chosen == 2
 
 
 @pytest.mark.parametrize("mode", [None, diffusion(19)])
@@ -50,8 +54,8 @@ def test_the_busiest_stay(mode: anyorder.model.modes.Mode | None) -> None:
     loads = expert_loads(model, texts)
     assert loads.sum(1).tolist() == [2 * 21] * 2
     fewer = keep_busiest(model, 4, torch.tensor([[0, 5, 1, 5, 9, 1]] * 2))
-    weights = model.model.layers[1].mlp.experts.down_proj
-    assert torch.equal(fewer.model.layers[1].mlp.experts.down_proj, weights[[1, 2, 3, 4]])
+    name = "model.layers.1.mlp.experts.down_proj"
+    assert torch.equal(fewer.get_parameter(name), model.get_parameter(name)[[1, 2, 3, 4]])
     config = model.config.replace(experts=dataclasses.replace(EXPERTS, groups=1, kept_groups=1, chosen=1))
     alone = network("experts", experts=config.experts)
     with routings_of(alone) as found:
@@ -96,6 +100,7 @@ def test_a_sample_of_text(shared_data: Path, tmp_path: Path) -> None:
         convert(tmp_path / "mixture", tmp_path / "fewer", experts=2, expert_sample=tmp_path / "none.txt")
     convert(tmp_path / "mixture", tmp_path / "fewer", experts=2, expert_sample=tmp_path / "text.txt")
     model, tokenizer = anyorder.load(tmp_path / "fewer")
+    assert model.config.experts is not None
     assert model.config.experts.number == 2
     assert anyorder.generate(model, tokenizer, "Once upon a time", max_new_tokens=8).text
     with pytest.raises(UserError, match=r"^expert_sample is given without experts: "):

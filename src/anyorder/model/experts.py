@@ -199,7 +199,7 @@ class ExpertWeights(nn.Module):
         return compute(rows_PE, expert_P, self.gate_up_proj, self.down_proj)
 
 
-FEW = 16
+FEW = 64
 """Rows whose experts' matrices a compiled step reads one by one."""
 
 
