@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_two_of_several_are_a_mixtral(tmp_path: Path) -> None:
 @pytest.mark.parametrize("mode", [None, diffusion(19)])
 def test_the_busiest_stay(mode: anyorder.model.modes.Mode | None) -> None:
     """Experts of no row can go without any change; of groups equally many go."""
-    model = network("experts", experts=dataclasses.replace(EXPERTS, groups=2, kept_groups=1))
+    model: Any = network("experts", experts=dataclasses.replace(EXPERTS, groups=2, kept_groups=1))
     if mode is not None:
         model.config = model.config.replace(modes=(mode,))
     texts = random_ids(9, 12)

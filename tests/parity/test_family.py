@@ -19,12 +19,12 @@ from anyorder.checkpoints import load_model, save_model
 from anyorder.checkpoints.architectures import ARCHITECTURES
 from anyorder.checkpoints.config_json import config_from_json, config_to_json, rules_of
 from anyorder.checkpoints.layouts import Gathered
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import ROTARY_EMBEDDINGS, DynamicRotary, Rotary
 from anyorder.visibility import causal
 from tests.model.oracle import narrowed, oracle_logits
+from tests.writers import write_left_to_right
 
 TRAINED = 16
 """Tokens."""

@@ -38,7 +38,7 @@ from anyorder.checkpoints.rotary_json import (
 )
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
-from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
+from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.experts import Experts
 from anyorder.model.modes import Mode
 from anyorder.model.query_scale import QueryScale
@@ -106,14 +106,13 @@ def form_to_json(config: ModelConfig, form: Form) -> Json:
         UserError: the form cannot express the network.
     """
     mode, *others = config.modes
-    if others or mode.name not in ("diffusion", "blocks") or mode.shifted != form.shifted:
+    if others or not mode.kind.diffuses or mode.shifted != form.shifted:
         wanted = f"masked diffusion alone, {'shifted' if form.shifted else 'not shifted'}"
         raise UserError(f"form {form.name!r} is for networks that write by {wanted}: leave out the form.")
     native = _to_native(config, _native(form))
     names = {"model_type": form.model_type, "architectures": [form.class_names[0]]}
     fields = form.write(native, mode) | names
-    plain = config.with_exact_angles
-    if attention_class(config) is not SelfAttention or _from_form(fields, form) != plain:
+    if attention_class(config) is not SelfAttention or _from_form(fields, form) != config:
         remedy = f"it is no {form.native} but for who sees whom, or its end tokens differ"
         raise UserError(f"form {form.name!r} cannot express this network ({remedy}): leave out the form.")
     return fields
@@ -253,15 +252,13 @@ def ends_to_json(eos: tuple[int, ...]) -> int | list[int] | None:
 
 def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) -> bool:
     """Whether `fields` say all that `config` says, and transformers takes them."""
-    attention = None if config.attention in HEAD_LAYOUTS else config.attention
     padded = config.pad_token_id is None or config.pad_token_id < config.vocab_size
     if not (padded and architecture.takes(config) and attention_class(config) is SelfAttention):
         return False
     if NATIVE_ROTARY.get(fields["rope_parameters"]["rope_type"]) is not type(config.rotary):
         return False
     try:
-        # The heads alone tell their layout.
-        return _from_native(fields, architecture) == config.with_exact_angles.replace(attention=attention)
+        return _from_native(fields, architecture) == config
     except UserError:
         return False
 

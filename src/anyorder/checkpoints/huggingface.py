@@ -32,7 +32,7 @@ from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.pickled import load_pickled
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
-from anyorder.checkpoints.weights import DTYPES, Checkpoint, blank, check_layers, listed
+from anyorder.checkpoints.weights import DTYPES, FEW_LAYERS, Checkpoint, blank, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> Described:
 
 
 def _no_config(folder: Path) -> str:
-    """What is wrong with a folder that has no configuration, and what to give instead."""
+    """Return what is wrong with a folder that has no configuration, and what to give instead."""
     if not any(folder.glob("checkpoints/checkpoint-*")):
         return f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint."
     begun = f"folder {str(folder)!r} holds a training that has not ended: go on with resume"
@@ -107,7 +107,7 @@ def _no_config(folder: Path) -> str:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Opens a folder: configuration and headers.
+    """Open a folder: configuration and headers.
 
     Raises:
         UserError: a file is missing, damaged or of a kind that is not supported.
@@ -124,7 +124,7 @@ def read(folder: Path) -> Checkpoint:
     _check_index(folder, files)
     if form is not None and form.own_head and HEAD in files:
         config = config.replace(tie_word_embeddings=False)
-    check_layers(folder, config, len(shapes))
+    check_layers(folder, config.num_hidden_layers, len(shapes))
     expected = {name: tuple(weight.shape) for name, weight in blank(config).state_dict().items()} if rules else {}
     optional = (HEAD,) if config.tie_word_embeddings else ()
     gathered = Gathered(folder, rules, expected, shapes, config.head_dim, optional)
@@ -155,20 +155,25 @@ def read(folder: Path) -> Checkpoint:
     )  # fmt: skip
 
 
-def check_layers_of(folder: Path) -> None:
-    """Refuse a folder whose configuration has many more layers than tensors; what is no such folder passes.
+def check_layers_of(folder: Path, layers: int | None = None) -> None:
+    """Refuse a folder of many more layers than tensors; what is no folder with weights passes.
+
+    Args:
+        folder: of a checkpoint, or the id of a model on the hub.
+        layers: of the network; those of the folder's configuration unless given.
 
     Raises:
         UserError: see above, or a file is damaged.
     """
     has_weights = any((folder / name).is_file() for names in INDICES.items() for name in names)
-    if has_weights and (folder / CONFIG).is_file():
-        tensors = sum(1 for file in _weight_files(folder) for _ in _entries(file))
-        check_layers(folder, read_config(folder)[0], tensors)
+    if layers is None and has_weights and (folder / CONFIG).is_file():
+        layers = read_config(folder)[0].num_hidden_layers
+    if has_weights and layers is not None and layers > FEW_LAYERS:
+        check_layers(folder, layers, sum(1 for file in _weight_files(folder) for _ in _entries(file)))
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:
-    """Writes `config.json`, `generation_config.json` and the weights into an existing empty folder.
+    """Write `config.json`, `generation_config.json` and the weights into an existing empty folder.
 
     Args:
         model: the network; its weights are written in their dtype.
@@ -201,7 +206,7 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
 
 
 def generation_to_json(config: ModelConfig) -> dict[str, Any]:
-    """A `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
+    """Return a `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
     special = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": ends_to_json(config.eos_token_ids),
@@ -211,7 +216,7 @@ def generation_to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _shards(weights: Mapping[str, Tensor], max_size: int | None) -> Iterator[dict[str, Tensor]]:
-    """Consecutive tensors of at most `max_size` bytes together, but one at least."""
+    """Yield consecutive tensors of at most `max_size` bytes together, but one at least."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, weight in weights.items():
@@ -261,7 +266,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
-    """Name, shape and dtype of each tensor in a file, whose size is checked by the library.
+    """Yield name, shape and dtype of each tensor in a file, whose size is checked by the library.
 
     Raises:
         UserError: the file is missing or damaged, or a dtype is none that weights are read in.
@@ -274,7 +279,7 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
 
 
 def _entries(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
-    """As `_header`, but dtypes of safetensors are as in the file, whatever they are."""
+    """Do as `_header`, but yield dtypes of safetensors as in the file, whatever they are."""
     if file.suffix == PICKLED_SUFFIX and is_file(file):
         for name, tensor in _pickled(file).items():
             yield name, tuple(tensor.shape), tensor.dtype

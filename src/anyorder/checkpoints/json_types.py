@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 def check_types(fields: Mapping[str, Any], kinds: Mapping[str, Any], what: str = "field") -> None:
-    """Compares fields with the types of the same names.
+    """Compare fields with the types of the same names.
 
     Raises:
         UserError: a field has a value of another type.

@@ -16,6 +16,7 @@ from anyorder.checkpoints.layouts import Rule
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.utils.annotations import shown
+from anyorder.utils.numbers import is_whole
 
 # ------------------------------------------------------------------------------------------- LLaDA
 
@@ -171,14 +172,14 @@ class Form:
     own_head: bool = False
 
     def mode(self, fields: Json) -> Mode:
-        """How the network writes.
+        """Return how the network writes.
 
         Raises:
             UserError: the mask token is missing.
         """
         named = (fields.get(name) for name in MASK_FIELDS)
         mask = next((value for value in named if value is not None), self.mask_token_id)
-        if not isinstance(mask, int) or isinstance(mask, bool):
+        if not is_whole(mask):
             raise UserError(f"mask_token_id is {shown(mask)}: add the id of the mask token, a whole number.")
         length = self.block_length
         for name in BLOCK_FIELDS if self.in_blocks else ():
@@ -188,12 +189,12 @@ class Form:
         return blocks(mask, length, shifted=self.shifted)
 
     def names_mask(self, fields: Json) -> bool:
-        """Whether config.json names the mask token."""
+        """Return whether config.json names the mask token."""
         return any(fields.get(name) is not None for name in MASK_FIELDS)
 
 
 def _converted(native: str, class_name: str) -> Form:
-    """dLLM's (github.com/ZHZisZZ/dllm) conversion of a causal architecture, A2D there.
+    """Return dLLM's (github.com/ZHZisZZ/dllm) conversion of a causal architecture, A2D there.
 
     Its code gives the network a head of its own, whatever config.json says. The mask token is the tokenizer's. Its
     MDLM and BD3LM networks have the same config.json, so which of the two a network is has to be added: `block_size`.
@@ -244,7 +245,7 @@ FORMS = (
 
 
 def form_of(fields: Json) -> Form | None:
-    """The form that a config.json has, None where it is of no such model."""
+    """Return the form that a config.json has, None where it is of no such model."""
     model_type = str(fields.get("model_type")).lower()
     if model_type == "llada" and "num_experts" in fields:
         return named_form("llada-moe")  # LLaDA's model_type, too
@@ -254,7 +255,7 @@ def form_of(fields: Json) -> Form | None:
 
 
 def named_form(name: str) -> Form:
-    """The form of this name.
+    """Return the form of this name.
 
     Raises:
         UserError: there is none.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
-        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "prefix",
-        "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
+        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "system",
+        "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
         "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),
     "what is written": (
@@ -46,10 +46,13 @@ TRAINING: dict[str, Sequence[str]] = {
         "balance_loss", "balance_bias",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
-    "what is told and kept": (
+    "what is printed and kept": (
         "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",
     ),
 }  # fmt: skip
+
+TRAININGS = ("pretrain", "sft")
+"""The commands whose options are those of a training."""
 
 FEW = 8
 """So many options need no headings."""

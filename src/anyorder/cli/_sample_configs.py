@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 
 from anyorder.cli._groups import TRAINING
-from anyorder.cli._parser import explanations
-from anyorder.orders.names import MIXTURE, OBJECTIVES
-from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run
+from anyorder.cli._signature import field_explanations
+from anyorder.orders.names import MIXTURE, objectives
+from anyorder.training.settings import FROM_SCRATCH, NEEDS, STEPS, Run, objectives_with
 
 ELSEWHERE = ("last_answer_only", "resume", "force")
 """What belongs on the command line, and is in no file."""
@@ -36,7 +36,7 @@ EXAMPLE: dict[str, Any] = {
 
 
 def sample_configurations(folder: Path, data: Path, init: str | None) -> dict[str, str]:
-    """The name of each file and its text.
+    """Return the name of each file and its text.
 
     Args:
         folder: where they will be.
@@ -52,7 +52,7 @@ def sample_configurations(folder: Path, data: Path, init: str | None) -> dict[st
         }  # fmt: skip
         files = {SHAPE: json.dumps(EXAMPLE, indent=2) + "\n", WITH_EXPERTS: _text("pretrain", "autoregressive", given)}
     for command in ("pretrain", "sft"):
-        for objective in (*OBJECTIVES, MIXTURE):
+        for objective in (*objectives(), MIXTURE):
             given = {
                 "data": str(data), "output": f"trained-{command}-{objective}", "objective": objective,
                 # Unless given, what is pre-trained by the other file of the pair is tuned.
@@ -67,18 +67,18 @@ def sample_configurations(folder: Path, data: Path, init: str | None) -> dict[st
 
 def _text(command: str, objective: str, given: dict[str, Any]) -> str:
     defaults = {field.name: _default(field) for field in dataclasses.fields(Run)}
-    explained = explanations(Run)
+    explained = field_explanations(Run)
     learnt = {objective, *(share.partition("=")[0] for share in given.get("shares", ()))}
     lines = [f"# anyorder {command} --config THIS_FILE"]
     for title, names in TRAINING.items():
         lines += ["", f"# ---- {title} ----"]
         for name in names:
-            of_others = name in NEEDS and not NEEDS[name] & learnt
+            of_others = name in NEEDS and not objectives_with(name) & learnt
             if name in ELSEWHERE or of_others or (name == "shares" and objective != MIXTURE):
                 continue
             value = given.get(name, defaults[name])
             written = yaml.safe_dump({name: str(value) if isinstance(value, Path) else value}).rstrip()
-            # A field that another decides may stand beside it as a comment alone.
+            # A field that another decides is a comment.
             of_shape = bool(given.get("shape")) and name in ("width", "layers", "heads")
             beside = name == "epochs" or of_shape or (name in FROM_SCRATCH if given["init"] else name == "rope_scaling")
             lines += ["", *textwrap.wrap(explained[name], 98, initial_indent="# ", subsequent_indent="# ")]

@@ -32,8 +32,8 @@ class Block(nn.Module):
             self.mlp = FeedForward(config.hidden_size, config.intermediate_size, config.mlp_bias)
 
     def forward(self, rows_BRE: Tensor, view: View, kv: LayerCache | None = None) -> Tensor:
-        """Rows `[batch, rows, hidden]` in, those that look out; `kv` is this layer's part of the cache."""
-        h_BRE = view.look(rows_BRE) + self.self_attn(self.input_layernorm(rows_BRE), view, kv)
+        """Map rows `[batch, rows, hidden]` to those that attend; `kv` is this layer's part of the cache."""
+        h_BRE = view.queries_of(rows_BRE) + self.self_attn(self.input_layernorm(rows_BRE), view, kv)
         normed_BRE = self.post_attention_layernorm(h_BRE)
         read = (view.valid, view.block) if isinstance(self.mlp, MixtureOfExperts) else ()
         out_BRE: Tensor = h_BRE + self.mlp(normed_BRE, *read)

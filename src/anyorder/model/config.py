@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import typing
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -50,9 +49,6 @@ class LayerKind:
 
     def __post_init__(self) -> None:
         check_fields(self, "layer field {!r}")
-        if not isinstance(self.rotary, bool | Rotary):
-            remedy = "give True, False, or an object of anyorder.model.rope"
-            raise UserError(f"layer field 'rotary' is {self.rotary!r}: {remedy}.")
         for name, size in (("window", self.window), ("chunk", self.chunk)):
             if size is not None and size < 1:
                 raise UserError(f"layer field {name!r} is {size}: give a whole number above 0, or None.")
@@ -83,8 +79,8 @@ class ModelConfig:
         rotary: how positions turn queries and keys.
         layers: the kind of each layer; rotary layers that see all unless given, with experts if there are any.
         experts: the mixture of experts of the layers that have one; None: there is none.
-        attention: the kind of attention module, a name in `ATTENTIONS`; unless given, the one of "MHA", "GQA"
-            and "MQA" that the number of heads makes it.
+        attention: name in `ATTENTIONS` of an attention module of one's own; None: `SelfAttention`. One of
+            `HEAD_LAYOUTS` becomes None, since the numbers of heads say the same.
         attention_bias: biases on the query, key and value projections.
         attention_output_bias: bias on the output projection.
         qk_norm: root-mean-square norm of each query and key head: "none", "learned" (Qwen3), "learned-full-width" of
@@ -94,7 +90,7 @@ class ModelConfig:
         bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none. Padding is never
             embedded, so that its token may lie beyond the vocabulary.
         modes: the modes that the network was trained for.
-        default_mode: the name of the one that is taken unless another is asked for; the first unless given.
+        default_mode: the name of the mode that is used unless another one is chosen; the first unless given.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -126,11 +122,6 @@ class ModelConfig:
     default_mode: str = ""
 
     def __post_init__(self) -> None:
-        norms = typing.get_args(QKNorm)
-        self._require("qk_norm", self.qk_norm in norms, f"choose one of {', '.join(norms)}")
-        self._require(
-            "rotary", isinstance(self.rotary, Rotary), "give an object of anyorder.model.rope, such as Rotary"
-        )
         check_fields(self, "configuration field {!r}")
         heads = self.num_attention_heads
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
@@ -145,8 +136,12 @@ class ModelConfig:
             object.__setattr__(self, "layers", (LayerKind(experts=self.experts is not None),) * self.num_hidden_layers)
         divides = self.num_key_value_heads > 0 and heads % self.num_key_value_heads == 0
         self._require("num_key_value_heads", divides, f"give a divisor of num_attention_heads, which is {heads}")
-        shared = self.attention not in HEAD_LAYOUTS or self.attention == self.head_layout
-        self._require("attention", shared, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}")
+        if self.attention in HEAD_LAYOUTS:
+            fits = self.attention == self.head_layout
+            self._require(
+                "attention", fits, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}"
+            )
+            object.__setattr__(self, "attention", None)
         even = self.head_dim > 0 and self.head_dim % 2 == 0
         self._require("head_dim", even, "rotary embeddings turn pairs, so give an even number")
         self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
@@ -208,22 +203,23 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """The longest text, in tokens, that the network can be asked to read or write.
+        """The longest text, in tokens, that the network can read or write.
 
         Layers with a window or chunks turn no further than these reach.
         """
-        wide = [kind for kind in self._kinds if kind.narrowing is None] or self._kinds
+        wide = [kind for kind in self.kinds if kind.narrowing is None] or self.kinds
         rotaries = [rotary for kind in wide if (rotary := self.rotary_of(kind)) is not None] or [self.rotary]
         return min(rotary.reach(self.max_position_embeddings) for rotary in rotaries)
 
     @functools.cached_property
     def cacheable(self) -> int | None:
         """Tokens up to which all texts have the same frequencies in every layer, as caches need; None: any number."""
-        rotaries = [rotary for kind in self._kinds if (rotary := self.rotary_of(kind)) is not None]
+        rotaries = [rotary for kind in self.kinds if (rotary := self.rotary_of(kind)) is not None]
         return min((limit for rotary in rotaries if (limit := rotary.cacheable) is not None), default=None)
 
     @functools.cached_property
-    def _kinds(self) -> list[LayerKind]:
+    def kinds(self) -> list[LayerKind]:
+        """The different kinds of layer, in the order of the layers."""
         return list(dict.fromkeys(self.layers))
 
     def rotary_of(self, kind: LayerKind) -> Rotary | None:
@@ -233,22 +229,14 @@ class ModelConfig:
         return kind.rotary
 
     @property
-    def with_exact_angles(self) -> ModelConfig:
-        """The same network, whose angles are computed in float64: in which precision they are is no part of it."""
-
-        def exact(rotary: Rotary) -> Rotary:
-            return dataclasses.replace(rotary, float32_angles=False)
-
-        layers = tuple(
-            kind if isinstance(kind.rotary, bool) else dataclasses.replace(kind, rotary=exact(kind.rotary))
-            for kind in self.layers
-        )
-        return self.replace(rotary=exact(self.rotary), layers=layers)
+    def has_query_rows(self) -> bool:
+        """Whether the network has weights for query rows, as writing in any order needs."""
+        return any(mode.kind.query_rows for mode in self.modes)
 
     @property
-    def has_query_rows(self) -> bool:
-        """Whether the network has weights for rows that only look, as writing in any order needs."""
-        return any(mode.name == "any-order" for mode in self.modes)
+    def mask_token_ids(self) -> tuple[int, ...]:
+        """The different mask tokens of its modes."""
+        return tuple(dict.fromkeys(mode.mask_token_id for mode in self.modes if mode.mask_token_id is not None))
 
     def mode(self, name: str) -> Mode:
         """The conventions of a mode that the network was trained for.

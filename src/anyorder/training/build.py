@@ -1,4 +1,4 @@
-"""From settings to objectives, and to the network that is to learn them."""
+"""From settings to the network and the objective of a training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
-from anyorder.checkpoints.adapt import adapt
 from anyorder.checkpoints.config_json import config_from_json
 from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.mask_token import with_mask_token
@@ -18,32 +17,22 @@ from anyorder.data.readers import read_texts
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
-from anyorder.model.modes import LEFT_TO_RIGHT, TRAINED_BY
+from anyorder.model.modes import KINDS, LEFT_TO_RIGHT, Mode, mode_named
 from anyorder.model.rope import Rotary
-from anyorder.objectives import (
-    Antithetic,
-    Autoregressive,
-    BlockDiffusion,
-    Independent,
-    MaskedDiffusion,
-    MaskedDiffusionTuning,
-    Mixture,
-    Objective,
-    Permutation,
-    Stratified,
-)
+from anyorder.modes import LearningOptions, entry_of
+from anyorder.objectives import Antithetic, Independent, Mixture, Objective, Stratified
 from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders.kinds import LeftToRight, Random, Spans
 from anyorder.training.longer import extended
-from anyorder.training.settings import BLOCK_LENGTH, DIFFUSION, Run
+from anyorder.training.settings import BLOCK_LENGTH, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def network_of(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
-    """The network to start from, and its tokenizer, without the conventions of what it is to learn.
+def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
+    """Load or make the network to start from, and its tokenizer; what its objective needs is not yet added.
 
     Raises:
         UserError: the checkpoint has no tokenizer, or cannot be read.
@@ -98,7 +87,7 @@ def _shaped(file: Path, length: int, of_words: dict[str, Any]) -> ModelConfig:
 
 
 def reaching(config: ModelConfig, run: Run) -> ModelConfig:
-    """The configuration of the network of `init`, with rotary embeddings that reach over the length of a sample.
+    """Scale the rotary embeddings of the network of `init` so that they reach over the length of a sample.
 
     Raises:
         UserError: they do not, and may not or cannot be scaled, or are to be scaled although they do.
@@ -123,60 +112,75 @@ def reaching(config: ModelConfig, run: Run) -> ModelConfig:
 
 
 def with_own_mode(run: Run, config: ModelConfig) -> Run:
-    """The settings with what they leave to the network: its objective, shifted logits, and tokens of a block.
+    """Complete the settings by what they leave to the network: objective, shifted logits, and tokens of a block.
 
     Raises:
-        UserError: the network writes several times and no objective says which shall stay; or a setting is not of
+        UserError: the network has several modes and no objective says which shall stay; or a setting is not of
             the objective.
     """
     objective: str | None = run.objective
     if objective is None:
         names = [mode.name for mode in config.modes]
         if len(names) > 1:
-            choices = ", ".join(TRAINED_BY[name] for name in names)
+            choices = ", ".join(KINDS[name].objective for name in names)
             raise UserError(
                 f"objective is not given, and the network in {run.init!r} writes by {' and '.join(names)}, of which "
                 f"training keeps what it teaches: give one of {choices}, or mixture with shares of several."
             )
-        objective = TRAINED_BY[config.default_mode]
-    own = {TRAINED_BY[mode.name]: mode for mode in config.modes}
-    learnt = {objective, *run.parts}
+        objective = KINDS[config.default_mode].objective
+    own = {mode.kind.objective: mode for mode in config.modes}
+    trained = {objective, *run.parts}
     shifted, block_length = run.shifted, run.block_length
-    if "masked-diffusion" in own and "masked-diffusion" in learnt:
+    if "masked-diffusion" in own and "masked-diffusion" in trained:
         shifted = shifted or own["masked-diffusion"].shifted
-    if block_length is None and "block-diffusion" in learnt:
-        block_length = own["block-diffusion"].block_length if "block-diffusion" in own else BLOCK_LENGTH
+    blocked = [name for name in trained if (mode := mode_named(name)) and KINDS[mode].blocks]
+    if block_length is None and blocked:
+        block_length = own[blocked[0]].block_length if blocked[0] in own else BLOCK_LENGTH
     changes: dict[str, Any] = {"objective": objective, "shifted": shifted, "block_length": block_length}
     return dataclasses.replace(run, **changes)
 
 
 def lost_modes(run: Run, config: ModelConfig) -> list[str]:
-    """The ways in which the network of `init` writes, and the trained one will not."""
-    learnt = {run.objective, *run.parts}
-    return [mode.name for mode in config.modes if run.init is not None and TRAINED_BY[mode.name] not in learnt]
+    """Return the modes of the network of `init` that the trained one will not have."""
+    trained = {run.objective, *run.parts}
+    return [mode.name for mode in config.modes if run.init is not None and mode.kind.objective not in trained]
 
 
-def prepared(
+def with_mask(
     run: Run, model: Llama, tokenizer: PreTrainedTokenizerBase, *, tuning: bool
-) -> tuple[Llama, Objective]:  # fmt: skip
-    """The network with all that its objective needs (mask token, query rows, modes), and the objective.
+) -> tuple[Llama, int | None]:  # fmt: skip
+    """Give the network a mask token where its objective needs one.
+
+    Args:
+        run: the settings, completed by `with_own_mode`.
+        model: the network; its weights are shared where they can be.
+        tokenizer: gets the mask token where it has none.
+        tuning: train on answers alone, not on whole texts.
+
+    Returns:
+        The network, and the id of the mask token; None: its objective needs none.
+
+    Raises:
+        UserError: answers are to be padded with end tokens, and the network has none.
+    """
+    objectives = [name for name in (run.objective, *run.parts) if name]
+    if tuning and "masked-diffusion" in objectives and not model.config.eos_token_ids:
+        raise UserError("the network has no end token, by which answers end: name one in its config.json.")
+    if not any(KINDS[mode].mask_token for name in objectives if (mode := mode_named(name))):
+        return model, None
+    return with_mask_token(model, tokenizer, run.mask_token, run.seed)
+
+
+def build_objective(run: Run, mask_token_id: int | None, config: ModelConfig, *, tuning: bool) -> Objective:
+    """Make the objective of settings whose steps are known.
 
     Args:
         run: the settings.
-        model: the network; its weights are shared where they can be.
-        tokenizer: gets a mask token where one is needed and there is none.
-        tuning: learn answers alone, not whole texts.
+        mask_token_id: the mask token; None for objectives that need none.
+        config: of the network that is trained.
+        tuning: train on answers alone, not on whole texts.
     """
-    mask_token_id = -1
-    if DIFFUSION & {run.objective, *run.parts}:
-        model, mask_token_id = with_mask_token(model, tokenizer, run.mask_token, run.seed)
-    objective = objective_of(run, mask_token_id, model.config, tuning=tuning)
-    return adapt(model, objective.modes, seed=run.seed), objective
-
-
-def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
-    """What the settings say is to be learnt."""
-    assert run.objective is not None, "resolved by with_own_way"
+    assert run.objective is not None, "resolved by with_own_mode"
     if run.objective != "mixture":
         return _objective(run.objective, run, mask_token_id, config, tuning=tuning)
     parts = [_objective(name, run, mask_token_id, config, tuning=tuning) for name in run.parts]
@@ -185,31 +189,21 @@ def objective_of(run: Run, mask_token_id: int, config: ModelConfig, *, tuning: b
     return Mixture(parts=parts, shares=list(run.parts.values()), by=by)
 
 
-def _objective(name: str, run: Run, mask_token_id: int, config: ModelConfig, *, tuning: bool) -> Objective:
-    times = _times(run)
-    match name:
-        case "autoregressive":
-            return Autoregressive()
-        case "permutation":
-            return Permutation(schedule=_schedule(run), predicted=run.predicted)
-        case "masked-diffusion" if tuning:
-            if run.random_length_prob != Run.random_length_prob:
-                given = f"random_length_prob is {run.random_length_prob}, but answers are not cropped"
-                raise UserError(f"{given}: leave it out, or give whole texts to pretrain.")
-            if not config.eos_token_ids:
-                raise UserError("the network has no end token, by which answers end: name one in its config.json.")
-            return MaskedDiffusionTuning(
-                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
-                opening_steps=run.opening_steps, length=run.length, end_token_id=config.eos_token_ids[0],
-            )  # fmt: skip
-        case "masked-diffusion":
-            return MaskedDiffusion(
-                mask_token_id=mask_token_id, shifted=run.shifted, eps=run.eps, times=times,
-                opening_steps=run.opening_steps, random_length=run.random_length_prob,
-            )  # fmt: skip
-    assert name == "block-diffusion", "no other objective is named"
-    assert run.block_length is not None, "resolved by with_own_way"
-    return BlockDiffusion(mask_token_id=mask_token_id, block_length=run.block_length, eps=run.eps, times=times)
+def _objective(name: str, run: Run, mask_token_id: int | None, config: ModelConfig, *, tuning: bool) -> Objective:
+    """Make the objective of this name, with the conventions and the options of the settings."""
+    kind = KINDS[mode_named(name) or name]
+    mode = Mode(
+        name=kind.name,
+        shifted=kind.causal or (run.shifted and not kind.blocks),
+        mask_token_id=mask_token_id if kind.mask_token else None,
+        block_length=run.block_length if kind.blocks else None,
+    )
+    options = LearningOptions(
+        tuning=tuning, schedule=_schedule(run), predicted=run.predicted, times=_times(run), eps=run.eps,
+        opening_steps=run.opening_steps, random_length=run.random_length_prob, length=run.length,
+        end_token_id=next(iter(config.eos_token_ids), None),
+    )  # fmt: skip
+    return entry_of(mode).objective(mode, options)
 
 
 def _times(run: Run) -> Times:
@@ -219,7 +213,7 @@ def _times(run: Run) -> Times:
 
 
 def _schedule(run: Run) -> Schedule:
-    steps = run.steps or 1  # of epochs: unknown until the rows are counted
+    steps = run.total_steps
     schedules: dict[str, Schedule] = {
         "random": Always(Random()),
         "left-to-right": Always(LeftToRight()),
