@@ -199,7 +199,7 @@ class ExpertWeights(nn.Module):
         return compute(rows_PE, expert_P, self.gate_up_proj, self.down_proj)
 
 
-FEW = 16
+FEW = 64
 """Rows whose experts' matrices a compiled step reads one by one."""
 
 
@@ -212,7 +212,6 @@ def _has_groups(rows_PE: Tensor, width: int) -> bool:
     return fast and rows_PE.dtype == torch.bfloat16 and rows_PE.shape[1] % 8 == 0 and width % 8 == 0
 
 
-@torch.compiler.disable  # its sizes depend on data: compiled code stops before it, and goes on after it
 def by_loop(rows_PE: Tensor, expert_P: Tensor, gate_up_X2FE: Tensor, down_XEF: Tensor) -> Tensor:
     """One expert after another, those alone that have rows."""
     experts, _, width = down_XEF.shape
