@@ -27,6 +27,7 @@ from anyorder.utils.files import overwriting
 COMMANDS = (
     "generate",
     "fuse",
+    "serve",
     "pretrain",
     "sft",
     "configs",

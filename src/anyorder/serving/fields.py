@@ -68,7 +68,7 @@ def read_body(record: type[Record], body: object) -> Record:
     given = {name: value for name, value in body.items() if value is not None and name not in WITHOUT_EFFECT}
     for name in given:
         if name not in known:
-            raise FieldError(name, f"the field {shown(name)} is unknown{_meant(name, list(known))}.")
+            raise FieldError(name, f"the field {shown(name)} is unknown: {meant(name, list(known))}")
     for name, field in known.items():
         if name not in given and field.default is field.default_factory is dataclasses.MISSING:
             raise FieldError(name, f"the field {name!r} is missing: give it.")
@@ -81,10 +81,11 @@ def read_body(record: type[Record], body: object) -> Record:
         raise FieldError(first if first in known else "", str(error)) from None
 
 
-def _meant(name: str, known: Sequence[str]) -> str:
+def meant(name: str, known: Sequence[str]) -> str:
+    """Ask for the known name that an unknown one is nearest to; without one, for any of them."""
     close = get_close_matches(name, known, n=1, cutoff=0.6)
     ours = (other_name(name, known) or "").partition(" ")[0] or next(iter(close), "")
-    return f": did you mean {ours!r}?" if ours else f": known are {', '.join(known)}"
+    return f"did you mean {ours!r}?" if ours else f"give one of {', '.join(known)}."
 
 
 @dataclass(frozen=True, kw_only=True)

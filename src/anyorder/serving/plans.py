@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import functools
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyorder.api.dispatch import Order, prompts_for, resolve, text_of
 from anyorder.api.phrasings import read_questions
 from anyorder.api.text import BLANK, prompt_ids, stop_strings
-from anyorder.checkpoints.tokenizer.encoding import continuing_tokens
-from anyorder.decoding.diffusion.sampler import PRESETS, DiffusionSampler, preset, sampler_of_order
+from anyorder.checkpoints.tokenizer.encoding import begin_tokens, continuing_tokens
+from anyorder.decoding.diffusion.sampler import DiffusionSampler, preset, sampler_of_order
 from anyorder.decoding.fusion.question import Fusion, Question, check_questions
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode
 from anyorder.orders.names import read_order
 from anyorder.serving.dialogue import Dialogues
-from anyorder.serving.fields import Chat, Completion, FieldError, Fuse, Infill, Writing, require
+from anyorder.serving.fields import Chat, Completion, FieldError, Fuse, Infill, Score, Writing, meant, require
 from anyorder.serving.groups import Scores
 from anyorder.utils.annotations import shown
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
+
+Result = TypeVar("Result")
 
 NEW_TOKENS = 64
 """Tokens that are written at most where a request does not say, as `anyorder.generate` has it."""
@@ -108,10 +110,8 @@ class Planner:
         assert self.dialogues is not None
         if body.phrasings:
             before, content, behind = self.dialogues.parts(body.messages)
-            with self.dialogues.lock:
-                questions, _ = read_questions(
-                    [content, *body.phrasings], self.encoder(), list(before), list(behind)
-                )  # fmt: skip
+            phrasings = [content, *body.phrasings]
+            questions, _ = self.with_encoder(lambda tokenizer: read_questions(phrasings, tokenizer, before, behind))
             return self._fused(body, questions, Fusion())
         return self._plan(body, [self.dialogues.ids(body.messages)], [None], to_the_end=True)
 
@@ -137,11 +137,32 @@ class Planner:
         """Plan the answer to a question in several phrasings."""
         fusion = Fusion(method=body.method, positions=body.positions, correction=body.correction)
         require("method", body.method, body.method != "vote", "an answer is written once, so choose another")
-        questions, single = read_questions(
-            body.phrasings, self.encoder(), body.prefix, body.suffix, body.separator, body.weights
-        )
+        parts = (body.prefix, body.suffix, body.separator, body.weights)
+        questions, single = self.with_encoder(lambda tokenizer: read_questions(body.phrasings, tokenizer, *parts))
         require("phrasings", body.phrasings, single, "give those of one question")
         return self._fused(body, questions, fusion)
+
+    def of_score(self, body: Score) -> tuple[list[list[int]], list[int]]:
+        """Return the token ids of each text to score, and how many at its beginning are given."""
+        rows = self._ids(body.input)
+        if self.dialogues is None:
+            return rows, [0] * len(rows)
+        begin = self.with_encoder(lambda tokenizer: begin_tokens(tokenizer))
+        if not body.given:
+            return rows, [len(begin) if row[: len(begin)] == begin else 0 for row in rows]
+        for text in [body.input] if isinstance(body.input, str) else body.input:
+            require("given", body.given, isinstance(text, str), "put its token ids before those of the input")
+        [given] = self._ids(body.given)
+        texts = [body.input] if isinstance(body.input, str) else [str(text) for text in body.input]
+        behind = self.with_encoder(lambda tokenizer: [continuing_tokens(tokenizer, text) for text in texts])
+        return [[*given, *row] for row in behind], [len(given)] * len(behind)
+
+    def with_encoder(self, function: Callable[[Any], Result]) -> Result:
+        """Call a function of the tokenizer for text that comes in, of which there is one call at a time."""
+        encoder = self.encoder()
+        assert self.dialogues is not None
+        with self.dialogues.lock:
+            return function(encoder)
 
     # ---- parts of a plan -------------------------------------------------------------------------------
 
@@ -184,6 +205,8 @@ class Planner:
         most = self.most_tokens
         if body.max_tokens is None:
             return default if most is None else min(default, most)
+        if body.max_tokens == 0 and isinstance(body, Completion) and body.echo and body.logprobs is not None:
+            return 1  # which is not written: the prompt is scored alone
         require("max_tokens", body.max_tokens, body.max_tokens > 0, "give a whole number above 0")
         within = most is None or body.max_tokens <= most
         require("max_tokens", body.max_tokens, within, f"this server writes at most {most}")
@@ -191,23 +214,19 @@ class Planner:
 
     def _ids(self, prompt: Any) -> list[list[int]]:
         """Token ids of prompts without gaps."""
-        lock = None if self.dialogues is None else self.dialogues.lock
-        tokenizer = None if self.dialogues is None else self.dialogues.tokenizer
-        if lock is None:
-            rows, _ = prompt_ids(prompt, tokenizer, self.model.config.bos_token_id)
+        begin = self.model.config.bos_token_id
+        if self.dialogues is None:
+            rows, _ = prompt_ids(prompt, None, begin)
         else:
-            with lock:
-                rows, _ = prompt_ids(prompt, tokenizer, self.model.config.bos_token_id)
+            rows, _ = self.with_encoder(lambda tokenizer: prompt_ids(prompt, tokenizer, begin))
         for number, row in enumerate(rows):
             if BLANK in row:
                 raise FieldError("prompt", f"prompt {number} has a gap ({BLANK}): give gaps: true, too.")
         return rows
 
     def _with_gap(self, row: Sequence[int], suffix: str, tokens: int) -> list[int]:
-        encoder = self.encoder()
-        assert self.dialogues is not None
-        with self.dialogues.lock:
-            return [*row, *[BLANK] * tokens, *continuing_tokens(encoder, suffix)]
+        behind = self.with_encoder(lambda tokenizer: continuing_tokens(tokenizer, suffix))
+        return [*row, *[BLANK] * tokens, *behind]
 
     def _plan(
         self, body: Writing, prompt: Any, texts: Sequence[str | None] | None, *, gap_tokens: int | None = None,
@@ -301,9 +320,6 @@ def _sampler(body: Writing) -> DiffusionSampler:
     except TypeError as error:
         unknown = str(error).rpartition("argument ")[2].strip("'")
         known = sorted({*DiffusionSampler.__dataclass_fields__, *PRESET_OPTIONS, "preset"} - {"commit"})
-        raise FieldError(
-            "sampler", f"the sampler has no {shown(unknown)} here: known are {', '.join(known)}."
-        ) from None
+        raise FieldError("sampler", f"the sampler has no {shown(unknown)} here: {meant(unknown, known)}") from None
     except UserError as error:
-        known_presets = f" Presets are {', '.join(PRESETS)}." if "preset is" in str(error) else ""
-        raise FieldError("sampler", f"{error}{known_presets}") from None
+        raise FieldError("sampler", str(error)) from None
