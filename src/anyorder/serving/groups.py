@@ -94,6 +94,7 @@ class Sample:
         new_group: makes a group of its kind.
         end_token_ids: of the network.
         scores: changes and reports of scores.
+        never: a token that is never written, and has no part in what is reported; None where each may be.
         follows: whether the text is spelled while it is written; otherwise at its end.
 
     Attributes:
@@ -112,6 +113,7 @@ class Sample:
     new_group: Callable[[], Group]
     end_token_ids: tuple[int, ...]
     scores: Scores = PLAIN
+    never: int | None = None
     follows: bool = False
     steps: list[Step] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
@@ -161,7 +163,10 @@ class Sample:
         known = [choice for choice in written if choice.position in row_of]
         if not known:
             return
-        log_probs_MV = log_softmax(own_logits_MV[[row_of[choice.position] for choice in known]])
+        logits_MV = own_logits_MV[[row_of[choice.position] for choice in known]]
+        if self.never is not None:
+            logits_MV[:, self.never] = -torch.inf
+        log_probs_MV = log_softmax(logits_MV)
         best = log_probs_MV.topk(min(max(1, self.scores.alternatives or 0), log_probs_MV.shape[1]))
         for choice, own, values, ids in zip(
             known, log_probs_MV, best.values.tolist(), best.indices.tolist(), strict=True

@@ -74,14 +74,15 @@ def _parts(
     sampler = sampler_of_order(order, plan.sampling)
     filled, reader, choose = assemble(model, prompts, sampler, mode=mode, rows=rows, seed=plan.sampling.seed)
     choose = _chooser(sampler, mode.mask_token_id, config.eos_token_ids)
+    never = {"never": None if sampler.may_choose_mask else mode.mask_token_id}
     if not isinstance(reader.policy, NoCache) or reader.guidance:
-        return _together(filled, reader, choose)
+        return [part | never for part in _together(filled, reader, choose)]
     block_length = reader.block_length
 
     def new_group() -> Group:
         return CanvasGroup(lambda texts: CanvasReader(model, texts, mode, NoCache(), block_length=block_length))
 
-    return [_part(text, choose, (mode, block_length), new_group) for text in filled]
+    return [_part(text, choose, (mode, block_length), new_group) | never for text in filled]
 
 
 def _part(text: Any, choose: Choose[Any], kind: Any, new_group: Any) -> dict[str, Any]:
