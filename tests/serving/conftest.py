@@ -58,6 +58,8 @@ def client(served: tuple[str, Server]) -> Iterator[openai.OpenAI]:
 def post(served: tuple[str, Server]) -> Iterator[Callable[..., httpx.Response]]:
     """Post a body, as JSON or as it is."""
     with httpx.Client(base_url=served[0], timeout=60) as client:
-        yield lambda path, body: (
-            client.post(path, content=body) if isinstance(body, bytes) else client.post(path, json=body)
+        yield (
+            lambda path, body: (
+                client.post(path, content=body) if isinstance(body, bytes) else client.post(path, json=body)
+            )
         )

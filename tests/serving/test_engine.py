@@ -80,8 +80,9 @@ def test_requests_of_all_modes_get_in_company_what_they_get_alone(
 ) -> None:
     bodies = [
         {
-            "prompt": PROMPTS[number % 3], "order": ORDERS[number % 6], "seed": number, "temperature": float(number % 2),
-            "max_tokens": 6 + number % 4 * 4, "n": 1 + number % 3 if number % 2 else 1,
+            "prompt": PROMPTS[number % 3], "order": ORDERS[number % 6], "seed": number,
+            "temperature": float(number % 2), "max_tokens": 6 + number % 4 * 4,
+            "n": 1 + number % 3 if number % 2 else 1,
         }
         for number in range(24)
     ]  # fmt: skip
@@ -152,7 +153,14 @@ def test_a_cancelled_request_is_gone_before_the_next_pass(
     network: Network, engine: Engine, submit: Submit, order: str
 ) -> None:
     """And the others go on as if it had never been there."""
-    body: dict[str, Any] = {"prompt": "the cat", "order": order, "seed": 0, "temperature": 0.0, "max_tokens": 24, "n": 1}
+    body: dict[str, Any] = {
+        "prompt": "the cat",
+        "order": order,
+        "seed": 0,
+        "temperature": 0.0,
+        "max_tokens": 24,
+        "n": 1,
+    }
     gone = submit(prompt="ab", max_tokens=48, order=order, logit_bias={"2": -100})
     stays = submit(**body)
     while not (gone.samples and gone.samples[0].steps):
@@ -209,7 +217,9 @@ def test_rows_beyond_the_bound_wait_in_order(submit: Submit) -> None:
 
 def test_a_request_that_takes_too_long_ends(submit: Submit) -> None:
     engine = Engine(Limits(seconds=0.2))
-    task = submit(into=engine, prompt="ab", max_tokens=250, logit_bias={"2": -100}, on_news=lambda task: time.sleep(0.05))
+    task = submit(
+        into=engine, prompt="ab", max_tokens=250, logit_bias={"2": -100}, on_news=lambda task: time.sleep(0.05)
+    )
     with pytest.raises(LateError, match=r"longer than 0\.2 seconds"):
         task.outputs()
     assert submit(into=engine, prompt="ab", max_tokens=1).outputs()

@@ -281,6 +281,9 @@ class Planner:
 
     def _check(self, body: Writing, plan: Plan) -> None:
         """Refuse what the modes of a plan do not know, by making its first sample."""
+        samplers = [order for _, order in plan.modes if isinstance(order, DiffusionSampler)]
+        draws = body.temperature > 0 or any(sampler.draws for sampler in samplers)
+        require("n", body.n, body.n == 1 or draws, "at temperature 0 all texts are the same, so give one above 0")
         for mode, order in plan.modes:
             if mode.name != LEFT_TO_RIGHT.name:
                 for name in ("frequency_penalty", "presence_penalty"):
