@@ -27,7 +27,7 @@ WAYS: list[dict[str, Any]] = [
     {"order": "random"},
     {"order": "diffusion"},
     {"order": "diffusion", "sampler": {"steps": 2, "confidence": "margin"}},
-    {"sampler": {"preset": "fast-dllm", "steps": 4, "block_length": 4}},
+    {"sampler": {"preset": "fast-dllm", "block_length": 4}},
     {"sampler": "dream-entropy"},
     {"order": "blocks"},
     {"sampler": {"cfg_scale": 1.0}},

@@ -65,7 +65,7 @@ class Dialogues:
         before, *behind = self._rendered(plain).split(PHRASING)
         if len(behind) != 1:
             raise UserError(
-                "phrasings are given, but the chat template does not write the last message: leave them out."
+                "phrasings are given, but the chat template leaves out the last message: leave them out, too."
             )
         return self._encode(before), content, self._encode(behind[0], goes_on=True)
 
