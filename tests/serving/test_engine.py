@@ -68,7 +68,7 @@ def stalled(engine: Engine) -> Iterator[None]:
 
 
 def alone(network: Network, body: dict[str, Any]) -> tuple[list[Any], list[Any]]:
-    out = anyorder.generate(
+    out: Any = anyorder.generate(
         *network, body["prompt"], order=body["order"], seed=body["seed"], temperature=body["temperature"],
         max_new_tokens=body["max_tokens"], num_samples=body["n"] if body["temperature"] else None,
     )  # fmt: skip

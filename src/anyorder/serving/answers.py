@@ -18,6 +18,7 @@ from anyorder.api.text import Continuation, Gaps
 from anyorder.decoding.canvas import BLANK
 from anyorder.serving.fields import Chat, Completion, Infill, Writing
 from anyorder.serving.groups import Alternative, Sample
+from anyorder.serving.pieces import Pieces
 from anyorder.serving.plans import Plan
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Answer:
         body: of the request.
         plan: of what is written.
         tokenizer: of the network; None where it has none.
+        pieces: spells single tokens; likewise.
         name: of the network.
         echoes: for each prompt, what `echo_scores` found; empty unless wanted.
     """
@@ -46,6 +48,7 @@ class Answer:
     body: Writing
     plan: Plan
     tokenizer: PreTrainedTokenizerBase | None
+    pieces: Pieces | None
     name: str
     echoes: Sequence[Echo] = ()
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -187,8 +190,8 @@ class Answer:
         return {"content": content, "refusal": None, "logprobs_at": "write"}
 
     def _token_entry(self, token: Alternative) -> dict[str, Any]:
-        text = self._spelled(token.token_id)
-        return {"token": text, "logprob": _finite(token.log_prob), "bytes": list(text.encode("utf-8", "replace"))}
+        own = None if self.pieces is None else self.pieces.bytes(token.token_id)
+        return {"token": self._spelled(token.token_id), "logprob": _finite(token.log_prob), "bytes": own}
 
     def _completion_logprobs(self, tokens: Sequence[list[Alternative] | None], index: int) -> dict[str, Any]:
         """What is reported of the tokens of a choice; of one that is None, which only an echo has, the text alone."""
@@ -212,9 +215,7 @@ class Answer:
         return top
 
     def _spelled(self, token_id: int) -> str:
-        if self.tokenizer is None:
-            return str(token_id)
-        return str(self.tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        return str(token_id) if self.pieces is None else self.pieces.text(token_id)
 
     def _prompt_text(self, index: int) -> str:
         text = self.plan.texts[index]

@@ -36,6 +36,7 @@ from anyorder.serving.fields import (
     Writing,
     read_body,
 )
+from anyorder.serving.pieces import Pieces
 from anyorder.serving.plans import Plan, Planner
 from anyorder.serving.samples import samples_of
 from anyorder.serving.scoring import check_scored, echo_scores, score_text
@@ -122,6 +123,7 @@ class Server:
 
     def __post_init__(self) -> None:
         self.planner = Planner(self.model, self.tokenizer, self.most_tokens)
+        self.pieces = None if self.tokenizer is None else Pieces(self.tokenizer)
         self.metrics = Metrics(self.engine)
 
     # ---- reading requests ------------------------------------------------------------------------------
@@ -171,7 +173,7 @@ class Server:
 
     async def written(self, request: Request, body: Writing, plan: Plan) -> Response:
         """Have a plan written, and answer with all of it or in chunks."""
-        answer = Answer(body=body, plan=plan, tokenizer=self.tokenizer, name=self.name)
+        answer = Answer(body=body, plan=plan, tokenizer=self.tokenizer, pieces=self.pieces, name=self.name)
         if isinstance(body, Completion) and body.echo and body.logprobs is not None:
             count = body.logprobs
             for prompt in plan.prompts[:: body.n]:
@@ -394,8 +396,9 @@ def build_app(server: Server) -> FastAPI:
         ids = await asyncio.to_thread(planner.with_encoder, lambda tokenizer: encode(tokenizer, body.content))
         if not body.with_pieces:
             return JSONResponse({"tokens": ids})
-        spell = planner.encoder().decode
-        return JSONResponse({"tokens": [{"id": token_id, "piece": spell([token_id])} for token_id in ids]})
+        assert server.pieces is not None, "text was encoded"
+        spell = server.pieces.text
+        return JSONResponse({"tokens": [{"id": token_id, "piece": spell(token_id)} for token_id in ids]})
 
     async def detokenize(request: Request) -> Response:
         body = await server.body(request, Detokenize)
