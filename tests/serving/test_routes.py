@@ -31,7 +31,7 @@ WAYS: list[dict[str, Any]] = [
     {"sampler": "dream-entropy"},
     {"order": "blocks"},
     {"sampler": {"cfg_scale": 1.0}},
-    {"order": "blocks:4", "sampler": {"threshold": 0.5}},
+    {"order": "blocks:4", "sampler": {"threshold": 0.5, "suppress_end": "choice"}},
 ]
 
 
@@ -54,11 +54,12 @@ def order_of(way: dict[str, Any]) -> Any:
         return way["order"]
     if isinstance(sampler, str):
         return anyorder.DiffusionSampler.preset(sampler)
-    made = anyorder.DiffusionSampler.preset if {"preset", "threshold"} & sampler.keys() else anyorder.DiffusionSampler
-    options = {"name": "llada"} | sampler if made is not anyorder.DiffusionSampler else sampler
-    options = {("name" if name == "preset" else name): value for name, value in options.items()}
-    done: Any = made(**options)
-    return done.replace(mode="blocks", block_length=4) if way.get("order") == "blocks:4" else done
+    if "preset" in sampler:
+        return anyorder.DiffusionSampler.preset("fast-dllm", block_length=sampler["block_length"])
+    if "threshold" in sampler:
+        published = anyorder.DiffusionSampler.preset("llada", threshold=0.5, block_length=4)
+        return published.replace(mode="blocks", suppress_end="choice")
+    return anyorder.DiffusionSampler(**sampler)
 
 
 @pytest.mark.parametrize("way", WAYS, ids=str)

@@ -315,6 +315,14 @@ class Slots:
         self.model = model
         self.labels = labels
         self.cache: Cache | None = None
+        self._view: tuple[Cache, int, Cache] | None = None
+
+    def in_use(self, batch: int, tokens: int) -> Cache:
+        """Return the first samples, with room for so many tokens: the same view for as long as nothing changes."""
+        cache = self.with_room(batch, tokens)
+        if self._view is None or self._view[0] is not cache or self._view[1] != batch:
+            self._view = (cache, batch, cache.samples(0, batch))
+        return self._view[2]
 
     def with_room(self, batch: int, tokens: int) -> Cache:
         """Return the cache, with room for so many samples of so many tokens at least."""
@@ -344,7 +352,7 @@ class Slots:
 
     def clear(self) -> None:
         """Give the memory back."""
-        self.cache = None
+        self.cache = self._view = None
 
 
 def _bucket(number: int, smallest: int) -> int:
@@ -412,6 +420,7 @@ class CausalGroup(CachedGroup):
 
     def __init__(self, model: Llama) -> None:
         super().__init__(model, ("position",))
+        self.reader: CausalReader | None = None
         self._passes = 0
 
     @property
@@ -437,11 +446,12 @@ class CausalGroup(CachedGroup):
 
     def read_on(self, queries: Queries[Any]) -> Tensor:
         self._passes += 1
-        texts = [sample.text for sample in self.samples]
-        reader = CausalReader(self.model, texts)  # type: ignore[arg-type]
-        reader.capacity = longest = max(len(text.tokens) for text in texts)
-        reader.cache = self.slots.with_room(len(texts), longest).samples(0, len(texts))
-        return reader.logits(queries)
+        texts = list(queries)
+        cache = self.slots.in_use(len(texts), max(len(text.tokens) for text in texts))
+        if self.reader is None or self.reader.cache is not cache or self.reader.texts != texts:
+            self.reader = CausalReader(self.model, texts)
+            self.reader.cache = cache
+        return self.reader.logits(queries)
 
 
 class TwoStreamGroup(CachedGroup):
@@ -468,8 +478,7 @@ class TwoStreamGroup(CachedGroup):
 
     def read_on(self, queries: Queries[Any]) -> Tensor:
         texts = self.reader.texts
-        longest = max(len(text.tokens) for text in texts)
-        self.reader.cache = self.slots.with_room(len(texts), longest).samples(0, len(texts))
+        self.reader.cache = self.slots.in_use(len(texts), max(len(text.tokens) for text in texts))
         return self.reader.logits(queries)
 
     def _swap_out(self, place: int, last: int) -> None:

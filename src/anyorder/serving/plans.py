@@ -6,7 +6,8 @@ have.
 
 from __future__ import annotations
 
-import functools
+import dataclasses
+import inspect
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,8 +38,11 @@ Result = TypeVar("Result")
 NEW_TOKENS = 64
 """Tokens that are written at most where a request does not say, as `anyorder.generate` has it."""
 
-PRESET_OPTIONS = ("remasking", "threshold", "factor")
-"""Fields of a sampler that `preset` has and `DiffusionSampler` has not."""
+SAMPLER_FIELDS = {field.name for field in dataclasses.fields(DiffusionSampler)} - {"commit"}
+"""What a sampler may have in JSON; commit rules are objects."""
+
+PRESET_OPTIONS = tuple(name for name in inspect.signature(preset).parameters if name != "name")
+"""What a sampler may have besides, as options of a preset."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,15 +318,14 @@ def _sampler(body: Writing) -> DiffusionSampler:
             given[option] = value
     if "commit" in given:
         raise FieldError("sampler", "commit of the sampler is no JSON: give threshold or factor, or a preset.")
-    published = name is not None or any(option in given for option in PRESET_OPTIONS)
-    make = functools.partial(preset, name or "llada") if published else DiffusionSampler
-    later = {option: given.pop(option) for option in ("top_k", "top_p", "mode") if published and option in given}
+    known = {*SAMPLER_FIELDS, *PRESET_OPTIONS, "preset"}
+    for option in given:
+        if option not in known:
+            raise FieldError("sampler", f"the sampler has no {shown(option)} here: {meant(option, sorted(known))}")
     try:
-        sampler = make(**given)
-        return sampler.replace(**later) if later else sampler
-    except TypeError as error:
-        unknown = str(error).rpartition("argument ")[2].strip("'")
-        known = sorted({*DiffusionSampler.__dataclass_fields__, *PRESET_OPTIONS, "preset"} - {"commit"})
-        raise FieldError("sampler", f"the sampler has no {shown(unknown)} here: {meant(unknown, known)}") from None
+        if name is None and given.keys() <= SAMPLER_FIELDS:
+            return DiffusionSampler(**given)
+        of_preset = {option: given.pop(option) for option in PRESET_OPTIONS if option in given}
+        return preset(name or "llada", **of_preset).replace(**given)
     except UserError as error:
         raise FieldError("sampler", str(error)) from None
