@@ -297,6 +297,24 @@ def test_functions_are_called_between_passes(engine: Engine, submit: Submit) -> 
     assert task.outputs()
 
 
+def test_a_long_function_lets_texts_be_written(engine: Engine, submit: Submit) -> None:
+    """And other functions wait for its end."""
+    order: list[str] = []
+    task = submit(prompt="ab", max_tokens=200, order="left-to-right", logit_bias={"2": -100})
+
+    def long() -> int:
+        before = engine.counts.passes
+        engine.call(lambda: order.append("next"))
+        for _ in range(5):
+            engine.breathe()
+        order.append("long")
+        return engine.counts.passes - before
+
+    assert engine.call(long).result(30) == 5
+    assert engine.call(lambda: list(order)).result(30) == ["long", "next"]
+    assert task.outputs()
+
+
 @pytest.mark.parametrize("name", ["running", "queued", "seconds"])
 def test_limits_are_above_0(name: str) -> None:
     with pytest.raises(UserError, match=f"{name} is 0: give a number above 0"):

@@ -70,7 +70,7 @@ class Answer:
                 "tokens_evaluated": self.plan.prompt_tokens[0], "stop_type": _stop_type(output), "seed": self._seed,
             }  # fmt: skip
         choices = [
-            self._choice(index, sample, output)
+            self.choice_of(index, sample, output)
             for index, (sample, output) in enumerate(zip(samples, outputs, strict=True))
         ]
         return {
@@ -82,22 +82,23 @@ class Answer:
         """Return the answer to a request that has nothing written: the prompts with their log-probabilities."""
         choices = [
             {"index": index, "text": self._prompt_text(index), "finish_reason": "length"}
-            | {"logprobs": self._completion_logprobs(self._echoed(index), index)}
+            | {"logprobs": self.completion_logprobs(self._echoed(index), index)}
             for index in range(len(self.plan.prompts))
         ]
         tokens = sum(self.plan.prompt_tokens)
         usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": tokens}
         return {**self._head("text_completion"), "choices": choices, "usage": usage}
 
-    def _choice(self, index: int, sample: Sample, output: Output) -> dict[str, Any]:
+    def choice_of(self, index: int, sample: Sample, output: Output) -> dict[str, Any]:
+        """Return the choice of a complete sample."""
         choice: dict[str, Any] = {"index": index, "finish_reason": FINISH[output.stopped[0]]}
         text = str(output.text or "")
         if self.is_chat:
-            written = self._chat_logprobs(self._written(sample)) if self._reports else None
+            written = self.chat_logprobs(self.reported(sample)) if self.reports else None
             return {
                 **choice, "message": {"role": "assistant", "content": text, "refusal": None}, "logprobs": written,
             }  # fmt: skip
-        assert isinstance(self.body, Completion) or not self._reports
+        assert isinstance(self.body, Completion) or not self.reports
         echo = isinstance(self.body, Completion) and self.body.echo
         before = self._prompt_text(index) if echo else ""
         if isinstance(self.body, Completion) and self.body.gaps:
@@ -105,9 +106,9 @@ class Answer:
             choice["gaps"] = [{"index": number, "text": part} for number, part in enumerate(parts)]
             text = str(output.full_text or "")
         logprobs = None
-        if self._reports:
-            tokens = (self._echoed(index) if echo else []) + self._written(sample)
-            logprobs = self._completion_logprobs(tokens, index)
+        if self.reports:
+            tokens = (self._echoed(index) if echo else []) + self.reported(sample)
+            logprobs = self.completion_logprobs(tokens, index)
         return {**choice, "text": before + text, "logprobs": logprobs, "token_ids": output.token_ids}
 
     def usage(self, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -127,16 +128,26 @@ class Answer:
         """Yield what a stream begins with."""
         if self.is_chat:
             for index in range(len(self.plan.prompts)):
-                yield self._chunk(index, "", role=True)
+                yield self.chunk(index, "", role=True)
 
     def last_chunk(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Return what a stream ends with, if usage is wanted: no choices, but what the request took."""
         return {**self._chunk_head(), "choices": [], "usage": self.usage(samples), "seed": self._seed}
 
-    def _chunk(
+    def chunk(
         self, index: int, text: str, *, finish: str | None = None, role: bool = False, logprobs: Any = None,
         extra: dict[str, Any] | None = None,
     ) -> dict[str, Any]:  # fmt: skip
+        """Return a chunk of one choice.
+
+        Args:
+            index: of the choice.
+            text: that is new, or the whole of it.
+            finish: why the choice is complete; None while it is not.
+            role: whether this is the first chunk of a message.
+            logprobs: what is reported of its tokens.
+            extra: fields of our own.
+        """
         if isinstance(self.body, Infill):
             return {"content": text, "stop": finish is not None, **(extra or {})}
         choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": logprobs}
@@ -161,13 +172,20 @@ class Answer:
         return self.plan.sampling.seed
 
     @property
-    def _reports(self) -> bool:
+    def reports(self) -> bool:
+        """Whether log-probabilities are reported."""
         return self.body.alternatives is not None
 
     # ---- log-probabilities -----------------------------------------------------------------------------
 
-    def _written(self, sample: Sample, first_step: int = 0, end_step: int | None = None) -> list[list[Alternative]]:
-        """What is reported of the tokens that stand, in the order of positions, without an end token."""
+    def reported(self, sample: Sample, first_step: int = 0, end_step: int | None = None) -> list[list[Alternative]]:
+        """Return what is reported of tokens, one for each position, in order and without an end token.
+
+        Args:
+            sample: whose tokens.
+            first_step: the first of its steps that counts.
+            end_step: the step behind the last one; all unless given.
+        """
         standing: dict[int, list[Alternative]] = {}
         for step in sample.steps[first_step:end_step]:
             for event in step.written:
@@ -182,7 +200,8 @@ class Answer:
             return list(self.echoes[index // self.body.n])
         return []
 
-    def _chat_logprobs(self, tokens: Sequence[list[Alternative]]) -> dict[str, Any]:
+    def chat_logprobs(self, tokens: Sequence[list[Alternative]]) -> dict[str, Any]:
+        """Return what is reported of the tokens of a message."""
         content = []
         for itself, *others in tokens:
             entry = self._token_entry(itself)
@@ -191,14 +210,14 @@ class Answer:
 
     def _token_entry(self, token: Alternative) -> dict[str, Any]:
         own = None if self.pieces is None else self.pieces.bytes(token.token_id)
-        return {"token": self._spelled(token.token_id), "logprob": _finite(token.log_prob), "bytes": own}
+        return {"token": self.spelled(token.token_id), "logprob": _finite(token.log_prob), "bytes": own}
 
-    def _completion_logprobs(self, tokens: Sequence[list[Alternative] | None], index: int) -> dict[str, Any]:
-        """What is reported of the tokens of a choice; of one that is None, which only an echo has, the text alone."""
+    def completion_logprobs(self, tokens: Sequence[list[Alternative] | None], index: int) -> dict[str, Any]:
+        """Return what is reported of the tokens of a choice; of None, the first token of an echo, the text alone."""
         texts, own, top, offsets = [], [], [], []
         offset = 0
         for number, token in enumerate(tokens):
-            text = self._spelled(self.plan.prompts[index][number] if token is None else token[0].token_id)
+            text = self.spelled(self.plan.prompts[index][number] if token is None else token[0].token_id)
             texts.append(text)
             own.append(None if token is None else _finite(token[0].log_prob))
             top.append(None if token is None else self._top(token))
@@ -211,10 +230,11 @@ class Answer:
     def _top(self, token: list[Alternative]) -> dict[str, float]:
         top: dict[str, float] = {}
         for other in token[1:]:
-            top.setdefault(self._spelled(other.token_id), _finite(other.log_prob))
+            top.setdefault(self.spelled(other.token_id), _finite(other.log_prob))
         return top
 
-    def _spelled(self, token_id: int) -> str:
+    def spelled(self, token_id: int) -> str:
+        """Return the text of a token; its id where there is no tokenizer."""
         return str(token_id) if self.pieces is None else self.pieces.text(token_id)
 
     def _prompt_text(self, index: int) -> str:
@@ -257,11 +277,11 @@ class Stream:
             if stopped is not None and (outputs or isinstance(sample.spelled, Continuation)):
                 self.ended[index] = True
                 logprobs = None
-                if self.answer._reports and BLANK in sample.prompt:
-                    logprobs = self._logprobs(self.answer._written(sample), index)
+                if self.answer.reports and BLANK in sample.prompt:
+                    logprobs = self._logprobs(self.answer.reported(sample), index)
                 # The last chunk takes the place of the one before, too.
                 text = self.shown[index] or ""
-                yield self.answer._chunk(index, text, finish=FINISH[stopped], logprobs=logprobs)
+                yield self.answer.chunk(index, text, finish=FINISH[stopped], logprobs=logprobs)
 
     def _settled(
         self, index: int, sample: Sample, steps: int, outputs: Sequence[Output]
@@ -271,20 +291,20 @@ class Stream:
             text = "".join(sample.pieces[self.pieces[index] : end])
             self.pieces[index] = end
         else:
-            text = self.answer._choice(index, sample, outputs[index]).get("text", "") if outputs else ""
+            text = self.answer.choice_of(index, sample, outputs[index]).get("text", "") if outputs else ""
         logprobs = None
         # Tokens of a canvas are written in other places than where the text has settled: those come at the end.
-        if self.answer._reports and BLANK not in sample.prompt:
-            tokens = self.answer._written(sample, self.steps[index], steps)
+        if self.answer.reports and BLANK not in sample.prompt:
+            tokens = self.answer.reported(sample, self.steps[index], steps)
             logprobs = self._logprobs(tokens, index) if tokens else None
         self.steps[index] = steps
         if text or logprobs:
-            yield self.answer._chunk(index, text, logprobs=logprobs)
+            yield self.answer.chunk(index, text, logprobs=logprobs)
 
     def _logprobs(self, tokens: Sequence[list[Alternative]], index: int) -> dict[str, Any]:
         if self.answer.is_chat:
-            return self.answer._chat_logprobs(tokens)
-        return self.answer._completion_logprobs(tokens, index)
+            return self.answer.chat_logprobs(tokens)
+        return self.answer.completion_logprobs(tokens, index)
 
     def _replaced(self, index: int, sample: Sample, steps: int) -> Iterator[dict[str, Any]]:
         """Yield the whole text, where it has changed, and with "events" what has changed."""
@@ -298,7 +318,7 @@ class Stream:
         self.steps[index] = steps
         if text != self.shown[index] or (extra and extra["canvas"]["events"]):
             self.shown[index] = text
-            yield self.answer._chunk(index, text, extra=extra)
+            yield self.answer.chunk(index, text, extra=extra)
 
     def _events(self, index: int, sample: Sample, steps: int) -> Iterator[dict[str, Any]]:
         known = self.positions[index]
@@ -308,7 +328,7 @@ class Stream:
                 known[event.position] = event.token_id
                 yield {
                     "step": event.step, "position": event.position, "action": "write" if before is None else "edit",
-                    "token": event.token_id, "text": self.answer._spelled(event.token_id),
+                    "token": event.token_id, "text": self.answer.spelled(event.token_id),
                     "prob": round(math.exp(event.log_prob), 6),
                     **({} if before is None else {"from": before}),
                 }  # fmt: skip

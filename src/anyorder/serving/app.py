@@ -268,7 +268,7 @@ async def _gone(request: Request) -> None:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event, task: Task, *, always: bool) -> None:
-    """Set news of a task from the engine's thread: each time, or at its end."""
+    """Set the event of a task from the engine's thread: each time, or at its end."""
     if always or task.done.is_set():
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(news.set)
@@ -433,7 +433,10 @@ async def _scores(server: Server, body: Score) -> dict[str, Any]:
         check_scored(server.model, ids, given)
 
         def scored(ids: list[int] = ids, given: int = given) -> Any:
-            return score_text(server.model, ids, given, body.order, samples=body.samples, seed=body.seed)
+            return score_text(
+                server.model, ids, given, body.order, samples=body.samples, seed=body.seed,
+                on_pass=server.engine.breathe,
+            )  # fmt: skip
 
         found = await asyncio.wrap_future(server.engine.call(scored))
         data.append(

@@ -140,6 +140,7 @@ class Engine:
         self.counts = Counts()
         self.error: BaseException | None = None
         self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: deque[Callable[[], None]] = deque()
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []
         self._groups: dict[Hashable, Group] = {}
@@ -180,7 +181,7 @@ class Engine:
         self._commands.put(lambda: self._end(task, CancelledError("the request was cancelled.")))
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
-        """Call a function in the engine's thread, between two passes."""
+        """Call a function in the engine's thread, between two passes; one that takes long calls `breathe` at times."""
         future: Future[Result] = Future()
 
         def run() -> None:
@@ -195,8 +196,13 @@ class Engine:
                 raise ClosingError("the server is shutting down.")
             if not self._thread.is_alive():
                 self._thread.start()
-        self._commands.put(run)
+        self._commands.put(lambda: self._calls.append(run))
         return future
+
+    def breathe(self) -> None:
+        """Run a pass of each group: for functions of `call`, of which the next one waits for the end of this."""
+        self._obey(wait=False)
+        self._turn()
 
     def close(self, *, drain: bool = True, seconds: float | None = None) -> None:
         """Take no more tasks, and wait for the end.
@@ -228,7 +234,7 @@ class Engine:
         return len(self._waiting)
 
     def _retry_after(self) -> int:
-        """Seconds until the first of the running tasks should have ended, from the mean of those that did."""
+        """Return the seconds that the oldest of the running tasks has taken: a guess at when there is room again."""
         ages = [time.perf_counter() - task.began for task in self._running]
         return max(1, round(max(ages, default=1.0)))
 
@@ -237,13 +243,9 @@ class Engine:
     def _run(self) -> None:
         try:
             while self._obey():
-                self._begin()
-                for kind, group in list(self._groups.items()):
-                    if group.samples:
-                        self._pass(kind, group)
-                        self._obey(wait=False)
-                        self._begin()
-                self._end_late()
+                self._turn()
+                if self._calls:
+                    self._calls.popleft()()
         except BaseException as error:
             logger.exception("the engine has ended")
             with self._lock:
@@ -252,10 +254,20 @@ class Engine:
             for task in [*self._waiting, *self._running]:
                 self._end(task, self.error or ClosingError("the server is shutting down."))
 
+    def _turn(self) -> None:
+        """Begin the tasks for which there is room, and run a pass of each group."""
+        self._begin()
+        for kind, group in list(self._groups.items()):
+            if group.samples:
+                self._pass(kind, group)
+                self._obey(wait=False)
+                self._begin()
+        self._end_late()
+
     def _obey(self, *, wait: bool = True) -> bool:
         """Do what other threads ask for; wait for it where nothing runs. Return False at the end of all work."""
         while True:
-            idle = wait and not self._running and not self._waiting
+            idle = wait and not (self._running or self._waiting or self._calls)
             if idle and self._closing and self._commands.empty():
                 return False
             try:
@@ -351,4 +363,4 @@ class Engine:
 
 
 def _wake() -> None:
-    """Make the thread look at its queue."""
+    """Do nothing: a command that ends the thread's wait."""

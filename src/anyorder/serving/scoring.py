@@ -5,7 +5,7 @@ Shapes: L tokens of a text, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -50,7 +50,8 @@ class TextScore:
 
 
 def score_text(
-    model: Llama, ids: Sequence[int], given: int, order: str | None, *, samples: int, seed: int
+    model: Llama, ids: Sequence[int], given: int, order: str | None, *, samples: int, seed: int,
+    on_pass: Callable[[], None],
 ) -> TextScore:  # fmt: skip
     """Score the tokens of a text behind those that are given.
 
@@ -61,6 +62,7 @@ def score_text(
         order: in which it would be written; the network's default unless given.
         samples: masked copies that are read for the bound of diffusion.
         seed: decides random orders and masks.
+        on_pass: called after each pass, where there are several.
 
     Raises:
         UserError: the network does not write in this order, or nothing is left to be scored.
@@ -70,7 +72,9 @@ def score_text(
     check_scored(model, ids, given)
     if mode.name not in (LEFT_TO_RIGHT.name, ANY_ORDER.name):
         method = MonteCarlo(samples=samples, seed=seed)
-        [bound] = diffusion_log_prob(model, [ids], [range(given, len(ids))], mode=mode, method=method)
+        [bound] = diffusion_log_prob(
+            model, [ids], [range(given, len(ids))], mode=mode, method=method, on_copies=lambda _: on_pass()
+        )  # fmt: skip
         return TextScore(
             log_prob=bound.log_prob, standard_error=bound.standard_error, exact=bound.exact,
             tokens=bound.tokens, of_tokens=None,
