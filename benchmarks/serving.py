@@ -72,14 +72,8 @@ def throughput(client: httpx.Client, body: dict[str, Any], repeats: int) -> dict
     return {"one_by_one": tokens / one, "parallel": tokens / all_at_once, "ratio": one / all_at_once}
 
 
-def overhead(
-    client: httpx.Client, new: int, ends: Sequence[int], model: Any, words: Any, repeats: int
-) -> dict[str, float]:
-    """Tokens per second of `anyorder.generate`, and of single requests, whole and streamed."""
-    # The same work: without end tokens in the network's configuration, as the bias of a request has a cost of its own.
-    by_python: list[float] = []
-    whole: list[float] = []
-    streamed: list[float] = []
+def overhead(client: httpx.Client, new: int, model: Any, words: Any, process: int, repeats: int) -> dict[str, float]:
+    """What HTTP and engine cost one client at a time, by the clock and by the processor time of the server."""
     written = len(anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False).token_ids)
     body = {"prompt": PROMPT, "max_tokens": new}
 
@@ -88,13 +82,29 @@ def overhead(
             for _ in response.iter_lines():
                 pass
 
+    ways: dict[str, Callable[[], object]] = {
+        "python": lambda: anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False),
+        "whole": lambda: completed(client, body),
+        "streamed": stream,
+    }
+    clock: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, float] = dict.fromkeys(ways, 0.0)
     for _ in range(repeats):
-        by_python.append(seconds(lambda: anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False)))
-        whole.append(seconds(lambda: completed(client, body)))
-        streamed.append(seconds(stream))
-    medians = {"python": by_python, "whole": whole, "streamed": streamed}
-    rates = {name: written / statistics.median(times) for name, times in medians.items()}
-    return rates | {f"{name}_ratio": rates[name] / rates["python"] for name in ("whole", "streamed")}
+        for name, write in ways.items():
+            of = os.getpid() if name == "python" else process
+            before = processor_seconds(of)
+            clock[name].append(seconds(write))
+            processor[name] += processor_seconds(of) - before
+    rates = {name: written / statistics.median(times) for name, times in clock.items()}
+    ratios = {f"{name}_ratio": rates[name] / rates["python"] for name in ("whole", "streamed")}
+    costs = {f"{name}_processor_ratio": processor[name] / processor["python"] for name in ("whole", "streamed")}
+    return rates | ratios | costs
+
+
+def processor_seconds(process: int) -> float:
+    """That a process has taken so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def first_token(client: httpx.Client, ends: Sequence[int], new: int) -> dict[str, float]:
@@ -157,7 +167,7 @@ def main() -> None:
         found = {
             "threads": torch.get_num_threads(),
             "new": options.new,
-            "overhead": overhead(client, options.new, ends, model, words, options.repeats),
+            "overhead": overhead(client, options.new, model, words, server.pid, options.repeats),
             "throughput": throughput(client, body_of(options.new, ends), options.repeats),
             "first_token_seconds": first_token(client, ends, options.new),
             "memory_mib": memory(client, server.pid, options.requests, ends),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -70,10 +71,13 @@ class Scores:
     def changed(self, logits_MV: Tensor, written: Sequence[int]) -> Tensor:
         """Return the changed scores of one sample, `[M, V]`, given the tokens that were written in it."""
         logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32), copy=True)
-        for token_id, bias in self.bias.items():
-            logits_MV[:, token_id] += bias
-        for token_id in set(written):
-            logits_MV[:, token_id] -= self.presence_penalty + self.frequency_penalty * written.count(token_id)
+        added = dict(self.bias)
+        if self.frequency_penalty or self.presence_penalty:
+            for token_id, count in Counter(written).items():
+                penalty = self.presence_penalty + self.frequency_penalty * count
+                added[token_id] = added.get(token_id, 0.0) - penalty
+        if added:
+            logits_MV[:, list(added)] += torch.tensor(list(added.values()), device=logits_MV.device)
         return logits_MV
 
 
