@@ -16,10 +16,11 @@ REAL := .venv/.real
 # The newest releases that pyproject.toml allows, whatever the lock says.
 NEWEST := .venv/newest
 
-.PHONY: help demo bench docs test lint types test-fast test-slow test-transformers test-newest lock clean
+.PHONY: help demo chat bench docs test lint types test-fast test-slow test-transformers test-newest lock clean
 
 help:
 	@echo "make demo       train a small Llama on Python's own texts and let it write (about two minutes)"
+	@echo "make chat       fetch a small instruct network (0.1 GB) and talk with it"
 	@echo "make bench      measure speed against transformers (about a quarter of an hour)"
 	@echo "make docs       renew the pages and tables that are computed: docs/api.md, hardware.md, models.md"
 	@echo "make test       lint, types and fast tests"
@@ -47,6 +48,9 @@ lock: $(STAMP)
 
 demo: $(STAMP)
 	@$(BIN)/anyorder demo
+
+chat: $(REAL)
+	@$(BIN)/anyorder chat
 
 bench: $(STAMP)
 	@$(BIN)/anyorder bench

@@ -60,13 +60,15 @@ def measure(model: Llama, repeats: int) -> dict[str, float]:
     def left_to_right() -> object:
         return list(
             left_to_right_steps(
-                model, [PROMPT], max_new_tokens=NEW, sampling=sampling, stop=None, use_cache=True, rows=[0],
+                model, [PROMPT], max_new_tokens=NEW, sampling=sampling, stop=None, use_cache=True, sample_ids=[0],
                 compile=False,
             )
         )  # fmt: skip
 
     def in_order(order: LeftToRight | Random | MostConfident) -> Callable[[], object]:
-        return lambda: list(any_order_steps(model, [continuation(PROMPT, NEW)], order, sampling=sampling, rows=[0]))
+        return lambda: list(
+            any_order_steps(model, [continuation(PROMPT, NEW)], order, sampling=sampling, sample_ids=[0])
+        )
 
     candidates: dict[str, Callable[[], object]] = {"left to right": left_to_right}
     candidates |= {f"groups of {size}": in_order(LeftToRight(size=size)) for size in SIZES}

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.inspection.speed import SIZES, machine
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -55,7 +55,8 @@ def seconds_of_one(size: str, compiles: bool, dtype: str, tokens: int, texts: in
     spent = []
     for new_tokens in (FEW, tokens):
         started = processor_seconds()
-        write_left_to_right(model, prompts, max_new_tokens=new_tokens, compile=compiles)
+        sample_ids = range(len(prompts))
+        list(left_to_right_steps(model, prompts, sample_ids=sample_ids, max_new_tokens=new_tokens, compile=compiles))
         spent.append(processor_seconds() - started)
     return {"first": spent[0], "step": spent[1] / tokens}
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from anyorder.data import collate, prepare, python_texts, report_of, train_tokenizer
+from anyorder.data import DataConfig, collate, prepare, python_texts, report_of, train_tokenizer
 from anyorder.inspection.speed import machine
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -39,9 +39,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "python.jsonl"
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-        prepared = _seconds(lambda: prepare(source, tokenizer, LENGTH, cache_dir=folder))
-        opened = _seconds(lambda: prepare(source, tokenizer, LENGTH, cache_dir=folder))
-        rows = prepare(source, tokenizer, LENGTH, cache_dir=folder)
+        prepared = _seconds(lambda: prepare(source, tokenizer, DataConfig(length=LENGTH), cache_dir=folder))
+        opened = _seconds(lambda: prepare(source, tokenizer, DataConfig(length=LENGTH), cache_dir=folder))
+        rows = prepare(source, tokenizer, DataConfig(length=LENGTH), cache_dir=folder)
         tokens = report_of(rows).tokens
         samples = Samples(rows, STEPS * BATCH * 3, seed=0)
         maker = InputsMaker(objective=Autoregressive(), seed=0, samples_per_step=BATCH)

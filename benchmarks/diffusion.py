@@ -87,7 +87,7 @@ def literal(logits_of: Callable[[Tensor], Tensor], prompt: list[int]) -> list[in
 def ours(model: Llama, prompt: list[int], sampler: DiffusionSampler) -> list[int]:
     """The same by the decoder."""
     canvas = continuation(prompt, NEW)
-    for step in diffusion_steps(model, [canvas], sampler, mode=CONFIG.mode("diffusion"), rows=[0]):
+    for step in diffusion_steps(model, [canvas], sampler, mode=CONFIG.mode("diffusion"), sample_ids=[0]):
         for event in step.written:
             canvas[event.position] = event.token_id
     return canvas

@@ -29,7 +29,8 @@ from anyorder.decoding.diffusion.commit import Commit, EntropyBound, Threshold
 from anyorder.inspection.drift import Drift, watched_steps
 from anyorder.model.llama import Llama
 from anyorder.model.modes import diffusion
-from anyorder.objectives.inputs import Batch, summed_loss
+from anyorder.objectives.inputs import Batch
+from anyorder.objectives.loss import summed_loss
 from anyorder.objectives.masked_diffusion import MaskedDiffusion
 
 MASK, BOS = 0, 1  # <unk>, which no story has, and <s>
@@ -130,7 +131,7 @@ def drift(model: Llama, prompts: list[list[int]], sampler: DiffusionSampler) -> 
     """Divergence and changed tokens of the passes with a cache, the mean over positions."""
     canvases = [continuation(prompt, NEW) for prompt in prompts]
     mode, rows = model.config.mode("diffusion"), range(len(prompts))
-    steps, drifts = watched_steps(model, canvases, sampler, mode=mode, rows=rows)
+    steps, drifts = watched_steps(model, canvases, sampler, mode=mode, sample_ids=rows)
     for _ in steps:
         pass
     mean = Drift.join(drifts)

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import torch
 
 import anyorder
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.inspection.speed import SIZES, machine
 from anyorder.model.llama import Llama
 
@@ -117,8 +117,10 @@ def candidates(model: Llama, count: int, options: argparse.Namespace) -> dict[st
         return Way(run, options.new / some)
 
     def separate(asked: Sequence[Sequence[int]]) -> Way:
-        options_of_each = {"max_new_tokens": options.new, "compile": False}
-        return Way(lambda: [write_left_to_right(model, [prompt], **options_of_each) for prompt in asked])
+        def write(prompt: Sequence[int]) -> None:
+            list(left_to_right_steps(model, [prompt], sample_ids=[0], max_new_tokens=options.new, compile=False))
+
+        return Way(lambda: [write(prompt) for prompt in asked])
 
     return {
         "fused": fused("attention"),

@@ -20,7 +20,7 @@ import torch
 
 from anyorder.checkpoints import share_heads
 from anyorder.checkpoints.weights import resolve_device, resolve_dtype
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.inspection.head_sharing import cache_bytes, parameter_count, versions
 from anyorder.inspection.speed import CLOCKS
 from anyorder.model.config import ModelConfig
@@ -75,7 +75,8 @@ def time_samples(
     for repeat in range(repeats + 1):
         for model, times in zip(models, seconds, strict=True):
             started = clock()
-            write_left_to_right(model, prompts, max_new_tokens=new_tokens, compile=False)
+            sample_ids = range(len(prompts))
+            list(left_to_right_steps(model, prompts, sample_ids=sample_ids, max_new_tokens=new_tokens, compile=False))
             times += [(clock() - started) / batch] if repeat > 0 else []
     return [statistics.median(times) for times in seconds]
 

@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 import anyorder
 from anyorder.cli._progress import TrainingProgress
 from anyorder.data import pack, train_tokenizer
-from anyorder.evaluation.comparison import APPROACHES, BEST, MEAN, compare
+from anyorder.evaluation.comparison import BEST, COMPARED, MEAN, compare
 from anyorder.evaluation.comparison_plot import draw
 from anyorder.evaluation.prompts import prompt_parts
 from anyorder.evaluation.protocol import SINGLE, asker
@@ -157,14 +157,14 @@ def times(model: Llama, tokenizer: PreTrainedTokenizerBase, questions: list[Ques
     """Seconds per question of every way with each number of phrasings: medians of rounds in which all take turns."""
     taken: dict[tuple[str, int], list[float]] = {}
     for _ in range(ROUNDS):
-        for approach, count in itertools.product(APPROACHES, COUNTS):
+        for method, count in itertools.product(COMPARED, COUNTS):
             # How long one of several phrasings takes does not depend on their number.
-            picked = [question.pick(1 if approach.method == SINGLE else count) for question in questions]
+            picked = [question.pick(1 if method.name == SINGLE else count) for question in questions]
             segments = [list(map(PARTS.segment, question.phrasings)) for question in picked]
-            ask = asker(model, tokenizer, PARTS, approach)
+            ask = asker(model, tokenizer, PARTS, method)
             started = time.process_time()
             ask(segments)
-            taken.setdefault((approach.name, count), []).append((time.process_time() - started) / len(questions))
+            taken.setdefault((method.label, count), []).append((time.process_time() - started) / len(questions))
     found = {key: statistics.median(seconds) for key, seconds in taken.items()}
     for count in COUNTS:
         found[MEAN, count] = found[SINGLE, count]

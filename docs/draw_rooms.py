@@ -28,15 +28,13 @@ FLOORS = (
     ("orders",),
     ("objectives", "decoding", "checkpoints"),
     ("likelihood", "huggingface"),
+    ("modes",),
     ("api", "data"),
     ("training",),
     ("evaluation", "inspection", "serving"),
     ("cli",),
 )
 """Rooms from the ground upwards. A room imports from the floors below it, and from no other."""
-
-LOOSE = {"masks": "visibility"}
-"""Files beside the rooms that count as part of one."""
 
 ENTRANCES = ("__init__", "__main__")
 """Files that may import everything: the public names, and the command line's start."""
@@ -87,7 +85,7 @@ def _is_module(name: str) -> bool:
 
 def _room(module: str) -> str:
     first = module.split(".")[0]
-    return LOOSE.get(first, first or "__init__")
+    return first or "__init__"
 
 
 def floor_of(room: str) -> int:

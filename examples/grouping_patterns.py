@@ -14,7 +14,7 @@ import torch
 
 import anyorder
 from anyorder import GroupPlan, LlamaTwoStreamForCausalLM
-from anyorder.masks import generate_grouping_masks
+from anyorder.visibility import generate_grouping_masks
 
 
 def drawn(mask: torch.Tensor) -> list[str]:

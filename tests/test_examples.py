@@ -15,6 +15,7 @@ import anyorder
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
+from tests.modes.table import own_modes
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -54,7 +55,8 @@ def test_example_runs(
     script: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(script), str(checkpoint)])
-    runpy.run_path(str(script), run_name="__main__")
+    with own_modes():
+        runpy.run_path(str(script), run_name="__main__")
     assert capsys.readouterr().out.strip(), "an example shows something"
 
 

@@ -8,6 +8,7 @@ import inspect
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,14 @@ import anyorder
 from anyorder import DiffusionSampler, visibility
 from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.cli import command_names, command_of
-from anyorder.cli._order_options import chosen_order
-from anyorder.cli._parser import options
+from anyorder.cli._options import DiffusionOptions
+from anyorder.cli._signature import parameters_of
 from anyorder.decoding.diffusion.sampler import PRESETS
 from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.question import METHODS
 from anyorder.decoding.fusion.weighting import CORRECTIONS
 from anyorder.orders.names import NAMES
+from tests.modes.table import own_modes
 from tests.pages import Reader, blocks_of
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
@@ -37,12 +39,13 @@ def page(project_root: Path) -> str:
 
 
 @pytest.fixture
-def reader(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
+def reader(tmp_path: Path, shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]:
     """In an empty folder."""
     reader = Reader(tmp_path, shared_data)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(reader.cache))
-    return reader
+    with own_modes():
+        yield reader
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if name not in NEEDS_COMMANDS])
@@ -97,8 +100,7 @@ def test_fusion_names_every_option_and_method(project_root: Path) -> None:
     for function in (anyorder.fuse, anyorder.stream_fused):
         for name in set(inspect.signature(function).parameters) - {"model", "tokenizer"}:
             assert re.search(rf"`{name}\b", page), name
-    command = importlib.import_module("anyorder.cli.fuse").command
-    for name in set(inspect.signature(command).parameters) - {"model", "phrasings"}:
+    for name in set(parameters_of(command_of("fuse"))) - {"model", "phrasings"}:
         assert f"`--{name}" in page, name
     for name in (*METHODS, *POSITIONS, *CORRECTIONS):
         assert f'| `"{name}"` |' in page, name
@@ -114,7 +116,7 @@ def test_any_order_names_every_order(project_root: Path) -> None:
 def test_diffusion_names_every_field_and_preset(project_root: Path) -> None:
     page = (project_root / "docs" / "diffusion.md").read_text(encoding="utf-8")
     fields = [field.name for field in dataclasses.fields(DiffusionSampler)]
-    options = set(inspect.signature(chosen_order).parameters)
+    options = {*inspect.signature(DiffusionOptions).parameters, "order", "temperature", "top_k", "top_p"}
     assert [name for name in fields if f"| `{name}=" not in page] == []
     assert [name for name in PRESETS if f"| `{name}` |" not in page] == []
     assert [name for name in options if f"`--{name}" not in page] == []
@@ -125,11 +127,11 @@ def test_left_to_right_names_every_option(project_root: Path) -> None:
     for function in (anyorder.generate, anyorder.stream):
         for name in set(inspect.signature(function).parameters) - {"model", "tokenizer"}:
             assert re.search(rf"`{name}\b", page), name
-    command = importlib.import_module("anyorder.cli.generate").command
-    for name in set(inspect.signature(command).parameters) - {"model", "prompt"}:
+    options = parameters_of(command_of("generate"))
+    for name in set(options) - {"model", "prompt"}:
         assert f"`--{name}" in page, name
     for name in re.findall(r"--(\w+)", page):
-        assert name in {*inspect.signature(command).parameters, "config"}, name
+        assert name in {*options, "config"}, name
 
 
 def test_every_named_visibility_is_drawn(page: str) -> None:
@@ -174,5 +176,5 @@ def test_options_of_commands_exist(name: str, project_root: Path) -> None:
     names = sorted(command_names(), key=len, reverse=True)  # "data convert" before "data"
     lines = re.findall(rf"anyorder ({'|'.join(names)})\b([^`\n]*)", text)
     for command, words in lines:
-        assert set(re.findall(r"--(\w+)", words)) <= options(command_of(command)), words
+        assert set(re.findall(r"--(\w+)", words)) <= {"config", *parameters_of(command_of(command))}, words
     assert lines or "coming-from" not in name

@@ -11,6 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from anyorder.checkpoints.tokenizer import BYTES, SPECIAL, pieces_tokenizer
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
+from anyorder.decoding.trace import Generation, collect
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
@@ -64,3 +66,12 @@ def chain(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], **config: Any)
         for before, after in itertools.pairwise(ids):
             model.lm_head.weight[after, before] = 1.0
     return model
+
+
+def write_left_to_right(
+    model: Llama, prompts: Sequence[Sequence[int]], *, sample_ids: Sequence[int] | None = None, **options: Any
+) -> Generation:
+    """Prompts and what continues them; `options` are those of `left_to_right_steps`."""
+    sample_ids = range(len(prompts)) if sample_ids is None else sample_ids
+    steps = left_to_right_steps(model, prompts, sample_ids=sample_ids, **options)
+    return collect(steps, prompts, sample_ids, model.config.eos_token_ids)

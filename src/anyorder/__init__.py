@@ -6,6 +6,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from anyorder.api.chat import chat
     from anyorder.api.fuse import fuse, stream_fused
     from anyorder.api.generate import convert, generate, load, save, stream
     from anyorder.decoding.diffusion.sampler import DiffusionSampler
@@ -13,12 +14,12 @@ if TYPE_CHECKING:
     from anyorder.errors import UserError
     from anyorder.huggingface import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
     from anyorder.likelihood.exact import log_prob
-    from anyorder.masks import create_chunked_attention_mask, generate_grouping_masks
     from anyorder.orders.plan import GroupPlan
+    from anyorder.visibility import create_chunked_attention_mask, generate_grouping_masks
 
 __all__ = [
     "AnyOrderConfig", "AnyOrderForCausalLM", "DiffusionSampler", "GroupPlan", "LLaDAForMaskedLM",
-    "LlamaTwoStreamForCausalLM", "UserError", "concatenate_paraphrases_with_positions", "convert",
+    "LlamaTwoStreamForCausalLM", "UserError", "chat", "concatenate_paraphrases_with_positions", "convert",
     "create_chunked_attention_mask", "create_segment_isolation_mask", "fuse", "generate", "generate_grouping_masks",
     "load", "log_prob", "save", "stream", "stream_fused",
 ]  # fmt: skip
@@ -32,11 +33,12 @@ _MODULES = {
     "LLaDAForMaskedLM": "huggingface",
     "LlamaTwoStreamForCausalLM": "huggingface",
     "UserError": "errors",
+    "chat": "api.chat",
     "concatenate_paraphrases_with_positions": "decoding.fusion.layout",
-    "create_chunked_attention_mask": "masks",
+    "create_chunked_attention_mask": "visibility",
     "create_segment_isolation_mask": "decoding.fusion.layout",
     "fuse": "api.fuse",
-    "generate_grouping_masks": "masks",
+    "generate_grouping_masks": "visibility",
     "log_prob": "likelihood.exact",
     "stream_fused": "api.fuse",
 }

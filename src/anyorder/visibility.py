@@ -3,8 +3,8 @@
 Every row that goes through the network carries integer labels (position, rank, stream, segment,
 document, ...), and so does every key. A `Visibility` is an expression over these labels that says
 which keys a row may see. It is a value, not a tensor: it compares equal to another one that was
-written the same mode, and it prints as it was written. `mask` is its meaning in full, a boolean tensor
-that everything else is tested against; `attention/` compiles it to what the fast kernels want, with
+written the same way, and it prints as it was written. `mask` is its meaning in full, a boolean tensor
+that everything else is tested against; `attention/` compiles it to what fast kernels take, with
 `bounds`, which reasons about whole sets of rows and keys at once, and `simplify`.
 
 Which keys exist at all is no label but a mask of its own, `present`, joined outside the expression:
@@ -18,12 +18,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.utils.annotations import AtMost, checked, shown
 
 Labels = Mapping[str, Tensor]
 """Label name to integers `[batch, rows]`."""
@@ -141,54 +142,59 @@ class Everything(Visibility):
 
 
 @dataclass(frozen=True)
-class NotAfter(Visibility):
-    """`key // div + shift <= query // div`."""
+class _Comparison(Visibility):
+    """Compares `key // div + shift` with `query // div`."""
 
     label: str
     shift: int = 0
     div: int = 1
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
-        return _divide(key(self.label), self.div) + self.shift <= _divide(query(self.label), self.div)
-
-    def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
-        query_low, query_high = (_divide(end, self.div) for end in query(self.label))
-        key_low, key_high = (_divide(end, self.div) for end in key(self.label))
-        return key_low + self.shift <= query_high, key_high + self.shift <= query_low
-
     def names(self) -> frozenset[str]:
         return frozenset((self.label,))
 
-    def __str__(self) -> str:
+    def _of_key(self, label: Tensor) -> Tensor:
+        divided = self._of_query(label)
+        return divided + self.shift if self.shift else divided
+
+    def _of_query(self, label: Tensor) -> Tensor:
+        return label if self.div == 1 else torch.div(label, self.div, rounding_mode="floor")
+
+    def _spelled(self, sign: str, shift: int) -> str:
         term = self.label if self.div == 1 else f"{self.label} // {self.div}"
-        if self.shift == 1:
-            return f"key.{term} < query.{term}"
-        return f"key.{term}{f' + {self.shift}' if self.shift else ''} <= query.{term}"
+        return f"key.{term}{f' + {shift}' if shift else ''} {sign} query.{term}"
 
 
 @dataclass(frozen=True)
-class Same(Visibility):
-    """`key // div + shift == query // div`."""
-
-    label: str
-    shift: int = 0
-    div: int = 1
+class NotAfter(_Comparison):
+    """`key // div + shift <= query // div`."""
 
     def sees(self, query: Reader, key: Reader) -> Tensor:
-        return _divide(key(self.label), self.div) + self.shift == _divide(query(self.label), self.div)
+        return self._of_key(key(self.label)) <= self._of_query(query(self.label))
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
-        query_low, query_high = (_divide(end, self.div) for end in query(self.label))
-        key_low, key_high = (_divide(end, self.div) + self.shift for end in key(self.label))
+        query_low, query_high = map(self._of_query, query(self.label))
+        key_low, key_high = map(self._of_key, key(self.label))
+        return key_low <= query_high, key_high <= query_low
+
+    def __str__(self) -> str:
+        return self._spelled("<", 0) if self.shift == 1 else self._spelled("<=", self.shift)
+
+
+@dataclass(frozen=True)
+class Same(_Comparison):
+    """`key // div + shift == query // div`."""
+
+    def sees(self, query: Reader, key: Reader) -> Tensor:
+        return self._of_key(key(self.label)) == self._of_query(query(self.label))
+
+    def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
+        query_low, query_high = map(self._of_query, query(self.label))
+        key_low, key_high = map(self._of_key, key(self.label))
         overlap = (key_low <= query_high) & (query_low <= key_high)
         return overlap, overlap & (query_low == key_high) & (key_low == query_high)
 
-    def names(self) -> frozenset[str]:
-        return frozenset((self.label,))
-
     def __str__(self) -> str:
-        term = self.label if self.div == 1 else f"{self.label} // {self.div}"
-        return f"key.{term}{f' + {self.shift}' if self.shift else ''} == query.{term}"
+        return self._spelled("==", self.shift)
 
 
 @dataclass(frozen=True)
@@ -237,10 +243,8 @@ class Chance(Visibility):
         return hashed < round(self.rate * (_WORD + 1))
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
-        shape = query("position")[0] + key("position")[0]
-        return torch.full_like(shape, self.rate > 0, dtype=torch.bool), torch.full_like(
-            shape, self.rate >= 1, dtype=torch.bool
-        )
+        pairs = torch.ones_like(query("position")[0] + key("position")[0], dtype=torch.bool)
+        return pairs & (self.rate > 0), pairs & (self.rate >= 1)
 
     def names(self) -> frozenset[str]:
         return frozenset(("sample", "position"))
@@ -250,11 +254,19 @@ class Chance(Visibility):
 
 
 @dataclass(frozen=True)
-class And(Visibility):
-    """Both."""
+class _Pair(Visibility):
+    """Two expressions, joined."""
 
     left: Visibility
     right: Visibility
+
+    def names(self) -> frozenset[str]:
+        return self.left.names() | self.right.names()
+
+
+@dataclass(frozen=True)
+class And(_Pair):
+    """Both."""
 
     def sees(self, query: Reader, key: Reader) -> Tensor:
         return self.left.sees(query, key) & self.right.sees(query, key)
@@ -263,25 +275,20 @@ class And(Visibility):
         left, right = self.left.bounds(query, key), self.right.bounds(query, key)
         return left[0] & right[0], left[1] & right[1]
 
-    def names(self) -> frozenset[str]:
-        return self.left.names() | self.right.names()
-
     def _simplify_parts(self, query: Ranges, key: Ranges) -> Visibility:
-        left, right = self.left.simplify(query, key), self.right.simplify(query, key)
-        if left == Everything() or right == Everything():
-            return right if left == Everything() else left
-        return And(left, right)
+        match self.left.simplify(query, key), self.right.simplify(query, key):
+            case (Everything(), only) | (only, Everything()):
+                return only
+            case left, right:
+                return And(left, right)
 
     def __str__(self) -> str:
         return f"({self.left} and {self.right})"
 
 
 @dataclass(frozen=True)
-class Or(Visibility):
+class Or(_Pair):
     """Either."""
-
-    left: Visibility
-    right: Visibility
 
     def sees(self, query: Reader, key: Reader) -> Tensor:
         return self.left.sees(query, key) | self.right.sees(query, key)
@@ -290,18 +297,15 @@ class Or(Visibility):
         left, right = self.left.bounds(query, key), self.right.bounds(query, key)
         return left[0] | right[0], left[1] | right[1]
 
-    def names(self) -> frozenset[str]:
-        return self.left.names() | self.right.names()
-
     def _simplify_parts(self, query: Ranges, key: Ranges) -> Visibility:
-        left, right = self.left.simplify(query, key), self.right.simplify(query, key)
-        nothing = Not(Everything())
-        if left == nothing or right == nothing:
-            return right if left == nothing else left
-        match left, right:  # "before or same" is "not after"
+        match self.left.simplify(query, key), self.right.simplify(query, key):
+            case (Not(Everything()), only) | (only, Not(Everything())):
+                return only
+            # "before or same" is "not after"
             case (NotAfter(a, 1, d), Same(b, 0, e)) | (Same(b, 0, e), NotAfter(a, 1, d)) if (a, d) == (b, e):
                 return NotAfter(a, 0, d)
-        return Or(left, right)
+            case left, right:
+                return Or(left, right)
 
     def __str__(self) -> str:
         return f"({self.left} or {self.right})"
@@ -367,7 +371,7 @@ def chance(rate: float, seed: int) -> Visibility:
 
 
 def causal() -> Visibility:
-    """Left to right: a row sees itself and what stands before it."""
+    """Left to right: a row sees itself and what comes before it."""
     return not_after("position")
 
 
@@ -388,7 +392,7 @@ def chunks(size: int) -> Visibility:
 
 def sliding_window(size: int) -> Visibility:
     """The latest `size` positions, the row's own included; narrows another visibility."""
-    return Not(not_after("position", shift=_positive(size)))  # spelled so that PyTorch can trace it
+    return Not(not_after("position", shift=_positive(size)))  # in a form that PyTorch can trace
 
 
 def documents() -> Visibility:
@@ -416,6 +420,70 @@ def annealed(rate: float, seed: int) -> Visibility:
     return causal() | chance(rate, seed)
 
 
+# ---- plain masks, for an attention of one's own --------------------------------------------------
+
+MOST_GROUPS = 2**20
+"""Columns that a target mapping may have; a larger number is no number of a group."""
+
+
+LONGEST = 2**18
+"""Tokens that a mask can be made for: with a byte for each pair, those take 64 GiB."""
+
+
+@checked()
+def generate_grouping_masks(
+    group_ids: Tensor, seq_len: int | None = None, device: torch.device | str | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Who sees whom in the two streams, and which group each token is predicted with.
+
+    Args:
+        group_ids: the rank of each token, whole numbers from 0, `[length]` or `[batch, length]`, in any order.
+        seq_len: the length, for callers that state it.
+        device: of the masks; that of `group_ids` unless given.
+
+    Returns:
+        The content mask (a token sees its own group and those before), the query mask (only those before), each boolean
+        `[..., length, length]`, rows by keys, true where the row sees the key; and the target mapping, boolean
+        `[..., length, groups]`, true at the group that the row's token is predicted with. It has a column for each
+        group id, but as many as tokens at least.
+
+    Raises:
+        UserError: the group ids are no whole numbers from 0 of such a shape, or of another length than `seq_len`.
+    """
+    if group_ids.dim() not in (1, 2) or group_ids.is_floating_point() or group_ids.dtype == torch.bool:
+        found = f"{group_ids.dtype} of shape {list(group_ids.shape)}"
+        raise UserError(f"group_ids is {found}: give whole numbers [length] or [batch, length].")
+    length = group_ids.shape[-1]
+    if seq_len is not None and seq_len != length:
+        raise UserError(f"seq_len is {seq_len}, but group_ids has {length} tokens: give as many, or leave it out.")
+    lowest, highest = (0, -1) if group_ids.numel() == 0 else map(int, group_ids.aminmax())
+    if lowest < 0 or highest >= MOST_GROUPS:
+        wrong = lowest if lowest < 0 else highest
+        raise UserError(f"group_ids has the group {wrong}: number the groups from 0, in the order of writing.")
+    rank_BL = group_ids.reshape(-1, length).to(group_ids.device if device is None else _device(device))
+    content = {"rank": rank_BL, "stream": torch.zeros_like(rank_BL)}
+    query = {"rank": rank_BL, "stream": torch.ones_like(rank_BL)}
+    group_G = torch.arange(max(length, highest + 1), device=rank_BL.device)
+    masks = groups().mask(content, content), groups().mask(query, content), rank_BL[..., None] == group_G
+    content_mask, query_mask, target_mapping = (mask.reshape(*group_ids.shape, mask.shape[-1]) for mask in masks)
+    return content_mask, query_mask, target_mapping
+
+
+@checked()
+def create_chunked_attention_mask(
+    seq_len: Annotated[int, AtMost(LONGEST)], attention_chunk_size: int, device: torch.device | str | None = None
+) -> Tensor:
+    """Causal attention within chunks of a fixed size: boolean `[seq_len, seq_len]`, true where a row sees a key.
+
+    Raises:
+        UserError: the length is negative, or no such mask fits into memory, or the size of a chunk is not above 0.
+    """
+    if seq_len < 0:
+        raise UserError(f"seq_len is {seq_len}: give the number of tokens, 0 or more.")
+    labels = {"position": torch.arange(seq_len, device=None if device is None else _device(device)).unsqueeze(0)}
+    return (causal() & chunks(attention_chunk_size)).mask(labels, labels)[0]
+
+
 # ---- helpers --------------------------------------------------------------------------------------
 
 _TRUE = torch.ones((), dtype=torch.bool)  # of no dimension, so that it joins tensors of any shape and device
@@ -440,10 +508,6 @@ def _positive(size: int) -> int:
     return size
 
 
-def _divide(label: Tensor, div: int) -> Tensor:
-    return label if div == 1 else torch.div(label, div, rounding_mode="floor")
-
-
 def _spans(numbers: list[int]) -> str:
     """`0-3, 7` for [0, 1, 2, 3, 7]."""
     spans: list[list[int]] = []
@@ -453,3 +517,10 @@ def _spans(numbers: list[int]) -> str:
         else:
             spans.append([number, number])
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in spans)
+
+
+def _device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"device is {shown(device)}: give one of PyTorch's, such as 'cpu' or 'cuda'.") from error

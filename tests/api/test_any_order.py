@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder import GroupPlan
-from anyorder.api.text import UNREADABLE, Continuation, prompts_with_gaps
+from anyorder.api.prompts import prompts_with_gaps
+from anyorder.api.text import UNREADABLE, Continuation
 from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.canvas import BLANK
@@ -69,7 +71,7 @@ def test_orders_write_what_their_decoder_writes(order: Any, same: AnyOrder) -> N
     canvas = ids + [BLANK] * 6
     sampling = Sampling(temperature=0.9, seed=4)
     expected = collect(
-        any_order_steps(MODEL, [canvas], same, sampling=sampling, rows=range(1)), [canvas], range(1), (END,)
+        any_order_steps(MODEL, [canvas], same, sampling=sampling, sample_ids=range(1)), [canvas], range(1), (END,)
     )
     assert out.sequences == expected.sequences
     assert out.token_ids == expected.written[0]
@@ -186,7 +188,7 @@ def test_a_gap_is_not_streamed() -> None:
 
 def test_tokenizers_are_needed_for_text() -> None:
     none: PreTrainedTokenizerBase | None = None
-    with pytest.raises(UserError, match=r"^the prompt is text .* and tokenizer is None"):
+    with pytest.raises(UserError, match=r"^'Once' is text and tokenizer is None: give the tokenizer"):
         anyorder.generate(MODEL, none, "Once [...]", order="random")
 
 
@@ -241,7 +243,7 @@ def test_full_texts() -> None:
     pieces = "".join(stream)
     assert stream.output.full_text == f"Once upon{pieces}"
     assert anyorder.generate(MODEL, None, [5], **options).full_text is None
-    likely = anyorder.generate(MODEL, TOKENIZER, prompts[:1], gap_tokens=[1, 2], order="random")
+    likely = anyorder.generate(MODEL, TOKENIZER, prompts[:1], gap_tokens=np.array([1, 2]), order="random")
     assert likely.text is not None
     first, second = likely.text[0].split("[...]")
     assert likely.full_text == [f"Once{first} a{second} time"]

@@ -169,7 +169,7 @@ def test_names_are_the_contract() -> None:
         ({"method": "avg"}, "method is 'avg': choose one of attention"),
         ({"num_beams": 0}, "num_beams is 0: give a whole number above 0"),
         ({"batch_size": 0}, "batch_size is 0: give a whole number above 0"),
-        ({"num_beams": 2, "temperature": 0.5}, "temperature is 0.5 beside num_beams 2, but beams draw nothing"),
+        ({"num_beams": 2, "temperature": 0.5}, "temperature is 0.5 beside num_beams 2, but beam search draws nothing"),
         ({"num_beams": 2, "method": "vote"}, "num_beams is 2 with the method 'vote'"),
         ({"keep": 1}, "keep is 1 without weights"),
         ({"weights": "length"}, "weights is 'length': give numbers, or one of"),

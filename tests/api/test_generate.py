@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 import anyorder
-import anyorder.api.dispatch
 import anyorder.api.generate
+import anyorder.modes.left_to_right
 from anyorder.api.output import Output, Stream
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step
@@ -396,7 +396,7 @@ def test_an_abandoned_stream_closes_its_decoder(
     writer: Llama, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     closed: list[bool] = []
-    take = anyorder.api.dispatch.left_to_right_steps
+    take = anyorder.modes.left_to_right.left_to_right_steps
 
     def steps(*arguments: Any, **options: Any) -> Iterator[Step]:
         try:
@@ -404,7 +404,7 @@ def test_an_abandoned_stream_closes_its_decoder(
         finally:
             closed.append(True)
 
-    monkeypatch.setattr(anyorder.api.dispatch, "left_to_right_steps", steps)
+    monkeypatch.setattr(anyorder.modes.left_to_right, "left_to_right_steps", steps)
     stream = anyorder.stream(writer, tokenizer, "Once")
     next(stream)
     assert closed == []
@@ -506,15 +506,15 @@ KINDS = "give a string, token ids, or a list of strings or of token ids."
         ([5], {"stop": "x"}, "stop is 'x' and tokenizer is None: give the tokenizer, which tells where text stops."),
         ([5], {"stop": ["x", ""]}, "stop is ['x', '']: give strings of at least one character."),
         ([5], {"stop": 3}, "stop is 3: give strings of at least one character."),
-        ("Once", {}, "the prompt is text ('Once') and tokenizer is None: give the tokenizer, or token ids."),
-        (["Once"], {}, "the prompt is text ('Once') and tokenizer is None: give the tokenizer, or token ids."),
+        ("Once", {}, "'Once' is text and tokenizer is None: give the tokenizer, or token ids."),
+        (["Once"], {}, "'Once' is text and tokenizer is None: give the tokenizer, or token ids."),
         ([], {}, f"the prompt is []: {KINDS}"),
         ({"text": "Once " * 99}, {}, "the prompt is {'text': 'Once Once On...ce Once Once '}: give a string"),
         (None, {}, f"the prompt is None: {KINDS}"),
         (7, {}, f"the prompt is 7: {KINDS}"),
         ([[5], []], {}, "prompt 1 has 0 tokens: give at least one, such as the token that begins a text."),
         ([5, "x"], {}, "prompt 0 is 5: give strings, or lists of whole numbers."),
-        ([[5], "x"], {}, "the prompt is text ('x') and tokenizer is None: give the tokenizer, or token ids."),
+        ([[5], "x"], {}, "'x' is text and tokenizer is None: give the tokenizer, or token ids."),
         (
             [[5], [5, -1]],
             {},

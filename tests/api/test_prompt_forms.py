@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.api.prompt_forms import plain_prompt
-from anyorder.api.text import prompt_ids, prompts_with_gaps
+from anyorder.api.prompts import prompt_ids, prompts_with_gaps
 from anyorder.data import chat_template
 from anyorder.errors import UserError
 from tests.writers import byte_tokenizer, chain, sentencepiece_tokenizer

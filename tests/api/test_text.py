@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from anyorder.api.text import UNREADABLE, Continuation, Gaps, IncrementalDetokenizer, filled, prompts_with_gaps
+from anyorder.api.prompts import prompts_with_gaps
+from anyorder.api.text import UNREADABLE, Continuation, Gaps, IncrementalDetokenizer, filled
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from tests.writers import BOS, END, TEXT, WORDS, byte_tokenizer, sentencepiece_tokenizer

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.machinery
 import sys
 import types
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from anyorder.attention.flash import Flash
+from anyorder.attention import BACKENDS
+from anyorder.attention.flash import FLASH
 
 
 def install_flash(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,8 +25,8 @@ def install_flash(monkeypatch: pytest.MonkeyPatch) -> None:
     module.flash_attn_func = flash_attn_func  # type: ignore[attr-defined]
     module.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", module)
-    able = dataclasses.replace(Flash.can, devices=("cpu", "cuda"), backward=("cpu", "cuda"), dtypes=None)
-    monkeypatch.setattr(Flash, "can", able)
+    able = replace(FLASH, devices=("cpu", "cuda"), backward=("cpu", "cuda"), dtypes=None)
+    monkeypatch.setitem(BACKENDS, "flash", able)
 
 
 def flash_attn_func(

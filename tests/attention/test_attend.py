@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -10,12 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.attention import BACKENDS, AttentionMask, BiasTerm, Request, attend, compile_mask
+from anyorder.attention import BACKENDS, BiasTerm, Request, attend, compile_mask
+from anyorder.attention.backends import EagerMask, SDPAMask
+from anyorder.attention.mask import AttentionMask
 from anyorder.errors import UserError
 from anyorder.visibility import Visibility, before, bidirectional, causal, groups, key_is, same, sliding_window
 from tests.attention.reference import HEADS, Case, cases, loop_attention, projections
 
-MASKING = [name for name, backend in BACKENDS.items() if backend.can.masks and "cpu" in backend.can.backward]
+MASKING = [name for name, backend in BACKENDS.items() if backend.masks and "cpu" in backend.backward]
 """Backends that show any visibility on a CPU with a backward pass; flex and flash have files of their own."""
 
 
@@ -89,19 +92,14 @@ def test_empty_rows_differ_between_samples(backend: str) -> None:
     assert all(bool(grad.isfinite().all()) for grad in gradients(out, (q, k, v)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", MASKING)
 @pytest.mark.parametrize(("rows", "keys"), [(3, 0), (0, 3), (0, 0)])
 def test_no_rows_or_no_keys(backend: str, rows: int, keys: int) -> None:
     """Nothing to see, or nobody to look: zeros, and not a kernel is called."""
     q, k, v = projections(2, rows, keys, "GQA")
-    out = attend(q, k, v, AttentionMask(backend))
+    query, key = ({"position": torch.zeros(2, size, dtype=torch.int64)} for size in (rows, keys))
+    out = attend(q, k, v, compile_mask(Request(causal(), query, key), backend))
     assert torch.equal(out, torch.zeros(2, rows, 4, 4, dtype=torch.float64))
-    if backend in MASKING:
-        table = (
-            {"position": torch.zeros(2, rows, dtype=torch.int64)},
-            {"position": torch.zeros(2, keys, dtype=torch.int64)},
-        )
-        assert compile_mask(Request(causal(), *table), backend) == AttentionMask(backend)
 
 
 @pytest.mark.parametrize("backend", MASKING)
@@ -172,17 +170,21 @@ def test_scale(backend: str) -> None:
 # ---- what is built ---------------------------------------------------------------------------------
 
 
+def seen_of(mask: AttentionMask) -> Tensor:
+    """The tensor of visible pairs."""
+    seen = mask.seen_or_bias_B1QK if isinstance(mask, SDPAMask) else cast("EagerMask", mask).seen_B1QK
+    assert seen is not None
+    return seen
+
+
 @pytest.mark.parametrize(
-    ("visibility", "kind"),
-    [(causal(), "causal"), (bidirectional(), "everything"), (sliding_window(8) & causal(), "causal")],
+    ("visibility", "is_causal"),
+    [(causal(), True), (bidirectional(), False), (sliding_window(8) & causal(), True)],
     ids=str,
 )
-def test_sdpa_builds_no_mask_where_a_plain_kernel_does(visibility: Visibility, kind: str) -> None:
+def test_sdpa_builds_no_mask_where_a_plain_kernel_does(visibility: Visibility, is_causal: bool) -> None:
     rows = labels(position=[[0, 1, 2, 3]])
-    mask = compile_mask(Request(visibility, rows, rows), "sdpa")
-    assert mask.seen_B1QK is None
-    assert mask.hint is not None
-    assert mask.hint.kind == kind
+    assert compile_mask(Request(visibility, rows, rows), "sdpa") == SDPAMask(causal=is_causal)
 
 
 def test_sdpa_builds_a_row_of_flags_for_a_ragged_decoding_step() -> None:
@@ -190,8 +192,7 @@ def test_sdpa_builds_a_row_of_flags_for_a_ragged_decoding_step() -> None:
     key = labels(position=[[0, 1, 2, 3], [0, 1, 0, 0]])
     present = torch.tensor([[True] * 4, [True, True, False, False]])
     mask = compile_mask(Request(causal(), labels(position=[[4], [2]]), key, present), "sdpa")
-    assert mask.seen_B1QK is not None
-    assert mask.seen_B1QK.shape == (2, 1, 1, 4)
+    assert seen_of(mask).shape == (2, 1, 1, 4)
 
 
 def test_a_sample_without_keys_is_empty_for_no_kernel() -> None:
@@ -200,8 +201,7 @@ def test_a_sample_without_keys_is_empty_for_no_kernel() -> None:
     present = torch.tensor([[True, True], [False, False]])
     for backend in MASKING:
         mask = compile_mask(Request(bidirectional(), rows, rows, present), backend)
-        assert mask.seen_B1QK is not None
-        assert bool(mask.seen_B1QK.any(-1).all())
+        assert bool(seen_of(mask).any(-1).all())
         out = attend(*projections(2, 2, 2, "MHA"), mask)
         assert bool(out[0].any())
         assert not out[1].any()
@@ -211,7 +211,6 @@ def test_no_row_is_empty_for_the_kernel() -> None:
     rows = labels(position=[[0, 1, 2]], rank=[[0, 1, 1]])
     for backend in MASKING:
         mask = compile_mask(Request(before("rank"), rows, rows), backend)
-        assert mask.seen_B1QK is not None
-        assert bool(mask.seen_B1QK.any(-1).all())
+        assert bool(seen_of(mask).any(-1).all())
         assert mask.empty_BQ is not None
         assert mask.empty_BQ.tolist() == [[True, False, False]]

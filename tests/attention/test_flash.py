@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from anyorder.attention import BiasTerm, Request, attend, compile_mask, resolve_backend
+from anyorder.attention import BACKENDS, BiasTerm, Request, attend, compile_mask, resolve_backend
+from anyorder.attention.flash import FLASH
 from anyorder.errors import UserError
 from anyorder.visibility import Visibility, before, bidirectional, causal, documents, groups, key_is, sliding_window
 from tests.attention.fakes import Largest, install_flash
@@ -75,11 +78,7 @@ def test_a_bias_is_refused() -> None:
 
 
 def test_other_data_types_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    install_flash(monkeypatch)
-    from anyorder.attention.flash import Flash
-
-    monkeypatch.setattr(Flash, "can", type(Flash.can)(package="flash_attn", dtypes=(torch.float16, torch.bfloat16)))
+    monkeypatch.setitem(BACKENDS, "flash", replace(FLASH, devices=("cpu",), backward=("cpu",)))
     with pytest.raises(UserError) as error:
         resolve_backend("flash", "cpu", torch.float32)
     assert str(error.value) == (

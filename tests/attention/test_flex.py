@@ -19,7 +19,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from anyorder.attention import BiasTerm, Request, attend, compile_mask, flex
-from anyorder.attention.flex import BLOCK, empty_rows, padded_length
+from anyorder.attention.flex import BLOCK, FlexMask, empty_rows, padded_length
 from anyorder.visibility import (
     Visibility,
     annealed,
@@ -119,9 +119,8 @@ def check_lists(request: Request) -> tuple[int, int, int]:
 
     Returns how many blocks are left out, read in part and read in full.
     """
-    mask = compile_mask(request, "flex")
-    assert mask.flex is not None
-    partial, full = lists_of(mask.flex.blocks)
+    mask = FlexMask.of(request)
+    partial, full = lists_of(mask.blocks)
     assert not bool((partial & full).any())
     keys = request.key["position"].shape[1]
     seen = request.visibility.mask(request.query, request.key, request.present)
@@ -181,7 +180,7 @@ def test_rows_sorted_by_rank_leave_blocks_out() -> None:
 @settings(max_examples=60, deadline=None)
 def test_empty_rows(case: Case) -> None:
     request = case.request
-    found = empty_rows(request.visibility, request.query, request.key, request.present)
+    found = empty_rows(request)
     assert found.tolist() == [[not any(keys) for keys in rows] for rows in case.seen]
 
 
@@ -189,12 +188,10 @@ def test_empty_rows(case: Case) -> None:
 @settings(max_examples=40, deadline=None)
 def test_the_mask_function_is_the_dense_mask(case: Case) -> None:
     """Rows that see nothing are opened, keys of padding stay hidden from all others."""
-    mask = compile_mask(case.request, "flex")
-    plan = mask.flex
-    assert plan is not None
+    plan = FlexMask.of(case.request)
     functions = plan.functions
     functions.plan = plan
-    sizes = (len(plan.opened), 1, plan.opened.shape[1], plan.present.shape[1])
+    sizes = (len(plan.opened), 1, *plan.request.sizes)
     shown = functions.mask(*torch.meshgrid(*(torch.arange(size) for size in sizes), indexing="ij"))[:, 0]
     seen = torch.tensor(case.seen)
     rows, keys = seen.shape[1:]

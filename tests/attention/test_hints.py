@@ -8,7 +8,8 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.attention.hints import Hint, kernel_hint, simplified
+from anyorder.attention.hints import Hint, kernel_hint, simplify
+from anyorder.attention.mask import Request
 from anyorder.visibility import (
     Labels,
     Visibility,
@@ -47,8 +48,7 @@ VISIBILITIES = [
 def hint_for(
     visibility: Visibility, query: Labels, key: Labels, present: Tensor | None = None, valid: Tensor | None = None
 ) -> Hint | None:
-    plain = simplified(visibility, query, key, present, valid)
-    return kernel_hint(plain, query, key, present, valid)
+    return kernel_hint(simplify(Request(visibility, query, key, present, valid)))
 
 
 def hinted_mask(hint: Hint, batch: int, rows: int, keys: int) -> Tensor:

@@ -17,7 +17,7 @@ from tests.attention.reference import HEADS, Case, cases, projections
 from tests.attention.test_attend import gradients
 from tests.visibility.rules import Rule, loop_mask, rules
 
-TEMPERING = [name for name, backend in BACKENDS.items() if backend.can.lse]
+TEMPERING = [name for name, backend in BACKENDS.items() if backend.lse]
 
 
 def loop(

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from anyorder.checkpoints.architectures import ARCHITECTURES, FULL, SLIDING, Architecture
+from anyorder.checkpoints.architectures import ARCHITECTURES, Architecture
 from anyorder.checkpoints.config_json import config_from_json, config_to_json
+from anyorder.checkpoints.layer_fields import FULL, SLIDING
 from anyorder.checkpoints.rotary_json import NATIVE_ROTARY
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import ROTARY_EMBEDDINGS
 
 NAMES = {architecture.model_type: architecture.class_name for architecture in ARCHITECTURES}
@@ -47,12 +49,15 @@ def read(model_type: str, **changes: Any) -> ModelConfig:
 def test_missing_fields_are_what_transformers_takes(architecture: Architecture) -> None:
     theirs = type(AutoConfig.for_model(architecture.model_type))
     defaults = {field.name: field.default for field in dataclasses.fields(theirs)}  # type: ignore[arg-type]
-    for name, value in {**architecture.defaults, **architecture.layers.defaults}.items():
+    for name, value in {
+        **architecture.defaults, **architecture.layers.defaults, **architecture.others.defaults
+    }.items():  # fmt: skip
         derived = name in ("num_key_value_heads", "head_dim") and value == 0
         if name in defaults:
             assert defaults[name] == (None if derived else value), name
         else:  # transformers follows these where it finds them, or refuses what they say
-            assert name in (*architecture.unwritten, "layer_types"), name
+            published = {"qwen3_moe": ("head_dim",)}.get(architecture.model_type, ())
+            assert name in (*architecture.unwritten, "layer_types", *published), name
 
 
 @pytest.mark.parametrize("model_type", NAMES)
@@ -64,7 +69,9 @@ def test_null_heads_are_derived(model_type: str) -> None:
 def test_what_is_the_same_in_all_networks() -> None:
     said = {name: (c.attention_bias, c.attention_output_bias, c.qk_norm) for name in NAMES if (c := read(name))}
     assert said.pop("qwen2") == (True, False, "none")
-    assert said.pop("qwen3") == (False, False, "learned")
+    assert said.pop("qwen3") == said.pop("qwen3_moe") == (False, False, "learned")
+    assert said.pop("olmoe") == (False, False, "learned-full-width")
+    assert said.pop("llama4_text") == (False, False, "weightless")
     assert set(said.values()) == {(False, False, "none")}
     for name in ("llama", "qwen3", "smollm3"):
         config = read(name, attention_bias=True)
@@ -84,6 +91,10 @@ def test_fields_that_change_nothing_are_passed_over() -> None:
 
 WINDOWS: dict[str, Any] = {"use_sliding_window": True, "sliding_window": 5}
 
+EXPERT = LayerKind(experts=True)
+GROWING = LayerKind(rotary=False, query_scale=QueryScale(strength=0.1, period=8192), experts=True)
+LOCAL = LayerKind(chunk=8192, experts=True)
+
 QWEN: list[tuple[dict[str, Any], tuple[LayerKind, ...]]] = [
     ({}, (WIDE,) * 4),
     ({"sliding_window": 5, "max_window_layers": 2}, (WIDE,) * 4),
@@ -102,6 +113,20 @@ LAYERS: list[tuple[str, dict[str, Any], tuple[LayerKind, ...]]] = [
     ("mistral", {"sliding_window": 5}, (NARROW,) * 4),
     ("mistral", {"sliding_window": 5, "layer_types": [SLIDING] * 4}, (NARROW,) * 4),
     *((name, *case) for name in ("qwen2", "qwen3") for case in QWEN),
+    ("mixtral", {}, (EXPERT,) * 4),
+    ("mixtral", {"sliding_window": 5, "num_experts": 4}, (LayerKind(window=5, experts=True),) * 4),
+    ("olmoe", {}, (EXPERT,) * 4),
+    ("qwen3_moe", {}, (EXPERT,) * 4),
+    ("qwen3_moe", {"decoder_sparse_step": 2, "mlp_only_layers": [3]}, (WIDE, EXPERT, WIDE, WIDE)),
+    ("qwen3_moe", {"mlp_only_layers": [0, 1, 2, 3]}, (WIDE,) * 4),
+    ("llama4_text", {}, (LOCAL, LOCAL, LOCAL, GROWING)),
+    # An empty list of transformers' says the default for rotary, and none for experts.
+    ("llama4_text", {"no_rope_layers": []}, (LOCAL, LOCAL, LOCAL, GROWING)),
+    (
+        "llama4_text",
+        {"moe_layers": [], "attention_chunk_size": None, "attn_temperature_tuning": False},
+        (WIDE, WIDE, WIDE, NOPE),
+    ),
     ("smollm3", {}, (WIDE, WIDE, WIDE, NOPE)),
     ("smollm3", {"no_rope_layer_interval": 2}, (WIDE, NOPE, WIDE, NOPE)),
     ("smollm3", {"no_rope_layers": [0, 1, 1, 0], "no_rope_layer_interval": 2}, (NOPE, WIDE, WIDE, NOPE)),
@@ -195,6 +220,27 @@ def test_numbers_that_must_not_be_whole() -> None:
         ("smollm3", {"no_rope_layers": [1, 2, 3, 4]}, r"'no_rope_layers' is .*: give 1 or 0 for each"),
         ("smollm3", {"no_rope_layers": [True] * 4}, r"'no_rope_layers' is .*: give whole numbers or null"),
         ("smollm3", {"no_rope_layer_interval": 0}, "'no_rope_layer_interval' is 0: give a whole number above 0"),
+        ("mixtral", {"num_experts_per_tok": 9}, "experts field 'chosen' is 9: give at most the number of experts, 8"),
+        ("mixtral", {"num_local_experts": 0}, "experts field 'number' is 0: give a whole number above 0"),
+        ("mixtral", {"num_local_experts": "8"}, "field 'num_local_experts' is '8': give a whole number"),
+        ("qwen3_moe", {"mlp_only_layers": [4]}, r"'mlp_only_layers' is \[4\]: give numbers of layers, from 0 to 3"),
+        ("qwen3_moe", {"decoder_sparse_step": 0}, "'decoder_sparse_step' is 0: give a whole number above 0"),
+        ("olmoe", {"clip_qkv": 8.0}, "clip_qkv is 8.0: this version reads networks with None only"),
+        ("llama4_text", {"attention_chunk_size": 0}, "'attention_chunk_size' is 0: .* or null for no chunks"),
+        (
+            "llama4_text",
+            {"attention_chunk_size": None, "layer_types": ["chunked_attention"] * 4},
+            "there is no chunk: set",
+        ),
+        ("llama4_text", {"layer_types": [FULL] * 3}, "give 'chunked_attention' or 'full_attention' for each of the 4"),
+        ("llama4_text", {"moe_layers": [0, 9]}, r"'moe_layers' is \[0, 9\]: give numbers of layers, from 0 to 3"),
+        ("llama4_text", {"no_rope_layers": [1, 0]}, r"'no_rope_layers' is \[1, 0\]: give 1 or 0 for each of the 4"),
+        (
+            "llama4_text",
+            {"interleave_moe_layer_step": 0},
+            "'interleave_moe_layer_step' is 0: give a whole number above",
+        ),
+        ("llama4_text", {"floor_scale": 0}, "query scale field 'period' is 0: give a number from 1 on"),
         ("qwen3", {"num_key_value_heads": 3}, "'num_key_value_heads' is 3: give a divisor of num_attention_heads"),
         ("qwen3", {"rope_theta": None}, "rope_theta is missing"),
     ],

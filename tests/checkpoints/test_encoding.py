@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 import anyorder
 from anyorder.api.phrasings import read_questions
-from anyorder.api.text import prompt_ids, prompts_with_gaps
+from anyorder.api.prompts import prompt_ids, prompts_with_gaps
 from anyorder.checkpoints.tokenizer.encoding import (
     begin_tokens,
     continuing_tokens,
@@ -22,7 +23,7 @@ from anyorder.checkpoints.tokenizer.encoding import (
     plain_tokens,
     prompt_tokens,
 )
-from anyorder.data import chat_template, prepare
+from anyorder.data import DataConfig, chat_template, prepare
 from anyorder.decoding.canvas import BLANK
 from tests.writers import byte_tokenizer, chain, sentencepiece_tokenizer
 
@@ -128,7 +129,7 @@ def test_a_prompt_that_a_template_wrote_has_the_tokens_that_were_learnt(tmp_path
     tokenizer = adding(["<s>"], ["</s>"])
     dialogue = [{"role": "user", "content": "Once"}, {"role": "assistant", "content": "upon"}]
     (tmp_path / "c.jsonl").write_text(json.dumps({"messages": dialogue}) + "\n")
-    row = prepare(tmp_path / "c.jsonl", tokenizer, 64, kind="sft", cache_dir=tmp_path / "cache")[0]
+    row = prepare(tmp_path / "c.jsonl", tokenizer, DataConfig(length=64, kind="sft"), cache_dir=tmp_path / "cache")[0]
     learnt = list(row["input_ids"][: row["prompt_length"]])
     tokenizer.chat_template = chat_template(tokenizer)
     model = chain(tokenizer, [])
@@ -137,5 +138,12 @@ def test_a_prompt_that_a_template_wrote_has_the_tokens_that_were_learnt(tmp_path
     for prompt in (text, ids, dialogue[:1]):
         assert anyorder.generate(model, tokenizer, prompt, max_new_tokens=1).sequences[0][:-1] == learnt
     (tmp_path / "t.jsonl").write_text(json.dumps({"text": "<s>Once upon</s>"}) + "\n")
-    row = prepare(tmp_path / "t.jsonl", tokenizer, 64, packed=False, cache_dir=tmp_path / "cache")[0]
+    row = prepare(tmp_path / "t.jsonl", tokenizer, DataConfig(length=64, packed=False), cache_dir=tmp_path / "cache")[0]
     assert list(row["input_ids"]) == [BOS, *plain_tokens(tokenizer, "Once upon"), END]
+
+
+def test_a_tokenizer_is_called_on_text_in_one_place() -> None:
+    call = re.compile(r"tokenizer\([^)]*\)\s*\[\"input_ids\"\]")
+    package = Path(anyorder.__file__).parent
+    calling = [str(file.relative_to(package)) for file in package.rglob("*.py") if call.search(file.read_text())]
+    assert calling == ["checkpoints/tokenizer/encoding.py"]

@@ -17,7 +17,7 @@ import anyorder
 from anyorder.checkpoints import gguf as ours
 from anyorder.checkpoints import load_tokenizer
 from anyorder.checkpoints.contents import contents_of
-from anyorder.checkpoints.gguf_tokenizer import vocabulary_of
+from anyorder.checkpoints.tokenizer.gguf import vocabulary_of
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
@@ -256,6 +256,30 @@ def test_without_a_tokenizer_it_says_so(shared_data: Path, tmp_path: Path, caplo
     anyorder.convert(shared_data / "stories260K/stories260K.bin", tmp_path / "a.gguf")
     assert "no tokenizer is beside the checkpoint or named, so" in caplog.text
     assert read(tmp_path / "a.gguf")[0]["tokenizer.ggml.model"] == "no_vocab"
+
+
+def test_a_file_is_not_read(tiny_config: ModelConfig, tmp_path: Path) -> None:
+    file = tmp_path / "a.gguf"
+    ours.write(Llama(tiny_config), file)
+    for what, read_it in (
+        ("checkpoint", lambda: anyorder.load(file)),
+        ("checkpoint", lambda: anyorder.convert(file, tmp_path / "b")),
+        ("checkpoint", lambda: anyorder.AnyOrderForCausalLM.from_pretrained(str(file))),
+        ("tokenizer", lambda: load_tokenizer(file)),
+    ):
+        with pytest.raises(UserError) as caught:
+            read_it()
+        remedy = "give the folder or file that it was made from"
+        assert str(caught.value) == f"{what} {str(file)!r} is a GGUF file, which is written and not read: {remedy}."
+    with pytest.raises(UserError, match=r"^checkpoint 'org/a\.gguf' is no folder or file here: check the path"):
+        anyorder.load("org/a.gguf")
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+def test_a_folder_is_not_named_as_a_file(tiny_config: ModelConfig, tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"^target is '.*{name}': give a folder, or a file whose name ends in .bin or "):
+        anyorder.save(Llama(tiny_config), None, tmp_path / name)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

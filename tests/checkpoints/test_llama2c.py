@@ -7,15 +7,8 @@ import pytest
 import torch
 
 from anyorder.checkpoints import convert, llama2c, load_model
-from anyorder.checkpoints.llama2c import (
-    LEGACY,
-    VERSION_1,
-    read_header,
-    read_pieces,
-    to_halves,
-    to_interleaved,
-    write_pieces,
-)
+from anyorder.checkpoints.layouts import to_halves, to_interleaved
+from anyorder.checkpoints.llama2c import LEGACY, VERSION_1, read_header, read_pieces, write_pieces
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama

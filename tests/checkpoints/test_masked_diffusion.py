@@ -128,16 +128,8 @@ def test_tied_heads_are_written_once(tmp_path: Path) -> None:
     assert load_model(tmp_path / "back", device="cpu").config == model.config
 
 
-def test_names_are_mapped_both_ways() -> None:
-    llada = named_form("llada")
-    for there, here in (
-        ("model.transformer.blocks.11.ff_out.weight", "model.layers.11.mlp.down_proj.weight"),
-        ("model.transformer.ff_out.weight", "lm_head.weight"),
-        ("something.else", "something.else"),
-        ("model.transformer.blocks.3.unknown.weight", "model.transformer.blocks.3.unknown.weight"),
-    ):
-        assert (llada.ours(there), llada.theirs(here)) == (here, there)
-    assert len(set(llada.tensors.values())) == len(llada.tensors) == 12
+def test_forms_are_found_by_their_model_type() -> None:
+    assert len({rule.ours for rule in named_form("llada").tensors}) == 12
     assert form_of({"model_type": "dream"}) is form_of({"model_type": "Dream"}) is named_form("dream")
     assert form_of({"model_type": "llama"}) is None
 
@@ -252,5 +244,5 @@ def test_what_a_form_cannot_express_is_refused(tmp_path: Path) -> None:
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     write_llada(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(LLADA | {"n_layers": 3}))
-    with pytest.raises(UserError, match=r"lacks tensors 'model\.layers\.2\.input_layernorm\.weight'"):
+    with pytest.raises(UserError, match=r"lacks tensors 'model\.transformer\.blocks\.2\.attn_norm\.weight'"):
         load_model(tmp_path)

@@ -19,6 +19,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 import anyorder
@@ -38,6 +40,11 @@ NATIVE: dict[str, tuple[Any, Any, dict[str, Any]]] = {
     "llama": (LlamaConfig, LlamaForCausalLM, {}),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
     "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 16}),
+    "qwen3_moe": (
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+        {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "norm_topk_prob": True},
+    ),
 }
 
 PUBLISHED: dict[str, tuple[str, dict[str, Any], Mode]] = {
@@ -65,6 +72,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], Mode]] = {
     ),
     "sdar": (
         "qwen3", {"model_type": "sdar", "architectures": ["SDARForCausalLM"], "mask_token_id": 7}, blocks(7, 4),
+    ),
+    "sdar-moe": (
+        "qwen3_moe", {"model_type": "sdar_moe", "architectures": ["SDARMoeForCausalLM"], "mask_token_id": 7},
+        blocks(7, 4),
     ),
     "fast-dllm-v2": (
         "qwen2",

@@ -13,6 +13,7 @@ from anyorder.checkpoints import save_model, weights
 from anyorder.checkpoints.weights import Checkpoint, resolve_device, resolve_dtype
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
+from anyorder.model.experts import Experts
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
 
@@ -143,11 +144,14 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's record of the most memory in use")
-def test_loading_needs_little_more_than_the_weights(tiny_config: ModelConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("experts", [None, Experts(number=4, chosen=1, width=672, normalise=True)])
+def test_loading_needs_little_more_than_the_weights(
+    experts: Experts | None, tiny_config: ModelConfig, tmp_path: Path
+) -> None:
     # A large vocabulary: the embedding and the head are a fifth of the weights each.
     big = ModelConfig(
-        vocab_size=10_000, hidden_size=1024, intermediate_size=2688, num_hidden_layers=3, num_attention_heads=8,
-        rotary=Rotary(theta=10_000.0),
+        vocab_size=10_000, hidden_size=1024, intermediate_size=2688 if experts is None else experts.width,
+        num_hidden_layers=3, num_attention_heads=8, rotary=Rotary(theta=10_000.0), experts=experts,
     )  # fmt: skip
     with torch.device("meta"):
         model = Llama(big)

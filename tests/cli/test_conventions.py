@@ -13,7 +13,7 @@ import pytest
 from rich.table import Table
 
 from anyorder import cli
-from anyorder.cli import _parser, command_names, command_of
+from anyorder.cli import _parser, _signature, command_names, command_of
 from anyorder.cli._console import PlainConsole
 from anyorder.cli._values import check_values
 from anyorder.errors import UserError
@@ -22,17 +22,13 @@ from tests.cli.test_main import mistake
 
 
 def options(name: str) -> list[inspect.Parameter]:
-    command = command_of(name)
-    settings = _parser._settings(command)
-    return list(inspect.signature(command if settings is None else settings[1]).parameters.values())
+    return list(_signature.parameters_of(command_of(name)).values())
 
 
 def list_options() -> list[tuple[str, str, Any]]:
     found = []
     for name in command_names():
-        command = command_of(name)
-        settings = _parser._settings(command)
-        hints = _parser._lists(command if settings is None else settings[1])
+        hints = _parser.lists_of(command_of(name))
         found += [(name, option.name, hints[option.name]) for option in options(name) if option.name in hints]
     return found
 
@@ -54,8 +50,7 @@ def words_for(name: str) -> list[str]:
 
 
 def parsed(name: str, words: list[str], option: str) -> list[Any]:
-    values = _parser.parse(name, command_of(name), words).arguments
-    found: list[Any] = values[option] if option in values else getattr(values["settings"], option)
+    found: list[Any] = _signature.values_of(_parser.parse(name, command_of(name), words).arguments)[option]
     return found
 
 
@@ -89,7 +84,7 @@ def test_lists_of_free_text_are_those_and_no_more() -> None:
 
 
 def test_every_name_from_elsewhere_leads_to_an_option_that_some_command_has() -> None:
-    known = {name: set(_parser._known(name, target_of(name))) for name in command_names()}
+    known = {name: set(_parser.known_to(name, command_of(name))) for name in command_names()}
     for ours, theirs in other_names().items():
         option, _, value = ours.partition(" ")
         having = {name: names for name, names in known.items() if option in names}
@@ -108,12 +103,6 @@ def takes(name: str, option: str, value: str) -> bool:
     except UserError:
         return False
     return True
-
-
-def target_of(name: str) -> Any:
-    command = command_of(name)
-    settings = _parser._settings(command)
-    return command if settings is None else settings[1]
 
 
 @pytest.mark.parametrize(

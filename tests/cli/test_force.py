@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
 
 import pytest
 
-from anyorder.cli import command_names, main
+from anyorder.cli import command_names, command_of, main
 from anyorder.cli._groups import OVERWRITE
-from anyorder.cli._parser import explanations
-from tests.cli.test_conventions import target_of
+from anyorder.cli._signature import explanations, parameters_of
 from tests.cli.test_main import mistake
 
 
 def test_every_command_that_writes_a_place_takes_it() -> None:
     for name in command_names():
-        target = target_of(name)
-        new = {option for option, text in explanations(target).items() if text.startswith("New ")}
+        command = command_of(name)
+        new = {option for option, text in explanations(command).items() if text.startswith("New ")}
         assert new <= {OVERWRITE.get(name)}, name
         if name in OVERWRITE:
-            assert OVERWRITE[name] in inspect.signature(target).parameters
+            assert OVERWRITE[name] in parameters_of(command)
 
 
 def test_a_converted_folder_is_replaced(capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path) -> None:

@@ -159,16 +159,17 @@ def test_what_is_finished_is_kept_when_interrupted(
     words += ["--batch_size", "2", *(["--json"] if form == "json" else [])]
     assert main(words) == 0
     whole = capsys.readouterr().out
-    write = Batches._generation
+    write = Batches.write
     seen: list[str] = []
 
-    def interrupted(self: Batches, rows: range, watch: Any) -> Any:
-        seen.append(capsys.readouterr().out)  # each batch is printed before the next is written
-        if rows.start == 4:
-            raise KeyboardInterrupt
-        return write(self, rows, watch)
+    def interrupted(self: Batches, watch: Any = None) -> Any:
+        for number, batch in enumerate(write(self, watch)):
+            seen.append(capsys.readouterr().out)  # each batch is printed before the next is written
+            if number == 2:
+                raise KeyboardInterrupt
+            yield batch
 
-    monkeypatch.setattr(Batches, "_generation", interrupted)
+    monkeypatch.setattr(Batches, "write", interrupted)
     assert main([*words, "--trace", str(tmp_path / "trace.json")]) == 130
     printed = capsys.readouterr()
     assert len(seen) == 3

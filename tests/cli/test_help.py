@@ -9,10 +9,9 @@ from typing import Literal
 
 import pytest
 
-from anyorder.cli import _parser, command_names, main
+from anyorder.cli import _parser, command_names, command_of, main
 from anyorder.cli._groups import FEW
 from anyorder.cli._help import Entry
-from tests.cli.test_conventions import target_of
 
 PYTHONS = re.compile(r"Literal\[|Optional|<class|\bnull\b|\bNone\b|\btype:|list\[|default: \[\]|default: False")
 
@@ -33,16 +32,16 @@ def test_every_option_is_explained_under_a_heading_and_nothing_is_pythons(
     assert all(len(line) <= 80 for line in text.splitlines())
     found = re.findall(r"^  (?:--(\w+)|([A-Z][A-Z_]+)\b)", text, re.MULTILINE)
     shown = [option or word.lower() for option, word in found]
-    known = {*_parser._known(name, target_of(name)), "help"}
+    known = {*_parser.known_to(name, command_of(name)), "help"}
     assert sorted(shown) == sorted(known)  # each of them once
 
 
 @pytest.mark.parametrize("name", command_names())
 def test_every_option_of_many_has_a_heading_that_says_what_it_is_about(name: str) -> None:
     options = {
-        name for name, option in _parser._known(name, target_of(name)).items() if option.kind is option.KEYWORD_ONLY
+        name for name, option in _parser.known_to(name, command_of(name)).items() if option.kind is option.KEYWORD_ONLY
     } - {"config", "print_config"}
-    named = [option for names in _parser.groups_of(target_of(name)).values() for option in names]
+    named = [option for names in _parser.headings_of(name).values() for option in names]
     assert len(named) == len(set(named))
     assert len(options - {"force"}) <= FEW or options <= set(named), options - set(named)
 

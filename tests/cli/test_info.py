@@ -18,6 +18,7 @@ from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from anyorder.model.rope import Llama3Rotary
 from tests.checkpoints.metas_form import write_metas_folder
 from tests.cli.test_main import mistake
+from tests.model.networks import network
 
 
 def table(text: str) -> dict[str, str]:
@@ -109,6 +110,16 @@ def test_metas_folder(capsys: pytest.CaptureFixture[str], tiny_config: ModelConf
     write_metas_folder(Llama(tiny_config), tmp_path / "llama", 2)
     assert main(["info", str(tmp_path / "llama"), "--device", "cpu"]) == 0
     assert table(capsys.readouterr().out)["heads"] == "GQA: 4 query and 2 key-value heads of width 16"
+
+
+def test_a_mixture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    model = network("experts")
+    checkpoints.save_model(model, tmp_path / "mixture")
+    assert main(["info", str(tmp_path / "mixture"), "--device", "cpu"]) == 0
+    rows = table(capsys.readouterr().out)
+    assert rows["layers"] == "3 (1 chunks of 4; 1 no rotary, growing queries, experts; 1 window of 3, experts)"
+    assert rows["experts"] == "6 of width 10, of which 2 read a token; one of width 5 reads all"
+    assert rows["parameters"] == f"{sum(weight.numel() for weight in model.parameters()):,}"
 
 
 def test_llama2c(capsys: pytest.CaptureFixture[str], shared_data: Path) -> None:

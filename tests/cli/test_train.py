@@ -17,8 +17,8 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 import anyorder
 from anyorder.cli import main
 from anyorder.cli._progress import TrainingProgress
-from anyorder.orders.names import OBJECTIVES
-from anyorder.training.settings import NEEDS, Run
+from anyorder.orders.names import objectives
+from anyorder.training.settings import NEEDS, Run, objectives_with
 
 SMALL = [
     "--steps=4", "--batch_size=2", "--length=32", "--width=32", "--layers=1", "--heads=2", "--vocab_size=300",
@@ -59,7 +59,7 @@ def train(*words: object) -> None:
     assert main([str(word) for word in words]) == 0
 
 
-@pytest.mark.parametrize("objective", [*OBJECTIVES, "mixture"])
+@pytest.mark.parametrize("objective", [*objectives(), "mixture"])
 def test_every_objective_from_whole_texts_to_a_network(
     tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str], objective: str
 ) -> None:
@@ -89,7 +89,7 @@ def test_every_objective_from_whole_texts_to_a_network(
     assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", objectives())
 def test_answers_are_learnt_from_a_checkpoint(tmp_path: Path, text: Path, questions: Path, objective: str) -> None:
     cache = ("--cache_dir", tmp_path / "cache")
     train("pretrain", "--data", text, "--output", tmp_path / "first", *SMALL, "--length=128", *cache)
@@ -157,15 +157,18 @@ def test_sample_configurations_run_as_they_are(
     monkeypatch.chdir(tmp_path)
     train("configs", "samples", "--data", text)
     files = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    files.remove("shape-experts.json")
     assert files == sorted(
-        f"{command}-{name}.yaml" for command in ("pretrain", "sft") for name in [*OBJECTIVES, "mixture"]
+        ["pretrain-experts.yaml"]
+        + [f"{command}-{name}.yaml" for command in ("pretrain", "sft") for name in [*objectives(), "mixture"]]
     )
     assert capsys.readouterr().out.count("anyorder ") == len(files)
     for name in files:
         page = (tmp_path / "samples" / name).read_text()
         fields: dict[str, Any] = yaml.safe_load(page)
-        Run(**fields | {"data": Path(fields["data"]), "output": Path(fields["output"])})
-        others = {field for field, objectives in NEEDS.items() if fields["objective"] not in objectives}
+        paths = {field: Path(fields[field]) for field in ("data", "output", "shape") if fields.get(field)}
+        Run(**fields | paths)
+        others = {field for field in NEEDS if fields["objective"] not in objectives_with(field)}
         assert not others & set(fields) or fields["objective"] == "mixture"
         assert max(map(len, page.splitlines())) <= 110
         assert page.count("#") > len(fields)

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
+import torch
 from matplotlib.backend_bases import FigureCanvasBase
 
+from anyorder.api.text import GAP
 from anyorder.attention import BACKENDS, TRANSFORMERS_NAMES
 from anyorder.checkpoints import hub
 from anyorder.checkpoints.weights import DTYPES
-from anyorder.cli import _values
+from anyorder.cli import COMMANDS, ELSEWHERE, _values
 from anyorder.cli._messages import as_options
+from anyorder.cli._prompts import has_gap
+from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.sampler import PRESETS, REMASKING
 from anyorder.decoding.fusion.layout import POSITIONS
 from anyorder.decoding.fusion.question import METHODS, SAME_METHODS
@@ -39,6 +44,7 @@ WRONG = {
     "generate {here} p --stream=yes": "--stream is given with 'yes', but takes no value: write it alone.",
     "generate {here} p --order random --steps 4": "--steps is given with --order 'random', but it is for diffusion: ",
     "generate {here} p --trace {here}": "tests/cli' is a folder: give the name of a file.",
+    "replay x": "command 'replay' is unknown: did you mean inspect replay? If not, use one of generate, ",
     "generate nosuch p": "checkpoint 'nosuch' is no folder or file here: check the path.",
     "fuse {here} p --method mean": "--method is 'mean': choose one of attention, logit-mean, ",
     "fuse {here} p --positions left": "--positions is 'left': choose one of shared, running, right, spread.",
@@ -71,6 +77,23 @@ WRONG = {
 @pytest.mark.parametrize("line", WRONG)
 def test_wrong_values(capsys: pytest.CaptureFixture[str], line: str) -> None:
     assert WRONG[line] in mistake(capsys, *line.format(here=HERE).split())
+
+
+def test_what_is_long_or_of_another_program_is_refused_in_a_sentence(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    message = mistake(capsys, "generate", HERE, "p", "--order", f"random:{'9' * 5000}")
+    assert message.startswith("--order is 'random:9999")
+    assert len(message) < 400
+    file = tmp_path / "x.gguf"
+    file.write_bytes(b"GGUF")
+    for words in (["generate", str(file), "p"], ["info", str(file)], ["convert", str(file), "out"]):
+        assert "x.gguf' is a GGUF file, which is written and not read: give the folder or" in mistake(capsys, *words)
+
+
+def test_names_from_elsewhere_that_are_like_no_command() -> None:
+    assert [name for name in ELSEWHERE if get_close_matches(name, COMMANDS, n=1, cutoff=0.7)] == []
+    assert {meant.partition(" ")[0] for meant in ELSEWHERE.values()} <= set(COMMANDS)
 
 
 def test_wrong_values_import_no_torch() -> None:
@@ -106,6 +129,10 @@ def test_names_are_those_of_the_library() -> None:
     assert set(_values.FUSIONS) == {*METHODS, *SAME_METHODS}
     assert set(_values.RUN_METHODS) == {*RUN_METHODS, *SAME_METHODS}
     assert hub.HUB_ID.pattern == _values.HUB_ID.pattern
+    assert all(torch.device(kind).type == kind for kind in set(_values.DEVICES) - {"auto"})
+    assert has_gap(f"a {GAP} b")
+    assert has_gap([5, BLANK])
+    assert not has_gap("a ... b")
     everything = {*_values.DTYPES, *_values.DEVICES, *_values.REMASKING}
     assert set(_values.MEANT.values()) <= everything
 
@@ -134,6 +161,10 @@ OPTIONS = {"order", "top_k", "max_new_tokens", "compile", "stream", "init", "sto
         ("width is 8 beside init, which decides it.", "width is 8 beside --init, which decides it."),
         ("see --top_k and 'top_k' and x.top_k, top_k_more.", "see --top_k and 'top_k' and x.top_k, top_k_more."),
         ("give stream=True.", "give --stream."),
+        ("the text 'no top_k here, order is x' is beside top_k.",
+         "the text 'no top_k here, order is x' is beside --top_k."),
+        ('"leave out top_k" is its top_k.', '"leave out top_k" is its --top_k.'),
+        ("the model has no stop: give it with --stop.", "the model has no stop: give it with --stop."),
     ],
 )  # fmt: skip
 def test_sentences_of_the_library_name_options(library: str, typed: str) -> None:

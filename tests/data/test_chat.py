@@ -169,6 +169,29 @@ def test_templates_that_cannot_write_a_dialogue(template: str, problem: str, rem
     assert remedy in error.remedy
 
 
+SPOKEN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant: "
+ASKED_AGAIN = SPOKEN + "{% else %}Question: {{ messages[0].content }}{% endif %}"
+COUNTED = SPOKEN + "{% else %}{{ messages | map(attribute='content') | join | length }} characters{% endif %}"
+QUESTIONS_ALONE = (
+    "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}{% if add_generation_prompt %}A: {% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (QUESTIONS_ALONE, "has an answer that the chat template leaves out or changes"),
+        (COUNTED, "has an answer behind which the chat template writes more than the end of the turn"),
+        (ASKED_AGAIN, "has an answer behind which the chat template writes more than the end of the turn"),
+    ],
+)
+@pytest.mark.parametrize("answer", ["no", "later"])
+def test_the_words_of_the_answer_in_the_question_are_no_answer(template: str, problem: str, answer: str) -> None:
+    [error] = Chat(TOKENIZERS["characters"], template).tokens([dialogue("yes or no", answer)])
+    assert isinstance(error, BadRecordError)
+    assert error.problem == problem
+
+
 def test_others_are_written_beside_one_that_cannot_be() -> None:
     results = Chat(TOKENIZERS["characters"], ALTERNATING).tokens(
         [dialogue("a", "b"), dialogue("a", "b", system="s"), dialogue("e", "f")]
@@ -328,7 +351,7 @@ def test_added_tokens_at_the_end_of_an_answer_stay() -> None:
 def test_what_is_context_only_is_not_learnt() -> None:
     tokenizer = TOKENIZERS["characters"]
     one = dialogue("a", "b", "c", "d")
-    messages = (one.messages[0], replace(one.messages[1], learn=False), *one.messages[2:])
+    messages = (one.messages[0], replace(one.messages[1], trained=False), *one.messages[2:])
     assert learnt(tokenizer, rows(tokenizer, replace(one, messages=messages))) == ["d</s>"]
 
 

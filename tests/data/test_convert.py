@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from anyorder.data import convert_alpaca, convert_dialogues, convert_sharegpt, prepare, read_records
+from anyorder.data import DataConfig, convert_alpaca, convert_dialogues, convert_sharegpt, prepare, read_records
 from anyorder.data.records import Dialogue
 from anyorder.errors import UserError
 from tests.data import tokenizers
@@ -99,7 +99,7 @@ def test_what_was_converted_trains_as_its_source_does(shared_data: Path, tmp_pat
     assert before == after
     if "sharegpt" in name:
         rows = [
-            prepare(path, tokenizers.stories(shared_data), 512, kind="sft", cache_dir=tmp_path)[:]
+            prepare(path, tokenizers.stories(shared_data), DataConfig(length=512, kind="sft"), cache_dir=tmp_path)[:]
             for path in (shared_data / name, target)
         ]
         assert rows[0] == rows[1]

@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 import anyorder
-from anyorder.data import collate, pack, prepare, report_of
-from anyorder.data import recipe as recipe_module
+from anyorder.data import DataConfig, collate, pack, prepare, report_of
+from anyorder.data import preparation as preparation_module
 from anyorder.data.encoding import Sample
 from anyorder.data.rows import packed, unpacked
 from anyorder.errors import UserError
@@ -50,7 +50,8 @@ def prepared(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Prepare:
 
     def make(*lines: object, length: int = 8, tokenizer: Any = tokenizer, **options: Any) -> Any:
         path = write(tmp_path / "data.jsonl", *lines)
-        return prepare(path, tokenizer, length, cache_dir=tmp_path / "cache", **options)
+        how = {name: options.pop(name) for name in ("progress", "streaming") if name in options}
+        return prepare(path, tokenizer, DataConfig(length=length, **options), cache_dir=tmp_path / "cache", **how)
 
     return make
 
@@ -196,7 +197,7 @@ def folders(tmp_path: Path) -> list[str]:
 def test_prepared_once(prepared: Prepare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [{"text": "abcdefg"}, "{"]
     first = prepared(*lines, skip_bad_lines=True)
-    monkeypatch.setattr(recipe_module, "read_records", None)  # it would fail now
+    monkeypatch.setattr(preparation_module, "read_records", None)  # it would fail now
     second = prepared(*lines, skip_bad_lines=True)
     assert second[:] == first[:]
     assert report_of(second) == report_of(first)
@@ -265,7 +266,7 @@ def test_a_full_disk_leaves_nothing(prepared: Prepare, tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # no file may become larger
     try:
         with pytest.raises(UserError, match=r"output .* cannot be written \(.*\): give another place\."):
-            prepare(tmp_path / "data.jsonl", None, 8, vocab_size=99, cache_dir=tmp_path / "cache")
+            prepare(tmp_path / "data.jsonl", None, DataConfig(length=8, vocab_size=99), cache_dir=tmp_path / "cache")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     left = [path for path in sorted((tmp_path / "cache").iterdir()) if path not in before]
@@ -274,7 +275,8 @@ def test_a_full_disk_leaves_nothing(prepared: Prepare, tmp_path: Path) -> None:
 
 def test_killed_while_preparing(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", *[{"input_ids": list(range(99)) * 20}] * 3000)
-    code = f"from anyorder.data import prepare; prepare({str(source)!r}, None, 8, vocab_size=99, cache_dir='cache')"
+    config = "DataConfig(length=8, vocab_size=99)"
+    code = f"from anyorder.data import *; prepare({str(source)!r}, None, {config}, cache_dir='cache')"
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT)
     while process.poll() is None and not list((tmp_path / "cache").glob(".*.partial/rows.arrow")):
         time.sleep(0.001)
@@ -282,15 +284,15 @@ def test_killed_while_preparing(tmp_path: Path) -> None:
     assert process.wait() == -signal.SIGKILL
     assert folders(tmp_path)[0].startswith(".")  # begun
     assert folders(tmp_path)[1:] == []  # not finished
-    rows = prepare(source, None, 8, vocab_size=99, cache_dir=tmp_path / "cache")
+    rows = prepare(source, None, DataConfig(length=8, vocab_size=99), cache_dir=tmp_path / "cache")
     assert len(rows) == 3000 * 99 * 20 // 8
 
 
 @pytest.mark.slow
 def test_several_processes_prepare_once(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", *[{"input_ids": list(range(99))}] * 2000)
-    code = f"from anyorder.data import prepare; print(len(prepare({str(source)!r}, None, 8, vocab_size=99, \
-cache_dir='cache')))"
+    config = "DataConfig(length=8, vocab_size=99)"
+    code = f"from anyorder.data import *; print(len(prepare({str(source)!r}, None, {config}, cache_dir='cache')))"
     runs = [
         subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
@@ -327,7 +329,7 @@ def test_streamed_mistakes(prepared: Prepare, tmp_path: Path, tokenizer: PreTrai
     with pytest.raises(UserError, match="line 2: is not JSON"):
         list(prepared({"text": "abcdefghijkl"}, "{", streaming=True))
     with pytest.raises(UserError, match="is no file or folder here"):
-        prepare(tmp_path / "nothing", tokenizer, 8, streaming=True)
+        prepare(tmp_path / "nothing", tokenizer, DataConfig(length=8), streaming=True)
 
 
 # ---- mistakes --------------------------------------------------------------------------------------
@@ -340,7 +342,7 @@ def test_streamed_mistakes(prepared: Prepare, tmp_path: Path, tokenizer: PreTrai
         ({"input_ids": [-1]}, {}, "has token -1, and the vocabulary has 100"),
         ({"input_ids": [10**30]}, {}, "has token 1000000000000000000000000000000, and"),
         ({"text": "~\n"}, {"vocab_size": 50}, "has token 99, and the vocabulary has 50"),
-        ({"input_ids": [1, 3]}, {"mask_token_ids": [3]}, "has the mask token, 3: take it out: it stands for what is"),
+        ({"input_ids": [1, 3]}, {"mask_token_ids": [3]}, "has the mask token, 3: take it out: it marks what is"),
         ({"text": "a<mask>"}, {"mask_token_ids": [3]}, "has the mask token, 3"),
         ({"prompt": "a", "response": "<mask>"}, {"mask_token_ids": [3], "kind": "sft"}, "has the mask token, 3"),
         ({"prompt": "a" * 5, "response": "b"}, {"kind": "sft", "length": 24}, "the prompt has 24 tokens and a row 24"),
@@ -351,7 +353,7 @@ def test_streamed_mistakes(prepared: Prepare, tmp_path: Path, tokenizer: PreTrai
         ({"prompt": "a", "response": "b"}, {"tokenizer": None, "vocab_size": 9}, "is text, and there is no tokenizer"),
     ],
 )  # fmt: skip
-def test_a_line_that_cannot_be_learnt(
+def test_a_line_that_cannot_be_trained_on(
     prepared: Prepare, tmp_path: Path, line: object, options: dict[str, Any], message: str
 ) -> None:
     good = {"input_ids": [4, 5, 6], "prompt_length": 0}
@@ -394,7 +396,7 @@ def test_a_tokenizer_without_an_end_token(prepared: Prepare) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     source = write(tmp_path / "a.jsonl", {"text": "abcdefg"})
     with pytest.raises(UserError, match=r"cache_dir .* cannot be written \(.*\): give another folder\."):
-        prepare(source, tokenizer, 8, cache_dir=source)
+        prepare(source, tokenizer, DataConfig(length=8), cache_dir=source)
 
 
 # ---- batches ---------------------------------------------------------------------------------------
@@ -430,7 +432,7 @@ def test_batches_of_answers(prepared: Prepare) -> None:
 def test_public_texts(shared_data: Path, tmp_path: Path) -> None:
     tokenizer = tokenizers.stories(shared_data)
     source = shared_data / "llamafactory_demo" / "c4_demo.jsonl"
-    rows = prepare(source, tokenizer, 256, cache_dir=tmp_path)
+    rows = prepare(source, tokenizer, DataConfig(length=256), cache_dir=tmp_path)
     texts = [json.loads(line)["text"] for line in source.read_text().splitlines()]
     stream = [token for text in texts for token in (*tokenizer(text)["input_ids"], tokenizer.eos_token_id)]
     assert np.concatenate(rows.with_format("numpy")["input_ids"][:]).tolist() == stream[: len(rows) * 256]

@@ -14,7 +14,7 @@ import datasets
 import pyarrow as pa
 import pytest
 
-from anyorder.data import BadLines, inspect_data, prepare, read_records, read_texts, report_of
+from anyorder.data import BadLines, DataConfig, inspect_data, prepare, read_records, read_texts, report_of
 from anyorder.data.records import Dialogue, Document
 from anyorder.errors import UserError
 from tests.data import tokenizers
@@ -144,10 +144,10 @@ def test_llama_factorys_folder(tmp_path: Path) -> None:
 
 def test_reports_tell_of_what_was_passed_over(tmp_path: Path) -> None:
     write_all(tmp_path / "data", {"README.md": b"# Card", "a.jsonl": line("a" * 9)})
-    rows = prepare(tmp_path / "data", tokenizers.characters(), 4, cache_dir=tmp_path)
+    rows = prepare(tmp_path / "data", tokenizers.characters(), DataConfig(length=4), cache_dir=tmp_path)
     expected = [f"'{tmp_path / 'data' / 'README.md'}': about the data"]
     assert report_of(rows).passed_over == expected
-    assert inspect_data(tmp_path / "data", tokenizers.characters(), 4).report.passed_over == expected
+    assert inspect_data(tmp_path / "data", tokenizers.characters(), DataConfig(length=4)).report.passed_over == expected
 
 
 def test_a_folder_of_nothing_but_a_card(tmp_path: Path) -> None:

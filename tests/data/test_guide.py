@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 from pathlib import Path
 
 import pytest
 
-from anyorder.data import prepare
+from anyorder.data import DataConfig, prepare
 from anyorder.data.files import COMPRESSED, SUFFIXES
 from anyorder.data.forms import FORMS, SYSTEMS
 from anyorder.data.messages import MARKS, REASONING
@@ -40,5 +41,6 @@ def test_every_field_is_explained(page: str) -> None:
 
 
 def test_every_option_is_explained(page: str) -> None:
-    options = set(inspect.signature(prepare).parameters) - {"source", "tokenizer", "length", "progress"}
+    fields = {field.name for field in dataclasses.fields(DataConfig)}
+    options = fields | set(inspect.signature(prepare).parameters) - {"source", "tokenizer", "config", "progress"}
     assert [name for name in options if not re.search(rf"`{name}\b", page)] == []

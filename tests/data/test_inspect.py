@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyorder.data import inspect_data, prepare, report_of
+from anyorder.data import DataConfig, inspect_data, prepare, report_of
 from anyorder.errors import UserError
 from tests.data import tokenizers
 from tests.data.test_readers import write
@@ -20,8 +20,8 @@ def test_it_is_what_prepare_makes(tmp_path: Path, options: dict[str, Any]) -> No
     lines = [{"prompt": "a" * number, "response": "b" * 3 * number} for number in range(1, 9)]
     source = write(tmp_path / "a.jsonl", *lines, "{")
     tokenizer = tokenizers.characters()
-    found = inspect_data(source, tokenizer, 32, examples=2, **options)
-    rows = prepare(source, tokenizer, 32, cache_dir=tmp_path, skip_bad_lines=True, **options)
+    found = inspect_data(source, tokenizer, DataConfig(length=32, **options), examples=2)
+    rows = prepare(source, tokenizer, DataConfig(length=32, skip_bad_lines=True, **options), cache_dir=tmp_path)
     assert found.report == report_of(rows)
     assert found.rows == list(rows)[:2]
     assert len(found.report.left_out) == 1
@@ -32,7 +32,7 @@ def test_it_is_what_prepare_makes(tmp_path: Path, options: dict[str, Any]) -> No
 def test_lengths(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], kind: str) -> None:
     lines = [{"input_ids": [1] * length, "prompt_length": 0} for length in lengths]
     source = write(tmp_path_factory.mktemp("lengths") / "a.jsonl", *lines)
-    found = inspect_data(source, None, 16, kind=kind, vocab_size=9)
+    found = inspect_data(source, None, DataConfig(length=16, kind=kind, vocab_size=9))
     slow = [sum(size // 2 < length <= size for length in lengths) for size, _ in found.lengths]
     assert [count for _, count in found.lengths] == slow
     assert sum(slow) == len(lengths)  # those that are cut or packed as well
@@ -42,8 +42,8 @@ def test_lengths(tmp_path_factory: pytest.TempPathFactory, lengths: list[int], k
 
 def test_data_of_which_nothing_can_be_used(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", {"text": "a"})
-    found = inspect_data(source, tokenizers.characters(), 8, kind="sft")
+    found = inspect_data(source, tokenizers.characters(), DataConfig(length=8, kind="sft"))
     assert (found.report.rows, found.lengths, found.rows) == (0, [], [])
     assert len(found.report.left_out) == 1
     with pytest.raises(UserError, match="is no file or folder here"):
-        inspect_data(tmp_path / "nothing", tokenizers.characters(), 8)
+        inspect_data(tmp_path / "nothing", tokenizers.characters(), DataConfig(length=8))

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anyorder.data import BadLines, convert_dialogues, inspect_data, prepare, read_records
+from anyorder.data import BadLines, DataConfig, convert_dialogues, inspect_data, prepare, read_records
 from anyorder.data.records import Dialogue, Message
 from anyorder.errors import UserError
 from tests.data import tokenizers
@@ -109,10 +109,10 @@ def test_texts_with_their_authors_are_no_dialogue(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["loss", "weight", "train", "training", "loss_mask"])
 @pytest.mark.parametrize(
-    ("value", "learn"), [(False, False), (0, False), (0.0, False), (True, True), (1, True), (None, True)]
+    ("value", "trained"), [(False, False), (0, False), (0.0, False), (True, True), (1, True), (None, True)]
 )
-def test_marks_of_what_is_not_learnt(tmp_path: Path, name: str, value: object, learn: bool) -> None:
-    assert answer(tmp_path, {"content": "b", name: value}).learn is learn
+def test_marks_of_what_is_not_learnt(tmp_path: Path, name: str, value: object, trained: bool) -> None:
+    assert answer(tmp_path, {"content": "b", name: value}).trained is trained
 
 
 def dialogue(marks: list[object]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def dialogue(marks: list[object]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("marks", "options", "learnt"),
+    ("marks", "options", "targets"),
     [
         ([True, True, True], {}, ["a0", "a1", "a2"]),
         ([True, False, True], {}, ["a0", "a2"]),
@@ -130,19 +130,21 @@ def dialogue(marks: list[object]) -> dict[str, Any]:
         ([True, True, False], {"last_answer_only": True}, ["a1"]),
     ],
 )
-def test_last_answer_only(tmp_path: Path, marks: list[object], options: dict[str, Any], learnt: list[str]) -> None:
+def test_last_answer_only(tmp_path: Path, marks: list[object], options: dict[str, Any], targets: list[str]) -> None:
     from anyorder.data.records import with_last_answer_only
 
     [record] = read_records(write(tmp_path / "a.jsonl", dialogue(marks)))
     record = with_last_answer_only(record) if options else record
     assert isinstance(record, Dialogue)
-    assert [message.content for message in record.messages if message.role == "assistant" and message.learn] == learnt
+    assert [
+        message.content for message in record.messages if message.role == "assistant" and message.trained
+    ] == targets
 
 
 def test_last_answer_only_is_for_fine_tuning(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", dialogue([True]))
-    with pytest.raises(UserError, match="last_answer_only is given for kind 'pretrain', which learns whole texts"):
-        inspect_data(source, tokenizers.characters(), 64, last_answer_only=True)
+    with pytest.raises(UserError, match="last_answer_only is given for kind 'pretrain', which trains on whole texts"):
+        inspect_data(source, tokenizers.characters(), DataConfig(length=64, last_answer_only=True))
 
 
 def test_converted_dialogues_keep_calls_thoughts_and_marks(tmp_path: Path) -> None:
@@ -161,21 +163,24 @@ def test_converted_dialogues_keep_calls_thoughts_and_marks(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("message", "problem"),
     [
-        ({"content": "b", "weight": 0.5}, "`weight` of message 1 is 0.5: give 1 for what is learnt and 0"),
+        ({"content": "b", "weight": 0.5}, "`weight` of message 1 is 0.5: give 1 for what is trained on and 0"),
         ({"content": "b", "loss": "yes"}, "`loss` of message 1 is 'yes'"),
-        ({"content": "b", "mask": True}, "`mask` of message 1 can mean that a message is learnt or that it is not"),
+        ({"content": "b", "mask": True}, "`mask` of message 1 can mean that a message is trained on or that it is not"),
         ({"content": "b", "train_detail": [1]}, "`train_detail` of message 1 marks parts of a message"),
         ({"content": "b", "tool_calls": 5}, "`tool_calls` of message 1 is 5: give a list of JSON objects"),
         ({"content": "b", "tool_calls": ["{"]}, "`tool_calls` of message 1 has '{': give calls like"),
         ({"content": "b", "tool_calls": "{"}, "`tool_calls` of message 1 is not JSON"),
         ({"content": "b", "tool_calls": [{"name": "\ud800"}]}, "`tool_calls` of message 1 has half a character"),
         ({"content": "b", "tool_calls": [{"name": "f", "arguments": float("nan")}]}, "cannot be written as JSON"),
-        ({"content": "b", "images": ["a.png"]}, "has `images`, and only text is learnt"),
+        ({"content": "b", "images": ["a.png"]}, "has `images`, and only text is trained on"),
         ({"content": [{"type": "image_url", "image_url": "u"}]}, "has a part of the type 'image_url', and only text"),
         ({"content": [{"type": "text"}]}, "`content` of message 1 is None: give text"),
         ({"content": {"text": "a"}}, "`content` of message 1 is {'text': 'a'}: give text"),
         ({"content": None, "refusal": "no"}, "`content` of message 1 is None: give text"),
-        ({"role": "user", "content": "b", "loss": True}, "`loss` of message 1 says that the user's words are learnt"),
+        (
+            {"role": "user", "content": "b", "loss": True},
+            "`loss` of message 1 says that the user's words are trained on",
+        ),
         ({"role": "narrator", "content": "b"}, "`role` of message 1 is 'narrator': give one of system, user"),
         ({"role": ["a"], "content": "b"}, "`role` of message 1 is ['a']: give one of"),
     ],
@@ -193,12 +198,12 @@ def test_messages_that_cannot_be_read(tmp_path: Path, message: dict[str, Any], p
         ({"system": "b", "messages": [{"role": "system", "content": "a"}, user("a"), assistant("b")]},
          "has a system prompt beside its system message: leave one of them out"),
         ({"system": "b", "system_prompt": "c"}, "has two system prompts: leave one of them out"),
-        ({"messages": [user("a"), {**assistant("b"), "loss": False}]}, "has no answer that is to be learnt: leave"),
+        ({"messages": [user("a"), {**assistant("b"), "loss": False}]}, "has no answer that is to be trained on: leave"),
         ({"context": "c"}, "has `context` beside `messages`: put it into a message, or take it out"),
         ({"instruction": "c"}, "has `instruction` beside `messages`"),
         ({"history": [["c", "d"]]}, "has `history` beside `messages`"),
         ({"label": False}, "has an answer that is not wanted (`label` is False): take it out"),
-        ({"chosen": "c"}, "has two answers to the last message: leave in the one that is learnt"),
+        ({"chosen": "c"}, "has two answers to the last message: leave in the one that is trained on"),
         ({"mask": "Assistant"}, "`mask` is 'Assistant': mark messages by `loss`"),
     ],
 )  # fmt: skip
@@ -234,7 +239,7 @@ def test_what_is_not_read_is_counted(tmp_path: Path) -> None:
         "notes": {"a": ["b"]},
     }
     source = write(tmp_path / "a.jsonl", record, record, {"messages": said_so, "title": None, "notes": {}})
-    rows = prepare(source, tokenizers.characters(), 64, kind="sft", cache_dir=tmp_path)
+    rows = prepare(source, tokenizers.characters(), DataConfig(length=64, kind="sft"), cache_dir=tmp_path)
     from anyorder.data import report_of
 
     assert report_of(rows).unread == {"mood of messages": 3, "title": 2, "notes": 2}

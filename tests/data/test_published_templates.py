@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from anyorder.data import prepare
+from anyorder.data import DataConfig, prepare
 from anyorder.data.chat import Answered, Chat
 from anyorder.data.forms import BadRecordError, record_of
 from anyorder.data.records import Dialogue, Place
@@ -201,7 +201,7 @@ def test_dialogues_with_tools_by_the_template_of_that_name(tmp_path: Path) -> No
     words.chat_template = {"default": SEVERAL, "tool_use": TOOLS_ONLY}  # type: ignore[assignment]
     records = [{"messages": [user(), said("b")]}, {"messages": [user(), said("c")], "tools": [TOOL]}]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    rows = prepare(tmp_path / "a.jsonl", words, 64, kind="sft", cache_dir=tmp_path)
+    rows = prepare(tmp_path / "a.jsonl", words, DataConfig(length=64, kind="sft"), cache_dir=tmp_path)
     for row, record in zip(rows, records, strict=True):
         whole = words.apply_chat_template(record["messages"], tools=record.get("tools"), tokenize=False)
         assert words.decode(row["input_ids"]) == whole

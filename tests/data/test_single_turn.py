@@ -23,6 +23,8 @@ LONG = "a context that is too long to stand in a prompt by chance"
         ({"instruction": "i", "input": "n", "output": "o", "text": "Below: i\nn\nResponse: o"}, "i\nn", "o"),  # Alpaca
         ({"instruction": "i", "input": "n", "output": "o", "prompt": "Below:  i\nn\nOutput: o"}, "i\nn", "o"),  # Python
         ({"instruction": "i", "prompt": "Below: i", "output": "yes"}, "i\nBelow: i", "yes"),  # not the whole record
+        ({"question": "1+1", "prompt": "1+1 = 2", "answer": 2}, "1+1", "2"),
+        ({"question": "q", "prompt": "Say: q", "choices": ["x"], "label": 0}, "Say: q\nq\nA. x", "A. x"),
         ({"inputs": "q", "targets": "a", "language": "en"}, "q", "a"),  # Aya, FLAN
         ({"Instruction": "i", "Input": "", "Response": "r"}, "i", "r"),
         ({"input": "n", "target": "t", "kind": "k"}, "n", "t"),  # Firefly
@@ -96,11 +98,14 @@ def test_pairs_that_become_dialogues(tmp_path: Path, record: dict[str, Any], exp
         ({"question": "q", "choices": 5, "answer": 1}, "`choices` is 5: give a list of texts"),
         ({"question": "q", "choices": ["x"]}, "lacks the fields that say what it is"),
         ({"prompt": [user("q")], "context": "c", "completion": "r"}, "has messages in `prompt`, and `context` beside"),
-        ({"prompt": "p", "response": "r", "images": ["a.png"]}, "has `images`, and only text is learnt"),
+        ({"prompt": "p", "response": "r", "images": ["a.png"]}, "has `images`, and only text is trained on"),
         ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "c"}, "has no prompt beside `chosen`"),
+        ({"instruction": "i", "prompt": "i Answer yes or no.", "output": "no"},
+         "has a `prompt` with `instruction` and the answer in it, which does not end in the answer: take out `prompt`, "
+         "or `instruction` if the answer is there by chance"),
         ({"question_id": 81, "turns": ["a", "b"]}, "(it has `question_id`, `turns`)"),  # MT-bench has no answers
     ],
-)
+)  # fmt: skip
 def test_pairs_that_cannot_be_read(tmp_path: Path, record: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError) as error:
         only(tmp_path, record)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyorder.data import prepare
+from anyorder.data import DataConfig, prepare
 from anyorder.data.fields import Fields
 from anyorder.data.records import Place, TokenIds
 from anyorder.data.token_ids import read_ids
@@ -37,16 +37,18 @@ def test_labels_and_masks(tmp_path: Path, record: dict[str, Any], ids: tuple[int
 
 
 @given(
-    learnt=st.lists(st.booleans(), min_size=1, max_size=12).filter(any), left=st.integers(0, 3), right=st.integers(0, 3)
+    loss_mask=st.lists(st.booleans(), min_size=1, max_size=12).filter(any),
+    left=st.integers(0, 3),
+    right=st.integers(0, 3),
 )
 @settings(deadline=None)
-def test_spans_are_exactly_the_labels(learnt: list[bool], left: int, right: int) -> None:
-    ids = [9] * left + list(range(10, 10 + len(learnt))) + [9] * right
-    marks = [False] * left + learnt + [False] * right
+def test_spans_are_exactly_the_labels(loss_mask: list[bool], left: int, right: int) -> None:
+    ids = [9] * left + list(range(10, 10 + len(loss_mask))) + [9] * right
+    marks = [False] * left + loss_mask + [False] * right
     fields = {
         "input_ids": ids,
         "labels": [token if mark else -100 for token, mark in zip(ids, marks, strict=True)],
-        "attention_mask": [0] * left + [1] * len(learnt) + [0] * right,
+        "attention_mask": [0] * left + [1] * len(loss_mask) + [0] * right,
     }
     found = read_ids("token ids", Place(Path("a"), 1), Fields(fields))
     assert found.turns is not None
@@ -57,9 +59,11 @@ def test_spans_are_exactly_the_labels(learnt: list[bool], left: int, right: int)
 
 def test_they_are_the_answers_of_a_row(tmp_path: Path) -> None:
     source = write(tmp_path / "a.jsonl", {"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, -100, 8, -100]})
-    rows = prepare(source, None, 8, kind="sft", vocab_size=10, cache_dir=tmp_path)
+    rows = prepare(source, None, DataConfig(length=8, kind="sft", vocab_size=10), cache_dir=tmp_path)
     assert rows[0] == {"sample": 0, "input_ids": [5, 6, 7, 8], "prompt_length": 1, "turns": [[1, 2], [3, 4]]}
-    rows = prepare(source, None, 8, kind="sft", vocab_size=10, cache_dir=tmp_path, last_answer_only=True)
+    rows = prepare(
+        source, None, DataConfig(length=8, kind="sft", vocab_size=10, last_answer_only=True), cache_dir=tmp_path
+    )
     assert rows[0] == {"sample": 0, "input_ids": [5, 6, 7, 8], "prompt_length": 3, "turns": [[3, 4]]}
 
 
@@ -67,14 +71,14 @@ def test_they_are_the_answers_of_a_row(tmp_path: Path) -> None:
     ("record", "problem"),
     [
         ({"labels": [6, 7, -100]}, "`labels` has 6 at place 0, where the token is 5: give the token itself, or -100"),
-        ({"labels": [-100] * 3}, "has no token that is learnt"),
+        ({"labels": [-100] * 3}, "has no token that is trained on"),
         ({"labels": [5]}, "`labels` has 1 numbers and there are 3 tokens"),
         ({"labels": "5"}, "`labels` is '5': give a list of whole numbers"),
-        ({"loss_mask": [0, 1, 2]}, "`loss_mask` is 2: give 1 for what is learnt and 0"),
+        ({"loss_mask": [0, 1, 2]}, "`loss_mask` is 2: give 1 for what is trained on and 0"),
         ({"attention_mask": [1, 0, 1]}, "`attention_mask` hides more than padding at the ends"),
         ({"attention_mask": [0, 0, 0]}, "`attention_mask` hides more than padding"),
         ({"position_ids": [0, 1, 0]}, "`position_ids` do not count up, as in packed texts"),
-        ({"labels": [5, 6, 7], "prompt_length": 1}, "marks tokens of the prompt as learnt"),
+        ({"labels": [5, 6, 7], "prompt_length": 1}, "marks tokens of the prompt as trained on"),
     ],
 )
 def test_what_contradicts_itself(tmp_path: Path, record: dict[str, Any], problem: str) -> None:

@@ -18,7 +18,7 @@ def test_a_continuation_ends_in_blanks() -> None:
     ("canvases", "rows", "message"),
     [
         ([], [], "there are 0 prompts: give at least one"),
-        ([[1, BLANK]], [0, 1], r"rows is \[0, 1\] for 1 prompts: give each prompt a number of its own"),
+        ([[1, BLANK]], [0, 1], r"sample_ids is \[0, 1\] for 1 prompts: give each prompt a number of its own"),
         ([[1, BLANK], [1, 2]], [4, 5], "prompt 5 leaves nothing to write: give max_new_tokens, or a gap in it"),
         ([[1, 128, BLANK]], [0], "prompt 0 has the token id 128: give ids from 0 to 127"),
         ([[BLANK] * 65], [0], "prompt 0 has 65 tokens with those to be written, and the network was trained on 64"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -10,10 +9,8 @@ import pytest
 from anyorder.decoding.checks import (
     check_max_new_tokens,
     check_room,
-    check_rows,
+    check_sample_ids,
     check_token_ids,
-    checked_log_prob,
-    not_numbers,
 )
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -27,12 +24,14 @@ def test_a_number_of_tokens_is_a_whole_one_above_0(number: Any) -> None:
 
 
 def test_every_prompt_has_a_number_of_its_own() -> None:
-    check_rows([7, 3], 2)
+    check_sample_ids([7, 3], 2)
     with pytest.raises(UserError, match=r"^there are 0 prompts: give at least one\.$"):
-        check_rows([], 0)
+        check_sample_ids([], 0)
     for rows in ([4], [4, 4], [4, 5, 6]):
-        with pytest.raises(UserError, match=r"^rows is \[4.*\] for 2 prompts: give each prompt a number of its own\.$"):
-            check_rows(rows, 2)
+        with pytest.raises(
+            UserError, match=r"^sample_ids is \[4.*\] for 2 prompts: give each prompt a number of its own\.$"
+        ):
+            check_sample_ids(rows, 2)
 
 
 def test_tokens_are_of_the_vocabulary(tiny_config: ModelConfig) -> None:
@@ -49,10 +48,3 @@ def test_a_prompt_leaves_room(tiny_config: ModelConfig) -> None:
     check_room(tiny_config, 3, longest)
     with pytest.raises(UserError, match=f"^prompt 3 has {longest + 1} tokens, .* shorten it to at most {longest}, "):
         check_room(tiny_config, 3, longest + 1)
-
-
-def test_scores_are_numbers() -> None:
-    assert checked_log_prob(-math.inf, 0) == -math.inf
-    with pytest.raises(UserError, match=r"^the network's scores for row 5 are NaN: check its weights, or load it"):
-        checked_log_prob(math.nan, 5)
-    assert str(not_numbers()).startswith("the network's scores are NaN: ")

@@ -85,8 +85,8 @@ def test_a_low_temperature_approaches_the_most_probable() -> None:
 
 def test_half_precision_is_widened() -> None:
     logits_BV = torch.randn(2, 9, dtype=torch.bfloat16)
-    assert Sampling().log_probs(logits_BV).dtype == torch.float32
-    assert Sampling(temperature=1.0).log_probs(logits_BV).dtype == torch.float64
+    assert Sampling().distribution(logits_BV)[1].dtype == torch.float32
+    assert Sampling(temperature=1.0).distribution(logits_BV)[1].dtype == torch.float64
 
 
 @settings(deadline=None, max_examples=50)
@@ -102,7 +102,7 @@ def test_filters_keep_what_a_plain_loop_keeps(seed: int, temperature: float, top
     expected = [weight[token] / sum(weight[other] for other in kept) if token in kept else 0.0 for token in range(10)]
 
     sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
-    log_probs_V = sampling.log_probs(logits_V[None])[0]
+    log_probs_V = sampling.distribution(logits_V[None])[1][0]
     torch.testing.assert_close(log_probs_V.exp(), torch.tensor(expected, dtype=torch.float64))
     token_B, log_prob_B = sampling.choose(logits_V.expand(20, -1), sampling.generators(range(20)))
     assert set(token_B.tolist()) <= set(kept)
@@ -155,7 +155,7 @@ def test_ragged_rows_equal_transformers_one_by_one(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=penalty, seed=seed
     )
-    log_probs_BV = sampling.log_probs(logits_BV, history)
+    log_probs_BV = sampling.distribution(logits_BV, history)[1]
     token_B, log_prob_B = sampling.choose(logits_BV, sampling.generators(range(len(history))), history)
     for row, ids in enumerate(history):
         expected_V = theirs(torch.tensor([ids]), logits_BV[[row]])[0].log_softmax(-1)
@@ -170,7 +170,7 @@ def test_ragged_rows_equal_transformers_one_by_one(
 def test_repetition_penalty_is_what_its_description_says() -> None:
     logits_BV = torch.tensor([[2.0, 1.5, -1.0, 0.0, -2.0]])
     sampling = Sampling(repetition_penalty=2)
-    log_probs_BV = sampling.log_probs(logits_BV, [[0, 2, 0, 3]])
+    log_probs_BV = sampling.distribution(logits_BV, [[0, 2, 0, 3]])[1]
     torch.testing.assert_close(log_probs_BV, torch.tensor([[1.0, 1.5, -2.0, 0.0, -2.0]]).log_softmax(-1))
     assert sampling.choose(logits_BV, sampling.generators([0]), [[0, 2, 0, 3]])[0].tolist() == [1]
     assert sampling.choose(logits_BV, sampling.generators([0]), [[4]])[0].tolist() == [0]
@@ -181,7 +181,7 @@ def test_only_a_repetition_penalty_asks_for_the_ids_before() -> None:
     full = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1}
     for options in ({}, full):
         sampling = Sampling(**options)
-        assert torch.equal(sampling.log_probs(logits_BV), sampling.log_probs(logits_BV, [[1, 2], [3]]))
+        assert torch.equal(sampling.distribution(logits_BV)[1], sampling.distribution(logits_BV, [[1, 2], [3]])[1])
         with pytest.raises(UserError, match=r"^repetition_penalty is 1\.2 without ids before: give history\.$"):
             Sampling(repetition_penalty=1.2, **options).choose(logits_BV, sampling.generators([0, 1]))
 

@@ -44,7 +44,7 @@ def test_end_tokens_and_what_stands_behind_them_are_not_counted() -> None:
 def test_a_text_ends_before_the_first_position_that_was_never_written() -> None:
     steps = [Step((Written(0, 0, 4, 9, -0.1), Written(0, 0, 1, 8, -0.2)), {0: "end"})]
     for prompt in ([5], [5, BLANK, 6, BLANK, BLANK]):
-        generation = collect(steps, prompts=[prompt], rows=[0], end_token_ids=(8,))
+        generation = collect(steps, prompts=[prompt], sample_ids=[0], end_token_ids=(8,))
         assert generation.written == [[8]]
         assert generation.sequences == [[5, 8, *prompt[2:3]]]
 
@@ -58,7 +58,7 @@ def test_an_edited_position_counts_once_and_the_later_token_stands() -> None:
         Step((Written(0, 4, 2, 7, -0.1), Written(0, 4, 1, 8, -0.2)), passes=2),
         Step((Written(1, 4, 2, 9, -0.3),), {4: "length"}),
     ]
-    generation = collect(steps, prompts=[[5]], rows=[4], end_token_ids=(2,))
+    generation = collect(steps, prompts=[[5]], sample_ids=[4], end_token_ids=(2,))
     assert generation.written == [[8, 9]]
     assert generation.sequences == [[5, 8, 9]]
     assert generation.stopped == ["length"]
@@ -75,7 +75,7 @@ def test_a_recorder_hands_on_each_step_before_the_next_is_taken() -> None:
             taken.append(number)
             yield Step((Written(number, 0, 1 + number, 8, -0.1),), {0: "length"} if number == 2 else {})
 
-    recorder = Recorder(prompts=[[5]], rows=[0], end_token_ids=(2,))
+    recorder = Recorder(prompts=[[5]], sample_ids=[0], end_token_ids=(2,))
     for number, step in enumerate(recorder.watch(steps())):
         assert taken == list(range(number + 1))
         assert step.written[0].step == number
@@ -89,7 +89,7 @@ def test_a_recorder_hands_on_each_step_before_the_next_is_taken() -> None:
 def test_gaps_are_filled_in_place() -> None:
     """Positions may lie between those of the prompt's tokens only if the prompt holds a token there to replace."""
     steps = [Step((Written(0, 0, 1, 8, -0.1),), {0: "length"})]
-    assert collect(steps, prompts=[[5, 0, 6]], rows=[0], end_token_ids=()).sequences == [[5, 8, 6]]
+    assert collect(steps, prompts=[[5, 0, 6]], sample_ids=[0], end_token_ids=()).sequences == [[5, 8, 6]]
 
 
 def test_join() -> None:

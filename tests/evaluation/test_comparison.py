@@ -11,10 +11,10 @@ import pytest
 
 import anyorder.api.fuse
 from anyorder.errors import UserError
-from anyorder.evaluation.comparison import APPROACHES, BEST, MEAN, Comparison, compare
+from anyorder.evaluation.comparison import BEST, COMPARED, MEAN, Comparison, compare
 from anyorder.evaluation.comparison_plot import draw
 from anyorder.evaluation.prompts import prompt_parts
-from anyorder.evaluation.protocol import Approach
+from anyorder.evaluation.protocol import Method
 from anyorder.evaluation.question_runs import read_results
 from anyorder.evaluation.questions import Question
 
@@ -48,8 +48,8 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def compared(folder: Path, **options: Any) -> Comparison:
-    approaches = [Approach(method=method) for method in ("logit-mean", "contrast", "attention", "concatenation")]
-    return compare(None, None, QUESTIONS, PARTS, {"model": "m"}, folder, **{"approaches": approaches, **options})
+    methods = [Method(name=method) for method in ("logit-mean", "contrast", "attention", "concatenation")]
+    return compare(None, None, QUESTIONS, PARTS, {"model": "m"}, folder, **{"methods": methods, **options})
 
 
 def test_every_line_is_what_was_answered(tmp_path: Path, engine: list[tuple[str, int]]) -> None:
@@ -91,11 +91,11 @@ def test_what_is_there_is_not_asked_again(tmp_path: Path, engine: list[tuple[str
 
 
 def test_the_table_has_a_line_for_each_way(tmp_path: Path, engine: list[tuple[str, int]]) -> None:
-    comparison = compared(tmp_path / "c", approaches=APPROACHES)
+    comparison = compared(tmp_path / "c", methods=COMPARED)
     head, rule, *rows = comparison.markdown().splitlines()
     assert head == "| 3 phrasings | right, % | against a single one | exact, % | token F1, % | time |"
     assert {row.count("|") for row in (head, rule, *rows)} == {7}
-    assert [row.split(" | ")[0][2:] for row in rows] == [MEAN, BEST, *(other.name for other in APPROACHES[1:])]
+    assert [row.split(" | ")[0][2:] for row in rows] == [MEAN, BEST, *(other.label for other in COMPARED[1:])]
     assert rows[0].startswith(f"| {MEAN} | 50.0 [41.7, 58.3] |  | 0.0 | 25.0 | 1.0 |") or "50.0 [" in rows[0]
     assert "| +50.0 [+41.7, +58.3] |" in rows[3] or "+50.0 [+" in rows[3]
     assert json.loads(json.dumps(comparison.to_json()))["lines"][0]["name"] == MEAN
@@ -110,5 +110,5 @@ def test_mistakes_cost_nothing(tmp_path: Path, engine: list[tuple[str, int]]) ->
 
 
 def test_ways_have_names_of_their_own() -> None:
-    assert APPROACHES[0] == Approach(method="single")
-    assert len({approach.name for approach in APPROACHES}) == len(APPROACHES)
+    assert COMPARED[0] == Method(name="single")
+    assert len({method.label for method in COMPARED}) == len(COMPARED)

@@ -107,7 +107,7 @@ def test_given_tokens_are_not_scored() -> None:
 def test_orders_by_success() -> None:
     """The solutions are what one of the orders writes, so that this one always succeeds."""
     canvases = [[1, BLANK, BLANK, BLANK], [BLANK, 5, BLANK], [BLANK] * 5]
-    steps = any_order_steps(writer(), canvases, RightToLeft(), sampling=Sampling(), rows=range(3))
+    steps = any_order_steps(writer(), canvases, RightToLeft(), sampling=Sampling(), sample_ids=range(3))
     solutions = collect(steps, canvases, range(3), ()).sequences
     tasks = list(zip(canvases, solutions, strict=True))
     orders: dict[str, Any] = {"forth": LeftToRight(), "back": RightToLeft(), "own choice": MostConfident()}

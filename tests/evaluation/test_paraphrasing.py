@@ -11,7 +11,7 @@ import pytest
 
 import anyorder
 import anyorder.api.generate
-import anyorder.api.text
+import anyorder.api.prompts
 from anyorder.api.output import Output
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
@@ -45,7 +45,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[str, int], str]
             return Output(text=texts, full_text=None, token_ids=[], sequences=[], stopped=[], trace=None)
 
         monkeypatch.setattr(anyorder.api.generate, "generate", generate)
-        monkeypatch.setattr(anyorder.api.text, "prompt_ids", lambda prompts, *others: (prompts, False))
+        monkeypatch.setattr(anyorder.api.prompts, "prompt_ids", lambda prompts, *others: (prompts, False))
         return calls
 
     return put

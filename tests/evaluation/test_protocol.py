@@ -12,7 +12,7 @@ import anyorder.api.fuse
 from anyorder.decoding.fusion.question import METHODS
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import prompt_parts
-from anyorder.evaluation.protocol import RUN_METHODS, Approach, Protocol, asker, one_by_one
+from anyorder.evaluation.protocol import RUN_METHODS, Method, Protocol, asker, one_by_one
 from anyorder.evaluation.questions import Question, to_json
 
 
@@ -102,7 +102,7 @@ def test_what_reaches_the_engine(method: str, monkeypatch: pytest.MonkeyPatch) -
     joined = method in ("single", "concatenation")
     weighed: dict[str, Any] = {} if joined else {"weights": "confidence", "keep": 2}
     ask = asker(
-        "M", "T", parts, Approach(method=method, positions="spread", correction="none", **weighed), max_new_tokens=4
+        "M", "T", parts, Method(name=method, positions="spread", correction="none", **weighed), max_new_tokens=4
     )
     assert ask(segments) == ([" x", " x"], 7)
     assert told == {
@@ -120,13 +120,13 @@ def test_every_method_of_the_engine_can_be_run() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "mean"}, "method is 'mean': choose one of single, concatenation, attention"),
+        ({"name": "mean"}, "method is 'mean': choose one of single, concatenation, attention"),
         ({"positions": "left"}, "positions is 'left': choose one of shared, running"),
         ({"correction": "2/N"}, "correction is '2/N': choose one of 1/N"),
         ({"weights": "length"}, "weights is 'length': choose one of confidence, likelihood"),
-        ({"method": "single", "keep": 2}, "keep is 2 beside method 'single', which fuses nothing: leave it out"),
+        ({"name": "single", "keep": 2}, "keep is 2 beside method 'single', which fuses nothing: leave it out"),
     ],
 )
 def test_ways_that_are_none(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Approach(**options)
+        Method(**options)

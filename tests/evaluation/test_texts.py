@@ -38,7 +38,7 @@ def test_what_is_given_around_a_gap() -> None:
 def test_orders_that_suit_a_network() -> None:
     config = network(modes=(LEFT_TO_RIGHT, ANY_ORDER, diffusion(3))).config
     assert orders_by_name(["random", "groups:2", "left-to-right", "diffusion"], config) == {
-        "random": Random(), "groups:2": LeftToRight(size=2), "left-to-right": LEFT_TO_RIGHT, "diffusion": diffusion(3),
+        "random": Random(), "groups:2": LeftToRight(size=2), "left-to-right": "left-to-right", "diffusion": "diffusion",
     }  # fmt: skip
     assert list(orders_by_name([], config)) == [
         "left-to-right", "any-order", "right-to-left", "random", "groups:4", "diffusion"

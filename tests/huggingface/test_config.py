@@ -23,9 +23,10 @@ from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import DynamicRotary, Llama3Rotary, Rotary, YarnRotary
 from tests.huggingface.twins import SHAPE
-from tests.model.networks import network
+from tests.model.networks import EXPERTS, network
 
 DIFFUSION = diffusion(5)
 
@@ -33,7 +34,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     "plain": {},
     "every field": {
         "num_key_value_heads": 1, "head_dim": 10, "max_position_embeddings": 77, "rms_norm_eps": 1e-3,
-        "layers": (LayerKind(window=3), LayerKind(rotary=False, chunk=4)), "attention": "MQA", "attention_bias": True,
+        "layers": (
+            LayerKind(window=3, experts=True),
+            LayerKind(rotary=False, chunk=4, query_scale=QueryScale(strength=0.1, period=4)),
+        ), "experts": EXPERTS, "attention": "MQA", "attention_bias": True,
         "attention_output_bias": True, "qk_norm": "weightless", "mlp_bias": True, "tie_word_embeddings": True,
         "initializer_range": 0.1, "bos_token_id": 1, "eos_token_ids": (2, 3), "pad_token_id": 4,
         "modes": (LEFT_TO_RIGHT, ANY_ORDER, blocks(5, 4)), "default_mode": "any-order",

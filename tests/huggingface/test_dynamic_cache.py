@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from typing import Any
 
 import pytest
@@ -102,3 +103,44 @@ def test_caches_that_do_not_fit() -> None:
         ours(ids.repeat(2, 1), past_key_values=theirs(ids).past_key_values)
     with pytest.raises(UserError, match="attention_mask has 2 columns, but cache 5: give one for each"):
         ours(ids[:, :1], attention_mask=mask[:, :2], past_key_values=theirs(ids).past_key_values)
+
+
+GIVEN = ["empty", "filled by us", "filled by transformers"]
+
+
+@pytest.mark.parametrize(
+    ("given", "place"),
+    [*itertools.product([*GIVEN, "ours"], ["layer", "head"]), *((given, "update") for given in GIVEN)],
+)
+def test_an_interrupted_pass_leaves_the_cache_as_it_was(
+    given: str, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = twins()
+    ids, mask = batch(8)
+    whole = ours(ids, attention_mask=mask, use_cache=False).logits
+    cache: Any = DynamicCache()
+    read = 0 if given == "empty" else 5
+    if given == "filled by transformers":
+        cache = theirs(ids[:, :5]).past_key_values
+    elif read:
+        cache = ours(ids[:, :5], past_key_values=None if given == "ours" else cache, use_cache=True).past_key_values
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted_update(self: Any, keys: Tensor, values: Tensor, number: int) -> Any:
+        return interrupt() if number == 1 else update(self, keys, values, number)
+
+    update = DynamicCache.update
+    with monkeypatch.context() as patch:
+        patch.setattr(DynamicCache, "update", interrupted_update if place == "update" else update)
+        handle = (ours.lm_head if place == "head" else ours.model.layers[1]).register_forward_pre_hook(interrupt)
+        if place == "update":
+            handle.remove()
+        with pytest.raises(KeyboardInterrupt):
+            ours(ids[:, read:], past_key_values=cache)
+        handle.remove()
+    assert cache.get_seq_length() == read
+    for part in (slice(read, 6), slice(6, 8)):
+        output = ours(ids[:, part], past_key_values=cache)
+        assert_close(output.logits, whole[:, part])

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, GenerationConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, GenerationConfig
 
 import anyorder
 from anyorder import AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
@@ -148,14 +148,18 @@ def test_nothing_becomes_causal_without_a_word(
     assert all(repr(default) in line and does in line for line in told)
 
 
-@pytest.mark.parametrize("face", [AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM])
+@pytest.mark.parametrize(
+    "face", [AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM, AutoModelForCausalLM, AutoModel]
+)
 def test_far_more_layers_than_tensors_are_refused_before_a_network_is_built(face: Any, tmp_path: Path) -> None:
-    anyorder.save(network(), None, tmp_path / "a")
+    anyorder.save(adapt(network(), (LEFT_TO_RIGHT, ANY_ORDER)), None, tmp_path / "a")  # no Llama of transformers
     file = tmp_path / "a" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 4000}))
+    fields = json.loads(file.read_text())
+    del fields["layers"]  # one for each layer
+    file.write_text(json.dumps(fields | {"num_hidden_layers": 4000}))
     began = time.process_time()
     with pytest.raises(
-        UserError, match="has 21 tensors, but its configuration 4000 layers: mend the configuration, or"
+        UserError, match="has 23 tensors, but its configuration 4000 layers: mend the configuration, or"
     ):
         face.from_pretrained(tmp_path / "a")
     assert time.process_time() - began < 2

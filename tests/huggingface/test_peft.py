@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import anyorder
-from anyorder import AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
+from anyorder import AnyOrderConfig, AnyOrderForCausalLM, LLaDAForMaskedLM, LlamaTwoStreamForCausalLM
 from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderMixin
@@ -117,6 +117,19 @@ def test_adapters_are_saved_loaded_and_folded_in(face: Any, tmp_path: Path) -> N
         assert network_there.config == config
         assert_close(type(face).of(network_there)(IDS).logits, expected)
         assert_close(type(face).from_pretrained(tmp_path / name)(IDS).logits, expected)
+
+
+@pytest.mark.parametrize("method", [peft.LoraConfig, peft.IA3Config])
+def test_default_modules_are_found_where_peft_is_imported_late(method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tables lack our type while the network is made."""
+    ours, theirs = twins()
+    for name, table in vars(peft.utils.constants).items():
+        if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict):
+            monkeypatch.delitem(table, AnyOrderConfig.model_type, raising=False)
+    found, expected = (peft.get_peft_model(model, method()) for model in (ours, theirs))
+    names = [name for name, weight in found.named_parameters() if weight.requires_grad]
+    assert names == [name for name, weight in expected.named_parameters() if weight.requires_grad]
+    assert names
 
 
 def test_adapters_of_the_embedding_untie_the_head(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_drift_is_told_of_approximate_caches_alone(model: Llama) -> None:
     }
     compared = compare_sampling_methods(able, PROMPTS, methods, max_new_tokens=6, likelihood=Enumeration(), drift=True)
     canvases = [[*prompt, *[BLANK] * 6] for prompt in PROMPTS]
-    steps, drifts = watched_steps(able, canvases, cached, mode=diffusion(MASK), rows=range(2))
+    steps, drifts = watched_steps(able, canvases, cached, mode=diffusion(MASK), sample_ids=range(2))
     assert len(list(steps)) == compared[0].passes
     positions = [drift.positions for drift in drifts]
     by = torch.tensor([drift.divergence for drift in drifts]), torch.tensor([drift.changed for drift in drifts])

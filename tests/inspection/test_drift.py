@@ -27,7 +27,7 @@ def test_the_drift_of_a_cache_is_that_of_its_logits(monkeypatch: pytest.MonkeyPa
         return made[-1]
 
     monkeypatch.setattr(model, "logits", logits)
-    steps, drifts = watched_steps(model, canvases, sampler, mode=DIFFUSION, rows=range(2))
+    steps, drifts = watched_steps(model, canvases, sampler, mode=DIFFUSION, sample_ids=range(2))
     watched = collect(steps, canvases, range(2), model.config.eos_token_ids)
     assert watched.sequences == unwatched.sequences
     assert watched.trace.passes == unwatched.trace.passes == 8
@@ -46,6 +46,6 @@ def test_exact_caches_have_no_drift() -> None:
         (DiffusionSampler(cache="dual", block_length=4, refresh=1), DIFFUSION),
         (DiffusionSampler(cache="dual"), MODES["blocks"]),
     ):
-        steps, drifts = watched_steps(network(), [canvas], sampler, mode=mode, rows=[0])
+        steps, drifts = watched_steps(network(), [canvas], sampler, mode=mode, sample_ids=[0])
         assert len(list(steps)) == 8
         assert drifts == []

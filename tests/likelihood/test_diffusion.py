@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -89,6 +90,16 @@ def test_enumeration_is_the_mean_over_counts_and_over_orders(model: Llama, text:
     assert bound.perplexity == pytest.approx(math.exp(-bound.log_prob / 4))
 
 
+def test_padding_of_a_tokenizer_is_not_scored(model: Llama, text: list[int]) -> None:
+    options: dict[str, Any] = {"mode": DIFFUSION, "method": Enumeration()}
+    encoded = {"input_ids": torch.tensor([[1, 1, *text]]), "attention_mask": torch.tensor([[0, 0, *[1] * len(text)]])}
+    expected = diffusion_log_prob(model, [text], [[4, 7]], **options)
+    assert diffusion_log_prob(model, encoded, [[4, 7]], **options) == expected
+    prompts = {name: rows[:, :5] for name, rows in encoded.items()}
+    expected = answer_log_prob(model, [text[:3]], [text[3:5]], **options)
+    assert answer_log_prob(model, prompts, [text[3:5]], **options) == expected
+
+
 def test_the_network_knows_how_it_writes(model: Llama, text: list[int]) -> None:
     """Its default mode, or masked diffusion where that is another one."""
     for modes, default, taken in (
@@ -157,7 +168,7 @@ def test_how_many_copies_are_read_at_a_time_does_not_matter(model: Llama, text: 
 def test_a_text_draws_by_its_number(model: Llama, text: list[int]) -> None:
     options = {"mode": DIFFUSION, "method": MonteCarlo(samples=32)}
     together = diffusion_log_prob(model, [text] * 3, [[2, 5, 6, 8]] * 3, **options)
-    [third] = diffusion_log_prob(model, [text], [[2, 5, 6, 8]], rows=[2], **options)
+    [third] = diffusion_log_prob(model, [text], [[2, 5, 6, 8]], sample_ids=[2], **options)
     assert third.log_prob == pytest.approx(together[2].log_prob, rel=1e-12)
     assert third.log_prob != pytest.approx(together[0].log_prob, rel=1e-12)
 
@@ -353,7 +364,8 @@ def test_mistakes_are_told_with_the_remedy(model: Llama, text: list[int]) -> Non
     refused(r"positions of text 0 are \[4, 3\]: give rising positions from 0 to 8, at least one\.", scored=[4, 3])
     refused(r"positions of text 0 are \[\]: ", scored=[])
     refused(r"positions of text 0 are \[3, 9\]: ", scored=[3, 9])
-    refused(r"text 0 has token ids outside 0 to 30: use this network's tokenizer\.", ids=[1, 2, 3, 4, 99])
+    remedy = r"give ids from 0 to 30, from the tokenizer of this network\."
+    refused(rf"text 0 has the token id 99: {remedy}", ids=[1, 2, 3, 4, 99])
     refused(r"text 0 has the mask token 30 among those scored: write it first\.", ids=[1, 2, 3, 4, MASK])
     long = text * 3
     refused(

@@ -51,6 +51,18 @@ def test_every_plan_equals_the_doubled_sequence(plan: GroupPlan, layers: str, se
     torch.testing.assert_close(log_prob(model, padded(ids, plan.rank_BL.shape[1]), plan).total, found.total, **EXACT)
 
 
+@pytest.mark.parametrize("score", [log_prob, left_to_right_log_prob])
+def test_padding_of_a_tokenizer_is_not_scored(score) -> None:
+    model, ids = any_order(), random_ids(3, 5)
+    plan = GroupPlan.sequential([3, 5], given=[1, 1])
+    expected = score(model, ids, plan)
+    mask = [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]]
+    encoded = {"input_ids": torch.tensor([[2, 2, *ids[0]], ids[1]]), "attention_mask": torch.tensor(mask)}
+    torch.testing.assert_close(score(model, encoded, plan).token_BL, expected.token_BL, **EXACT)
+    with pytest.raises(UserError, match="text 0 has 3 tokens, but its plan is for 5: make a plan of its length"):
+        score(model, encoded, GroupPlan.sequential([5, 5], given=[1, 1]))
+
+
 @pytest.mark.parametrize(
     "plan",
     [

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.experts import Experts
 from anyorder.model.llama import Llama
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import LinearRotary, Rotary
 
 VOCABULARY = 31
@@ -24,7 +26,17 @@ LAYERS: dict[str, tuple[LayerKind, ...]] = {
         LayerKind(), LayerKind(rotary=FAST, window=5), LayerKind(rotary=False), LayerKind(rotary=SLOW),
     ),
     "chunk": (LayerKind(chunk=4), LayerKind(rotary=False), LayerKind(chunk=4)),
+    "experts": (
+        LayerKind(chunk=4),
+        LayerKind(rotary=False, query_scale=QueryScale(strength=0.5, period=3), experts=True),
+        LayerKind(window=3, experts=True),
+    ),
 }  # fmt: skip
+
+
+EXPERTS = Experts(
+    number=6, chosen=2, width=10, score="sigmoid", normalise=True, scale=1.5, groups=3, kept_groups=2, shared_width=5
+)
 
 
 def network(layers: str = "plain", backend: str = "auto", seed: int = 0, **changes: object) -> Llama:
@@ -39,6 +51,7 @@ def network(layers: str = "plain", backend: str = "auto", seed: int = 0, **chang
         num_key_value_heads=2,
         rotary=Rotary(theta=100.0),
         layers=LAYERS[layers],
+        experts=EXPERTS if any(kind.experts for kind in LAYERS[layers]) else None,
         initializer_range=0.4,
     )
     return Llama(config.replace(**changes), backend).eval()

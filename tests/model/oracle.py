@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from anyorder.model.config import LayerKind
+from anyorder.model.experts import Experts
 from anyorder.model.llama import Llama
 
 Sees = Callable[[LayerKind, int, int], bool]
@@ -66,6 +68,10 @@ def oracle_logits(
                 query, key = turn(query, kind), turn(key, kind)
             if config.qk_norm == "weightless" and kind.rotary:
                 query, key = rms(query), rms(key)
+            if kind.query_scale is not None:
+                scale = kind.query_scale
+                periods = torch.tensor([math.floor((at + scale.offset) / scale.period) for at in position])
+                query = query * (1 + scale.strength * (1 + periods.double()).log()).unsqueeze(1)
             out = torch.zeros_like(query)
             for row in range(len(rows)):
                 visible = [other for other in range(n_keys) if sees(kind, row, other)]
@@ -75,9 +81,48 @@ def oracle_logits(
             heads.append(out)
         rows = rows + linear(torch.cat(heads, 1), f"{layer}.self_attn.o_proj")
         x = norm(rows, f"{layer}.post_attention_layernorm")
-        gate, up = linear(x, f"{layer}.mlp.gate_proj"), linear(x, f"{layer}.mlp.up_proj")
-        rows = rows + linear(gate * torch.sigmoid(gate) * up, f"{layer}.mlp.down_proj")
+        if kind.experts:
+            rows = rows + mixture(x, config.experts, f"{layer}.mlp", weights)
+        else:
+            rows = rows + linear(
+                silu(linear(x, f"{layer}.mlp.gate_proj")) * linear(x, f"{layer}.mlp.up_proj"), f"{layer}.mlp.down_proj"
+            )
     return norm(rows, "model.norm") @ weights["lm_head.weight"].T
+
+
+def silu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(x)
+
+
+def mixture(rows: Tensor, experts: Experts, layer: str, weights: dict[str, Tensor]) -> Tensor:
+    """Each row `[rows, hidden]` through every chosen expert, one after another; without blocks."""
+    logits = rows @ weights[f"{layer}.gate.weight"].T
+    scores = logits.softmax(1) if experts.score == "softmax" else logits.sigmoid()
+    bias = weights.get(f"{layer}.gate.expert_bias", torch.zeros(experts.number, dtype=torch.float64))
+    in_group = experts.number // experts.groups
+    out = torch.zeros_like(rows)
+    for row, (x, score) in enumerate(zip(rows, scores, strict=True)):
+        biased = (score + bias).tolist()
+        groups = [biased[first : first + in_group] for first in range(0, experts.number, in_group)]
+        best = sorted(range(experts.groups), key=lambda group: -sum(sorted(groups[group])[-2:]))
+        allowed = [
+            expert
+            for group in best[: experts.kept_groups]
+            for expert in range(group * in_group, (group + 1) * in_group)
+        ]
+        chosen = sorted(allowed, key=lambda expert: -biased[expert])[: experts.chosen]
+        weight = {expert: biased[expert] if experts.bias == "weight" else float(score[expert]) for expert in chosen}
+        total = sum(weight.values()) if experts.normalise else 1.0
+        for expert in chosen:
+            share = weight[expert] / total * experts.scale
+            read = share * x if experts.weighted == "input" else x
+            gate, up = (weights[f"{layer}.experts.gate_up_proj"][expert] @ read).chunk(2)
+            made = weights[f"{layer}.experts.down_proj"][expert] @ (silu(gate) * up)
+            out[row] += made if experts.weighted == "input" else share * made
+        if experts.shared_width:
+            gate, up = (weights[f"{layer}.shared_expert.{name}_proj.weight"] @ x for name in ("gate", "up"))
+            out[row] += weights[f"{layer}.shared_expert.down_proj.weight"] @ (silu(gate) * up)
+    return out
 
 
 def narrowed(kind: LayerKind, query: int, key: int) -> bool:

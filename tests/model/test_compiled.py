@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import runpy
 import shutil
 import subprocess
@@ -20,7 +19,6 @@ from torch._inductor.runtime.cache_dir_utils import cache_dir
 
 from anyorder.checkpoints.weights import blank
 from anyorder.decoding.left_to_right import bursts, decoder
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model import compiled, step
@@ -29,6 +27,7 @@ from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from tests.decoding.left_to_right.test_decoder import same
+from tests.writers import write_left_to_right
 
 KINDS = {
     "plain": (),
@@ -120,7 +119,7 @@ def test_what_decides_is_how_much_can_be_written(
 
 
 def left_to_right_steps_of(model: Llama, prompts: list[list[int]], **options: Any) -> Any:
-    usual: dict[str, Any] = {"sampling": Sampling(), "stop": None, "use_cache": True, "rows": range(len(prompts))}
+    usual: dict[str, Any] = {"sampling": Sampling(), "stop": None, "use_cache": True, "sample_ids": range(len(prompts))}
     return decoder.left_to_right_steps(model, prompts, **(usual | options))
 
 
@@ -236,23 +235,3 @@ def test_writing_goes_on_uncompiled(
     assert refused == ["greedy_tokens", "one_token"][:times]
     assert "tokens are written one by one: several cannot be compiled (no such operator)" in caplog.text
     assert ("writing goes on uncompiled" in caplog.text) == (times == 2)
-
-
-def test_torn_libraries_are_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Not those that are whole, nor those that somebody may be writing at this moment."""
-    whole = Path(torch._C.__file__).read_bytes()
-    contents = {"whole": whole, "torn": whole[: len(whole) // 2], "empty": b"", "other": b"MZ" + bytes(100)}
-    for name, content in (contents | {"young": b""}).items():
-        file = tmp_path / "ab" / f"{name}.so"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(content)
-        if name != "young":
-            os.utime(file, (0, 0))
-    with caplog.at_level(logging.WARNING, logger="anyorder"):
-        compiled.remove_torn_libraries(tmp_path)
-    assert {file.stem for file in tmp_path.glob("*/*")} == {"whole", "other", "young"}
-    assert f"removed {tmp_path / 'ab' / 'torn.so'}, which a compilation that was killed left half" in caplog.text
-
-
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    compiled.remove_torn_libraries(tmp_path / "nothing")

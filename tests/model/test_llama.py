@@ -391,15 +391,15 @@ def test_one_graph_without_breaks(case: str) -> None:
 
 @pytest.mark.parametrize("layers", LAYERS)
 @pytest.mark.parametrize("cached", [False, True])
-def test_rows_that_are_wanted_are_what_they_are_among_all(layers: str, cached: bool) -> None:
+def test_queries_are_what_they_are_among_all_rows(layers: str, cached: bool) -> None:
     model = network(layers).double()
     ids_BR, valid_BR = pad(random_ids(7, 4, 1))
     labels = {"position": torch.arange(7).expand(3, 7)}
-    wanted_BW = torch.tensor([[6, 0, 3], [1, 3, 0], [0, 0, 0]])
+    queries_BQ = torch.tensor([[6, 0, 3], [1, 3, 0], [0, 0, 0]])
     for visibility in (causal(), bidirectional()):
         outs = []
-        for wanted in (None, wanted_BW):
+        for queries in (None, queries_BQ):
             cache = model.new_cache(3, 7) if cached else None
-            views = model.prepare(visibility, labels, valid=valid_BR, cache=cache, wanted=wanted)
+            views = model.prepare(visibility, labels, valid=valid_BR, cache=cache, queries=queries)
             outs.append(model.hidden(ids_BR, views, cache))
-        torch.testing.assert_close(outs[1], outs[0][torch.arange(3).unsqueeze(1), wanted_BW], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(outs[1], outs[0][torch.arange(3).unsqueeze(1), queries_BQ], rtol=1e-9, atol=1e-12)

@@ -40,8 +40,8 @@ def test_loss_equals_that_of_each_block_alone(block_length: int) -> None:
 def test_documents_have_blocks_and_times_of_their_own() -> None:
     batch = ragged(10, packed=True)  # documents of 4, 4 and 2 tokens: blocks of 3, 1, 3, 1, 2
     objective = BlockDiffusion(mask_token_id=MASK, block_length=3)
-    p_L = objective._probabilities(batch.position_BL[0] // 3, batch.document_BL[0], 0, 10)
-    runs = torch.unique_consecutive(p_L, return_counts=True)[1].tolist()
+    _, probability_BL = objective.noised(batch, 0)
+    runs = torch.unique_consecutive(probability_BL[0], return_counts=True)[1].tolist()
     assert runs == [3, 1, 3, 1, 2]
 
 

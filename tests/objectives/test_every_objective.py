@@ -19,7 +19,7 @@ from anyorder.objectives import (
     predictions,
     summed_loss,
 )
-from anyorder.objectives.masked_diffusion import Noise
+from anyorder.objectives.masked_diffusion import FullDiffusion
 from tests.objectives.cases import END, MASK, OBJECTIVES, learner, ragged
 
 SINGLE = [name for name in OBJECTIVES if "mixture" not in name and name not in ("tuning with end tokens",)]
@@ -37,7 +37,7 @@ def may_depend(objective: Objective, batch: Batch, inputs: TrainingInputs, seed:
         case Permutation():
             rank_N1 = inputs.labels["rank"][sample_N, row_N].unsqueeze(1)
             return own_NL & (objective.plan(batch, seed).rank_BL[sample_N] < rank_N1)
-        case Noise():
+        case FullDiffusion():
             shown_BR = (inputs.ids_BR != MASK) & inputs.valid_BR  # shorter than the batch where that was cropped
             shown_NL = torch.zeros_like(own_NL)
             shown_NL[:, : shown_BR.shape[1]] = shown_BR[sample_N]
@@ -52,7 +52,7 @@ def may_depend(objective: Objective, batch: Batch, inputs: TrainingInputs, seed:
     raise AssertionError(objective)
 
 
-def reached(objective: Noise, batch: Batch, inputs: TrainingInputs, seed: int) -> Tensor:
+def reached(objective: FullDiffusion, batch: Batch, inputs: TrainingInputs, seed: int) -> Tensor:
     """From where a row hears anything in two layers, under the mask of a network that is being opened: `[B, L, L]`."""
     mask = objective.visibility(batch.step, seed).mask(inputs.labels, inputs.labels, inputs.valid_BR).double()
     return mask @ mask > 0
@@ -79,6 +79,29 @@ def test_a_prediction_depends_on_what_it_may_see_and_on_nothing_else(
             other = objective.inputs(batch.replace(ids_BL=ids_BL), seed)
             changed_N = (predictions(model, other) != before_NV).any(-1)
             assert torch.equal(changed_N, allowed_NL[:, j]), j
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("layers", ["chunk", "experts"])
+@pytest.mark.parametrize("name", SINGLE)
+def test_nothing_leaks_through_local_layers_and_experts(name: str, layers: str) -> None:
+    """All pairs: no prediction changes by what it may not see. Rows of an expert are multiplied together, and round."""
+    torch.manual_seed(0)
+    objective, model = OBJECTIVES[name], learner(layers)
+    batch = ragged(9, 6, seed=1)
+    with torch.no_grad():
+        inputs = objective.inputs(batch, 1)
+        before_NV = predictions(model, inputs)
+        allowed_NL = may_depend(objective, batch, inputs, 1)
+        changed = 0
+        for j in range(batch.ids_BL.shape[1]):
+            ids_BL = batch.ids_BL.clone()
+            ids_BL[:, j] = (ids_BL[:, j] + 1) % END
+            other = objective.inputs(batch.replace(ids_BL=ids_BL), 1)
+            changed_N = ((predictions(model, other) - before_NV).abs() > 1e-9).any(-1)
+            assert not (changed_N & ~allowed_NL[:, j]).any(), j
+            changed += int(changed_N.sum())
+        assert changed
 
 
 @pytest.mark.usefixtures("float64")
@@ -115,7 +138,7 @@ def gradients(model: Llama, all_inputs: list[TrainingInputs], count: float) -> d
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_lesson_is_the_same_again_and_another_for_another_seed(name: str) -> None:
+def test_inputs_are_the_same_again_and_others_for_another_seed(name: str) -> None:
     objective, batch = OBJECTIVES[name], ragged(9, 8, 7, prompts=True)
     first, again, other = (objective.inputs(batch, seed) for seed in (0, 0, 1))
     assert repr(first) == repr(again)
@@ -124,7 +147,7 @@ def test_a_lesson_is_the_same_again_and_another_for_another_seed(name: str) -> N
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("layers", ["window", "chunk"])
+@pytest.mark.parametrize("layers", ["window", "chunk", "experts"])
 def test_networks_with_local_layers_learn(name: str, layers: str) -> None:
     model, inputs = learner(layers), OBJECTIVES[name].inputs(ragged(9, 4, prompts=True), 0)
     loss = summed_loss(model, inputs) / inputs.count

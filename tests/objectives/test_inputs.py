@@ -44,7 +44,7 @@ def test_refusals(texts: list[list[int]], prompt_lengths: list[int] | None, mess
 
 
 @pytest.mark.usefixtures("float64")
-def test_joined_lessons_are_learnt_as_if_alone() -> None:
+def test_joined_inputs_have_the_losses_of_each_alone() -> None:
     """All objectives in one pass, with 1, 2 and 1 + K rows per token."""
     model = learner()
     all_inputs = [
@@ -58,6 +58,6 @@ def test_joined_lessons_are_learnt_as_if_alone() -> None:
     assert TrainingInputs.join(all_inputs[:1]) is all_inputs[0]
 
 
-def test_lessons_move() -> None:
+def test_inputs_move_to_a_device() -> None:
     inputs = OBJECTIVES["permutation"].inputs(ragged(4), 0).to(torch.device("meta"))
     assert {inputs.ids_BR.device.type, inputs.labels["rank"].device.type, inputs.weight_N.device.type} == {"meta"}

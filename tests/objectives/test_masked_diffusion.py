@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from anyorder.attention.hints import simplified
+from anyorder.attention import Request
+from anyorder.attention.hints import simplify
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.objectives import (
@@ -123,8 +124,8 @@ def test_a_causal_mask_is_opened_step_by_step() -> None:
         shares.append(float(seen.triu(1).sum()) / (40 * 39 / 2))
     assert shares == [0, pytest.approx(0.5, abs=0.1), pytest.approx(0.9, abs=0.06), 1, 1]
     inputs = objective.inputs(ragged(5, step=10), 0)
-    plain = simplified(inputs.visibility, inputs.labels, inputs.labels, inputs.valid_BR, inputs.valid_BR)
-    assert plain == bidirectional()
+    request = Request(inputs.visibility, inputs.labels, inputs.labels, inputs.valid_BR, inputs.valid_BR)
+    assert simplify(request).visibility == bidirectional()
 
 
 # ---- fine-tuning ----------------------------------------------------------------------------------

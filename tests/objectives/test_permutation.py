@@ -139,8 +139,8 @@ def test_left_to_right_content_is_the_causal_network_to_the_bit() -> None:
     assert queries is not None
     rows = torch.cat((model.model.embed_tokens(batch.ids_BL), queries), 1)
     content = model.read(rows, views)[:, :8]
-    causal_lesson = Autoregressive().inputs(batch, seed=0)
-    views = model.prepare(causal_lesson.visibility, causal_lesson.labels)
+    causal_inputs = Autoregressive().inputs(batch, seed=0)
+    views = model.prepare(causal_inputs.visibility, causal_inputs.labels)
     torch.testing.assert_close(content, model.hidden(batch.ids_BL, views), rtol=1e-6, atol=1e-6)
 
 

@@ -11,15 +11,14 @@ from typing import Any
 import pytest
 
 from anyorder import DiffusionSampler
-from anyorder.api.dispatch import resolve
 from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
-from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, TRAINED_BY, Mode, blocks, diffusion, find_mode
-from anyorder.model.modes import NAMES as MODE_NAMES
+from anyorder.model.modes import ANY_ORDER, KINDS, LEFT_TO_RIGHT, Mode, blocks, diffusion, find_mode
+from anyorder.modes import resolve
 from anyorder.orders.by_name import CLASSES, order_named
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random
-from anyorder.orders.names import MIXTURE, MODE_OF_ORDER, NAMES, OBJECTIVES, objective_named, read_order
+from anyorder.orders.names import MIXTURE, NAMES, objective_named, objectives, order_names, read_order
 from tests.model.networks import network
 
 ALL = (LEFT_TO_RIGHT, ANY_ORDER, diffusion(3), blocks(3, 4))
@@ -39,7 +38,8 @@ def test_orders_have_names(name: str) -> None:
 
 
 def test_every_way_is_asked_for_by_its_name() -> None:
-    assert {MODE_OF_ORDER[name] for name in TRAINED_BY} == set(TRAINED_BY)
+    assert all(read_order(name).mode == name for name in KINDS)
+    assert {read_order(name).mode for name in order_names()} == set(KINDS)
     assert read_order("blocks:32") == ("blocks", 32)
     assert read_order("blocks").number is None
 
@@ -106,12 +106,12 @@ def test_a_sampler_that_names_no_way_takes_the_default_or_the_one_that_diffuses(
 # ------------------------------------------------------------------------------------------------ other names
 
 
-@pytest.mark.parametrize("mode", MODE_NAMES)
+@pytest.mark.parametrize("mode", KINDS)
 def test_every_name_of_a_way_is_understood_wherever_one_is_given(mode: str) -> None:
-    for name in (mode, *MODE_NAMES[mode]):
+    for name in KINDS[mode].names:
         for words in (name, name.upper(), name.replace("-", "_"), f" {name} ".replace("-", " ")):
             assert read_order(words).mode == mode
-            assert objective_named(words) == (TRAINED_BY[mode], None)
+            assert objective_named(words) == (KINDS[mode].objective, None)
             assert find_mode(ALL, words).name == mode
             assert resolve(words, config())[0].name == mode
             assert config(words).default_mode == mode
@@ -119,10 +119,10 @@ def test_every_name_of_a_way_is_understood_wherever_one_is_given(mode: str) -> N
 
 
 def test_no_name_stands_for_two_things() -> None:
-    everything = [name for mode, names in MODE_NAMES.items() for name in (mode, *names)]
+    everything = [name for kind in KINDS.values() for name in kind.names]
     assert len(set(everything)) == len(everything)
     assert {*NAMES, MIXTURE} & set(everything) == {"any-order"}
-    assert {names[0] for names in MODE_NAMES.values()} == set(OBJECTIVES)
+    assert {kind.objective for kind in KINDS.values()} == set(objectives())
     assert list(CLASSES) == list(NAMES)
 
 
@@ -168,4 +168,5 @@ def test_names_need_no_torch() -> None:
 def test_the_guide_lists_every_name() -> None:
     guide = Path(__file__).parents[2] / "docs" / "coming-from.md"
     rows = re.findall(r"^  \| `([\w-]+)` \| (.*) \|$", guide.read_text(encoding="utf-8"), re.MULTILINE)
-    assert {mode: tuple(re.findall(r"`([\w-]+)`", others)) for mode, others in rows} == MODE_NAMES
+    listed = {mode: (mode, *re.findall(r"`([\w-]+)`", others)) for mode, others in rows}
+    assert listed == {kind.name: kind.names for kind in KINDS.values()}

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyorder import GroupPlan
-from anyorder.attention.hints import kernel_hint, simplified
+from anyorder.attention import Request
+from anyorder.attention.hints import kernel_hint, simplify
 from anyorder.errors import UserError
 from anyorder.orders.kinds import Random, Spans
 from anyorder.visibility import groups
@@ -137,8 +138,7 @@ def test_steps_write_each_token_once_in_order_of_rank(plan: GroupPlan) -> None:
 def test_content_rows_of_groups_of_one_are_plain_causal(given_counts: list[int] | None) -> None:
     plan = GroupPlan.random([6, 4, 1] if given_counts is None else [6, 4, 2], given=given_counts)
     rows = plan.rows(queries=False)
-    plain = simplified(groups(), rows.labels, rows.labels, rows.valid_BR, rows.valid_BR)
-    hint = kernel_hint(plain, rows.labels, rows.labels, rows.valid_BR, rows.valid_BR)
+    hint = kernel_hint(simplify(Request(groups(), rows.labels, rows.labels, rows.valid_BR, rows.valid_BR)))
     assert hint is not None
     assert hint.kind == "causal"
 

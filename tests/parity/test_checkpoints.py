@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from anyorder.checkpoints import convert, load_model, load_tokenizer, save_model
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.model.llama import Llama
+from tests.writers import write_left_to_right
 
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 2.5}
 LLAMA3 = {

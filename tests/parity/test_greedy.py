@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
+from tests.writers import write_left_to_right
 
 PROMPTS = [[1, 5, 9, 33], [1], [1, 60, 61, 62, 63, 64, 65, 66, 67], [1, 8]]
 

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 import anyorder
-from anyorder.serving.dialogue import Dialogues
+from anyorder.serving.dialogue import Encoder
 from tests.serving.conftest import serving
 
 pytestmark = pytest.mark.real
@@ -36,7 +36,7 @@ def test_chats_in_company_are_those_of_python(folder: Path) -> None:
             model="tiny", messages=asked[0], max_completion_tokens=8, extra_body={"phrasings": phrasings}
         )
         assert network[1] is not None
-        prefix, content, suffix = Dialogues(network[1]).parts(asked[0])
+        prefix, content, suffix = Encoder(network[1]).around_last(asked[0])
         expected = anyorder.fuse(*network, [content, *phrasings], prefix=prefix, suffix=suffix, max_new_tokens=8)
         assert fused.choices[0].message.content == expected.text
         chunks = client.chat.completions.create(model="tiny", messages=asked[0], max_completion_tokens=10, stream=True)

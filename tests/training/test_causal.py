@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.training import train_causal
+from tests.writers import write_left_to_right
 
 
 class Steps(TrainerCallback):

@@ -36,18 +36,18 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from anyorder.checkpoints.adapt import adapt
 from anyorder.objectives import Permutation, summed_loss
-from anyorder.training.engine import LessonLoss
+from anyorder.training.engine import ModelWithLoss
 from anyorder.training.samples import InputsMaker, Samples
 from anyorder.model.modes import ANY_ORDER
 from tests.model.networks import network
 from tests.training.test_engine import Ragged
 
 world = int(os.environ.get("WORLD_SIZE", "1"))
-pupil = LessonLoss(adapt(network(), (ANY_ORDER,)))
+pupil = ModelWithLoss(adapt(network(), (ANY_ORDER,)))
 share = None
 if world > 1:
     torch.distributed.init_process_group("gloo")
-    for layer in pupil.network.model.layers:
+    for layer in pupil.model.model.layers:
         fully_shard(layer)
     fully_shard(pupil)
     whole = sum(weight.numel() for weight in pupil.parameters())

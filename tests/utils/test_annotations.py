@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.data import prepare
+from anyorder.data import DataConfig, prepare
 from anyorder.decoding.diffusion.commit import Threshold
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
@@ -102,6 +102,8 @@ def test_values_of_another_kind_are_refused_by_name(field: str, value: Any, mess
         ("ids", np.array([1, 2]), (1, 2)),
         ("ids", range(2), (0, 1)),
         ("weights", [(1, 2)], [(1, 2)]),
+        ("weights", np.array([[1.0, 2.0]]), [[1.0, 2.0]]),
+        ("weights", torch.tensor([[1, 2]]), [[1, 2]]),
         ("dtype", torch.float32, torch.float32),
         ("foreign", 3, 3),
     ],
@@ -204,8 +206,9 @@ def test_values_are_shown_whatever_they_are() -> None:
         (lambda: anyorder.GroupPlan.ordered("random", 4), "order is 'random': give an object of the class Order."),
         (lambda: anyorder.convert("x", 3), "target is 3: give a path."),
         (lambda: anyorder.convert("x", "y", kv_heads="2"), "kv_heads is '2': give a whole number or None."),
-        (lambda: prepare(3, None, 5), "source is 3: give a path."),
-        (lambda: prepare("x", None, "5"), "length is '5': give a whole number."),
+        (lambda: prepare(3, None, DataConfig(length=5)), "source is 3: give a path."),
+        (lambda: prepare("x", None, 5), "config is 5: give an object of the class DataConfig."),
+        (lambda: DataConfig(length="5"), "length is '5': give a whole number."),
         (lambda: anyorder.create_chunked_attention_mask("3", 2), "is '3': give a"),
     ],
 )

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.attention.hints import lowest_and_highest, simplified
+from anyorder.attention.hints import lowest_and_highest, simplify
+from anyorder.attention.mask import Request
 from anyorder.visibility import Labels, Ranges
 from tests.visibility.rules import Rule, flags, loop_mask, rules, tables
 
@@ -69,7 +70,7 @@ def test_simplify_keeps_the_meaning_for_these_rows(
     rows, keys = rows + 1, keys + 1
     query, key = data.draw(tables(batch, rows, high=0)), data.draw(tables(batch, keys, low=-1, high=2))
     valid, present = data.draw(st.none() | flags(batch, rows)), data.draw(st.none() | flags(batch, keys))
-    plain = simplified(rule.visibility, query, key, present, valid)
+    plain = simplify(Request(rule.visibility, query, key, present, valid)).visibility
     wanted = torch.ones(batch, rows, dtype=torch.bool) if valid is None else valid
     seen, expected = plain.mask(query, key, present), rule.visibility.mask(query, key, present)
     assert torch.equal(seen & wanted.unsqueeze(2), expected & wanted.unsqueeze(2))

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from anyorder.api.dispatch import Order, decoder_of, prompts_for, text_of
 from anyorder.api.output import Finished
-from anyorder.api.text import Continuation, Prompt, stop_strings
-from anyorder.decoding.beams import write_by_beam_search
-from anyorder.decoding.diffusion.sampler import DiffusionSampler
-from anyorder.decoding.sampling import Sampling
+from anyorder.api.prompts import Prompt, prompts_for
+from anyorder.api.text import Continuation, stop_strings, text_of
 from anyorder.decoding.trace import Generation, Recorder, Step
-from anyorder.errors import UserError
+from anyorder.modes import Options, decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,49 +17,6 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 Watch = Callable[[Step], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How texts are written; see `anyorder.generate`.
-
-    Raises:
-        UserError: a number that cannot be, or options that exclude each other.
-    """
-
-    order: Order | None
-    sampling: Sampling
-    max_new_tokens: int
-    stop: str | Sequence[str] | None
-    num_samples: int | None
-    num_beams: int
-    batch_size: int | None
-    use_cache: bool
-    compile: bool | Literal["auto"]
-
-    def __post_init__(self) -> None:
-        if self.num_samples is not None and not _is_count(self.num_samples):
-            raise UserError(
-                f"num_samples is {self.num_samples!r}: give a whole number above 0, or None for a text each."
-            )
-        if not _is_count(self.num_beams):
-            raise UserError(f"num_beams is {self.num_beams!r}: give a whole number above 0; 1 is no beam search.")
-        if self.batch_size is not None and not _is_count(self.batch_size):
-            size = f"batch_size is {self.batch_size!r}"
-            raise UserError(f"{size}: give a whole number above 0, or None for all texts at once.")
-        draws = self.order.draws if isinstance(self.order, DiffusionSampler) else self.sampling.temperature > 0
-        if self.num_samples not in (None, 1) and not draws and self.num_beams == 1:
-            same = f"num_samples is {self.num_samples} at temperature 0, where all samples are the same"
-            raise UserError(f"{same}: give a temperature above 0, or leave out num_samples.")
-        for name, value, given, why in (
-            ("temperature", self.sampling.temperature, self.sampling.temperature != 0, "draws nothing"),
-            ("num_samples", self.num_samples, self.num_samples is not None, "finds one text"),
-            ("compile", self.compile, self.compile is True, "is not compiled"),
-        ):
-            if self.num_beams > 1 and given:
-                raise UserError(
-                    f"{name} is {value!r} beside num_beams {self.num_beams}, but beam search {why}: leave out one."
-                )
 
 
 class Batches:
@@ -93,13 +46,8 @@ class Batches:
         self._model, self._tokenizer, self._options = model, tokenizer, options
         read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens)
         samples = options.num_samples or 1
-        self._decoders = {
-            mode.name: decoder_of(
-                mode, order, model, sampling=options.sampling, max_new_tokens=options.max_new_tokens,
-                use_cache=options.use_cache, compile=options.compile, num_beams=options.num_beams, num_samples=samples,
-            )
-            for mode, order in {mode.name: (mode, order) for mode, order in read.modes}.values()
-        }  # fmt: skip
+        modes = {mode.name: (mode, order) for mode, order in read.modes}
+        self._decoders = {name: decoder_of(mode, order, model, options) for name, (mode, order) in modes.items()}
         self.single = read.single
         self.rows = [ids for ids in read.rows for _ in range(samples)]
         self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
@@ -108,43 +56,32 @@ class Batches:
         self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self.rows]
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
-        """Write one batch after the other; `watch` is called with each step of a decoder."""
+        """Write one batch after the other; call `watch` with each step of a decoder."""
         size = self._options.batch_size or len(self.rows)
+        stop = self._stopped if self._stops else None
         for start in range(0, len(self.rows), size):
-            rows = range(start, min(start + size, len(self.rows)))
-            texts = None if self._texts is None else [self._texts[row] for row in rows]
-            yield Finished.of(self._generation(rows, watch), texts, [self._prompts[row] for row in rows])
+            sample_ids = range(start, min(start + size, len(self.rows)))
+            # The texts of each mode are written at once, and then all are in the order of their prompts again.
+            generations, written = [], []
+            for mode, decoder in self._decoders.items():
+                own = [sample_id for sample_id in sample_ids if self._modes[sample_id] == mode]
+                if not own:
+                    continue
+                prompts = [self.rows[sample_id] for sample_id in own]
+                recorder = Recorder(prompts, own, self._model.config.eos_token_ids)
+                for step in recorder.watch(decoder(prompts, own, stop)):
+                    if watch is not None:
+                        watch(step)
+                generations.append(recorder.generation())
+                written += own
+            generation = Generation.join(generations).select([written.index(sample_id) for sample_id in sample_ids])
+            texts = None if self._texts is None else [self._texts[sample_id] for sample_id in sample_ids]
+            yield Finished.of(generation, texts, [self._prompts[sample_id] for sample_id in sample_ids])
 
-    def _generation(self, rows: range, watch: Watch | None) -> Generation:
-        """The rows of each mode at once, and then in their order again."""
-        by_mode = {name: [row for row in rows if self._modes[row] == name] for name in self._decoders}
-        parts = [self._written(name, of_mode, watch) for name, of_mode in by_mode.items() if of_mode]
-        places = [row for of_mode in by_mode.values() for row in of_mode]
-        return Generation.join(parts).select([places.index(row) for row in rows])
-
-    def _written(self, mode: str, rows: Sequence[int], watch: Watch | None) -> Generation:
-        prompts = [self.rows[row] for row in rows]
-        condition = self._stopped if self._stops else None
-        if self._options.num_beams == 1:
-            recorder = Recorder(prompts, rows, self._model.config.eos_token_ids)
-            for step in recorder.watch(self._decoders[mode](prompts, rows, condition)):
-                if watch is not None:
-                    watch(step)
-            return recorder.generation()
-        return write_by_beam_search(
-            self._model, prompts, beams=self._options.num_beams, max_new_tokens=self._options.max_new_tokens,
-            repetition_penalty=self._options.sampling.repetition_penalty, stop=condition,
-            use_cache=self._options.use_cache, rows=rows,
-        )  # fmt: skip
-
-    def _stopped(self, row: int, written: Sequence[int]) -> bool:
+    def _stopped(self, sample_id: int, written: Sequence[int]) -> bool:
         assert self._tokenizer is not None, "stop strings need it"
         assert self._texts is not None
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
-        text = Continuation(self._tokenizer, self.rows[row], self._stops) if beams else self._texts[row]
+        text = Continuation(self._tokenizer, self.rows[sample_id], self._stops) if beams else self._texts[sample_id]
         return text.read(written)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.api.dispatch import Order, decoder_of, resolve
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
@@ -22,7 +21,7 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, Stop, collect
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.model.modes import LEFT_TO_RIGHT
+from anyorder.modes import Options, Order, decoder_of, resolve
 from anyorder.utils.annotations import checked
 
 if TYPE_CHECKING:
@@ -97,13 +96,13 @@ def fuse(
         temperature: 0 takes the most probable token each time; above 0, tokens are drawn.
         top_k, top_p, min_p, repetition_penalty: see `Sampling`.
         stop: strings that end the answer; they are no part of `text`.
-        seed: decides the draws, with the number of the question in the list: batches play no part.
-        num_beams: above 1, beam search with so many beams, as `generate` has it.
+        seed: of the random draws, together with the number of the question in the list; batches play no part.
+        num_beams: above 1, beam search with this many beams, as in `generate`.
         batch_size: questions to answer at a time; all unless given.
         separator: what each phrasing ends with, such as a newline; it belongs to the phrasing.
         weights: how much each phrasing counts: numbers, a list of such for each question, "confidence" (of its own
             answer) or "likelihood" (of the phrasing); all the same unless given.
-        keep: only so many phrasings of the highest weights are used; all unless given.
+        keep: use only this many phrasings of the highest weights; all unless given.
         store: a folder that keeps the keys of prefixes and phrasings, which are then not read again.
         attention_share: whether to measure how much attention each phrasing got, which takes a pass more.
         use_cache: False reads the whole masked sequence again for each token (slow reference path).
@@ -118,44 +117,22 @@ def fuse(
     Raises:
         UserError: phrasings or an option that cannot be, in a sentence that names the remedy.
     """
-    for name, value in (("num_beams", num_beams), ("batch_size", 1 if batch_size is None else batch_size)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} is {value!r}: give a whole number above 0.")
-    if num_beams > 1 and temperature != 0:
-        raise UserError(
-            f"temperature is {temperature} beside num_beams {num_beams}, but beams draw nothing: leave out one."
-        )
     if attention_share and method != "attention":
         raise UserError(f"attention_share is True with the method {method!r}: leave it out, or take 'attention'.")
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    fuser = _Fuser(
-        model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
-        Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
+    options = Options(
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_beams=num_beams,
+        batch_size=batch_size, use_cache=use_cache,
     )  # fmt: skip
-    fuser.refuse_unless_causal({f"num_beams {num_beams}": num_beams != 1, "attention_share": attention_share})
-    shares: list[list[float]] = []
-
-    def write(rows: range) -> Generation:
-        questions, kept = fuser.weighed(rows, keep)
-        prompts, steps = fuser.steps(questions, rows, fuser.condition(questions, rows, num_beams > 1), num_beams)
-        generation = collect(steps, prompts, rows, model.config.eos_token_ids)
-        if attention_share:
-            of_kept = segment_shares(model, questions, fuser.fusion, generation.written)
-            for row, indices, of_question in zip(rows, kept, of_kept, strict=True):
-                share_of = dict(zip(indices, of_question, strict=True))
-                shares.append([share_of.get(index, 0.0) for index in range(len(fuser.questions[row].segments))])
-        return generation
-
-    total = len(fuser.questions)
-    starts = range(0, total, batch_size or total)
-    generation = Generation.join([write(range(start, min(start + starts.step, total))) for start in starts])
-    texts = None if tokenizer is None else [fuser.text(question) for question in fuser.questions]
-    output = Finished.of(generation, texts).output(single=fuser.single)
-    of_output = None if not attention_share else shares[0] if fuser.single else shares
-    return FusedOutput(**vars(output), attention_share=of_output)
+    questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
+    fusion = Fusion(method=method, positions=positions, correction=correction)
+    answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store, attention_share)
+    generation, shares = answers.write()
+    texts = None if tokenizer is None else [answers.text_of(question) for question in questions]
+    output = Finished.of(generation, texts).output(single=single)
+    return FusedOutput(**vars(output), attention_share=(shares[0] if single else shares) if attention_share else None)
 
 
 @checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
@@ -193,114 +170,131 @@ def stream_fused(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    fuser = _Fuser(
-        model, tokenizer, read_questions(phrasings, tokenizer, prefix, suffix, separator, weights),
-        Fusion(method=method, positions=positions, correction=correction), sampling, order=order,
-        max_new_tokens=max_new_tokens, stop=stop, weights=weights, store=store, use_cache=use_cache,
+    options = Options(
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache
     )  # fmt: skip
+    questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
+    fusion = Fusion(method=method, positions=positions, correction=correction)
+    answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store)
     if method == "vote":
         raise UserError("method is 'vote', but only whole answers can be counted: use fuse, or another method.")
     if tokenizer is None:
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
-    if not fuser.single:
-        raise UserError(f"phrasings are of {len(fuser.questions)} questions: give those of one, or use fuse.")
-    questions, _ = fuser.weighed(range(1), keep)
-    text = Continuation(tokenizer, questions[0].layout(positions).token_ids, fuser.stops)
-    prompts, steps = fuser.steps(questions, range(1), lambda _, written: text.read(written))
+    if not single:
+        raise UserError(f"phrasings are of {len(questions)} questions: give those of one, or use fuse.")
+    text = answers.text_of(questions[0])
+    kept, _ = answers.weighed(range(1))
+    prompts, steps = answers.steps(kept, range(1), lambda _, written: text.read(written))
     return Stream(pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
 
-class _Fuser:
-    """Answers questions in the way that one call names; arguments as in `fuse`."""
+@dataclass
+class _Answers:
+    """The answers to the questions of one call; see `fuse`.
 
-    def __init__(
-        self,
-        model: Llama,
-        tokenizer: PreTrainedTokenizerBase | None,
-        questions: tuple[list[Question], bool],
-        fusion: Fusion,
-        sampling: Sampling,
-        *,
-        order: Order | None,
-        max_new_tokens: int,
-        stop: str | Sequence[str] | None,
-        weights: Weights | None,
-        store: str | Path | None,
-        use_cache: bool,
-    ) -> None:
-        self.model, self.tokenizer = model, tokenizer
-        self.questions, self.single = questions
-        self.fusion, self.sampling = fusion, sampling
-        self.mode, self.order = resolve(order, model.config)
-        self.max_new_tokens, self.use_cache = max_new_tokens, use_cache
-        if self.mode.name == LEFT_TO_RIGHT.name:
-            sampling.check_filters()
-        self.stops = stop_strings(stop, tokenizer)
-        self.score = weights if isinstance(weights, str) else None
-        self.limits = check_questions(model.config, self.questions, fusion, max_new_tokens, range(len(self.questions)))
-        self.refuse_unless_causal(
-            {
-                f"method {fusion.method!r}": fusion.method != "attention", f"store {str(store)!r}": store is not None,
-                f"weights {self.score!r}": self.score is not None,
-            }
-        )  # fmt: skip
-        self.store = None if store is None else SegmentStore(store, model)
+    Raises:
+        UserError: a question or an option that cannot be.
+    """
 
-    def refuse_unless_causal(self, given: Mapping[str, bool]) -> None:
-        """Refuse the options, by name, that are given although only answers from left to right have them."""
-        for name in (name for name, is_given in given.items() if is_given and self.mode.name != LEFT_TO_RIGHT.name):
+    model: Llama
+    tokenizer: PreTrainedTokenizerBase | None
+    questions: Sequence[Question]
+    fusion: Fusion
+    options: Options
+    weights: Weights | None
+    keep: int | None
+    store: str | Path | None
+    attention_share: bool = False
+
+    def __post_init__(self) -> None:
+        config, sample_ids = self.model.config, range(len(self.questions))
+        self.mode, self.order = resolve(self.options.order, config)
+        self.stops = stop_strings(self.options.stop, self.tokenizer)
+        self.limits = check_questions(config, self.questions, self.fusion, self.options.max_new_tokens, sample_ids)
+        self.score = self.weights if isinstance(self.weights, str) else None
+        self._check_mode()
+        self.segments = None if self.store is None else SegmentStore(self.store, self.model)
+
+    def _check_mode(self) -> None:
+        """Refuse what the mode of the answers cannot do."""
+        if self.mode.kind.causal:
+            self.options.sampling.check_filters()
+            return
+        causal_only = {
+            f"method {self.fusion.method!r}": self.fusion.method != "attention",
+            f"num_beams {self.options.num_beams}": self.options.num_beams > 1,
+            f"weights {self.score!r}": self.score is not None,
+            f"store {str(self.store)!r}": self.store is not None,
+            "attention_share": self.attention_share,
+        }
+        for option in (option for option, is_given in causal_only.items() if is_given):
             raise UserError(
-                f"{name} is for answers from left to right, but this is one by {self.mode.name!r}: leave it out."
+                f"{option} is for answers from left to right, but this is one by {self.mode.name!r}: leave it out."
             )
 
-    def weighed(self, rows: range, keep: int | None) -> tuple[list[Question], list[list[int]]]:
-        """These questions with their weights and the phrasings that are kept, and the indices of those."""
-        questions = [self.questions[row] for row in rows]
+    def write(self) -> tuple[Generation, list[list[float]]]:
+        """Write all answers, batch by batch; return them, and `FusedOutput.attention_share` where it is measured."""
+        size = self.options.batch_size or len(self.questions)
+        generations: list[Generation] = []
+        shares: list[list[float]] = []
+        for start in range(0, len(self.questions), size):
+            sample_ids = range(start, min(start + size, len(self.questions)))
+            questions, kept = self.weighed(sample_ids)
+            prompts, steps = self.steps(questions, sample_ids, self._condition())
+            generations.append(collect(steps, prompts, sample_ids, self.model.config.eos_token_ids))
+            if not self.attention_share:
+                continue
+            of_kept = segment_shares(self.model, questions, self.fusion, generations[-1].written)
+            for sample_id, indices, of_question in zip(sample_ids, kept, of_kept, strict=True):
+                share_of = dict(zip(indices, of_question, strict=True))
+                shares.append([share_of.get(index, 0.0) for index in range(len(self.questions[sample_id].segments))])
+        return Generation.join(generations), shares
+
+    def weighed(self, sample_ids: range) -> tuple[list[Question], list[list[int]]]:
+        """Return these questions with their weights and the phrasings that are kept, and the indices of those."""
+        questions = [self.questions[sample_id] for sample_id in sample_ids]
         if self.score is not None:
             questions = weigh(self.model, questions, self.score)
-        kept = [list(range(len(question.segments))) for question in questions]
-        if keep is not None:
-            kept = [best(question, keep) for question in questions]
-            questions = [question.only(indices) for question, indices in zip(questions, kept, strict=True)]
-            if self.fusion.method in UNWEIGHED:
-                questions = [replace(question, weights=None) for question in questions]
+        if self.keep is None:
+            return questions, [list(range(len(question.segments))) for question in questions]
+        kept = [best(question, self.keep) for question in questions]
+        questions = [question.only(indices) for question, indices in zip(questions, kept, strict=True)]
+        if self.fusion.method in UNWEIGHED:
+            questions = [replace(question, weights=None) for question in questions]
         return questions, kept
 
     def steps(
-        self, questions: Sequence[Question], rows: range, stop: Stop | None, beams: int = 1
+        self, questions: Sequence[Question], sample_ids: range, stop: Stop | None
     ) -> tuple[Sequence[Sequence[int]], Iterator[Step]]:
-        """The prompts or canvases of these questions, and the steps that write their answers."""
-        if self.mode.name == LEFT_TO_RIGHT.name:
+        """Return the prompts or canvases of these questions, and the steps that write their answers."""
+        options = self.options
+        if self.mode.kind.causal:
             steps = fusion_steps(
-                self.model, questions, fusion=self.fusion, max_new_tokens=self.max_new_tokens, sampling=self.sampling,
-                stop=stop, rows=rows, beams=beams, use_cache=self.use_cache, store=self.store,
-                same_answer=self.same_answer,
+                self.model, questions, fusion=self.fusion, max_new_tokens=options.max_new_tokens,
+                sampling=options.sampling, stop=stop, sample_ids=sample_ids, beams=options.num_beams,
+                use_cache=options.use_cache, store=self.segments, same_answer=self._same_answer,
             )  # fmt: skip
             return [question.layout(self.fusion.positions).token_ids for question in questions], steps
-        fused = FusedCanvases(questions, self.fusion, [self.limits[row] for row in rows], self.model.device)
-        decoder = decoder_of(
-            self.mode, self.order, self.model, sampling=self.sampling, max_new_tokens=self.max_new_tokens,
-            use_cache=self.use_cache, compile="auto", fused=fused,
-        )  # fmt: skip
-        return fused.canvases, decoder(fused.canvases, rows, stop)
+        limits = [self.limits[sample_id] for sample_id in sample_ids]
+        fused = FusedCanvases(questions, self.fusion, limits, self.model.device)
+        decoder = decoder_of(self.mode, self.order, self.model, options, fused)
+        return fused.canvases, decoder(fused.canvases, sample_ids, stop)
 
-    def condition(self, questions: Sequence[Question], rows: range, beams: bool) -> Stop | None:
-        """Whether an answer has come to a stop string; None where there is none."""
-        if not self.stops:
-            return None
+    def _condition(self) -> Stop | None:
+        """Return the stop condition of answers; None without stop strings."""
         texts: dict[int, Continuation] = {}
 
-        def stopped(row: int, written: Sequence[int]) -> bool:
-            # Members of a vote have numbers of their own. Beams are alternatives, none of which reads on where another
-            # one ended.
-            if row not in texts or beams:
-                texts[row] = self.text(questions[row % MEMBER - rows.start])
-            return texts[row].read(written)
+        def stopped(sample_id: int, written: Sequence[int]) -> bool:
+            # Members of a vote have sample ids of their own. Beams are alternatives, none of which reads on where
+            # another one ended.
+            if sample_id not in texts or self.options.num_beams > 1:
+                texts[sample_id] = self.text_of(self.questions[sample_id % MEMBER])
+            return texts[sample_id].read(written)
 
-        return stopped
+        return stopped if self.stops else None
 
-    def same_answer(self, written: Sequence[int]) -> Hashable:
-        """The key of an answer: answers that a person calls the same have the same."""
+    def _same_answer(self, written: Sequence[int]) -> Hashable:
+        """Return the key of an answer: its text up to end and stop, without white space around it."""
         ends = self.model.config.eos_token_ids
         ids = written[:-1] if written[-1] in ends else written
         if self.tokenizer is None:
@@ -309,8 +303,8 @@ class _Fuser:
         text.read(ids)
         return text.text.strip()
 
-    def text(self, question: Question) -> Continuation:
-        """The text of the answer to a question, of which nothing is read yet."""
+    def text_of(self, question: Question) -> Continuation:
+        """Return the incremental detokenizer of the answer to a question."""
         assert self.tokenizer is not None, "texts need it"
         before = question.suffix or question.segments[-1]
         return Continuation(self.tokenizer, (*question.prefix, *before), self.stops)

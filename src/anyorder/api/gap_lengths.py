@@ -6,13 +6,14 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anyorder.api.batches import Batches, Options, Watch
+from anyorder.api.batches import Batches, Watch
 from anyorder.api.output import Finished
-from anyorder.api.text import Prompt
+from anyorder.api.prompts import Prompt
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
 from anyorder.likelihood.exact import log_prob
 from anyorder.model.modes import ANY_ORDER
+from anyorder.modes import Options
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class LikeliestLengths:
-    """Fills the gaps of each prompt in all these lengths, and keeps the length whose text is the most probable.
+    """Fill the gaps of each prompt in all these lengths, and keep the length whose text is the most probable.
 
-    What is compared is the exact log-probability, from left to right, of all that stands behind the first gap's begin,
-    given what stands before: the gap and, with it, how well the rest follows. So lengths need no correction, as the
+    What is compared is the exact log-probability, from left to right, of all tokens from the beginning of the first gap
+    on, given those before it: the gap and, with it, how well the rest follows. So lengths need no correction, as the
     tokens of a longer gap have to be paid for. All gaps of a prompt have the same length.
 
     Args:
@@ -75,7 +76,7 @@ class LikeliestLengths:
                 raise UserError(f"{name} is given with several gap_tokens, {self._lengths}: leave out one of them.")
 
     def _best(self, of_lengths: Sequence[Finished], rows: range) -> Finished:
-        """A batch in the best length of each row."""
+        """Return a batch in the best length of each text."""
         scores = [
             self._scores([batches.rows[row] for row in rows], finished.generation.sequences)
             for batches, finished in zip(self._by_length, of_lengths, strict=True)
@@ -97,7 +98,7 @@ class LikeliestLengths:
         return dataclasses.replace(chosen, generation=dataclasses.replace(chosen.generation, trace=trace))
 
     def _scores(self, canvases: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]]) -> list[float]:
-        """Log-probability of each text from its first blank on; of a text without blanks, of its last token."""
+        """Return the log-probability of each text from its first blank on; without blanks, of its last token."""
         firsts = [
             canvas.index(BLANK) if BLANK in canvas else len(sequence) - 1
             for canvas, sequence in zip(canvases, sequences, strict=True)

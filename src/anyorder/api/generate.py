@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from anyorder import checkpoints
-from anyorder.api.batches import Batches, Options
-from anyorder.api.dispatch import Order, decoder_of, prompts_for, text_of
+from anyorder.api.batches import Batches
 from anyorder.api.gap_lengths import LikeliestLengths
 from anyorder.api.output import Finished, Output, Stream, pieces
-from anyorder.api.text import GAP, Gaps, Prompt, stop_strings
+from anyorder.api.prompts import Prompt, prompts_for
+from anyorder.api.text import GAP, Gaps, stop_strings, text_of
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Recorder, Step
 from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
+from anyorder.modes import Options, Order, decoder_of
 from anyorder.utils.annotations import checked
 from anyorder.utils.progress import TextProgress
 
@@ -37,10 +38,10 @@ def load(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
-    """Reads a network and its tokenizer, which is None where the checkpoint has none and none is named.
+    """Read a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
     Args:
-        path: a checkpoint: a Hugging Face or Meta folder, a llama2.c file, or the id of a model on the hub.
+        path: a checkpoint: a Hugging Face or Meta folder, a llama2.c or GGUF file, or the id of a model on the hub.
         dtype: of the weights, such as "bfloat16"; "auto" keeps that of the checkpoint, and "int8" rounds those of the
             projections to 8 bits, for writing alone.
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.
@@ -65,7 +66,7 @@ def load(
 def save(
     model: Llama, tokenizer: PreTrainedTokenizerBase | None, path: str | Path, form: str | None = None
 ) -> None:  # fmt: skip
-    """Writes a Hugging Face folder that `load` and transformers read, whole or not at all.
+    """Write a Hugging Face folder that `load` and transformers read, whole or not at all.
 
     Args:
         model: the network.
@@ -81,7 +82,7 @@ def save(
 
 @checked()
 def convert(source: str | Path, target: str | Path, **options: Any) -> None:
-    """Reads a checkpoint of one form and writes another: `options` are those of `anyorder.checkpoints.convert`.
+    """Read a checkpoint of one form and write another: `options` are those of `anyorder.checkpoints.convert`.
 
     Raises:
         UserError: the source cannot be read or the target cannot be written.
@@ -112,7 +113,7 @@ def generate(
     watch: Callable[[Step], None] | None = None,
     progress: bool | Callable[[Output], None] = False,
 ) -> Output:
-    """Continues a prompt, or fills its gaps; likewise each of a list of prompts.
+    """Continue a prompt, or fill its gaps; likewise each of a list of prompts.
 
     Args:
         model: the network.
@@ -134,16 +135,16 @@ def generate(
         repetition_penalty: above 1, tokens that the prompt or the text has already become rarer: see `Sampling`.
         stop: strings that end the text; they are no part of `text`. A gap is filled to its end, and takes none.
         seed: decides the draws, with the number of the prompt in the list: batches play no part.
-        num_samples: texts to draw per prompt; a list of this many then stands for each text. They are drawn as if the
-            prompt stood in the list so many times.
-        num_beams: above 1, beam search with so many beams, as in transformers: of the texts that it meets, the one
+        num_samples: texts to draw per prompt; each text of the output is then a list of this many. They are drawn as if
+            the list had the prompt so many times.
+        num_beams: above 1, beam search with so many beams, as in transformers: of the texts that it finds, the one
             with the highest mean log-probability per token.
         batch_size: texts to write at a time; all unless given.
-        use_cache: False computes everything again for each token, for those who doubt the cache.
+        use_cache: False recomputes the whole sequence for every token (slow reference path).
         compile: whether the one-token step is compiled, which takes time at first use; "auto" does so where it pays.
-        watch: called with each step as soon as it is taken; the time it needs does not count.
-        progress: True shows on standard error how many texts are finished; a function is called with the `Output` of
-            each batch as soon as it is written, one entry per text.
+        watch: callback, called with each `Step`; its time is not counted.
+        progress: True prints on standard error how many texts are finished; a callback is called with the `Output` of
+            each batch, one entry per text.
 
     Raises:
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
@@ -204,7 +205,7 @@ def stream(
     use_cache: bool = True,
     compile: bool | Literal["auto"] = "auto",
 ) -> Stream:
-    """Continues a single prompt as `generate` does, and gives the text piece by piece while it is written.
+    """Continue a single prompt as `generate` does, and yield the text piece by piece while it is written.
 
     The arguments are those of `generate`. A tokenizer is needed also where the prompt is token ids. Several samples
     and beam search are for `generate` alone.
@@ -228,9 +229,10 @@ def stream(
     if not read.single:
         raise UserError(f"the prompt of a stream is a list of {len(read.rows)}: give one of them, or use generate.")
     [(mode, order)] = read.modes
-    write = decoder_of(
-        mode, order, model, sampling=sampling, max_new_tokens=max_new_tokens, use_cache=use_cache, compile=compile
+    options = Options(
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache, compile=compile
     )
+    write = decoder_of(mode, order, model, options)
     text = text_of(tokenizer, read.rows[0], stop_strings(stop, tokenizer))
     if isinstance(text, Gaps):
         raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")

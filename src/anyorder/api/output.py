@@ -21,12 +21,12 @@ class Output:
     Attributes:
         text: the continuation, such that prompt + text reads on; a string for a single prompt, a list of strings for a
             batch, None without a tokenizer. It ends before the end token, before a stop string, and before bytes at
-            the end that are no whole character. With `num_samples`, a list of strings stands for each string. Of a
+            the end that are no whole character. With `num_samples`, each entry is a list of strings. Of a
             prompt with a gap it is the text of the gap; of several gaps, the text of each, with `[...]` between them.
         full_text: the whole text, prompt and all, in the form of `text`: the prompt as it was given, its gaps filled
             and followed by what continues it. Of token ids it is their text without special tokens.
         token_ids: all that was written, end token and stop string included: a list of ids for a single prompt, a
-            list of such lists for a batch. With `num_samples`, a list of such lists stands for each of them.
+            list of such lists for a batch. With `num_samples`, each entry is a list of such lists.
         sequences: prompt and all that was written, one list of ids per text, without padding. Samples of one prompt
             follow each other. The rows of the trace are counted like this, too.
         stopped: why each text ended: "end" (end token), "stop" (stop string) or "length".
@@ -63,7 +63,7 @@ class Output:
 
 
 class Stream(Iterator[str]):
-    """The pieces of a text while it is written; what is never asked for is never computed.
+    """The pieces of a text while it is written, each computed when it is requested.
 
     Joined, the pieces are the text that `generate` gives. A piece is one or more whole characters, and no part of a
     stop string.
@@ -79,7 +79,7 @@ class Stream(Iterator[str]):
         return f"{type(self).__name__} of {counted(self._given, 'piece')} so far, {so_far}"
 
     def __next__(self) -> str:
-        """The next piece, as soon as it is written."""
+        """Return the next piece, as soon as it is written."""
         try:
             piece = next(self._pieces)
             self._given += 1
@@ -89,7 +89,7 @@ class Stream(Iterator[str]):
             raise
 
     def close(self) -> None:
-        """Stops writing, as happens to a stream that nobody holds any more."""
+        """Stop writing, as when the stream is garbage-collected."""
         self._pieces.close()
 
     @property
@@ -144,7 +144,7 @@ class Finished:
 
     @classmethod
     def join(cls, batches: Sequence[Finished]) -> Finished:
-        """The batches as one."""
+        """Join batches to one."""
 
         def of(name: str) -> list[str] | None:
             columns = [getattr(batch, name) for batch in batches]
@@ -153,18 +153,18 @@ class Finished:
         return cls(Generation.join([batch.generation for batch in batches]), of("texts"), of("full_texts"))
 
     def select(self, entries: Sequence[int]) -> Finished:
-        """Entries by their index, in this order; the trace stays that of all."""
+        """Select entries by their index, in this order; the trace stays that of all."""
         texts, full_texts = (
             None if column is None else [column[entry] for entry in entries] for column in (self.texts, self.full_texts)
         )
         return Finished(self.generation.select(entries), texts, full_texts)
 
     def output(self, *, single: bool, num_samples: int | None = None) -> Output:
-        """The output in the form of the prompt.
+        """Return the output in the form of the prompt.
 
         Args:
             single: whether a single prompt was given, not a list.
-            num_samples: texts per prompt, where a list of them stands for each prompt.
+            num_samples: texts per prompt; each entry of the output is then a list of so many.
         """
 
         def formed(rows: list[Any]) -> Any:
@@ -185,11 +185,11 @@ class Finished:
 def _full_text(
     text: Continuation | Gaps, prompt: str | None, sequence: Sequence[int], written: Sequence[int]
 ) -> str:  # fmt: skip
-    """A prompt with what was written: as it was given, or where it is token ids, as they read."""
+    """Return a prompt with what was written: as it was given, or where it is token ids, their text."""
     if prompt is not None and GAP not in prompt:
         return prompt + text.text
     parts = text.parts if isinstance(text, Gaps) else [text.text]
-    # Some tokenizers drop what stands between two gaps, which are one then.
+    # Some tokenizers drop the text between two gaps, which are one then.
     if prompt is not None and len(parts) == len(GAPS.findall(prompt)):
         return filled(prompt, parts)
     if isinstance(text, Gaps):

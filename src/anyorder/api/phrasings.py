@@ -1,4 +1,4 @@
-"""Phrasings of questions as people give them, as questions in token ids.
+"""From phrasings in any form to questions in token ids.
 
 Every part is tokenized by itself, as text that goes on, so that no part depends on another one: phrasings can be
 swapped, and a prefix is the same tokens before all of them.
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from anyorder.api.prompt_forms import listed, plain_prompt
-from anyorder.api.text import Messages
-from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, prompt_tokens
+from anyorder.api.prompts import Messages, TextEncoder
 from anyorder.decoding.fusion.question import Question
 from anyorder.errors import UserError
 
@@ -36,7 +35,7 @@ def read_questions(
     separator: Part = "",
     weights: str | Sequence[float] | Sequence[Sequence[float]] | None = None,
 ) -> tuple[list[Question], bool]:
-    """The questions, and whether a single one was given, not a list of them; arguments as in `anyorder.fuse`.
+    """Return the questions, and whether a single one was given, not a list of them; arguments as in `anyorder.fuse`.
 
     Raises:
         UserError: a part is of another kind or empty, or there is text without a tokenizer.
@@ -44,70 +43,44 @@ def read_questions(
     of_questions, single = _by_question(phrasings, tokenizer)
     prefixes = _one_each(listed(prefix), "prefix", len(of_questions))
     suffixes = _one_each(listed(suffix), "suffix", len(of_questions))
-    separator = _separator(listed(separator))
     shares = _weights_each(listed(weights), len(of_questions))
-    questions = []
-    for number, of_question in enumerate(of_questions):
-        name = "" if single else f" of question {number}"
-        spell = _Detokenizer(tokenizer, prefixes[number], of_question)
-        if not of_question:
-            raise UserError(f"there are 0 phrasings{name}: give at least one.")
-        for index, phrasing in enumerate(of_question):
-            if not (phrasing.strip() if isinstance(phrasing, str) else phrasing):
-                raise UserError(f"phrasing {index}{name} is {phrasing!r}: write a question in it, or leave it out.")
-        questions.append(
-            Question(
-                segments=tuple(spell.segment(phrasing, listed(separator)) for phrasing in of_question),
-                prefix=spell.prefix,
-                suffix=spell.continuing(suffixes[number]),
-                weights=shares[number],
-            )
-        )
-    return questions, single
+    end = _part(listed(separator), "separator")
+    encoder, parts = TextEncoder(tokenizer), zip(of_questions, prefixes, suffixes, shares, strict=True)
+    return [_question(encoder, *of_question, end) for of_question in parts], single
 
 
-class _Detokenizer:
-    """Makes token ids of the parts of one question.
+def _question(
+    encoder: TextEncoder, phrasings: Sequence[Part], prefix: Part, suffix: Part, weights: tuple[float, ...] | None,
+    separator: Part,
+) -> Question:  # fmt: skip
+    """Make token ids of the parts of one question."""
+    # Without a prefix, phrasings are how a text begins: the tokens that begin it are the prefix.
+    begins = prefix == "" and any(isinstance(phrasing, str) for phrasing in phrasings)
 
-    Args:
-        tokenizer: may be None where all parts are token ids.
-        prefix: the prefix as given.
-        phrasings: the phrasings as given.
+    def beginning(text: str) -> tuple[int, ...]:
+        return tuple(encoder.beginning(text)) if text or begins else ()
 
-    Attributes:
-        prefix: its token ids; where it is empty and phrasings are text, the tokens that begin a text, if any.
-    """
+    def continuing(part: Part) -> tuple[int, ...]:
+        if not isinstance(part, str):
+            return tuple(part)
+        return tuple(encoder.continuing(part)) if part else ()
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase | None, prefix: Part, phrasings: Sequence[Part]) -> None:
-        self.tokenizer = tokenizer
-        self.begins = prefix == ""  # phrasings are how texts begin
-        if isinstance(prefix, str):
-            any_text = prefix or any(isinstance(phrasing, str) for phrasing in phrasings)
-            prefix = prompt_tokens(self._require(prefix), prefix) if any_text else ()
-        self.prefix = tuple(prefix)
+    prefix_ids = beginning(prefix) if isinstance(prefix, str) else tuple(prefix)
 
-    def segment(self, phrasing: Part, separator: Part) -> tuple[int, ...]:
-        """A phrasing and its separator: one text where both are text."""
-        if isinstance(phrasing, str) and isinstance(separator, str):
-            phrasing, separator = phrasing + separator, ""
-        if isinstance(phrasing, str) and self.begins:
-            phrasing = prompt_tokens(self._require(phrasing), phrasing)[len(self.prefix) :]
-        return self.continuing(phrasing) + self.continuing(separator)
+    def segment(phrasing: Part) -> tuple[int, ...]:
+        end = separator
+        if isinstance(phrasing, str) and isinstance(end, str):  # one text
+            phrasing, end = phrasing + end, ""
+        if isinstance(phrasing, str) and begins:
+            phrasing = beginning(phrasing)[len(prefix_ids) :]
+        return continuing(phrasing) + continuing(end)
 
-    def continuing(self, part: Part) -> tuple[int, ...]:
-        """A part that is not the first."""
-        if isinstance(part, str):
-            return tuple(continuing_tokens(self._require(part), part)) if part else ()
-        return tuple(part)
-
-    def _require(self, text: str) -> PreTrainedTokenizerBase:
-        if self.tokenizer is None:
-            raise UserError(f"{_short(text)} is text and tokenizer is None: give the tokenizer, or token ids.")
-        return self.tokenizer
+    segments = tuple(map(segment, phrasings))
+    return Question(segments=segments, prefix=prefix_ids, suffix=continuing(suffix), weights=weights)
 
 
 def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[list[Part]], bool]:
-    """The phrasings of each question, and whether there is a single question.
+    """Return the phrasings of each question, and whether there is a single question.
 
     A phrasing can have the forms of a prompt: messages, or what tokenizers return; so can all of a question at once.
     """
@@ -117,51 +90,52 @@ def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None
     if not isinstance(given, Sequence) or not given:
         raise UserError(f"phrasings is {_short(given)}: give a list of at least one text or list of token ids.")
     parts = [plain_prompt(part, tokenizer) for part in given]
-    if any(map(_is_part, parts)):
-        return [_parts(parts, "phrasing {}")], True
-    for number, of_question in enumerate(parts):
-        if not isinstance(of_question, Sequence):
-            raise UserError(f"phrasings of question {number} are {_short(of_question)}: give a list of texts.")
-    return [
-        _parts(of_question, f"phrasing {{}} of question {number}") for number, of_question in enumerate(parts)
-    ], False
+    if any(_is_part(part) and part != [] for part in parts):
+        return [_phrasings(parts, "")], True
+    return [_phrasings(part, f" of question {number}") for number, part in enumerate(parts)], False
 
 
-def _parts(given: Sequence[Any], name: str) -> list[Part]:
-    for index, part in enumerate(given):
-        if not (_is_part(part) or part == []):
-            raise UserError(f"{name.format(index)} is {_short(part)}: give a text or a list of token ids.")
-    return list(given)
+def _phrasings(given: Any, where: str) -> list[Part]:
+    """Return the phrasings of one question, at least one and none of them empty."""
+    if not isinstance(given, Sequence):
+        raise UserError(f"phrasings{where} are {_short(given)}: give a list of texts.")
+    if not given:
+        raise UserError(f"there are 0 phrasings{where}: give at least one.")
+    parts = [_part(part, f"phrasing {index}{where}") for index, part in enumerate(given)]
+    for index, part in enumerate(parts):
+        if not (part.strip() if isinstance(part, str) else part):
+            raise UserError(f"phrasing {index}{where} is {part!r}: write a question in it, or leave it out.")
+    return parts
 
 
-def _is_part(value: object) -> bool:
-    """A text, or a list of at least one token id."""
-    if isinstance(value, str):
-        return True
-    if isinstance(value, bytes):
-        return False
-    return isinstance(value, Sequence) and bool(value) and all(type(token_id) is int for token_id in value)
-
-
-def _one_each(given: Any, name: str, count: int) -> list[Part]:
-    """One part for each question."""
-    if _is_part(given) or given == []:
-        return [given] * count
-    if not isinstance(given, Sequence) or len(given) != count:
-        entries = len(given) if isinstance(given, Sequence) else _short(given)
-        raise UserError(f"{name} has {entries} entries for {count} questions: give one, or one for each question.")
-    return _parts(given, f"{name} {{}}")
-
-
-def _separator(given: Any) -> Part:
-    if not (_is_part(given) or given == []):
-        raise UserError(f"separator is {_short(given)}: give a text or a list of token ids.")
+def _part(given: Any, name: str) -> Part:
+    if not _is_part(given):
+        raise UserError(f"{name} is {_short(given)}: give a text or a list of token ids.")
     part: Part = given
     return part
 
 
+def _is_part(value: object) -> bool:
+    """Return whether a value is a text or a list of token ids; either may be empty."""
+    if isinstance(value, str):
+        return True
+    if isinstance(value, bytes) or not isinstance(value, Sequence):
+        return False
+    return all(type(token_id) is int for token_id in value)
+
+
+def _one_each(given: Any, name: str, count: int) -> list[Part]:
+    """Return one part for each question."""
+    if _is_part(given):
+        return [given] * count
+    if not isinstance(given, Sequence) or len(given) != count:
+        entries = len(given) if isinstance(given, Sequence) else _short(given)
+        raise UserError(f"{name} has {entries} entries for {count} questions: give one, or one for each question.")
+    return [_part(part, f"{name} {number}") for number, part in enumerate(given)]
+
+
 def _weights_each(given: Any, count: int) -> list[tuple[float, ...] | None]:
-    """The weights of each question; None where there are none, or the name of a score that gives them later."""
+    """Return the weights of each question; None where there are none, or the name of a score that gives them later."""
     if given is None or isinstance(given, str):
         return [None] * count
     if not isinstance(given, Sequence):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
-from anyorder.checkpoints.chat_template.render import chat_template, render
-from anyorder.checkpoints.tokenizer.encoding import plain_tokens
+from anyorder.checkpoints.chat_template.dialogue import dialogue_tokens
 from anyorder.errors import UserError
+from anyorder.utils.token_lists import listed, without_padding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
-    """A prompt as text or token ids, or a list of such; what is of another kind as it is.
+    """Return a prompt as text or token ids, or a list of such; what is of another kind as it is.
 
     Tensors and arrays become lists. The `input_ids` of what `apply_chat_template` or a tokenizer returns lose their
     padding, by the `attention_mask`. Messages become the token ids of what the chat template writes for them, with the
@@ -27,7 +26,7 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
             the shape of the ids.
     """
     if isinstance(prompt, Mapping) and "input_ids" in prompt:
-        return _without_padding(listed(prompt["input_ids"]), listed(prompt.get("attention_mask")))
+        return without_padding(prompt)
     if isinstance(prompt, Mapping):
         raise UserError(
             f"the prompt is {_short(dict(prompt))}: give a string, token ids, or a list of messages, each with a role "
@@ -39,28 +38,6 @@ def plain_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Any:
     if isinstance(prompt, list):
         return [_rendered(entry, tokenizer) if _are_messages(entry) else entry for entry in prompt]
     return prompt
-
-
-def listed(value: Any) -> Any:
-    """Tensors, arrays and their numbers as lists of Python's integers, also within lists."""
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    if isinstance(value, list | tuple):
-        return [listed(entry) for entry in value]
-    return int(value) if isinstance(value, Integral) and not isinstance(value, bool) else value
-
-
-def _without_padding(ids: Any, mask: Any) -> Any:
-    if mask is None:
-        return ids
-    rows, masks = (ids, mask) if ids and isinstance(ids[0], list) else ([ids], [mask])
-    if len(rows) != len(masks) or any(len(row) != len(of_row) for row, of_row in zip(rows, masks, strict=True)):
-        raise UserError(f"attention_mask is {_short(mask)}: give a number for each of the input_ids.")
-    kept = [
-        [token_id for token_id, is_kept in zip(row, of_row, strict=True) if is_kept]
-        for row, of_row in zip(rows, masks, strict=True)
-    ]
-    return kept if rows is ids else kept[0]
 
 
 def _are_messages(value: Any) -> bool:
@@ -75,6 +52,4 @@ def _are_messages(value: Any) -> bool:
 def _rendered(messages: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
     if tokenizer is None:
         raise UserError(f"the prompt is messages ({_short(messages)}) and tokenizer is None: give the tokenizer.")
-    text = render(tokenizer, chat_template(tokenizer), messages, add_generation_prompt=True)
-    # Templates write the special tokens that they want.
-    return plain_tokens(tokenizer, text)
+    return dialogue_tokens(tokenizer, messages)

@@ -8,24 +8,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyorder.attention.backends import SDPA, Backend, Capabilities, Eager, Traced
-from anyorder.attention.flash import Flash
-from anyorder.attention.flex import Flex
-from anyorder.attention.hints import Hint, kernel_hint
-from anyorder.attention.mask import AttentionMask, BiasTerm, Request
-from anyorder.attention.tempered import Tempered, TemperedMasks, attend_in_parts, split
+from anyorder.attention.backends import EAGER, SDPA, TRACED, Backend
+from anyorder.attention.flash import FLASH
+from anyorder.attention.flex import FLEX
+from anyorder.attention.mask import NO_CORRECTIONS, AttentionMask, BiasTerm, Corrections, NoPairs, Request, Tempered
+from anyorder.attention.tempered import TemperedMask
 from anyorder.errors import UserError
 
 __all__ = [
-    "BACKENDS", "AttentionMask", "Backend", "BiasTerm", "Capabilities", "Choice", "Hint", "Request", "Tempered",
-    "attend", "compile_mask", "kernel_hint", "resolve_backend",
+    "BACKENDS", "NO_CORRECTIONS", "AttentionMask", "Backend", "BiasTerm", "Choice", "Corrections", "Request",
+    "Tempered", "attend", "compile_mask", "resolve_backend",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (Eager(), SDPA(), Flex(), Flash(), Traced())}
-
-_REFERENCE = Eager()
+BACKENDS: dict[str, Backend] = {backend.name: backend for backend in (EAGER, SDPA, FLEX, FLASH, TRACED)}
 
 TRANSFORMERS_NAMES = {
     "flash_attention_2": "flash",
@@ -47,13 +44,13 @@ class Choice:
 def resolve_backend(
     name: str, device: torch.device | str, dtype: torch.dtype | None = None, backward: bool = False
 ) -> Choice:
-    """The backend that a name, ours or transformers' or "auto", stands for on this device.
+    """Choose the backend of a name, ours or transformers' or "auto", for a device.
 
     Args:
         name: "auto", "eager", "sdpa", "flex", "flash", or transformers' name of one of these.
         device: where the model is.
         dtype: the model's data type; not checked when None.
-        backward: whether gradients will be asked for.
+        backward: whether there will be a backward pass.
 
     Raises:
         UserError: the name is unknown, or that backend cannot run here.
@@ -65,7 +62,7 @@ def resolve_backend(
         return choice
     ours = TRANSFORMERS_NAMES.get(name, name)
     if ours not in BACKENDS:
-        offered = [backend for backend in BACKENDS if backend != Traced.name]  # which compiled steps take by themselves
+        offered = [backend for backend in BACKENDS if backend != TRACED.name]  # which compiled steps take by themselves
         known = ", ".join(("auto", *offered, *(other for other in TRANSFORMERS_NAMES if other not in BACKENDS)))
         raise UserError(f"attention is {name!r}: choose one of {known}.")
     BACKENDS[ours].refuse_unless_able(device, dtype, backward)
@@ -73,32 +70,33 @@ def resolve_backend(
 
 
 def compile_mask(request: Request, backend: str, dtype: torch.dtype | None = None) -> AttentionMask:
-    """What the rows of one forward pass may see, in the form that `attend` wants.
+    """Compile what the rows of one forward pass attend to.
+
+    Args:
+        request: the rows, the keys and the rule.
+        backend: as in `resolve_backend`.
+        dtype: the data type of queries, keys and values; not checked when None.
 
     Raises:
-        UserError: the backend cannot show this visibility or cannot run here.
+        UserError: a label is missing, or the backend cannot express this visibility or cannot run here.
     """
     tempered = request.tempered
     relations = [request.visibility, *(term.relation for term in request.bias)]
     for relation in relations if tempered is None else [*relations, tempered.relation]:
         relation.require_labels(request.query, request.key)
     device = request.query["position"].device
-    backward = torch.is_grad_enabled()
-    choice = resolve_backend(backend, device, dtype, backward=backward)
-    if request.bias and not BACKENDS[choice.name].can.bias:
-        raise UserError(f"attention {choice.name!r} cannot add a bias to the scores: choose 'sdpa' or 'flex'.")
-    if request.key["position"].shape[1] == 0 or request.query["position"].shape[1] == 0:
-        return AttentionMask(choice.name)
-    if tempered is None:
-        return BACKENDS[choice.name].compile(request)
-    if not BACKENDS[choice.name].can.lse:
-        raise UserError(f"attention {choice.name!r} cannot temper some of the scores: choose 'sdpa' or 'eager'.")
-    others, part = (_REFERENCE.compile(half) for half in split(request, tempered))
-    return AttentionMask(choice.name, tempered=TemperedMasks(others, part, tempered.temperature, tempered.scale))
+    chosen = BACKENDS[resolve_backend(backend, device, dtype, backward=torch.is_grad_enabled()).name]
+    if request.bias and not chosen.bias:
+        raise UserError(f"attention {chosen.name!r} cannot add a bias to the scores: choose 'sdpa' or 'flex'.")
+    if tempered is not None and not chosen.lse:
+        raise UserError(f"attention {chosen.name!r} cannot temper some of the scores: choose 'sdpa' or 'eager'.")
+    if 0 in request.sizes:
+        return NoPairs()
+    return chosen.compile(request) if tempered is None else TemperedMask.of(request, tempered)
 
 
 def attend(q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float | None = None) -> Tensor:
-    """Attention of each row over the keys that it sees; zeros for a row that sees none.
+    """Compute the attention of each row over the keys that it sees; zeros for a row that sees none.
 
     Args:
         q_BQHD: queries `[batch, rows, heads, head_dim]`.
@@ -110,12 +108,7 @@ def attend(q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, 
     Returns:
         `[batch, rows, heads, head_dim]`.
     """
-    if k_BKGD.shape[1] == 0 or q_BQHD.shape[1] == 0:
-        return torch.zeros_like(q_BQHD)
-    scale = q_BQHD.shape[-1] ** -0.5 if scale is None else scale
-    if mask.tempered is not None:
-        return attend_in_parts(_REFERENCE.attend_with_lse, q_BQHD, k_BKGD, v_BKGD, mask.tempered, scale)
-    out_BQHD = BACKENDS[mask.backend].attend(q_BQHD, k_BKGD, v_BKGD, mask, scale)
+    out_BQHD = mask.attend(q_BQHD, k_BKGD, v_BKGD, q_BQHD.shape[-1] ** -0.5 if scale is None else scale)
     if mask.empty_BQ is not None:
         out_BQHD = out_BQHD.masked_fill(mask.empty_BQ[:, :, None, None], 0)
     return out_BQHD

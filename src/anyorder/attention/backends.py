@@ -1,8 +1,6 @@
-"""The backends of attention: what each can do, and how it does it.
+"""What a backend of attention declares of itself, and those that work with a mask of rows by keys.
 
-All take queries `[batch, rows, heads, head_dim]`, keys and values `[batch, keys, kv_heads, head_dim]`
-and an `AttentionMask` that they made themselves. Query head h reads key-value head
-`h // (heads / kv_heads)`. A row that sees nothing gives zeros.
+Query head h reads key-value head `h // (heads / kv_heads)`.
 
 Shape suffixes: B batch, Q query rows, K keys, H heads, G key-value heads, N = H / G, D head dimension.
 """
@@ -10,34 +8,37 @@ Shape suffixes: B batch, Q query rows, K keys, H heads, G key-value heads, N = H
 from __future__ import annotations
 
 import importlib.util
-from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.attention import products
-from anyorder.attention.hints import kernel_hint, simplified
+from anyorder.attention.hints import kernel_hint, simplify
 from anyorder.attention.mask import AttentionMask, Request, dense_bias, dense_mask
 from anyorder.errors import UserError
 
 
-@dataclass(frozen=True)
-class Capabilities:
-    """What a backend declares of itself.
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """One way to compute attention.
 
     Attributes:
+        name: what users choose it by.
+        compile: makes the mask of one forward pass.
         devices: device types that it runs on.
         backward: device types on which it has a backward pass.
         dtypes: data types that it takes; None: every floating-point type.
-        masks: whether it can show any visibility; otherwise only those with a `Hint`.
+        masks: whether it can express any visibility; otherwise only those with a `Hint`.
         bias: whether it can add a bias to the scores.
-        lse: whether parts of the keys can have a softmax of their own, which the reference computes.
+        lse: whether some keys can have a softmax of their own, which the reference computes.
         package: the optional package that it needs.
     """
 
+    name: str
+    compile: Callable[[Request], AttentionMask]
     devices: tuple[str, ...] = ("cpu", "cuda")
     backward: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] | None = None
@@ -46,74 +47,63 @@ class Capabilities:
     lse: bool = True
     package: str | None = None
 
-
-class Backend(ABC):
-    """One way to compute attention."""
-
-    name: ClassVar[str]
-    can: ClassVar[Capabilities] = Capabilities()
-
     def refuse_unless_able(self, device: torch.device, dtype: torch.dtype | None, backward: bool) -> None:
         """Raise a `UserError` that names the remedy unless the backend can run there."""
         other = "choose 'sdpa' or 'auto'"
-        if device.type not in self.can.devices:
-            places = " or ".join(self.can.devices)
+        if device.type not in self.devices:
+            places = " or ".join(self.devices)
             raise UserError(f"attention {self.name!r} runs on {places}, not on {device.type}: {other}.")
-        if self.can.package is not None and importlib.util.find_spec(self.can.package) is None:
-            raise UserError(f"attention {self.name!r} needs the package {self.can.package}: install it, or {other}.")
-        if dtype is not None and self.can.dtypes is not None and dtype not in self.can.dtypes:
-            taken = " or ".join(str(dtype) for dtype in self.can.dtypes)
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            raise UserError(f"attention {self.name!r} needs the package {self.package}: install it, or {other}.")
+        if dtype is not None and self.dtypes is not None and dtype not in self.dtypes:
+            taken = " or ".join(str(dtype) for dtype in self.dtypes)
             raise UserError(f"attention {self.name!r} takes {taken}, not {dtype}: convert the model, or {other}.")
-        if backward and device.type not in self.can.backward:
+        if backward and device.type not in self.backward:
             raise UserError(
                 f"attention {self.name!r} has no backward pass on {device.type}: use torch.no_grad(), or {other}."
             )
 
-    @abstractmethod
-    def compile(self, request: Request) -> AttentionMask:
-        """Make the mask of one forward pass."""
 
-    @abstractmethod
-    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        """`softmax(scale q k + bias) v` over the visible keys: `[batch, rows, heads, head_dim]`."""
+@dataclass(frozen=True, kw_only=True)
+class EagerMask(AttentionMask):
+    """The reference: every step written out, the whole matrix of scores in memory.
 
+    Attributes:
+        seen_B1QK: visible pairs, boolean, broadcastable to `[batch, 1, rows, keys]`; see `dense_mask`.
+        bias_B1QK: added to the scores, float64, broadcastable likewise; None: nothing is added.
+        watch: callback, called with the weights `[batch, heads, rows, keys]` of each call.
+    """
 
-class Eager(Backend):
-    """The reference: every step written out, the whole matrix of scores in memory."""
+    seen_B1QK: Tensor
+    bias_B1QK: Tensor | None = None
+    watch: Callable[[Tensor], object] | None = None
 
-    name = "eager"
+    @classmethod
+    def of(cls, request: Request) -> EagerMask:
+        """Compile a request."""
+        seen_B1QK, empty_BQ = dense_mask(request)
+        return cls(seen_B1QK=seen_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
 
-    def compile(self, request: Request) -> AttentionMask:
-        seen_B1QK, empty_BQ = dense_mask(request, request.visibility)
-        return AttentionMask(self.name, seen_B1QK=seen_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
-
-    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        weights_BHQK = self._scores(q_BQHD, k_BKGD, mask, scale).softmax(-1).flatten(1, 2)
-        if mask.empty_BQ is not None:
-            weights_BHQK = weights_BHQK.masked_fill(mask.empty_BQ[:, None, :, None], 0)
-        if mask.watch is not None:
-            mask.watch(weights_BHQK)
+    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> Tensor:
+        weights_BHQK = self._scores(q_BQHD, k_BKGD, scale).softmax(-1).flatten(1, 2)
+        if self.watch is not None:
+            empty_BQ = self.empty_BQ
+            self.watch(weights_BHQK if empty_BQ is None else weights_BHQK.masked_fill(empty_BQ[:, None, :, None], 0))
         return self._weigh(weights_BHQK, v_BKGD)
 
-    def attend_with_lse(
-        self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float
-    ) -> tuple[Tensor, Tensor]:
+    def attend_with_lse(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """The same, and the log-sum-exp of each row's scores, `[batch, rows, heads]`."""
-        scores_BGNQK = self._scores(q_BQHD, k_BKGD, mask, scale)
-        weights_BHQK = scores_BGNQK.softmax(-1).flatten(1, 2)
-        return self._weigh(weights_BHQK, v_BKGD), scores_BGNQK.logsumexp(-1).permute(0, 3, 1, 2).flatten(2)
+        scores_BGNQK = self._scores(q_BQHD, k_BKGD, scale)
+        out_BQHD = self._weigh(scores_BGNQK.softmax(-1).flatten(1, 2), v_BKGD)
+        return out_BQHD, scores_BGNQK.logsumexp(-1).permute(0, 3, 1, 2).flatten(2)
 
-    def _scores(self, q_BQHD: Tensor, k_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        groups = k_BKGD.shape[2]
-        q_BGNQD = q_BQHD.unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
+    def _scores(self, q_BQHD: Tensor, k_BKGD: Tensor, scale: float) -> Tensor:
+        q_BGNQD = q_BQHD.unflatten(2, (k_BKGD.shape[2], -1)).permute(0, 2, 3, 1, 4)
         k_BG1DK = k_BKGD.permute(0, 2, 3, 1).unsqueeze(2)
-        scores_BGNQK = q_BGNQD @ k_BG1DK * scale
-        scores_BGNQK = scores_BGNQK.to(torch.promote_types(q_BQHD.dtype, torch.float32))
-        if mask.bias_B1QK is not None:
-            scores_BGNQK = scores_BGNQK + mask.bias_B1QK.unsqueeze(1).to(scores_BGNQK.dtype)
-        if mask.seen_B1QK is not None:
-            scores_BGNQK = scores_BGNQK.masked_fill(~mask.seen_B1QK.unsqueeze(1), -torch.inf)
-        return scores_BGNQK
+        scores_BGNQK = (q_BGNQD @ k_BG1DK * scale).to(torch.promote_types(q_BQHD.dtype, torch.float32))
+        if self.bias_B1QK is not None:
+            scores_BGNQK = scores_BGNQK + self.bias_B1QK.unsqueeze(1).to(scores_BGNQK.dtype)
+        return scores_BGNQK.masked_fill(~self.seen_B1QK.unsqueeze(1), -torch.inf)
 
     def _weigh(self, weights_BHQK: Tensor, v_BKGD: Tensor) -> Tensor:
         v_BG1KD = v_BKGD.transpose(1, 2).unsqueeze(2)
@@ -121,65 +111,76 @@ class Eager(Backend):
         return (weights_BGNQK @ v_BG1KD).permute(0, 3, 1, 2, 4).flatten(2, 3)
 
 
-class SDPA(Backend):
-    """PyTorch's `scaled_dot_product_attention`: no mask where a plain kernel does, a boolean one elsewhere."""
+@dataclass(frozen=True, kw_only=True)
+class SDPAMask(AttentionMask):
+    """PyTorch's `scaled_dot_product_attention`: no tensor where a plain kernel does, a boolean one elsewhere.
 
-    name = "sdpa"
+    Attributes:
+        seen_or_bias_B1QK: visible pairs, boolean, or a bias in float64 that is minus infinity where a pair is hidden,
+            broadcastable to `[batch, 1, rows, keys]`; None: a plain kernel is enough.
+        causal: row i sees keys 0 to i.
+    """
 
-    def compile(self, request: Request) -> AttentionMask:
-        plain = simplified(request.visibility, request.query, request.key, request.present, request.valid)
-        bias_B1QK = dense_bias(request)
-        if bias_B1QK is None:
-            hint = kernel_hint(plain, request.query, request.key, request.present, request.valid)
-            if hint is not None and hint.kind in ("everything", "causal"):
-                return AttentionMask(self.name, hint=hint)
-        seen_B1QK, empty_BQ = dense_mask(request, plain)
-        return AttentionMask(self.name, seen_B1QK=seen_B1QK, bias_B1QK=bias_B1QK, empty_BQ=empty_BQ)
+    seen_or_bias_B1QK: Tensor | None = None
+    causal: bool = False
 
-    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        seen_or_bias = mask.seen_B1QK
-        if mask.bias_B1QK is not None:
-            assert mask.seen_B1QK is not None
-            bias_B1QK = mask.bias_B1QK.to(q_BQHD.dtype)
-            seen_or_bias = torch.where(mask.seen_B1QK, bias_B1QK, -torch.inf)
-        causal = mask.hint is not None and mask.hint.kind == "causal"
+    @classmethod
+    def of(cls, request: Request) -> SDPAMask:
+        """Compile a request."""
+        plain, bias_B1QK = simplify(request), dense_bias(request)
+        hint = kernel_hint(plain) if bias_B1QK is None else None
+        if hint is not None and hint.kind in ("everything", "causal"):
+            return cls(causal=hint.kind == "causal")
+        seen_B1QK, empty_BQ = dense_mask(plain)
+        if bias_B1QK is not None:
+            return cls(seen_or_bias_B1QK=torch.where(seen_B1QK, bias_B1QK, -torch.inf), empty_BQ=empty_BQ)
+        return cls(seen_or_bias_B1QK=seen_B1QK, empty_BQ=empty_BQ)
+
+    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> Tensor:
+        seen_or_bias = self.seen_or_bias_B1QK
+        if seen_or_bias is not None and seen_or_bias.dtype != torch.bool:
+            seen_or_bias = seen_or_bias.to(q_BQHD.dtype)
         if products.is_faster(q_BQHD, k_BKGD):
-            return products.attend_by_products(q_BQHD, k_BKGD, v_BKGD, seen_or_bias, causal, scale)
+            return products.attend_by_products(q_BQHD, k_BKGD, v_BKGD, seen_or_bias, self.causal, scale)
         out_BHQD = F.scaled_dot_product_attention(
             q_BQHD.transpose(1, 2),
             k_BKGD.transpose(1, 2),
             v_BKGD.transpose(1, 2),
             attn_mask=seen_or_bias,
-            is_causal=causal,
+            is_causal=self.causal,
             scale=scale,
             enable_gqa=q_BQHD.shape[2] != k_BKGD.shape[2],
         )
         return out_BHQD.transpose(1, 2)
 
 
-class Traced(Eager):
+class TracedMask(EagerMask):
     """The reference without a decision that depends on data, for steps that are compiled as a whole.
 
-    A single row of queries is spelled as multiply and add, which the compiler fuses into one loop over
+    A single row of queries is written as multiply and add, which the compiler fuses into one loop over
     the keys; shared key-value heads are read once and never copied.
     """
 
-    name = "traced"
-
-    def compile(self, request: Request) -> AttentionMask:
+    @classmethod
+    def of(cls, request: Request) -> TracedMask:
+        """Compile a request."""
         seen_BQK = request.visibility.mask(request.query, request.key, request.present)
         empty_BQ = ~seen_BQK.any(-1)
         opened_B1QK = (seen_BQK | empty_BQ.unsqueeze(-1)).unsqueeze(1)
-        return AttentionMask(self.name, seen_B1QK=opened_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
+        return cls(seen_B1QK=opened_B1QK, bias_B1QK=dense_bias(request), empty_BQ=empty_BQ)
 
-    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> Tensor:
         if q_BQHD.shape[1] != 1:
-            return super().attend(q_BQHD, k_BKGD, v_BKGD, mask, scale)
-        assert mask.seen_B1QK is not None
+            return super().attend(q_BQHD, k_BKGD, v_BKGD, scale)
         q_BGN1D = q_BQHD[:, 0].unflatten(1, (k_BKGD.shape[2], -1)).unsqueeze(3)
         k_BG1KD, v_BG1KD = k_BKGD.transpose(1, 2).unsqueeze(2), v_BKGD.transpose(1, 2).unsqueeze(2)
         scores_BGNK = (q_BGN1D * k_BG1KD).to(torch.promote_types(q_BQHD.dtype, torch.float32)).sum(-1) * scale
-        if mask.bias_B1QK is not None:
-            scores_BGNK = scores_BGNK + mask.bias_B1QK.to(scores_BGNK.dtype)
-        weights_BGNK = scores_BGNK.masked_fill(~mask.seen_B1QK, -torch.inf).softmax(-1).to(v_BKGD.dtype)
+        if self.bias_B1QK is not None:
+            scores_BGNK = scores_BGNK + self.bias_B1QK.to(scores_BGNK.dtype)
+        weights_BGNK = scores_BGNK.masked_fill(~self.seen_B1QK, -torch.inf).softmax(-1).to(v_BKGD.dtype)
         return (weights_BGNK.unsqueeze(-1) * v_BG1KD).sum(3).flatten(1, 2).unsqueeze(1)
+
+
+EAGER = Backend(name="eager", compile=EagerMask.of)
+SDPA = Backend(name="sdpa", compile=SDPAMask.of)
+TRACED = Backend(name="traced", compile=TracedMask.of)

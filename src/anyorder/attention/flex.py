@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from anyorder.attention.backends import Backend, Capabilities
+from anyorder.attention.backends import Backend
 from anyorder.attention.hints import lowest_and_highest
 from anyorder.attention.mask import AttentionMask, BiasTerm, Request
 from anyorder.visibility import Labels, Ranges, Visibility
@@ -35,73 +35,66 @@ COMPILED_SHAPES = 64
 """Distinct shapes and rules that one process may compile before FlexAttention refuses more."""
 
 
-class Flex(Backend):
-    """`flex_attention` of PyTorch, compiled."""
+@dataclass(frozen=True, kw_only=True)
+class FlexMask(AttentionMask):
+    """`flex_attention` of PyTorch, compiled, for rows and keys padded to the sizes that the mask was built for.
 
-    name = "flex"
-    can = Capabilities(
-        devices=("cpu", "cuda"),
-        backward=("cuda",),
-        dtypes=(torch.float16, torch.bfloat16, torch.float32),
-        lse=False,
-    )
+    Attributes:
+        functions: the rule, which reads this mask while it attends.
+        request: with padded labels and a tensor `present`.
+        opened: padded rows and rows without a visible key, boolean; they see every key of the blocks that they read.
+        blocks: which blocks of keys each block of rows reads.
+        bias: values `[batch]` of the bias terms.
+    """
 
-    def compile(self, request: Request) -> AttentionMask:
-        rows, keys = request.query["position"].shape[1], request.key["position"].shape[1]
-        present = torch.ones_like(request.key["position"], dtype=torch.bool)
-        empty_BQ = empty_rows(request.visibility, request.query, request.key, request.present)
+    functions: FlexFunctions
+    request: Request
+    opened: Tensor
+    blocks: BlockMask
+    bias: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, request: Request) -> FlexMask:
+        """Compile a request."""
+        rows, keys = request.sizes
         more_rows, more_keys = padded_length(rows) - rows, padded_length(keys) - keys
-        query, key = _pad_labels(request.query, more_rows), _pad_labels(request.key, more_keys)
-        present = F.pad(present if request.present is None else request.present, (0, more_keys))
+        empty_BQ = empty_rows(request)
         opened = F.pad(empty_BQ, (0, more_rows), value=True)
-        functions = flex_functions(request.visibility, tuple(term.relation for term in request.bias))
-        plan = FlexPlan(
-            functions=functions,
-            blocks=block_mask(request.visibility, query, key, present, opened, functions.mask),
-            query=query,
-            key=key,
-            present=present,
-            opened=opened,
-            bias=tuple(_per_sample(term, len(present), present.device) for term in request.bias),
+        padded = replace(
+            request,
+            query={name: F.pad(label, (0, more_rows)) for name, label in request.query.items()},
+            key={name: F.pad(label, (0, more_keys)) for name, label in request.key.items()},
+            present=F.pad(_present(request), (0, more_keys)),
         )
-        return AttentionMask(self.name, empty_BQ=empty_BQ if bool(empty_BQ.any()) else None, flex=plan)
+        functions = flex_functions(request.visibility, tuple(term.relation for term in request.bias))
+        return cls(
+            functions=functions,
+            request=padded,
+            opened=opened,
+            blocks=block_mask(padded, opened, functions.mask),
+            bias=tuple(_per_sample(term, len(opened), opened.device) for term in request.bias),
+            empty_BQ=empty_BQ if bool(empty_BQ.any()) else None,
+        )
 
-    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-        plan = mask.flex
-        assert plan is not None
-        functions = plan.functions
-        functions.plan = plan
-        rows, keys = plan.opened.shape[1], plan.present.shape[1]
+    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> Tensor:
+        self.functions.plan = self
+        rows, keys = self.request.sizes
         out_BHQD = _compiled_flex_attention()(
             _pad_rows(q_BQHD, rows).transpose(1, 2),
             _pad_rows(k_BKGD, keys).transpose(1, 2),
             _pad_rows(v_BKGD, keys).transpose(1, 2),
-            score_mod=functions.score if plan.bias else None,
-            block_mask=plan.blocks,
+            score_mod=self.functions.score if self.bias else None,
+            block_mask=self.blocks,
             scale=scale,
             enable_gqa=q_BQHD.shape[2] != k_BKGD.shape[2],
         )
         return out_BHQD.transpose(1, 2)[:, : q_BQHD.shape[1]]
 
 
-@dataclass(frozen=True)
-class FlexPlan:
-    """FlexAttention's form of a mask, for rows and keys padded to the sizes that it was built for.
-
-    Attributes:
-        functions: the rule, which reads this plan while it is attended with.
-        blocks: which blocks of rows look at which blocks of keys.
-        query, key: padded labels; `present` and `opened` tell the keys that exist and the empty rows.
-        bias: values `[batch]` of the bias terms.
-    """
-
-    functions: FlexFunctions
-    blocks: BlockMask
-    query: dict[str, Tensor]
-    key: dict[str, Tensor]
-    present: Tensor
-    opened: Tensor
-    bias: tuple[Tensor, ...]
+FLEX = Backend(
+    name="flex", compile=FlexMask.of, backward=("cuda",), dtypes=(torch.float16, torch.bfloat16, torch.float32),
+    lse=False,
+)  # fmt: skip
 
 
 class FlexFunctions:
@@ -110,50 +103,45 @@ class FlexFunctions:
     def __init__(self, visibility: Visibility, relations: tuple[Visibility, ...]) -> None:
         self.visibility = visibility
         self.relations = relations
-        self.plan: FlexPlan | None = None
+        self.plan: FlexMask | None = None
 
     def mask(self, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """Whether row q of sample b sees key k; empty rows see every key of the blocks they read."""
-        plan = self.plan
-        assert plan is not None
-        seen = self.visibility.sees(lambda name: plan.query[name][b, q], lambda name: plan.key[name][b, k])
-        return (seen & plan.present[b, k]) | plan.opened[b, q]
+        assert self.plan is not None
+        assert self.plan.request.present is not None
+        seen = self._holds(self.visibility, b, q, k)
+        return (seen & self.plan.request.present[b, k]) | self.plan.opened[b, q]
 
     def score(self, score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         """The score with the bias of every relation that holds between row q and key k."""
-        plan = self.plan
-        assert plan is not None
-        for relation, value in zip(self.relations, plan.bias, strict=True):
-            pair = relation.sees(lambda name: plan.query[name][b, q], lambda name: plan.key[name][b, k])
-            score = score + torch.where(pair, value[b], 0.0)
+        assert self.plan is not None
+        for relation, value in zip(self.relations, self.plan.bias, strict=True):
+            score = score + torch.where(self._holds(relation, b, q, k), value[b], 0.0)
         return score
 
+    def _holds(self, relation: Visibility, b: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        assert self.plan is not None
+        query, key = self.plan.request.query, self.plan.request.key
+        return relation.sees(lambda name: query[name][b, q], lambda name: key[name][b, k])
 
-@functools.cache
-def flex_functions(visibility: Visibility, relations: tuple[Visibility, ...]) -> FlexFunctions:
-    """The functions of this rule: the same objects whenever it is asked for again."""
-    return FlexFunctions(visibility, relations)
+
+flex_functions = functools.cache(FlexFunctions)
+"""The functions of a rule: the same objects at every call, since new ones would be compiled anew."""
 
 
-def block_mask(
-    visibility: Visibility, query: Labels, key: Labels, present: Tensor, opened: Tensor,
-    mask_mod: Callable[..., Tensor],
-) -> BlockMask:  # fmt: skip
+def block_mask(request: Request, opened: Tensor, mask_mod: Callable[..., Tensor]) -> BlockMask:
     """Which blocks of keys each block of rows reads in full, in part, or not at all.
 
     Args:
-        query, key: labels, each `[batch, rows]` and `[batch, keys]`.
-        present: keys that exist, boolean `[batch, keys]`.
-        opened: rows that see nothing, boolean `[batch, rows]`; they are given the first block of keys.
+        request: the rule and the labels.
+        opened: rows without a visible key, boolean `[batch, rows]`; they read the first block of keys.
         mask_mod: the exact rule, applied within blocks read in part.
     """
+    present = _present(request)
     present_BJC = _blocks(present)
     inside_JC = _blocks(torch.ones_like(present[:1]))[0]  # false behind the end of the last block
-    key_ranges = _block_ranges(key, present_BJC)
-    query_ranges = _block_ranges(query, _blocks(torch.ones_like(opened)))
-    possible_BIJ, certain_BIJ = visibility.bounds(
-        lambda name: _unsqueeze(query_ranges(name), 2), lambda name: _unsqueeze(key_ranges(name), 1)
-    )
+    query_ranges = _block_ranges(request.query, _blocks(torch.ones_like(opened)), dim=2)
+    possible_BIJ, certain_BIJ = request.visibility.bounds(query_ranges, _block_ranges(request.key, present_BJC, dim=1))
     shape = (*_blocks(opened).shape[:2], present_BJC.shape[1])
     full_BIJ = (certain_BIJ & (present_BJC == inside_JC).all(-1).unsqueeze(1)).expand(shape)
     partial_BIJ = (possible_BIJ & present_BJC.any(-1).unsqueeze(1)).expand(shape) & ~full_BIJ
@@ -163,22 +151,20 @@ def block_mask(
         *_lists(full_BIJ),
         BLOCK_SIZE=BLOCK,
         mask_mod=mask_mod,
-        seq_lengths=(opened.shape[1], present.shape[1]),
+        seq_lengths=request.sizes,
     )
 
 
-def empty_rows(visibility: Visibility, query: Labels, key: Labels, present: Tensor | None) -> Tensor:
-    """Which rows see no key at all, boolean `[batch, rows]`, without a tensor of rows x keys.
+def empty_rows(request: Request) -> Tensor:
+    """Which rows have no visible key, boolean `[batch, rows]`, without a tensor of rows x keys.
 
-    The label ranges of blocks of keys decide most rows; the others are looked at a block at a time.
+    The label ranges of blocks of keys decide most rows; the others are computed a block at a time.
     """
+    query, key = request.query, request.key
     shape = query["position"].shape
-    present = torch.ones_like(key["position"], dtype=torch.bool) if present is None else present
-    present_BJC = _blocks(present)
-    key_ranges = _block_ranges(key, present_BJC)
-    possible_BQJ, certain_BQJ = visibility.bounds(
-        lambda name: (query[name].unsqueeze(2), query[name].unsqueeze(2)),
-        lambda name: _unsqueeze(key_ranges(name), 1),
+    present_BJC = _blocks(_present(request))
+    possible_BQJ, certain_BQJ = request.visibility.bounds(
+        lambda name: (query[name].unsqueeze(2), query[name].unsqueeze(2)), _block_ranges(key, present_BJC, dim=1)
     )
     exists_B1J = present_BJC.any(-1).unsqueeze(1)
     empty_BQ = ~(possible_BQJ & exists_B1J).any(-1).expand(shape)
@@ -188,7 +174,7 @@ def empty_rows(visibility: Visibility, query: Labels, key: Labels, present: Tens
         rows = slice(start, start + BLOCK)
         if bool(undecided_BQ[:, rows].any()):
             some = {name: label[:, rows] for name, label in query.items()}
-            empty_BQ[:, rows] = ~visibility.mask(some, key, present).any(-1)
+            empty_BQ[:, rows] = ~request.visibility.mask(some, key, request.present).any(-1)
     return empty_BQ
 
 
@@ -216,8 +202,9 @@ def _per_sample(term: BiasTerm, batch: int, device: torch.device) -> Tensor:
     return term.value_per_sample(device).to(torch.float32).expand(batch).contiguous()
 
 
-def _pad_labels(labels: Labels, more: int) -> dict[str, Tensor]:
-    return {name: F.pad(label, (0, more)) for name, label in labels.items()}
+def _present(request: Request) -> Tensor:
+    """Which keys exist, boolean `[batch, keys]`."""
+    return torch.ones_like(request.key["position"], dtype=torch.bool) if request.present is None else request.present
 
 
 def _pad_rows(x_BRHD: Tensor, rows: int) -> Tensor:
@@ -229,13 +216,14 @@ def _blocks(flag_BR: Tensor) -> Tensor:
     return F.pad(flag_BR, (0, -flag_BR.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
 
 
-def _block_ranges(labels: Labels, counts_BJC: Tensor) -> Ranges:
-    """Ranges over the rows of each block that count, each end `[batch, blocks]`."""
-    return lambda name: lowest_and_highest(_blocks(labels[name]), counts_BJC)
+def _block_ranges(labels: Labels, counts_BJC: Tensor, dim: int) -> Ranges:
+    """Ranges over the rows of each block that count, each end `[batch, blocks]` with a dimension of one at `dim`."""
 
+    def ranges(name: str) -> tuple[Tensor, Tensor]:
+        low, high = lowest_and_highest(_blocks(labels[name]), counts_BJC)
+        return low.unsqueeze(dim), high.unsqueeze(dim)
 
-def _unsqueeze(ends: tuple[Tensor, Tensor], dim: int) -> tuple[Tensor, Tensor]:
-    return ends[0].unsqueeze(dim), ends[1].unsqueeze(dim)
+    return ranges
 
 
 def _lists(chosen_BIJ: Tensor) -> tuple[Tensor, Tensor]:

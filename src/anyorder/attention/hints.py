@@ -1,16 +1,17 @@
-"""Which plain kernel, if any, shows the same keys as a visibility: then no mask is built.
+"""Which plain kernel, if any, does the same as a visibility: then no tensor of rows by keys is built.
 
 Shape suffixes: B batch, R rows.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from anyorder.attention.mask import Request
 from anyorder.visibility import And, Everything, Labels, Not, NotAfter, Ranges, Same, Visibility
 
 FAR = 2**40
@@ -19,7 +20,7 @@ FAR = 2**40
 
 @dataclass(frozen=True)
 class Hint:
-    """A plain kernel that does without a mask.
+    """A plain kernel, which needs no tensor of rows by keys.
 
     Attributes:
         kind: "everything"; "causal" (row i sees keys 0..i); "window" (causal, the latest `window`
@@ -36,30 +37,21 @@ class Hint:
     starts: Tensor | None = None
 
 
-def simplified(
-    visibility: Visibility, query: Labels, key: Labels, present: Tensor | None, valid: Tensor | None
-) -> Visibility:  # fmt: skip
-    """The visibility without what is certain for the labels at hand (valid rows, present keys)."""
-    return visibility.simplify(_ranges(query, valid), _ranges(key, present))
+def simplify(request: Request) -> Request:
+    """Leave out of the visibility what is certain for the labels of valid rows and present keys."""
+    query, key = _ranges(request.query, request.valid), _ranges(request.key, request.present)
+    return replace(request, visibility=request.visibility.simplify(query, key))
 
 
-def kernel_hint(
-    plain: Visibility, query: Labels, key: Labels, present: Tensor | None = None, valid: Tensor | None = None
-) -> Hint | None:
-    """The kernel that does the same as a `simplified` visibility for every valid row.
-
-    Args:
-        plain: what `simplified` returned for these labels.
-        query, key: labels of rows and keys, each `[batch, rows]` and `[batch, keys]`.
-        present: which keys exist, boolean `[batch, keys]`; all unless given.
-        valid: which rows are wanted, boolean `[batch, rows]`; all unless given.
-    """
+def kernel_hint(request: Request) -> Hint | None:
+    """The kernel that does the same for every valid row of a request that `simplify` returned; None: there is none."""
+    query, key, present = request.query, request.key, request.present
     all_present = present is None or bool(present.all())
-    if plain == Everything():
+    if request.visibility == Everything():
         return Hint("everything") if all_present else None
-    if query["position"].shape != key["position"].shape or not _absent_keys_trail(present, valid):
+    if query["position"].shape != key["position"].shape or not _absent_keys_trail(present, request.valid):
         return None
-    match plain:
+    match request.visibility:
         case NotAfter(label, 0, 1) if _rises(label, query, key, present, by_one=False):
             return Hint("causal")
         case And(NotAfter(label, 0, 1), Not(NotAfter(other, window, 1))) | And(
@@ -86,7 +78,7 @@ def lowest_and_highest(label: Tensor, counts: Tensor | None) -> tuple[Tensor, Te
 
 
 def _absent_keys_trail(present: Tensor | None, valid: Tensor | None) -> bool:
-    """Whether absent keys come last, so that a causal kernel hides them from every wanted row."""
+    """Whether absent keys come last, so that a causal kernel hides them from every valid row."""
     if present is None:
         return True
     if valid is None:

@@ -1,24 +1,21 @@
-"""What one attention call may see, made once per forward pass.
+"""What an attention call needs to know: the request that a backend compiles, and the mask that it makes of it.
 
-Shape suffixes: B batch, Q query rows, K keys.
+Shape suffixes: B batch, Q query rows, K keys, H heads, G key-value heads, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from anyorder.attention.hints import Hint
-from anyorder.attention.tempered import Tempered, TemperedMasks
 from anyorder.errors import UserError
 from anyorder.visibility import Everything, Labels, Visibility
-
-if TYPE_CHECKING:
-    from anyorder.attention.flex import FlexPlan
 
 
 @dataclass(frozen=True)
@@ -44,15 +41,57 @@ class BiasTerm:
 
 
 @dataclass(frozen=True)
+class Tempered:
+    """Pairs of rows and keys that have a softmax of their own; 1 and 1 change nothing.
+
+    Attributes:
+        relation: the pairs.
+        temperature: their scores are divided by it.
+        scale: factor of the logarithm of the sum of their exponentials.
+
+    Raises:
+        UserError: a number is not above 0.
+    """
+
+    relation: Visibility
+    temperature: float
+    scale: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("temperature", self.temperature), ("scale", self.scale)):
+            if not (0 < value < math.inf):
+                raise UserError(f"the {name} of {self.relation} is {value}: give a number above 0.")
+
+
+class Corrections(NamedTuple):
+    """What changes the scores of a pass.
+
+    Attributes:
+        bias: terms that are added to them.
+        tempered: keys that have a softmax of their own; None: one softmax for all.
+    """
+
+    bias: Sequence[BiasTerm] = ()
+    tempered: Tempered | None = None
+
+    def select(self, sample_N: Tensor) -> Corrections:
+        """Those of these samples of the batch, repeats allowed."""
+        return self._replace(bias=[term.select(sample_N) for term in self.bias])
+
+
+NO_CORRECTIONS = Corrections()
+
+
+@dataclass(frozen=True)
 class Request:
-    """What a backend is asked to make a mask for.
+    """The pairs of rows and keys of one forward pass, for which a backend makes a mask.
 
     Attributes:
         visibility: the rule.
         query, key: labels of rows and keys, each `[batch, rows]` and `[batch, keys]`.
         present: which keys exist, boolean `[batch, keys]`; None: all.
-        valid: which rows are wanted, boolean `[batch, rows]`; None: all.
-        bias: terms added to the scores.
+        valid: which rows are no padding, boolean `[batch, rows]`; None: all.
+        bias: terms that are added to the scores.
         tempered: keys that have a softmax of their own; None: one softmax for all.
     """
 
@@ -64,39 +103,46 @@ class Request:
     bias: Sequence[BiasTerm] = ()
     tempered: Tempered | None = None
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of rows and of keys."""
+        return self.query["position"].shape[1], self.key["position"].shape[1]
 
-@dataclass(frozen=True)
-class AttentionMask:
-    """A visibility compiled for one backend.
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionMask(ABC):
+    """A request compiled by one backend: made once per forward pass, used by every layer of a kind.
 
     Attributes:
-        backend: the backend that made it and that attends with it.
-        hint: a plain kernel that shows the same; then there is no `seen_B1QK`.
-        seen_B1QK: visible pairs, boolean, broadcastable to `[batch, 1, rows, keys]`, with the empty
-            rows opened so that no kernel meets one.
-        bias_B1QK: added to the scores, float64, broadcastable likewise; None: nothing is added.
-        empty_BQ: rows that see nothing and whose output is zero; None: there is no such row.
-        flex: what FlexAttention wants instead of the above.
-        tempered: the masks of two softmaxes, instead of the above.
-        watch: is handed the weights of each call, `[batch, heads, rows, keys]`, by the eager backend, for those who
-            look into a network; None: nobody is.
+        empty_BQ: rows without a visible key, boolean; `attend` of this package zeroes their output. None: no such row.
     """
 
-    backend: str
-    hint: Hint | None = None
-    seen_B1QK: Tensor | None = None
-    bias_B1QK: Tensor | None = None
     empty_BQ: Tensor | None = None
-    flex: FlexPlan | None = None
-    tempered: TemperedMasks | None = None
-    watch: Callable[[Tensor], None] | None = None
+
+    @abstractmethod
+    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> Tensor:
+        """`softmax(scale q k + bias) v` over the visible keys: `[batch, rows, heads, head_dim]`.
+
+        What the rows of `empty_BQ` get is finite, and arbitrary.
+        """
 
 
-def dense_mask(request: Request, plain: Visibility) -> tuple[Tensor, Tensor | None]:
-    """The opened mask, broadcastable to `[batch, 1, rows, keys]`, and the rows that see nothing."""
-    if plain == Everything() and request.present is not None and bool(request.present.any(-1).all()):
-        return request.present[:, None, None, :], None
-    seen_BQK = plain.mask(request.query, request.key, request.present)
+class NoPairs(AttentionMask):
+    """The mask of a pass without rows or without keys."""
+
+    def attend(self, q_BQHD: Tensor, k_BKGD: Tensor, v_BKGD: Tensor, scale: float) -> Tensor:
+        return torch.zeros_like(q_BQHD)
+
+
+def dense_mask(request: Request) -> tuple[Tensor, Tensor | None]:
+    """Visible pairs, broadcastable to `[batch, 1, rows, keys]`, and the empty rows, which see every key in it.
+
+    Kernels never meet a row without a key: some of them make NaN of it.
+    """
+    present = request.present
+    if request.visibility == Everything() and present is not None and bool(present.any(-1).all()):
+        return present[:, None, None, :], None
+    seen_BQK = request.visibility.mask(request.query, request.key, present)
     empty_BQ = ~seen_BQK.any(-1)
     if not bool(empty_BQ.any()):
         return seen_BQK.unsqueeze(1), None
@@ -104,13 +150,12 @@ def dense_mask(request: Request, plain: Visibility) -> tuple[Tensor, Tensor | No
 
 
 def dense_bias(request: Request) -> Tensor | None:
-    """The sum of the bias terms, float64, broadcastable to `[batch, 1, rows, keys]`."""
+    """The sum of the bias terms, float64, broadcastable to `[batch, 1, rows, keys]`; None without terms."""
     total: Tensor | None = None
     for term in request.bias:
         pairs = term.relation.sees(
             lambda name: request.query[name].unsqueeze(2), lambda name: request.key[name].unsqueeze(1)
         )
-        value_B11 = term.value_per_sample(request.query["position"].device)[:, None, None]
-        added = torch.where(pairs, value_B11, 0.0)
+        added = torch.where(pairs, term.value_per_sample(pairs.device)[:, None, None], 0.0)
         total = added if total is None else total + added
     return None if total is None else total.unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Checkpoints, a file a format: Hugging Face's and llama2.c's are read and written, Meta's read, GGUF written."""
+"""Checkpoints, a file a format: Hugging Face's, llama2.c's and GGUF are read and written, Meta's are read."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.checkpoints import gguf, huggingface, llama2c, meta, weights
+from anyorder.checkpoints import gguf, gguf_reader, huggingface, llama2c, meta, weights
 from anyorder.checkpoints.contents import check_finite, contents_of
+from anyorder.checkpoints.experts import read_number, with_experts
+from anyorder.checkpoints.gguf_file import SUFFIX
 from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
 from anyorder.checkpoints.places import is_file, is_folder
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
+from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -43,7 +46,7 @@ __all__ = [
 
 
 def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """Opens a Hugging Face or Meta folder, a llama2.c file, or a model on the hub: configuration and headers.
+    """Open a Hugging Face or Meta folder, a llama2.c or GGUF file, or a model on the hub: configuration and headers.
 
     Args:
         path: the folder or file, or the id of a model on the hub, which is fetched into the local cache.
@@ -63,7 +66,7 @@ def read_checkpoint(path: str | Path, *, revision: str | None = None, token: str
         raise UserError(f"checkpoint {str(path)!r} is no file of weights: give the folder that it is in.")
     if path.suffix in BESIDE:
         raise UserError(f"checkpoint {str(path)!r} is weights alone: give the folder, with {BESIDE[path.suffix]}.")
-    return llama2c.read(path)
+    return gguf_reader.read(path) if path.suffix == SUFFIX else llama2c.read(path)
 
 
 BESIDE = {".safetensors": "config.json beside them", ".pth": "params.json beside them"}
@@ -78,11 +81,11 @@ def load_model(
     revision: str | None = None,
     token: str | None = None,
 ) -> Llama:
-    """Reads a network from a Hugging Face or Meta folder, a llama2.c file or the hub, tensor by tensor.
+    """Read a network from a Hugging Face or Meta folder, a llama2.c or GGUF file or the hub, tensor by tensor.
 
     Args:
         path: the folder or file, or the id of a model on the hub.
-        dtype: of the weights, such as "bfloat16"; "auto" keeps that of the file.
+        dtype: of the weights, such as "bfloat16"; "auto" keeps that of the file, float32 where it is quantized.
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.
         backend: the attention backend.
         revision, token: for the hub, see `fetch`.
@@ -104,7 +107,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
 ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
-    """Reads a network and its tokenizer, which is None where the checkpoint has none and none is named.
+    """Read a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
     Args:
         path: the folder or file, or the id of a model on the hub.
@@ -114,8 +117,8 @@ def load(
     Raises:
         UserError: either cannot be read, or the tokenizer is not the network's.
     """
-    checkpoint, words = _read_both(path, tokenizer, revision, token)
-    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), words
+    checkpoint, found = _read_both(path, tokenizer, revision, token)
+    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), found
 
 
 def save_model(
@@ -136,17 +139,19 @@ def save_model(
         form: such as "llada" or "dream": as those models are published.
 
     Raises:
-        UserError: the place is taken, the weights are int8, have an adapter or fit no configuration, the tokenizer has
-            more tokens than the network, or the form or the file's format cannot express the network.
+        UserError: the place is taken or named as a file of weights of another kind, the weights are int8, have an
+            adapter or fit no configuration, the tokenizer has more tokens than the network, or the form or the file's
+            format cannot express the network.
     """
     path = Path(path)
+    _refuse_weights_alone(path)
     as_published = None if form is None else named_form(form)
     contents = contents_of(model)
     check_finite(contents)
     if tokenizer is not None and len(tokenizer) > contents.config.vocab_size:  # which `load` would refuse
         raise UserError(
             f"the tokenizer has {len(tokenizer)} tokens, but the network {contents.config.vocab_size} embeddings: give "
-            "the tokenizer that it was trained with, or add embeddings (a face's resize_token_embeddings)."
+            "the tokenizer that it was trained with, or add embeddings (transformers' resize_token_embeddings)."
         )
     if path.suffix not in FILES:
         with whole_folder(path) as partial:
@@ -155,7 +160,7 @@ def save_model(
                 write_tokenizer(tokenizer, partial)
         return
     _refuse_of_folders(path, max_shard_size=max_shard_size, form=form)
-    if path.suffix == gguf.SUFFIX:
+    if path.suffix == SUFFIX:
         gguf.write(model, path, tokenizer)
         return
     _refuse_of_folders(path, tokenizer=tokenizer)
@@ -163,7 +168,7 @@ def save_model(
         llama2c.write(model, partial)
 
 
-FILES = {".bin": "a llama2.c file of weights alone", gguf.SUFFIX: "a GGUF file"}
+FILES = {".bin": "a llama2.c file of weights alone", SUFFIX: "a GGUF file"}
 """Names of files that are written end in one of these; all others are folders."""
 
 
@@ -183,6 +188,8 @@ def convert(
     max_shard_size: int | None = None,
     kv_heads: int | None = None,
     pooling: str = "mean",
+    experts: int | str | None = None,
+    expert_sample: str | Path | None = None,
     seed: int = 0,
     form: str | None = None,
     revision: str | None = None,
@@ -191,7 +198,7 @@ def convert(
     """Read a checkpoint of any form and write a Hugging Face folder, a llama2.c `.bin` or a `.gguf` of llama.cpp.
 
     Args:
-        source: a Hugging Face or Meta folder, a llama2.c file, or the id of a model on the hub.
+        source: a Hugging Face or Meta folder, a llama2.c or GGUF file, or the id of a model on the hub.
         target: a new or empty folder, or a new name that ends in .bin or .gguf.
         tokenizer: a folder, a llama2.c tokenizer file, or a SentencePiece or tiktoken model, to be written into the
             target; that of the source folder unless given.
@@ -200,6 +207,9 @@ def convert(
         max_shard_size: bytes of one file of weights; a single file unless given.
         kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: how several become one: "mean", "first" or "random".
+        experts: of a dense network, copies of each feed-forward network as experts, such as 8, or "8:2" where two read
+            each token; of a network with experts, how many of each layer are kept, the busiest.
+        expert_sample: a file of text, over whose beginning it is counted which experts are busy.
         seed: decides what is drawn for "random".
         form: such as "llada" or "dream": writes the folder as those models are published.
         revision, token: for the hub, see `fetch`.
@@ -211,39 +221,57 @@ def convert(
     target = Path(target)
     to_folder = target.suffix not in FILES
     check_place(target, folder=to_folder)  # before minutes are spent on reading
-    _check_target(target, dtype)
+    _refuse_weights_alone(target)
     if target.suffix in FILES:
+        _check_dtype(target, dtype)
         _refuse_of_folders(target, max_shard_size=max_shard_size, form=form)
     if form is not None:
         named_form(form)
-    checkpoint, words = _read_both(
+    checkpoint, found = _read_both(
         source, tokenizer, revision, token, wanted=target.suffix != ".bin" or tokenizer is not None
     )
     if kv_heads is not None:
         shared_config(checkpoint.config, kv_heads)
     if pooling not in POOLINGS:
         raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
-    if target.suffix == gguf.SUFFIX and words is None:
+    if experts is not None:
+        read_number(experts)
+    elif expert_sample is not None:
+        raise UserError("expert_sample is given without experts: give how many are kept, or leave it out.")
+    if target.suffix == SUFFIX and found is None:
         logger.warning("no tokenizer is beside the checkpoint or named, so %s takes and gives token ids alone", target)
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
         model = share_heads(model, kv_heads, pooling, seed)
-    save_model(model, target, tokenizer=words, max_shard_size=max_shard_size, form=form)
+    if experts is not None:
+        model = with_experts(model, experts, None if expert_sample is None else _tokens_of(expert_sample, found))
+    save_model(model, target, tokenizer=found, max_shard_size=max_shard_size, form=form)
+
+
+def _tokens_of(sample: str | Path, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
+    """The tokens of a file of text."""
+    if tokenizer is None:
+        raise UserError("expert_sample is text, but the checkpoint has no tokenizer: give tokenizer.")
+    if not is_file(Path(sample)):
+        raise UserError(f"expert_sample {str(sample)!r} is no file here: check the path.")
+    return plain_tokens(tokenizer, Path(sample).read_text(encoding="utf-8"))
 
 
 WEIGHTS_ALONE = (".safetensors", ".pt", ".pth", ".ckpt")
 """Names of files of weights, which no folder is meant to have."""
 
 
-def _check_target(target: Path, dtype: str | torch.dtype) -> None:
-    """Whether a target is a form that is written, in this dtype."""
+def _refuse_weights_alone(target: Path) -> None:
+    """Refuse a target that is named as a file of weights of another kind than those that are written."""
     if target.suffix in WEIGHTS_ALONE:
         raise UserError(f"target is {str(target)!r}: give a folder, or a file whose name ends in .bin or .gguf.")
-    held = {".bin": ("float32",), gguf.SUFFIX: ("float32", "bfloat16", "float16")}.get(target.suffix)
-    if held is None or dtype == "auto":
-        return
-    name = str(weights.resolve_dtype(dtype)).removeprefix("torch.")
-    if name not in held:
+
+
+def _check_dtype(target: Path, dtype: str | torch.dtype) -> None:
+    """Refuse a dtype that the file to be written cannot hold."""
+    dtypes = (torch.float32,) if target.suffix == ".bin" else tuple(gguf.DTYPES)
+    if dtype != "auto" and weights.resolve_dtype(dtype) not in dtypes:
+        name, *held = (str(each).removeprefix("torch.") for each in (weights.resolve_dtype(dtype), *dtypes))
         what = FILES[target.suffix].removesuffix(" of weights alone")
         raise UserError(f"dtype is {name!r}, but {what} holds {weights.listed(held)}: give that, or write a folder.")
 
@@ -251,7 +279,7 @@ def _check_target(target: Path, dtype: str | torch.dtype) -> None:
 def _read_both(
     path: str | Path, tokenizer: str | Path | None, revision: str | None, token: str | None, *, wanted: bool = True
 ) -> tuple[Checkpoint, PreTrainedTokenizerBase | None]:
-    """A checkpoint, no weights yet, and its tokenizer, if it has one and one is wanted."""
+    """Return a checkpoint, no weights yet, and its tokenizer, if it has one and one is wanted."""
     checkpoint = read_checkpoint(path, revision=revision, token=token)
     if not wanted:
         return checkpoint, None
@@ -259,15 +287,15 @@ def _read_both(
         tokenizer = checkpoint.path
     if tokenizer is None:
         return checkpoint, None
-    words = load_tokenizer(tokenizer, token=token)
-    _check_vocabulary(len(words), checkpoint, tokenizer)
-    return checkpoint, words
+    found = load_tokenizer(tokenizer, token=token)
+    _check_vocabulary(len(found), checkpoint, tokenizer)
+    return checkpoint, found
 
 
 def _check_vocabulary(tokens: int, checkpoint: Checkpoint, tokenizer: str | Path) -> None:
     embeddings = checkpoint.config.vocab_size
-    # Hugging Face's folders may have more embeddings than tokens, for the sake of even sizes; others have one for each.
-    may_exceed = (checkpoint.path / huggingface.CONFIG).is_file()
+    # Folders and GGUF files may have more embeddings than tokens, for the sake of even sizes; others have one for each.
+    may_exceed = checkpoint.path.suffix == SUFFIX or (checkpoint.path / huggingface.CONFIG).is_file()
     if tokens > embeddings or (tokens < embeddings and not may_exceed):
         raise UserError(
             f"tokenizer {str(tokenizer)!r} has {tokens} tokens, but the network in {str(checkpoint.path)!r} has "

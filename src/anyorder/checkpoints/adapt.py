@@ -1,4 +1,4 @@
-"""A network that shall learn further modes."""
+"""A network that is to be trained in further modes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from anyorder.model.modes import Mode
 
 
 def adapt(model: Llama, modes: Sequence[Mode], default_mode: str = "", seed: int = 0) -> Llama:
-    """The same network with these modes: what it has is shared, and what it lacks is drawn.
+    """Return the same network with these modes: what it has is shared, and what it lacks is drawn.
 
     Only query rows can be lacking, which "any-order" needs; the backbone stays as it is, so a causal network still
     writes what it wrote.
@@ -21,7 +21,7 @@ def adapt(model: Llama, modes: Sequence[Mode], default_mode: str = "", seed: int
     Args:
         model: the network; its weights are shared, not copied.
         modes: all modes that the new one shall have, with those that it had if they are to stay.
-        default_mode: the name of the one that is taken unless another is asked for; the first unless given.
+        default_mode: name of the one that is used unless another is requested; the first unless given.
         seed: decides what is drawn.
 
     Raises:

@@ -14,21 +14,23 @@ from typing import Any
 
 from anyorder.checkpoints.architectures import (
     ARCHITECTURES,
-    FIELD_TYPES,
     FIXED,
-    FULL,
     NULLS,
     REQUIRED,
-    SLIDING,
     Architecture,
-    Json,
     architecture_of,
 )
-from anyorder.checkpoints.json_types import check_types
+from anyorder.checkpoints.diffusion_mixtures import DIFFUSION_MIXTURES
+from anyorder.checkpoints.diffusion_mixtures import FIELD_TYPES as DIFFUSION_TYPES
+from anyorder.checkpoints.json_types import Json, check_types
+from anyorder.checkpoints.layer_fields import FIELD_TYPES, FULL, SLIDING
+from anyorder.checkpoints.layouts import Rule
 from anyorder.checkpoints.masked_diffusion import FORMS, Form, form_of
+from anyorder.checkpoints.mixture_fields import FIELD_TYPES as MIXTURE_TYPES
 from anyorder.checkpoints.rotary_json import (
     NATIVE_ROTARY,
     TRAINED_LENGTH_ELSEWHERE,
+    any_rotary_from_json,
     our_rotary,
     our_rotary_to_json,
     rotary_from_json,
@@ -36,15 +38,17 @@ from anyorder.checkpoints.rotary_json import (
 )
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
-from anyorder.model.config import HEAD_LAYOUTS, LayerKind, ModelConfig
+from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.experts import Experts
 from anyorder.model.modes import Mode
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention, attention_class
 from anyorder.utils.annotations import shown
 
 logger = logging.getLogger(__name__)
 
-Record = typing.TypeVar("Record", LayerKind, Mode)
+Record = typing.TypeVar("Record", LayerKind, Mode, Experts, QueryScale)
 
 OURS = "AnyOrderForCausalLM"
 """The class of networks that no architecture of transformers can express, under `model_type: "anyorder"`."""
@@ -92,9 +96,7 @@ def _from_form(fields: Json, form: Form) -> ModelConfig:
 
 
 def _native(form: Form) -> Architecture:
-    architecture = architecture_of(form.native)
-    assert architecture is not None, form.native
-    return architecture
+    return next(known for known in (*ARCHITECTURES, *DIFFUSION_MIXTURES) if known.model_type == form.native)
 
 
 def form_to_json(config: ModelConfig, form: Form) -> Json:
@@ -104,17 +106,31 @@ def form_to_json(config: ModelConfig, form: Form) -> Json:
         UserError: the form cannot express the network.
     """
     mode, *others = config.modes
-    if others or mode.name not in ("diffusion", "blocks") or mode.shifted != form.shifted:
+    if others or not mode.kind.diffuses or mode.shifted != form.shifted:
         wanted = f"masked diffusion alone, {'shifted' if form.shifted else 'not shifted'}"
         raise UserError(f"form {form.name!r} is for networks that write by {wanted}: leave out the form.")
     native = _to_native(config, _native(form))
     names = {"model_type": form.model_type, "architectures": [form.class_names[0]]}
     fields = form.write(native, mode) | names
-    plain = config.with_exact_angles
-    if attention_class(config) is not SelfAttention or _from_form(fields, form) != plain:
+    if attention_class(config) is not SelfAttention or _from_form(fields, form) != config:
         remedy = f"it is no {form.native} but for who sees whom, or its end tokens differ"
         raise UserError(f"form {form.name!r} cannot express this network ({remedy}): leave out the form.")
     return fields
+
+
+def rules_of(fields: Json) -> tuple[Rule, ...]:
+    """What the tensors beside a `config.json` are here, but for those that are the same."""
+    form = form_of(fields)
+    if form is not None:
+        return (*form.tensors, *_native(form).tensors)
+    architecture = architecture_of(fields.get("model_type"))
+    return () if architecture is None else architecture.tensors
+
+
+def config_of_our_tensors(config: ModelConfig) -> Json:
+    """A `config.json` for tensors that are as they are here, not as the architecture's own files have them."""
+    fields = config_to_json(config)
+    return our_config_to_json(config) if rules_of(fields) else fields
 
 
 def config_to_json(config: ModelConfig) -> Json:
@@ -135,7 +151,9 @@ def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
         if name in fields and fields[name] not in allowed:
             value = shown(fields[name])
             raise UserError(f"{name} is {value}: this version reads networks with {allowed[0]!r} only.")
-    defaults = {**architecture.defaults, **architecture.layers.defaults}
+    others = architecture.others
+    fields = {others.other_names.get(name, name): value for name, value in fields.items()}
+    defaults = {**architecture.defaults, **architecture.layers.defaults, **others.defaults}
     known: Json = {name: fields.get(name) for name in REQUIRED}
     for name, default in defaults.items():
         value = fields.get(name, default)
@@ -143,25 +161,27 @@ def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
     eos = known.pop("eos_token_id")
     known["eos_token_ids"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     _require(known)
-    check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES)
-    known |= architecture.always
+    check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES | MIXTURE_TYPES | DIFFUSION_TYPES)
+    said = others.read(known)
+    experts = said.pop("experts", None)
+    elsewhere = {*architecture.layers.defaults, *others.defaults}
+    ours = {name: value for name, value in known.items() if name not in elsewhere}
+    ours |= {**architecture.always, **said}
     lengths = {"max_position_embeddings": known["max_position_embeddings"]}
     full, sliding = _full_and_sliding(fields)
+    read_rotary = any_rotary_from_json if architecture.part_of_heads else rotary_from_json
     if architecture.biased_output:
-        known["attention_output_bias"] = known["attention_bias"]
-    known |= _writable(known)
-    config = ModelConfig(
-        rotary=rotary_from_json(full | lengths),
-        **{name: value for name, value in known.items() if name not in architecture.layers.defaults},
-    )
+        ours["attention_output_bias"] = ours["attention_bias"]
+    ours |= _writable(known)
+    config = ModelConfig(rotary=read_rotary(full | lengths), **ours)
     layers = architecture.layers.read(known)  # as many as the configuration allows
     if sliding is not None:
-        local = rotary_from_json(sliding | lengths)
+        local = read_rotary(sliding | lengths)
         layers = tuple(
             dataclasses.replace(kind, rotary=local) if kind.rotary and kind.window is not None else kind
             for kind in layers
         )
-    return config.replace(layers=layers)
+    return config.replace(layers=layers, experts=experts if any(kind.experts for kind in layers) else None)
 
 
 def _full_and_sliding(fields: Json) -> tuple[Json, Json | None]:
@@ -216,6 +236,7 @@ def _to_native(config: ModelConfig, architecture: Architecture) -> Json:
             if name not in architecture.unwritten
         },
         **architecture.layers.write(config.layers),
+        **architecture.others.write(config),
         "hidden_act": "silu",
         "rope_parameters": rotary,
         "rope_theta": rotary["rope_theta"],
@@ -231,15 +252,13 @@ def ends_to_json(eos: tuple[int, ...]) -> int | list[int] | None:
 
 def _expresses(fields: Json, architecture: Architecture, config: ModelConfig) -> bool:
     """Whether `fields` say all that `config` says, and transformers takes them."""
-    attention = None if config.attention in HEAD_LAYOUTS else config.attention
     padded = config.pad_token_id is None or config.pad_token_id < config.vocab_size
     if not (padded and architecture.takes(config) and attention_class(config) is SelfAttention):
         return False
     if NATIVE_ROTARY.get(fields["rope_parameters"]["rope_type"]) is not type(config.rotary):
         return False
     try:
-        # The heads alone tell their layout.
-        return _from_native(fields, architecture) == config.with_exact_angles.replace(attention=attention)
+        return _from_native(fields, architecture) == config
     except UserError:
         return False
 
@@ -266,7 +285,9 @@ def _from_anyorder(fields: Json) -> ModelConfig:
         known[name] = known.get(name) or []
         if not isinstance(known[name], list):
             raise UserError(f"field {name!r} is {shown(known[name])}: give a list.")
-    known["layers"] = tuple(_record(LayerKind, "layers", _with_rotary(entry)) for entry in known["layers"])
+    known["layers"] = tuple(_record(LayerKind, "layers", _with_records(entry)) for entry in known["layers"])
+    if known.get("experts") is not None:
+        known["experts"] = _record(Experts, "experts", known["experts"])
     known["eos_token_ids"] = _our_ends(fields.get("eos_token_id"), tuple(known["eos_token_ids"]))
     if "modes" in known:
         modes = known["modes"] if isinstance(known["modes"], list | tuple) else [known["modes"]]
@@ -292,7 +313,7 @@ def _our_ends(eos: Any, ours: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _record(kind: type[Record], name: str, fields: Any) -> Record:
-    """An entry of the list in field `name`: an object of JSON as a frozen record."""
+    """Field `name`, or an entry of the list in it: an object of JSON as a frozen record."""
     if isinstance(fields, kind):
         return fields
     kinds = typing.get_type_hints(kind)
@@ -309,10 +330,12 @@ def _record(kind: type[Record], name: str, fields: Any) -> Record:
     return kind(**fields)
 
 
-def _with_rotary(layer: Any) -> Any:
-    """An entry of `layers`, whose own rotary embedding is an object of JSON."""
+def _with_records(layer: Any) -> Any:
+    """An entry of `layers`, whose own rotary embedding and query scale are objects of JSON."""
     if isinstance(layer, Mapping) and isinstance(layer.get("rotary"), Mapping):
-        return {**layer, "rotary": our_rotary(layer["rotary"])}
+        layer = {**layer, "rotary": our_rotary(layer["rotary"])}
+    if isinstance(layer, Mapping) and layer.get("query_scale") is not None:
+        layer = {**layer, "query_scale": _record(QueryScale, "query_scale", layer["query_scale"])}
     return layer
 
 
@@ -335,6 +358,7 @@ def our_config_to_json(config: ModelConfig) -> Json:
         "eos_token_ids": list(config.eos_token_ids),
         "eos_token_id": ends_to_json(config.eos_token_ids),  # which transformers and others read
         "modes": [dataclasses.asdict(mode) for mode in config.modes],
+        "experts": None if config.experts is None else dataclasses.asdict(config.experts),
     }
 
 

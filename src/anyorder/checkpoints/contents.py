@@ -18,7 +18,7 @@ from torch import Tensor
 
 from anyorder.checkpoints.weights import DTYPES, blank, counted, listed
 from anyorder.errors import UserError
-from anyorder.model.config import HEAD_LAYOUTS, ModelConfig
+from anyorder.model.config import ModelConfig
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.llama import Llama
 
@@ -41,10 +41,10 @@ class Contents:
 
 
 def contents_of(model: Llama, state: Mapping[str, Tensor] | None = None) -> Contents:
-    """The tensors of a network, and its configuration as the tensors have it.
+    """Return the tensors of a network, and its configuration as the tensors have it.
 
     Args:
-        model: the network, a face of transformers too.
+        model: the network, also as a model of transformers.
         state: its tensors, where they are gathered from several processes; the network's own unless given.
 
     Raises:
@@ -67,7 +67,7 @@ def contents_of(model: Llama, state: Mapping[str, Tensor] | None = None) -> Cont
 
 
 def check_finite(contents: Contents) -> None:
-    """Refuses tensors that would not be read again.
+    """Refuse tensors that would not be read again.
 
     Raises:
         UserError: one holds NaN or infinity.
@@ -92,16 +92,16 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
 
 
 def _as_found(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig:
-    """The configuration with the fields that tensors decide; where they disagree among themselves, as it was."""
+    """Return the configuration with the fields that tensors decide; where they disagree among themselves, as it was."""
     layers = {int(match[1]) for name in tensors if (match := re.match(r"model\.layers\.(\d+)\.", name))}
 
     def alike(name: str, dim: int = 0) -> int | None:
-        """The size that all layers' tensors of this name have; None where they differ or lack it."""
+        """Return the size that all layers' tensors of this name have; None where they differ or lack it."""
         sizes = {len(layers) and _size(tensors.get(f"model.layers.{layer}.{name}"), dim) for layer in layers}
         return sizes.pop() if len(sizes) == 1 else None
 
     def biased(name: str) -> bool:
-        return f"model.layers.0.{name}.bias" in tensors
+        return any(f"model.layers.{layer}.{name}.bias" in tensors for layer in layers)
 
     changes: dict[str, Any] = {
         "vocab_size": _size(tensors.get(EMBEDDING), 0),
@@ -118,8 +118,6 @@ def _as_found(config: ModelConfig, tensors: Mapping[str, Tensor]) -> ModelConfig
     changes = {name: value for name, value in changes.items() if value is not None and value != getattr(config, name)}
     if not changes:
         return config
-    if config.attention in HEAD_LAYOUTS:
-        changes["attention"] = None  # which the number of heads decides
     try:
         return config.replace(**changes)
     except UserError as error:
@@ -157,7 +155,7 @@ def _compare(found: Mapping[str, Tensor], expected: Mapping[str, torch.Size]) ->
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same numbers, copied where several tensors share their memory."""
+    """Return the same numbers, copied where several tensors share their memory."""
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():

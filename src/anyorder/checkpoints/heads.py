@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from anyorder.checkpoints import weights
 from anyorder.errors import UserError
-from anyorder.model.config import HEAD_LAYOUTS, ModelConfig
+from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 
 POOLINGS = ("mean", "first", "random")
 
 
 def shared_config(config: ModelConfig, kv_heads: int) -> ModelConfig:
-    """The configuration with this number of key-value heads.
+    """Return the configuration with this number of key-value heads.
 
     Raises:
         UserError: the key-value heads of the network cannot be divided into as many equal groups.
@@ -29,13 +29,11 @@ def shared_config(config: ModelConfig, kv_heads: int) -> ModelConfig:
             f"kv_heads is {kv_heads}, but the network's {before} key-value heads are pooled in equal groups: give one "
             f"of {', '.join(divisors)}."
         )
-    # The three layouts follow from the number; a class that somebody registered is kept.
-    attention = None if config.attention in HEAD_LAYOUTS else config.attention
-    return config.replace(num_key_value_heads=kv_heads, attention=attention)
+    return config.replace(num_key_value_heads=kv_heads)
 
 
 def share_heads(model: Llama, kv_heads: int, pooling: str = "mean", seed: int = 0) -> Llama:
-    """A network whose query heads share `kv_heads` key-value heads; its other weights are those of `model` itself.
+    """Return a network whose query heads share `kv_heads` key-value heads; its other weights are those of `model`.
 
     Heads are pooled in contiguous groups, each becoming one: projections of keys and values, their biases, and
     whatever else has rows for each key-value head.
@@ -67,7 +65,7 @@ def share_heads(model: Llama, kv_heads: int, pooling: str = "mean", seed: int = 
 
 
 def _pool(name: str, weight: Tensor, config: ModelConfig, pooling: str, generator: torch.Generator) -> Tensor:
-    """From `[heads * head_dim, ...]` to `[fewer heads * head_dim, ...]`."""
+    """Pool `[heads * head_dim, ...]` to `[fewer heads * head_dim, ...]`."""
     groups_GHD = weight.unflatten(0, (config.num_key_value_heads, -1, config.head_dim))
     first = groups_GHD[:, 0].flatten(0, 1)
     if pooling == "first":

@@ -12,10 +12,10 @@ from anyorder.utils.annotations import shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
-FILE_SUFFIXES = (".bin", ".json", ".model", ".pth", ".safetensors")
+FILE_SUFFIXES = (".bin", ".gguf", ".json", ".model", ".pth", ".safetensors")
 """What ends in one of these is a file here, not a model on the hub."""
 
-WORDS = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.json",
+BESIDE = ("*config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "chat_template*", "vocab.json",
          "merges.txt")  # fmt: skip
 """The files beside the weights: configurations and tokenizer."""
 
@@ -28,7 +28,7 @@ NOT_FETCHED = ("*/*", "consolidated*.safetensors")
 
 
 def is_hub_id(path: str | Path) -> bool:
-    """Whether this names a model on the hub: a string "org/name" that can be no place here.
+    """Return whether this names a model on the hub: a string "org/name" that can be no place here.
 
     A `Path` never does, nor does a string whose first part is a folder here.
     """
@@ -39,9 +39,9 @@ def is_hub_id(path: str | Path) -> bool:
 
 
 def fetch(path: str | Path, revision: str | None = None, token: str | None = None, *, weights: bool = True) -> Path:
-    """The place of a checkpoint: a hub id is fetched into the local cache, anything else is a path already.
+    """Return the place of a checkpoint: a hub id is fetched into the local cache, anything else is a path already.
 
-    What is in the cache is not fetched again, and with HF_HUB_OFFLINE=1 the cache alone is asked.
+    What is in the cache is not fetched again, and with HF_HUB_OFFLINE=1 only the cache is read.
 
     Args:
         path: a path, or an id such as "org/name".
@@ -63,11 +63,11 @@ def fetch(path: str | Path, revision: str | None = None, token: str | None = Non
         except RuntimeError as error:
             raise UserError(f"checkpoint {str(path)!r} is in the home of nobody here: check the path.") from error
     repository = str(path)
-    folder = _snapshot(repository, revision, token, (*WORDS, *WEIGHTS) if weights else WORDS)
+    folder = _snapshot(repository, revision, token, (*BESIDE, *WEIGHTS) if weights else BESIDE)
     if weights and not any(folder.glob("*.safetensors")):
-        folder = _snapshot(repository, revision, token, (*WORDS, *META))
+        folder = _snapshot(repository, revision, token, (*BESIDE, *META))
         if not any(folder.glob("consolidated.*.pth")):
-            folder = _snapshot(repository, revision, token, (*WORDS, *PICKLED))
+            folder = _snapshot(repository, revision, token, (*BESIDE, *PICKLED))
             if not any(folder.glob(PICKLED[0])):
                 raise UserError(
                     f"model {repository!r} has no weights in safetensors or {PICKLED[0]}: give another revision."

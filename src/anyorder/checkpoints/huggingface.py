@@ -1,31 +1,38 @@
 """Hugging Face folders: `config.json` beside safetensors, or `pytorch_model.bin`, whole or in shards.
 
-The tensors of the architectures that are read have the same names there and here, except for the forms in which some
-masked diffusion models are published, which bring a map of names.
+Tensors have the same names there and here, but for those that an architecture or a form has rules about (`layouts.py`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, ends_to_json, form_to_json
+from anyorder.checkpoints.config_json import (
+    config_from_json,
+    config_to_json,
+    ends_to_json,
+    form_to_json,
+    rules_of,
+)
 from anyorder.checkpoints.contents import EMBEDDING, contents_of
 from anyorder.checkpoints.json_files import read_json, write_json
+from anyorder.checkpoints.layouts import Gathered, Rule, stored
 from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.pickled import load_pickled
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
-from anyorder.checkpoints.weights import DTYPES, Checkpoint, check_layers, listed
+from anyorder.checkpoints.weights import DTYPES, FEW_LAYERS, Checkpoint, blank, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -52,8 +59,22 @@ IGNORED_TENSORS = re.compile(r".*\.rotary_emb\.inv_freq")
 """Tables that old versions of transformers stored; they follow from the configuration."""
 
 
-def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
-    """The configuration of a folder, and the form in which a masked diffusion model is published.
+class Described(NamedTuple):
+    """What a `config.json` says.
+
+    Attributes:
+        config: the network.
+        form: the form in which a masked diffusion model is published, if it is one.
+        rules: what the tensors are here, but for those that are the same.
+    """
+
+    config: ModelConfig
+    form: Form | None
+    rules: tuple[Rule, ...]
+
+
+def read_config(folder: Path) -> Described:
+    """What the `config.json` of a folder says.
 
     Raises:
         UserError: there is none, or it describes a network that is not supported.
@@ -67,13 +88,13 @@ def read_config(folder: Path) -> tuple[ModelConfig, Form | None]:
         fields |= {} if eos is None else {"eos_token_id": eos, "eos_token_ids": None}
     fields = with_tokenizers_mask(fields, folder)
     try:
-        return config_from_json(fields), form_of(fields)
+        return Described(config_from_json(fields), form_of(fields), rules_of(fields))
     except UserError as error:
         raise UserError(f"{str(folder / CONFIG)!r}: {error}") from error
 
 
 def _no_config(folder: Path) -> str:
-    """What is wrong with a folder that has no configuration, and what to give instead."""
+    """Return what is wrong with a folder that has no configuration, and what to give instead."""
     if not any(folder.glob("checkpoints/checkpoint-*")):
         return f"folder {str(folder)!r} has no {CONFIG}: give the folder of a Hugging Face checkpoint."
     begun = f"folder {str(folder)!r} holds a training that has not ended: go on with resume"
@@ -86,55 +107,73 @@ def _no_config(folder: Path) -> str:
 
 
 def read(folder: Path) -> Checkpoint:
-    """Opens a folder: configuration and headers.
+    """Open a folder: configuration and headers.
 
     Raises:
         UserError: a file is missing, damaged or of a kind that is not supported.
     """
-    config, form = read_config(folder)
+    config, form, rules = read_config(folder)
     files: dict[str, Path] = {}
-    stored_as: dict[str, str] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     dtypes: dict[str, torch.dtype] = {}
     for file in _weight_files(folder):
-        for stored_name, shape, dtype in _header(file):
-            name = stored_name if form is None else form.ours(stored_name)
-            stored_as[name] = stored_name
+        for name, shape, dtype in _header(file):
             if name in files:
                 raise UserError(f"tensor {name!r} is in {str(files[name])!r} and in {file.name!r}: delete one of them.")
             files[name], shapes[name], dtypes[name] = file, shape, dtype
-    _check_index(folder, {stored_as[name]: file for name, file in files.items()})
+    _check_index(folder, files)
     if form is not None and form.own_head and HEAD in files:
         config = config.replace(tie_word_embeddings=False)
+    check_layers(folder, config.num_hidden_layers, len(shapes))
+    expected = {name: tuple(weight.shape) for name, weight in blank(config).state_dict().items()} if rules else {}
+    optional = (HEAD,) if config.tie_word_embeddings else ()
+    gathered = Gathered(folder, rules, expected, shapes, config.head_dim, optional)
+    dtypes |= {name: dtypes[theirs[0]] for name, theirs in gathered.names.items()}
 
     opened = functools.lru_cache(maxsize=1)(_pickled)  # mapped into memory
 
     def read_tensor(name: str) -> Tensor:
-        if files[name].suffix == PICKLED_SUFFIX:
-            return opened(files[name])[stored_as[name]].clone()
-        # Opened anew for each tensor: pages of the file stay in memory while it is open. A copy, since tensors in the
-        # file need not be aligned, and the file may change.
-        with safe_open(files[name], framework="pt") as file:
-            stored: Tensor = file.get_tensor(stored_as[name])
-            return stored.clone()
+        with contextlib.ExitStack() as stack:
+            # Opened anew for each tensor: pages of a file stay in memory while it is open.
+            readers: dict[Path, Any] = {}
 
-    return Checkpoint(path=folder, config=config, shapes=shapes, dtypes=dtypes, read=read_tensor)
+            def part(theirs: str, rows: slice | None) -> Tensor:
+                file = files[theirs]
+                if file.suffix == PICKLED_SUFFIX:
+                    return opened(file)[theirs][... if rows is None else rows]
+                if file not in readers:
+                    readers[file] = stack.enter_context(safe_open(file, framework="pt"))
+                found: Tensor = readers[file].get_slice(theirs)[... if rows is None else rows]
+                return found
+
+            # A copy, since tensors in the file need not be aligned, and the file may change.
+            return gathered.read(name, part, dtypes[name]) if name in gathered.names else part(name, None).clone()
+
+    return Checkpoint(
+        path=folder, config=config, shapes=gathered.shapes,
+        dtypes={name: dtypes[name] for name in gathered.shapes}, read=read_tensor,
+    )  # fmt: skip
 
 
-def check_layers_of(folder: Path) -> None:
-    """Refuse a folder whose configuration has many more layers than tensors; what is no such folder passes.
+def check_layers_of(folder: Path, layers: int | None = None) -> None:
+    """Refuse a folder of many more layers than tensors; what is no folder with weights passes.
+
+    Args:
+        folder: of a checkpoint, or the id of a model on the hub.
+        layers: of the network; those of the folder's configuration unless given.
 
     Raises:
         UserError: see above, or a file is damaged.
     """
     has_weights = any((folder / name).is_file() for names in INDICES.items() for name in names)
-    if has_weights and (folder / CONFIG).is_file():
-        tensors = sum(1 for file in _weight_files(folder) for _ in _entries(file))
-        check_layers(folder, read_config(folder)[0], tensors)
+    if layers is None and has_weights and (folder / CONFIG).is_file():
+        layers = read_config(folder)[0].num_hidden_layers
+    if has_weights and layers is not None and layers > FEW_LAYERS:
+        check_layers(folder, layers, sum(1 for file in _weight_files(folder) for _ in _entries(file)))
 
 
 def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: Form | None = None) -> None:
-    """Writes `config.json`, `generation_config.json` and the weights into an existing empty folder.
+    """Write `config.json`, `generation_config.json` and the weights into an existing empty folder.
 
     Args:
         model: the network; its weights are written in their dtype.
@@ -153,7 +192,7 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
     fields = config_to_json(config) if form is None else form_to_json(config, form)
     write_json(folder / CONFIG, fields | {"dtype": dtype, "torch_dtype": dtype})
     write_json(folder / GENERATION_CONFIG, generation_to_json(config))
-    weights = {name if form is None else form.theirs(name): tensor for name, tensor in tensors.items()}
+    weights = stored(tensors, rules_of(fields), config.head_dim)
     shards = list(_shards(weights, max_shard_size))
     if len(shards) == 1:
         return _save(shards[0], folder / WEIGHTS)
@@ -167,7 +206,7 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
 
 
 def generation_to_json(config: ModelConfig) -> dict[str, Any]:
-    """A `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
+    """Return a `generation_config.json`: the special tokens, which transformers' `generate` takes from it."""
     special = {
         "bos_token_id": config.bos_token_id,
         "eos_token_id": ends_to_json(config.eos_token_ids),
@@ -177,7 +216,7 @@ def generation_to_json(config: ModelConfig) -> dict[str, Any]:
 
 
 def _shards(weights: Mapping[str, Tensor], max_size: int | None) -> Iterator[dict[str, Tensor]]:
-    """Consecutive tensors of at most `max_size` bytes together, but one at least."""
+    """Yield consecutive tensors of at most `max_size` bytes together, but one at least."""
     shard: dict[str, Tensor] = {}
     size = 0
     for name, weight in weights.items():
@@ -227,7 +266,7 @@ def _pickled(file: Path) -> dict[str, Tensor]:
 
 
 def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
-    """Name, shape and dtype of each tensor in a file, whose size is checked by the library.
+    """Yield name, shape and dtype of each tensor in a file, whose size is checked by the library.
 
     Raises:
         UserError: the file is missing or damaged, or a dtype is none that weights are read in.
@@ -240,7 +279,7 @@ def _header(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype]]:
 
 
 def _entries(file: Path) -> Iterator[tuple[str, tuple[int, ...], torch.dtype | str]]:
-    """As `_header`, but dtypes of safetensors are as in the file, whatever they are."""
+    """Do as `_header`, but yield dtypes of safetensors as in the file, whatever they are."""
     if file.suffix == PICKLED_SUFFIX and is_file(file):
         for name, tensor in _pickled(file).items():
             yield name, tuple(tensor.shape), tensor.dtype

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from anyorder.checkpoints.architectures import Json
+from anyorder.checkpoints.json_types import Json
 from anyorder.errors import UserError
 
 DEEPEST = 50
@@ -14,7 +14,7 @@ DEEPEST = 50
 
 
 def read_json(file: Path) -> Json:
-    """The JSON object in a file; a byte order mark before it is passed over.
+    """Return the JSON object in a file; a byte order mark before it is passed over.
 
     Raises:
         UserError: there is none in it, it gives a field twice, or it is nested too deep.
@@ -58,5 +58,5 @@ def _is_deep(fields: Json) -> bool:
 
 
 def write_json(file: Path, fields: Json) -> None:
-    """Writes a JSON object for people to read."""
+    """Write a JSON object for people to read."""
     file.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

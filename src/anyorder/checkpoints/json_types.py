@@ -12,9 +12,12 @@ from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.utils.annotations import shown
 
+Json = dict[str, Any]
+"""An object of JSON."""
+
 
 def check_types(fields: Mapping[str, Any], kinds: Mapping[str, Any], what: str = "field") -> None:
-    """Compares fields with the types of the same names.
+    """Compare fields with the types of the same names.
 
     Raises:
         UserError: a field has a value of another type.

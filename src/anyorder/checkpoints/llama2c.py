@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from anyorder.checkpoints.contents import EMBEDDING, Contents, contents_of
+from anyorder.checkpoints.layouts import to_halves, to_interleaved
 from anyorder.checkpoints.weights import Checkpoint
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -111,7 +112,7 @@ class Header:
         return {kind: shapes[kind] for kind in ORDER[self.version] if kind != "output" or not self.shared_classifier}
 
     def count(self, kind: str) -> int:
-        """How many tensors of a kind there are."""
+        """Return how many tensors of a kind there are."""
         return self.n_layers if "{}" in NAMES.get(kind, "") else 1
 
     @property
@@ -121,13 +122,13 @@ class Header:
         return HEADER_BYTES[self.version] + 4 * numbers
 
     def tensors(self) -> Iterator[tuple[str, int, str]]:
-        """Of each tensor its kind, its layer and its name here ("" for tables that follow from the header)."""
+        """Yield kind, layer and name here of each tensor; the name is "" for tables that follow from the header."""
         for kind in self.shapes:
             for layer in range(self.count(kind)):
                 yield kind, layer, NAMES.get(kind, "").format(layer)
 
     def to_config(self) -> ModelConfig:
-        """The network that the file holds."""
+        """Return the network that the file holds."""
         return ModelConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.dim,
@@ -142,7 +143,7 @@ class Header:
 
 
 def read(path: Path) -> Checkpoint:
-    """Opens a file of either version: its header, checked against its size.
+    """Open a file of either version: its header, checked against its size.
 
     Raises:
         UserError: it is no llama2.c file, of another version, or its size is not what its header says.
@@ -177,7 +178,7 @@ LARGEST = 10**8
 
 
 def read_header(path: Path) -> Header:
-    """The header of a file, checked against its size.
+    """Return the header of a file, checked against its size.
 
     Raises:
         UserError: it is no llama2.c file, of another version, or its size is not what its header says.
@@ -216,7 +217,7 @@ def read_header(path: Path) -> Header:
 
 
 def write(model: Llama, path: Path, version: int = LEGACY) -> None:
-    """Writes a network as a llama2.c file at `path`, by default in the form that run.c reads.
+    """Write a network as a llama2.c file at `path`, by default in the form that run.c reads.
 
     Raises:
         UserError: the format cannot express the network, or see `contents_of`.
@@ -254,7 +255,6 @@ def _header_of(contents: Contents, version: int) -> Header:
     if config.head_dim != head_dim:
         raise UserError(f"configuration field 'head_dim' is {config.head_dim}: a llama2.c file holds {head_dim} only.")
     possible = header.to_config()
-    config = config.with_exact_angles
     for field in dataclasses.fields(ModelConfig):
         value = getattr(config, field.name)
         if field.name not in NOT_KEPT and value != getattr(possible, field.name):
@@ -278,21 +278,11 @@ def _write_header(file: BinaryIO, header: Header) -> None:
 
 
 def _frequency_table(header: Header, kind: str) -> Tensor:
-    """Cosines or sines of every position's angles, float32 `[positions, pairs]`; computed as llama2.c does."""
+    """Return cosines or sines of every position's angles, float32 `[positions, pairs]`; computed as llama2.c does."""
     head_dim = header.dim // header.n_heads
     frequency_P = 1.0 / (10_000.0 ** (torch.arange(0, head_dim, 2).float() / head_dim))
     angle_LP = torch.outer(torch.arange(header.seq_len), frequency_P)
     return angle_LP.cos() if kind == "freqs_cos" else angle_LP.sin()
-
-
-def to_halves(weight_RE: Tensor, head_dim: int) -> Tensor:
-    """Rows of a query or key projection, from interleaved pairs (0, 1), (2, 3), ... to pairs (p, p + K / 2)."""
-    return weight_RE.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).reshape_as(weight_RE)
-
-
-def to_interleaved(weight_RE: Tensor, head_dim: int) -> Tensor:
-    """The inverse of `to_halves`."""
-    return weight_RE.unflatten(0, (-1, 2, head_dim // 2)).transpose(1, 2).reshape_as(weight_RE)
 
 
 # ------------------------------------------------------------------------------------------------ tokenizer files
@@ -302,7 +292,7 @@ SPECIAL_PIECES = {b"\n<s>\n": "<s>", b"\n</s>\n": "</s>"}
 
 
 def read_pieces(path: Path) -> tuple[list[str], list[float]]:
-    """The pieces of a tokenizer file in the order of their ids, as SentencePiece writes them, and their scores.
+    """Return the pieces of a tokenizer file in the order of their ids, as SentencePiece writes them, and their scores.
 
     Raises:
         UserError: the file is no tokenizer, or not whole.
@@ -332,7 +322,7 @@ def read_pieces(path: Path) -> tuple[list[str], list[float]]:
 
 
 def write_pieces(pieces: Sequence[str], scores: Sequence[float], path: Path) -> None:
-    """Writes a tokenizer file: the inverse of `read_pieces`."""
+    """Write a tokenizer file: the inverse of `read_pieces`."""
     names = {piece: data for data, piece in SPECIAL_PIECES.items()}
     encoded = [names.get(piece) or piece.replace("▁", " ").encode() for piece in pieces]
     with path.open("wb") as file:

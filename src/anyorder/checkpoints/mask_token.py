@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from anyorder.checkpoints import weights
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.utils.numbers import is_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,7 +38,7 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 def with_mask_token(
     model: Llama, tokenizer: PreTrainedTokenizerBase, token: str | int = MASK, seed: int = 0
 ) -> tuple[Llama, int]:  # fmt: skip
-    """The network with a token that hides others, and the id of that.
+    """Return the network with a token that hides others, and the id of that.
 
     In this order: the mask token of one of the network's modes; `token` as an id; the tokenizer's mask token; `token`
     where the vocabulary has that text, or, unless a text is chosen, its one token with the name of a mask. The row of
@@ -62,7 +63,7 @@ def with_mask_token(
         raise UserError(
             f"mask_token is {_short(token)}, but the network has {size} tokens: give an id below that, or a text."
         )
-    known = next((mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None), None)
+    known = next(iter(model.config.mask_token_ids), None)
     if known is not None:
         if token_id not in (None, known):
             raise UserError(f"mask_token is {token!r}, but the network's own mask token is {known}: leave it out.")
@@ -90,13 +91,13 @@ def _as_id(token: str | int) -> int | None:
         return int(token) if len(token.strip()) < 20 else 2**63
     if isinstance(token, str) and token.strip():
         return None
-    if isinstance(token, int) and not isinstance(token, bool):
+    if is_whole(token):
         return token
     raise UserError(f"mask_token is {token!r}: give the text of a token, or its id.")
 
 
 def _existing(tokenizer: PreTrainedTokenizerBase, token: str) -> str | None:
-    """A token of the vocabulary that is meant: `token`, or the only one with the name of a mask."""
+    """Return a token of the vocabulary that is meant: `token`, or the only one with the name of a mask."""
     added = [str(added) for added in tokenizer.added_tokens_decoder.values()]
     if token != MASK or token in added:
         return None
@@ -109,7 +110,7 @@ def _existing(tokenizer: PreTrainedTokenizerBase, token: str) -> str | None:
 
 
 def _with_new_row(model: Llama, index: int, seed: int) -> Llama:
-    """The network with a drawn row `index` in its embedding and in an untied head, larger where it must be."""
+    """Return the network with a drawn row `index` in its embedding and in an untied head, larger where it must be."""
     rows = max(model.config.vocab_size, index + 1)
     larger = weights.blank(model.config.replace(vocab_size=rows), model.backend)
     generator = torch.Generator().manual_seed(seed)
@@ -124,7 +125,7 @@ def _with_new_row(model: Llama, index: int, seed: int) -> Llama:
 
 
 def _with_row(weight_VE: Tensor, index: int, rows: int, generator: torch.Generator) -> Tensor:
-    """`[rows, hidden]`, all as before but for the row `index`."""
+    """Return `[rows, hidden]`, all as before but for the row `index`."""
     wide_VE = weight_VE.to(torch.promote_types(weight_VE.dtype, torch.float32))
     noise_E = torch.randn(weight_VE.shape[1], generator=generator).to(wide_VE)
     row_E = wide_VE.mean(0) + NOISE * wide_VE.std(0) * noise_E

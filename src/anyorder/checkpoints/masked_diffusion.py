@@ -1,4 +1,4 @@
-"""Masked diffusion models as they are published: LLaDA, iLLaDA, Dream, dLLM's conversions, Fast-dLLM v2, SDAR.
+"""Masked diffusion models as they are published: LLaDA, LLaDA2, Dream, dLLM's conversions, Fast-dLLM v2, SDAR.
 
 Each is a network of the Llama family without the causal mask, in a Hugging Face folder that says so in its own words.
 A `Form` translates these words into those of the architecture that it is, and back, so nothing else about folders is
@@ -7,20 +7,20 @@ special.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
 
+from anyorder.checkpoints.diffusion_mixtures import read_llada2, read_llada_moe, write_llada2, write_llada_moe
+from anyorder.checkpoints.json_types import Json
+from anyorder.checkpoints.layouts import Rule
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.utils.annotations import shown
-
-Json = dict[str, Any]
+from anyorder.utils.numbers import is_whole
 
 # ------------------------------------------------------------------------------------------- LLaDA
 
-LLADA_TENSORS = {
+LLADA_NAMES = {
     "model.transformer.wte.weight": "model.embed_tokens.weight",
     "model.transformer.blocks.{}.attn_norm.weight": "model.layers.{}.input_layernorm.weight",
     "model.transformer.blocks.{}.q_proj.weight": "model.layers.{}.self_attn.q_proj.weight",
@@ -34,7 +34,9 @@ LLADA_TENSORS = {
     "model.transformer.ln_f.weight": "model.norm.weight",
     "model.transformer.ff_out.weight": "lm_head.weight",
 }
-"""Names there and here, {} for the layer."""
+"""Names of tensors there and here, {} for the layer."""
+
+LLADA_TENSORS = tuple(Rule(ours=(here,), theirs=(there,)) for there, here in LLADA_NAMES.items())
 
 LLADA_FIELDS = {
     "d_model": "hidden_size",
@@ -149,7 +151,7 @@ class Form:
         shifted: the logits of a row are those of the token after it.
         read: fields of that architecture's config.json, from those of this one.
         write: the contrary, but for `model_type` and `architectures`.
-        tensors: names of tensors there and here, {} for the layer; those that are missing are the same.
+        tensors: those that have other names, or are cut otherwise, than here and in that architecture.
         mask_token_id: where neither config.json nor the tokenizer names it.
         in_blocks: may write block by block; config.json says so by one of `BLOCK_FIELDS`.
         block_length: tokens of a block where config.json does not say; None: not by blocks then.
@@ -163,21 +165,21 @@ class Form:
     shifted: bool = False
     read: Callable[[Json], Json] = _read_plain
     write: Callable[[Json, Mode], Json] = _write_plain
-    tensors: Mapping[str, str] = field(default_factory=dict)
+    tensors: tuple[Rule, ...] = ()
     mask_token_id: int | None = None
     in_blocks: bool = False
     block_length: int | None = None
     own_head: bool = False
 
     def mode(self, fields: Json) -> Mode:
-        """How the network writes.
+        """Return how the network writes.
 
         Raises:
             UserError: the mask token is missing.
         """
         named = (fields.get(name) for name in MASK_FIELDS)
         mask = next((value for value in named if value is not None), self.mask_token_id)
-        if not isinstance(mask, int) or isinstance(mask, bool):
+        if not is_whole(mask):
             raise UserError(f"mask_token_id is {shown(mask)}: add the id of the mask token, a whole number.")
         length = self.block_length
         for name in BLOCK_FIELDS if self.in_blocks else ():
@@ -187,34 +189,12 @@ class Form:
         return blocks(mask, length, shifted=self.shifted)
 
     def names_mask(self, fields: Json) -> bool:
-        """Whether config.json names the mask token."""
+        """Return whether config.json names the mask token."""
         return any(fields.get(name) is not None for name in MASK_FIELDS)
-
-    def ours(self, name: str) -> str:
-        """The name here of a tensor there."""
-        return _renamed(name, self.tensors)
-
-    @property
-    def patterns(self) -> dict[str, str]:
-        """The same names as regular expressions and what replaces them, as transformers wants them."""
-        return {
-            f"^{re.escape(there).replace(re.escape('{}'), r'([0-9]+)')}$": here.replace("{}", r"\1")
-            for there, here in self.tensors.items()
-        }
-
-    def theirs(self, name: str) -> str:
-        """The name there of a tensor here."""
-        return _renamed(name, {here: there for there, here in self.tensors.items()})
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    number = re.search(r"\.(\d+)\.", name)
-    pattern = name if number is None else name.replace(number[0], ".{}.", 1)
-    return names[pattern].format(number and number[1]) if pattern in names else name
 
 
 def _converted(native: str, class_name: str) -> Form:
-    """dLLM's (github.com/ZHZisZZ/dllm) conversion of a causal architecture, A2D there.
+    """Return dLLM's (github.com/ZHZisZZ/dllm) conversion of a causal architecture, A2D there.
 
     Its code gives the network a head of its own, whatever config.json says. The mask token is the tokenizer's. Its
     MDLM and BD3LM networks have the same config.json, so which of the two a network is has to be added: `block_size`.
@@ -249,19 +229,33 @@ FORMS = (
         name="sdar", model_type="sdar", class_names=("SDARForCausalLM",), native="qwen3", write=_write_in_blocks,
         mask_token_id=151_669, in_blocks=True, block_length=4,
     ),
+    Form(
+        name="sdar-moe", model_type="sdar_moe", class_names=("SDARMoeForCausalLM",), native="qwen3_moe",
+        write=_write_in_blocks, mask_token_id=151_669, in_blocks=True, block_length=4,
+    ),
+    Form(
+        name="llada-moe", model_type="llada", class_names=("LLaDAMoEModelLM",), native="llada-moe",
+        read=read_llada_moe, write=write_llada_moe, mask_token_id=156_895,
+    ),
+    Form(
+        name="llada2", model_type="llada2_moe", class_names=("LLaDA2MoeModelLM",), native="llada2_moe",
+        read=read_llada2, write=write_llada2, mask_token_id=156_895, in_blocks=True, block_length=32,
+    ),
 )  # fmt: skip
 
 
 def form_of(fields: Json) -> Form | None:
-    """The form that a config.json has, None where it is of no such model."""
+    """Return the form that a config.json has, None where it is of no such model."""
     model_type = str(fields.get("model_type")).lower()
+    if model_type == "llada" and "num_experts" in fields:
+        return named_form("llada-moe")  # LLaDA's model_type, too
     if model_type == "llada" and "hidden_size" in fields and "d_model" not in fields:
         model_type = "illada"  # Llama's names beside LLaDA's model_type
     return next((form for form in FORMS if form.model_type.lower() == model_type), None)
 
 
 def named_form(name: str) -> Form:
-    """The form of this name.
+    """Return the form of this name.
 
     Raises:
         UserError: there is none.

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from anyorder.checkpoints.llama2c import to_halves
+from anyorder.checkpoints.layouts import to_halves
 from anyorder.checkpoints.meta_names import KINDS, ROWS, in_one_form, is_name
 from anyorder.checkpoints.meta_params import Params, read_params, rotary_of, special_tokens, trained_length
 from anyorder.checkpoints.pickled import load_pickled

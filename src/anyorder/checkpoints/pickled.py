@@ -18,7 +18,7 @@ from anyorder.utils.annotations import shown
 
 
 def load_pickled(file: Path, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
-    """The tensors of a file by name, mapped into memory where its form allows; nothing in it is ever run.
+    """Return the tensors of a file by name, mapped into memory where its form allows; nothing in it is ever run.
 
     Args:
         file: the file.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anyorder.errors import UserError
+
 
 def is_file(path: Path) -> bool:
-    """Whether there is such a file."""
+    """Return whether there is such a file."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -14,11 +16,22 @@ def is_file(path: Path) -> bool:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder."""
+    """Return whether there is such a folder."""
     try:
         return path.is_dir()
     except (OSError, ValueError):
         return False
+
+
+def refuse_gguf(path: Path) -> None:
+    """Refuse a GGUF file where transformers is to read a folder.
+
+    Raises:
+        UserError: it is one.
+    """
+    if path.suffix.lower() == ".gguf" and is_file(path):
+        remedy = "load it with anyorder.load, or convert it into a folder first (anyorder convert)"
+        raise UserError(f"checkpoint {str(path)!r} is a GGUF file: {remedy}.")
 
 
 NETWORK = "network"
@@ -26,6 +39,6 @@ NETWORK = "network"
 
 
 def network_folder(path: Path) -> Path:
-    """The folder of the network: `path` itself, or the one within the output of a training by an earlier version."""
+    """Return the folder of the network: `path`, or the one within the output of a training by an earlier version."""
     older = not is_file(path / "config.json") and is_file(path / NETWORK / "config.json")
     return path / NETWORK if older else path

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anyorder.checkpoints.architectures import Json
 from anyorder.checkpoints.json_files import read_json
+from anyorder.checkpoints.json_types import Json
 from anyorder.checkpoints.masked_diffusion import form_of
 from anyorder.checkpoints.places import is_file
 
@@ -17,7 +17,7 @@ NAMING = ("tokenizer_config.json", "special_tokens_map.json")
 
 
 def with_tokenizers_mask(fields: Json, folder: Path) -> Json:
-    """The fields of a config.json, with the mask token of generation_config.json or the tokenizer if they want one.
+    """Return the fields of a config.json, with the mask token of generation_config.json or the tokenizer if needed.
 
     Raises:
         UserError: a file is no JSON.
@@ -35,7 +35,7 @@ def with_tokenizers_mask(fields: Json, folder: Path) -> Json:
 
 
 def tokenizers_mask_token(folder: Path) -> int | None:
-    """The id of the token that the tokenizer's files name as `mask_token`; None where they name none.
+    """Return the id of the token that the tokenizer's files name as `mask_token`; None where they name none.
 
     Raises:
         UserError: a file is no JSON.
@@ -64,6 +64,6 @@ def _in_backend(file: Path, text: str) -> int | None:
 
 
 def _text(token: Any) -> str | None:
-    """Of a token that is written as it is, or as an object with its properties."""
+    """Return the text of a token, which is written as it is, or as an object with its properties."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None

@@ -9,8 +9,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from anyorder.checkpoints.architectures import Json
-from anyorder.checkpoints.json_types import check_types
+from anyorder.checkpoints.json_types import Json, check_types
 from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.rope import (
@@ -37,7 +36,19 @@ FIRST_WITH_THETA = (4, 33)
 
 
 def rotary_from_json(fields: Json) -> Rotary:
-    """The rotary embedding, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+    """The rotary embedding of whole heads, from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling`.
+
+    Raises:
+        UserError: no base is found, two forms disagree, the type is unknown, or it turns a part of each head.
+    """
+    rotary = any_rotary_from_json(fields)
+    if rotary.partial_rotary_factor != 1:
+        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
+    return rotary
+
+
+def any_rotary_from_json(fields: Json) -> Rotary:
+    """The same, also where it turns a part of each head.
 
     Raises:
         UserError: no base is found, two forms disagree, or the type is unknown.
@@ -57,8 +68,6 @@ def rotary_from_json(fields: Json) -> Rotary:
     if not isinstance(rope_type, str) or rope_type not in ROTARY_EMBEDDINGS:
         known = f"choose one of {listed(ROTARY_EMBEDDINGS)}, or register it in ROTARY_EMBEDDINGS"
         raise UserError(f"rope_type is {shown(rope_type)}: {known}.")
-    if any(form.get("partial_rotary_factor", 1) != 1 for form in forms):
-        raise UserError("partial_rotary_factor is not 1: this version reads networks that rotate whole heads only.")
     kind = ROTARY_EMBEDDINGS[rope_type]
     hints = typing.get_type_hints(kind)
     given: Json = {}
@@ -82,7 +91,7 @@ def rotary_from_json(fields: Json) -> Rotary:
 
 
 def _trained_length(rope_type: str, stated: Any, fields: Json) -> Any:
-    """As transformers finds it: beside `rope_parameters`, in them, or the length of the network."""
+    """Return the length as transformers finds it: beside `rope_parameters`, in them, or that of the network."""
     length = fields.get("max_position_embeddings")
     if rope_type in TRAINED_LENGTH_ELSEWHERE and length is not None:
         return length
@@ -92,13 +101,13 @@ def _trained_length(rope_type: str, stated: Any, fields: Json) -> Any:
 
 
 def _version(text: Any) -> tuple[int, ...]:
-    """Such as (4, 31) for "4.31.0.dev0"; what cannot be read counts as new."""
+    """Parse a version, such as "4.31.0.dev0" to (4, 31); what cannot be read counts as new."""
     found = re.match(r"(\d{1,9})\.(\d{1,9})", str(text))
     return (int(found[1]), int(found[2])) if found else FIRST_WITH_THETA
 
 
 def rotary_to_json(rotary: Rotary) -> Json:
-    """`rope_parameters` of a rotary embedding, without the precision of its angles and what is as by default.
+    """Return `rope_parameters` of a rotary embedding, without the precision of its angles and what is as by default.
 
     Raises:
         UserError: it is of a kind that is not registered.
@@ -113,7 +122,7 @@ def rotary_to_json(rotary: Rotary) -> Json:
 
 
 def _rotary_fields(rotary: Rotary) -> Json:
-    """What a rotary embedding's fields are, except for those that are None."""
+    """Return what a rotary embedding's fields are, except for those that are None."""
     hints = typing.get_type_hints(type(rotary))
     fields = {field.name: getattr(rotary, field.name) for field in dataclasses.fields(rotary)}
     return {
@@ -124,12 +133,12 @@ def _rotary_fields(rotary: Rotary) -> Json:
 
 
 def our_rotary(form: Any) -> Rotary:
-    """A rotary embedding in our own words, all fields of which are known.
+    """Return a rotary embedding in our own words, all fields of which are known.
 
     Raises:
         UserError: it is none.
     """
-    rotary = rotary_from_json({"rope_parameters": form})
+    rotary = any_rotary_from_json({"rope_parameters": form})
     known = {"rope_type", "rope_theta"} | {field.name for field in dataclasses.fields(rotary)} - {"theta"}
     for name in form:
         if name not in known:
@@ -138,7 +147,7 @@ def our_rotary(form: Any) -> Rotary:
 
 
 def our_rotary_to_json(rotary: Rotary) -> Json:
-    """The same with all fields, since defaults may change.
+    """Return the same with all fields, since defaults may change.
 
     Raises:
         UserError: it would not come back as it is.
@@ -156,7 +165,7 @@ def our_rotary_to_json(rotary: Rotary) -> Json:
 
 
 def _agreed(name: str, values: list[Any]) -> Any:
-    """The one value among those given, None if none is."""
+    """Return the one value among those given, None if none is."""
     given = [value for value in values if value is not None]
     if any(value != given[0] for value in given):
         raise UserError(f"{name} is given as {' and as '.join(map(shown, given))}: keep the one that is right.")

@@ -68,7 +68,7 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
     """
     wanted = None if dtype == "auto" else resolve_dtype(dtype)
     device = resolve_device(device)
-    check_layers(checkpoint.path, checkpoint.config, len(checkpoint.shapes))
+    check_layers(checkpoint.path, checkpoint.config.num_hidden_layers, len(checkpoint.shapes))
     model = blank(checkpoint.config, backend)
     names = _parameter_names(model)
     _check_names(checkpoint, names)
@@ -154,13 +154,12 @@ FEW_LAYERS = 100
 """Layers that are built in a moment, so that each tensor that they lack can be named."""
 
 
-def check_layers(path: Path, config: ModelConfig, tensors: int) -> None:
+def check_layers(path: Path, layers: int, tensors: int) -> None:
     """Refuse a configuration of many more layers than there are tensors, before a network is built: that takes time.
 
     Raises:
         UserError: see above.
     """
-    layers = config.num_hidden_layers
     if layers > tensors + FEW_LAYERS:
         raise UserError(
             f"checkpoint {str(path)!r} has {tensors} tensors, but its configuration {layers} layers: mend the "

@@ -13,19 +13,21 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 
 from anyorder.cli._parser import one_sentence, parse, typed_names
+from anyorder.cli._signature import Command, values_of
 from anyorder.cli._values import check_values
 from anyorder.errors import UserError
 from anyorder.utils.files import overwriting
 
 COMMANDS = (
     "generate",
+    "chat",
     "fuse",
     "serve",
     "pretrain",
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted.", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)  # as shells count
     except BrokenPipeError:
-        # The reader (`| head`) has gone; a second complaint, when Python flushes at exit, helps nobody.
+        # The reader (`| head`) has gone; a second message, when Python flushes at exit, would not help.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UserError, OSError) as error:
@@ -70,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _open_streams() -> None:
-    """A stream that is closed, as `<&-` in a shell leaves it, is None in Python: read and write nothing there."""
+    """Open closed streams (`<&-` in a shell), which Python has as None, so that reading and writing do nothing."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 (open as long as the process runs)
@@ -93,7 +95,7 @@ def _run(words: list[str]) -> None:
 
 
 def _run_command(name: str, words: list[str]) -> None:
-    """A command, or one of its sub-commands: `anyorder data convert` is `cli/data/convert.py`."""
+    """Run a command, or one of its sub-commands: `anyorder data convert` is `cli/data/convert.py`."""
     module = _module(name)
     below: tuple[str, ...] = getattr(module, "SUBCOMMANDS", ())
     match words:
@@ -102,7 +104,7 @@ def _run_command(name: str, words: list[str]) -> None:
         case _ if hasattr(module, "command"):
             call = parse(name, module.command, words, below)
             with typed_names(name, module.command), overwriting(call.force):
-                check_values(name, call.arguments)
+                check_values(name, values_of(call.arguments))
                 module.command(**call.arguments)
         case [] | ["-h" | "--help", *_]:
             print(_overview(f"anyorder {name}", below, module.__doc__))
@@ -111,9 +113,9 @@ def _run_command(name: str, words: list[str]) -> None:
 
 
 ELSEWHERE = {
-    "train": "pretrain", "finetune": "sft", "fine-tune": "sft", "tune": "sft", "eval": "evaluate", "run": "generate",
-    "complete": "generate", "write": "generate", "infill": "generate", "export": "convert", "benchmark": "bench",
-    "show": "info", "config": "configs", "dataset": "data", "likelihood": "evaluate likelihood",
+    "finetune": "sft", "fine-tune": "sft", "tune": "sft", "eval": "evaluate", "run": "generate",
+    "complete": "generate", "write": "generate", "infill": "generate", "export": "convert",
+    "show": "info", "likelihood": "evaluate likelihood",
     "tokenizer": "data tokenizer", "replay": "inspect replay",
 }  # fmt: skip
 """What commands are called elsewhere."""
@@ -127,7 +129,7 @@ def _unknown(called: str, word: str, known: Sequence[str]) -> str:
 
 
 def command_names() -> tuple[str, ...]:
-    """All that can be run, such as "info" and "data convert"."""
+    """Return the names of all commands, such as "info" and "data convert"."""
     names: list[str] = []
     for name in COMMANDS:
         module = _module(name)
@@ -136,9 +138,9 @@ def command_names() -> tuple[str, ...]:
     return tuple(names)
 
 
-def command_of(name: str) -> Callable[..., None]:
-    """The function behind a name of `command_names`."""
-    command: Callable[..., None] = _module(name).command
+def command_of(name: str) -> Command:
+    """Return the function of a command."""
+    command: Command = _module(name).command
     return command
 
 

@@ -12,10 +12,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from anyorder.api.dispatch import prompts_for
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
-from anyorder.api.text import Prompt
+from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.cli._console import PlainConsole
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import Step
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 HOLE = "·"
-"""Stands where no token is written yet."""
+"""Drawn where no token is written yet."""
 
 
 class CanvasView:
@@ -58,12 +57,12 @@ class CanvasView:
             self._live.stop()
 
     def draw(self, places: Mapping[int, Place], steps: int) -> None:
-        """Shows what stands at each position after so many steps."""
+        """Draw the token at each position after so many steps."""
         if self._drawn:
             self._live.update(self.picture(places, steps), refresh=True)
 
     def picture(self, places: Mapping[int, Place], steps: int) -> Text:
-        """The same as text, at most 80 columns wide."""
+        """Return the same as text, at most 80 columns wide."""
         text = Text()
         for _, place in sorted(places.items()):
             text.append(*self._styled(place, steps))
@@ -87,7 +86,7 @@ class CanvasView:
 def show_writing(
     model: Llama, tokenizer: Any, prompt: Prompt, options: Mapping[str, Any], *, delay: float = 0.0
 ) -> Output:
-    """Writes one text and draws it meanwhile.
+    """Write one text and draw it meanwhile.
 
     Args:
         model, tokenizer, prompt: as in `anyorder.generate`.

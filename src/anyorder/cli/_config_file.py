@@ -20,7 +20,7 @@ BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16-le", 
 
 
 def read_config_file(name: str) -> str:
-    """The text of a configuration file, a flat mapping from settings to values and lists of values.
+    """Read a configuration file, a flat mapping from settings to values and lists of values, and return its text.
 
     Args:
         name: the file, YAML or JSON in UTF-8, or in what its byte order mark says.
@@ -73,7 +73,7 @@ def _decoded(name: str) -> str:
 
 
 def _from_json(name: str, text: str) -> str:
-    """JSON on one line, as YAML takes it; what is no JSON stays, since YAML has braces, too."""
+    """Put JSON on one line, as YAML takes it; what is no JSON stays, since YAML has braces, too."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
@@ -91,7 +91,7 @@ def _from_json(name: str, text: str) -> str:
 
 
 def _settings(name: str, text: str) -> Iterator[tuple[str, int]]:
-    """Each setting and its line.
+    """Yield each setting and its line.
 
     Read as events, not as objects: so neither depth nor aliases take time or memory.
     """

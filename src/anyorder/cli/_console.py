@@ -16,7 +16,7 @@ class PlainConsole(Console):
         super().__init__(stderr=stderr, quiet=quiet, highlight=False, markup=False, emoji=False)
 
     def status(self, status: Any, **options: Any) -> Status:
-        """A line that is shown while something goes on."""
+        """Return a context that prints a line while it lasts."""
         return PlainStatus(_plain(status), console=self, **options)
 
 
@@ -24,7 +24,7 @@ class PlainStatus(Status):
     """The line, which may change."""
 
     def update(self, status: Any = None, **options: Any) -> None:
-        """Shows another text."""
+        """Print another text."""
         super().update(_plain(status), **options)
 
 

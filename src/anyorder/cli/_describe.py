@@ -11,12 +11,13 @@ from rich.table import Table
 from anyorder.checkpoints.rotary_json import rotary_to_json
 from anyorder.inspection.head_sharing import HeadSharing
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.experts import Experts
 from anyorder.model.modes import Mode
 from anyorder.model.rope import Rotary
 
 
 def layers(kinds: tuple[LayerKind, ...]) -> str:
-    """Number of layers, and of each kind where there are several: "4 (3 window of 512; 1 no rotary)"."""
+    """Return the number of layers, and of each kind where there are several: "4 (3 window of 512; 1 no rotary)"."""
     counted = collections.Counter(
         ", ".join(
             part
@@ -25,6 +26,8 @@ def layers(kinds: tuple[LayerKind, ...]) -> str:
                 (f"chunks of {kind.chunk}", kind.chunk is not None),
                 ("no rotary", kind.rotary is False),
                 (f"rotary {own_rotary(kind)}", own_rotary(kind) != ""),
+                ("growing queries", kind.query_scale is not None),
+                ("experts", kind.experts),
             )
             if holds
         )
@@ -37,18 +40,24 @@ def layers(kinds: tuple[LayerKind, ...]) -> str:
 
 
 def own_rotary(kind: LayerKind) -> str:
-    """The rotary embedding of layers that have one of their own; empty for others."""
+    """Describe the rotary embedding of layers that have one of their own; empty for others."""
     return "" if isinstance(kind.rotary, bool) else rotary(kind.rotary)
 
 
+def experts(mixture: Experts) -> str:
+    """Number and width of the experts: "8 of width 1024, of which 2 read a token; one of width 512 reads all"."""
+    shared = f"; one of width {mixture.shared_width} reads all" if mixture.shared_width else ""
+    return f"{mixture.number} of width {mixture.width}, of which {mixture.chosen} read a token{shared}"
+
+
 def heads(config: ModelConfig) -> str:
-    """The layout of the heads in words."""
+    """Describe the layout of the heads."""
     queries, shared = config.num_attention_heads, config.num_key_value_heads
     return f"{config.head_layout}: {queries} query and {shared} key-value heads of width {config.head_dim}"
 
 
 def modes(config: ModelConfig) -> str:
-    """What the network can write, the default first: "diffusion, mask token 5, shifted; left-to-right"."""
+    """Describe the modes of the network, the default first: "diffusion, mask token 5, shifted; left-to-right"."""
 
     def conventions(mode: Mode) -> str:
         block = "" if mode.block_length is None else f" of {mode.block_length}"
@@ -60,7 +69,7 @@ def modes(config: ModelConfig) -> str:
 
 
 def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:
-    """The versions of a network as a table; an arrow shows the one that it is."""
+    """Return the versions of a network as a table; an arrow marks the one that it is."""
     table = Table(box=box.SIMPLE, pad_edge=False)
     for column in ("", "heads", "key-value heads", "parameters", "cache per token", "time per token"):
         table.add_column(column, justify="left" if column in ("", "heads") else "right")
@@ -79,7 +88,7 @@ def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:
 
 
 def rotary(embedding: Rotary) -> str:
-    """The type of a rotary embedding and its numbers."""
+    """Return the type of a rotary embedding and its numbers."""
     fields = rotary_to_json(embedding)
     kind = fields.pop("rope_type")
     numbers = (f"{name.removeprefix('rope_').replace('_', ' ')} {value:g}" for name, value in fields.items())
@@ -87,6 +96,6 @@ def rotary(embedding: Rotary) -> str:
 
 
 def in_bytes(count: int) -> str:
-    """Bytes with a unit that a person reads: "1.5 MiB"."""
+    """Return bytes with a unit: "1.5 MiB"."""
     power = min((max(count, 1).bit_length() - 1) // 10, 4)
     return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
-        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "prefix",
-        "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
+        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "system",
+        "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
         "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),
     "what is written": (
         "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
         "gap_tokens", "stop", "count", "num_samples",
     ),
+    "heads and experts": ("kv_heads", "pooling", "experts", "expert_sample"),
     "how tokens are chosen": (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "seed",
     ),
@@ -33,8 +34,9 @@ GROUPS: dict[str, Sequence[str]] = {
 
 TRAINING: dict[str, Sequence[str]] = {
     "what is trained, on what": (
-        "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "length",
-        "rope_scaling", "documents", "template", "skip_bad_lines", "last_answer_only", "streaming", "cache_dir",
+        "data", "validation", "output", "init", "tokenizer", "vocab_size", "width", "layers", "heads", "shape",
+        "length", "rope_scaling", "documents", "template", "skip_bad_lines", "last_answer_only", "streaming",
+        "cache_dir",
     ),
     "what is learnt": (
         "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",
@@ -42,12 +44,16 @@ TRAINING: dict[str, Sequence[str]] = {
     ),
     "how": (
         "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
+        "balance_loss", "balance_bias",
         "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
     ),
-    "what is told and kept": (
+    "what is printed and kept": (
         "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",
     ),
 }  # fmt: skip
+
+TRAININGS = ("pretrain", "sft")
+"""The commands whose options are those of a training."""
 
 FEW = 8
 """So many options need no headings."""

@@ -29,7 +29,7 @@ FREE_TEXT = ("prompt", "prefix", "suffix", "separator", "instruction", "stop", "
 """What is text of any kind, not a name."""
 
 KINDS = {int: "N", float: "X", Path: "PATH"}
-"""What stands for a value, by its type; the legend at the end of each help says what it means."""
+"""The placeholder of a value, by its type; the legend at the end of each help explains it."""
 
 LEGEND = {"N": "a whole number", "X": "a number", "NAME": "a name or a path"}
 
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
 
     @property
     def value(self) -> str:
-        """What stands for its value; nothing for a flag."""
+        """The placeholder of its value; empty for a flag."""
         return _value(self.name, self.hint)
 
     @property
@@ -81,7 +81,7 @@ class Entry(NamedTuple):
 def help_text(
     program: str, about: str, entries: Sequence[Entry], groups: Mapping[str, Sequence[str]], below: Sequence[str] = ()
 ) -> str:
-    """The help of a command.
+    """Return the help of a command.
 
     Args:
         program: as it is called, such as "anyorder generate".

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from difflib import get_close_matches
 
 from anyorder.utils.annotations import shown
@@ -18,15 +18,25 @@ SPELT = {("compile", "True"): "always", ("compile", "False"): "never"}
 KEYWORD = r" ?= ?('[^']*'|\"[^\"]*\"|[\w./:-]*\w)(?![\w(])"
 """Behind a name, the value that it has as a keyword."""
 
+QUOTED = re.compile(r"(?<![\w=])('[^']* [^']*'|\"[^\"]* [^\"]*\")(?!\w)")
+"""Quoted text of several words, in which names are no options."""
+
 
 def as_options(message: str, options: Collection[str], flags: Collection[str] = ()) -> str:
-    """A sentence of the library, whose names of parameters become those of options.
+    """Replace names of parameters in a sentence of the library by those of options.
 
     Args:
         message: such as "top_k is 0: give a whole number above 0, or None to keep every token."
         options: names of the command's options.
         flags: those of them that have no value.
     """
+    quoted: list[str] = []
+
+    def put_away(span: re.Match[str]) -> str:
+        quoted.append(span[0])
+        return f"\0{len(quoted) - 1}\0"
+
+    message = QUOTED.sub(put_away, message)
     for name in sorted(options, key=len, reverse=True):
         word, typed = re.escape(name), functools.partial(_typed, name, flags)
         message = re.sub(rf"(?<![\w.'\"-]){word}{KEYWORD}", typed, message)
@@ -35,13 +45,14 @@ def as_options(message: str, options: Collection[str], flags: Collection[str] = 
             continue
         # Where a sentence is about it; elsewhere it may be a word like others.
         message = re.sub(rf"^{word}(?= (?:is|has|are|of the sampler is)\b)", f"--{name}", message)
-        message = re.sub(rf"\b(beside|leave out|given with|has no) {word}(?=[ ,.:])", rf"\1 --{name}", message)
+        message = re.sub(rf"\b(beside|leave out|given with) {word}(?=[ ,.:])", rf"\1 --{name}", message)
     for (name, theirs), ours in SPELT.items():
         message = message.replace(f"--{name} is {theirs}", f"--{name} is {ours}")
     for name in flags:
         message = message.replace(f"--{name} is True", f"--{name} is given")
     message = message.replace(" of the sampler is ", " is ")
-    return re.sub(r",? or None\b[^:.;,]*", ", or leave it out", message)
+    message = re.sub(r",? or None\b[^:.;,]*", ", or leave it out", message)
+    return re.sub(r"\0(\d+)\0", lambda number: quoted[int(number[1])], message)
 
 
 def _typed(name: str, flags: Collection[str], keyword: re.Match[str]) -> str:
@@ -52,7 +63,7 @@ def _typed(name: str, flags: Collection[str], keyword: re.Match[str]) -> str:
 
 
 def explain(name: str, parameters: dict[str, inspect.Parameter], message: str) -> str:
-    """What jsonargparse says of a command line, as one sentence with the remedy.
+    """Turn what jsonargparse says of a command line into one sentence with the remedy.
 
     Args:
         name: of the command.
@@ -79,7 +90,7 @@ def explain(name: str, parameters: dict[str, inspect.Parameter], message: str) -
 
 
 def _called(name: str, parameters: dict[str, inspect.Parameter]) -> str:
-    """A word by its name, an option as it is typed."""
+    """Return a word by its name, an option as it is typed."""
     plain = name.removeprefix("--")
     is_word = plain in parameters and parameters[plain].kind is not inspect.Parameter.KEYWORD_ONLY
     return plain if is_word else f"--{plain}"
@@ -89,9 +100,9 @@ def _wanted(kinds: str, value: str) -> str:
     literals = re.findall(r"Literal\[(.*?)\]", kinds)
     choices = list(dict.fromkeys(choice.strip(" '") for literal in literals for choice in literal.split(",")))
     names = re.findall(r"<class '(?:\w+\.)*(\w+)'>", kinds.partition("Errors:")[0])
-    told = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
+    words = {"int": "a whole number", "float": "a number", "str": "text", "bool": "true or false"}
     wanted = [f"one of {', '.join(choices)}"] if choices else []
-    wanted += [told.get(kind, kind) for kind in names if kind != "NoneType"]
+    wanted += [words.get(kind, kind) for kind in names if kind != "NoneType"]
     close = get_close_matches(value.strip("'\""), choices, n=1, cutoff=0.6)
     if close:
         return f"{close[0]}, or another of {', '.join(choices)}"
@@ -112,9 +123,3 @@ def _unknown(word: str, parameters: dict[str, inspect.Parameter], see: str) -> s
         return f"option --{option} is unknown here: the name is --{ours}."
     close = get_close_matches(option.lower(), parameters, n=1, cutoff=0.7)
     return f"option {word} is unknown: {f'did you mean --{close[0]}?' if close else f'{see}.'}"
-
-
-def options_of(target: Callable[..., None] | type) -> dict[str, inspect.Parameter]:
-    """The parameters of a command that are options."""
-    found = inspect.signature(target).parameters
-    return {name: parameter for name, parameter in found.items() if parameter.kind is parameter.KEYWORD_ONLY}

@@ -1,76 +1,61 @@
-"""What `anyorder generate` is told about the mode, as the `order` that `anyorder.generate` takes."""
+"""From the options of `anyorder generate` to the `order` that `anyorder.generate` takes."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
+from anyorder.cli._options import DiffusionOptions, SamplingOptions
 from anyorder.errors import UserError
+from anyorder.model.modes import KINDS
 from anyorder.orders.names import read_order
 
-SamplingMethod = Literal["fixed_length", "semi_ar_origin", "semi_ar_padding"]
 
-
-def chosen_order(
-    order: str | None,
-    *,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    preset: str | None,
-    sampling_method: SamplingMethod | None,
-    remasking_strategy: str | None,
-    steps: int | None,
-    block_length: int | None,
-    cfg_scale: float | None,
-    cache: Literal["none", "prefix", "dual"] | None,
-    threshold: float | None,
-    factor: float | None,
-) -> Any:
-    """The order: a sampler where any option of diffusion is given, which then has the options for drawing, too.
+def chosen_order(order: str | None, diffusion: DiffusionOptions, sampling: SamplingOptions) -> Any:
+    """Return the order: a sampler where any option of diffusion is given, which then has the options for drawing, too.
 
     Raises:
         UserError: options that contradict each other.
     """
-    options: dict[str, Any] = {
-        "preset": preset, "sampling_method": sampling_method, "remasking_strategy": remasking_strategy, "steps": steps,
-        "block_length": block_length, "cfg_scale": cfg_scale, "cache": cache, "threshold": threshold, "factor": factor,
-    }  # fmt: skip
-    given = [name for name, value in options.items() if value is not None]
-    if not given:
+    if not diffusion.given:
         return order
 
     name = None if order is None else read_order(order)
-    if name is not None and name.kind not in ("diffusion", "blocks"):
-        raise UserError(f"{given[0]} is given with order {order!r}, but it is for diffusion: leave out one of them.")
-    if name is not None and name.number is not None and block_length is not None:
-        raise UserError(f"block_length is {block_length} beside order {order!r}: leave out one of them.")
-    if sampling_method == "fixed_length" and block_length is not None:
+    if name is not None and not KINDS[name.mode].diffuses:
+        raise UserError(
+            f"{diffusion.given[0]} is given with order {order!r}, but it is for diffusion: leave out one of them."
+        )
+    length, method = diffusion.block_length, diffusion.sampling_method
+    if name is not None and name.number is not None and length is not None:
+        raise UserError(f"block_length is {length} beside order {order!r}: leave out one of them.")
+    if method == "fixed_length" and length is not None:
         remedy = "leave out one of them, or give semi_ar_padding"
-        raise UserError(f"block_length is {block_length} beside sampling_method fixed_length, one block: {remedy}.")
+        raise UserError(f"block_length is {length} beside sampling_method fixed_length, one block: {remedy}.")
 
     from anyorder.decoding.diffusion.sampler import DiffusionSampler
 
-    by_blocks = name is not None and name.kind == "blocks"
-    semi = sampling_method in ("semi_ar_origin", "semi_ar_padding")
+    by_blocks = name is not None and KINDS[name.mode].blocks
+    semi = method in ("semi_ar_origin", "semi_ar_padding")
     sampler = DiffusionSampler.preset(
-        preset or ("llada-semi-ar" if semi else "llada"),
-        steps=steps,
-        block_length=block_length or (name and name.number),
-        temperature=temperature,
-        cfg_scale=cfg_scale or 0.0,
-        remasking=remasking_strategy,
-        cache=cache or ("prefix" if by_blocks else None),
-        threshold=threshold,
-        factor=factor,
+        diffusion.preset or ("llada-semi-ar" if semi else "llada"),
+        steps=diffusion.steps,
+        block_length=length or (name and name.number),
+        temperature=sampling.temperature,
+        cfg_scale=diffusion.cfg_scale or 0.0,
+        remasking=diffusion.remasking_strategy,
+        cache=diffusion.cache or ("prefix" if by_blocks else None),
+        threshold=diffusion.threshold,
+        factor=diffusion.factor,
     )
-    if sampling_method == "fixed_length":
+    if method == "fixed_length":
         sampler = sampler.replace(block_length=None)
-    grow = sampling_method == "semi_ar_origin"
-    return sampler.replace(mode=name and name.mode, top_k=top_k, top_p=top_p, grow=grow, stop_at_end=by_blocks)
+    return sampler.replace(
+        mode=name and name.mode, top_k=sampling.top_k, top_p=sampling.top_p, grow=method == "semi_ar_origin",
+        stop_at_end=by_blocks,
+    )  # fmt: skip
 
 
 def with_drafts(order: Any, draft: int | None) -> Any:
-    """The order; with `draft`, an order that is written with speculation.
+    """Return the order; with `draft`, an order that is written with speculation.
 
     Raises:
         UserError: the order is one of diffusion, or not known before it is taken.

@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import inspect
 import itertools
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
 from anyorder.cli._config_file import read_config_file
-from anyorder.cli._groups import FEW, GROUPS, OVERWRITE, TRAINING
+from anyorder.cli._groups import FEW, GROUPS, OVERWRITE, TRAINING, TRAININGS
 from anyorder.cli._help import Entry, help_text
-from anyorder.cli._messages import as_options, explain, options_of
+from anyorder.cli._messages import as_options, explain
+from anyorder.cli._signature import Command, arguments_of, explanations, hints_of, options_of, parameters_of
 from anyorder.errors import UserError
-from anyorder.utils.annotations import fitted
 from anyorder.utils.files import TakenError
 
 
 class Call(NamedTuple):
-    """What a command line asks for.
+    """A command line, parsed.
 
     Attributes:
         arguments: keywords for the command.
@@ -37,17 +36,17 @@ class Call(NamedTuple):
     force: bool
 
 
-def parse(name: str, command: Callable[..., None], words: Sequence[str], below: Sequence[str] = ()) -> Call:
-    """The keywords for `command` that a command line asks for.
+def parse(name: str, command: Command, words: Sequence[str], below: Sequence[str] = ()) -> Call:
+    """Parse a command line into keywords for `command`.
 
     Positional parameters of the function become words (of type `list[str]`, any number of them), keyword-only ones
     options; `bool` options are bare flags. A list option may be repeated, and of one that is no list of free text
-    (`list[int]`, `list[Listed]`, a list of a `Literal`) the items may stand with commas between, too. `--config FILE`
-    sets any of them, and the rest of the command line, wherever it stands, overrides the file. A command whose only
-    parameter is a dataclass has the fields of that as its parameters.
+    (`list[int]`, `list[Listed]`, a list of a `Literal`) the items may have commas between, too. `--config FILE`
+    sets any of them, and the rest of the command line overrides the file, also where it comes first. A parameter that
+    is a dataclass counts as its fields.
 
     Args:
-        name: of the command, for messages. The function's own is no help: jsonargparse looks up what it
+        name: of the command, for messages. The function's own would not do: jsonargparse looks up what it
             is given in the package by that name, and `anyorder.generate` would import everything.
         command: function with type hints and a docstring that explains every parameter.
         words: the command line after the command's name.
@@ -57,64 +56,39 @@ def parse(name: str, command: Callable[..., None], words: Sequence[str], below: 
         UserError: a word, an option or a value that the command does not take.
         SystemExit: after `--help`.
     """
-    settings = _settings(command)
-    target = command if settings is None else settings[1]
     if any(word in ("-h", "--help") for word in itertools.takewhile(lambda word: word != "--", words)):
-        print(_help(name, target, command.__doc__ or "", below))
+        print(_help(name, command, below))
         sys.exit(0)
-    parser = _parser(name, target)
+    parser = _parser(name, command)
     try:
         with _config_first(words) as ordered:
             values = parser.parse_args(ordered).as_dict()
     except ArgumentError as error:
-        raise UserError(explain(name, _known(name, target), error.message)) from None
+        raise UserError(explain(name, known_to(name, command), error.message)) from None
     force = values.pop("force", False)
-    kept = {key: value for key, value in values.items() if key in inspect.signature(target).parameters}
-    lists = _lists(target)
-    for key in kept.keys() & lists.keys():
-        kept[key] = _items(key, kept[key], lists[key])
+    lists = lists_of(command)
+    for key in values.keys() & lists.keys():
+        values[key] = _items(key, values[key], lists[key])
     with typed_names(name, command):
-        return Call(fitted(target, kept) if settings is None else {settings[0]: settings[1](**kept)}, force)
+        return Call(arguments_of(command, values), force)
 
 
 @contextmanager
-def typed_names(name: str, command: Callable[..., None]) -> Iterator[None]:
-    """In the message of a mistake, parameters of the command are called as they are typed."""
-    settings = _settings(command)
-    target = command if settings is None else settings[1]
+def typed_names(name: str, command: Command) -> Iterator[None]:
+    """Call parameters of the command as they are typed, in the message of a mistake within the context."""
     try:
         yield
     except UserError as error:
-        flags = {name for name, hint in get_type_hints(target).items() if hint is bool}
-        message = as_options(str(error), options_of(target), flags)
+        flags = {name for name, hint in hints_of(command).items() if hint is bool}
+        message = as_options(str(error), options_of(command), flags)
         if isinstance(error, TakenError) and name in OVERWRITE:
             message = f"{message.removesuffix('.').replace(', or ', ', ')}, or overwrite it with --force."
         error.args = (message, *error.args[1:])
         raise
 
 
-def _settings(command: Callable[..., None]) -> tuple[str, type] | None:
-    """Name and class of the only parameter, if that is a dataclass."""
-    parameters = inspect.signature(command).parameters
-    hints = [(name, hint) for name, hint in get_type_hints(command).items() if name in parameters]
-    return hints[0] if len(hints) == 1 and dataclasses.is_dataclass(hints[0][1]) else None
-
-
-def options(command: Callable[..., None]) -> set[str]:
-    """The names of what a command takes."""
-    settings = _settings(command)
-    return {"config", *inspect.signature(command if settings is None else settings[1]).parameters}
-
-
-def explanations(target: Callable[..., None] | type) -> dict[str, str]:
-    """What the docstring says of each parameter; of a dataclass, what those that it derives from say too."""
-    texts = [kind.__doc__ for kind in reversed(target.__mro__)] if isinstance(target, type) else [target.__doc__]
-    explained = [parameter for text in texts for parameter in parse_docstring(text or "").params]
-    return {parameter.arg_name: " ".join((parameter.description or "").split()) for parameter in explained}
-
-
 def one_sentence(error: Exception) -> str:
-    """What went wrong, on one line."""
+    """Return what went wrong, on one line."""
     if isinstance(error, OSError) and error.strerror:
         names = [str(name) for name in (error.filename, error.filename2) if name is not None]
         return f"{' -> '.join(names) or 'a file'} cannot be used: {error.strerror}."
@@ -131,30 +105,30 @@ SETTINGS = {
 """What every command takes."""
 
 
-def _known(name: str, target: Callable[..., None] | type) -> dict[str, inspect.Parameter]:
-    """The parameters of a command, and what the command line adds to them."""
-    known = dict(inspect.signature(target).parameters)
+def known_to(name: str, command: Command) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a command, and what the command line adds to them."""
+    known = parameters_of(command)
     for added in ("config", "print_config", *(["force"] if name in OVERWRITE else [])):
         known[added] = inspect.Parameter(added, inspect.Parameter.KEYWORD_ONLY, default=None)
     return known
 
 
-def groups_of(target: Callable[..., None] | type) -> Mapping[str, Sequence[str]]:
-    """The headings that a command with many options has; its help shows what is under one of them alone."""
-    return TRAINING if isinstance(target, type) else GROUPS
+def headings_of(name: str) -> Mapping[str, Sequence[str]]:
+    """Return the headings of a command with many options; its help has only what is under one of them."""
+    return TRAINING if name in TRAININGS else GROUPS
 
 
-def _help(name: str, target: Callable[..., None] | type, about: str, below: Sequence[str]) -> str:
-    help_of, hints = explanations(target), get_type_hints(target)
+def _help(name: str, command: Command, below: Sequence[str]) -> str:
+    help_of, hints = explanations(command), hints_of(command)
     entries = [
         Entry(
             parameter.name, parameter.kind is not parameter.KEYWORD_ONLY, hints[parameter.name],
             _default(parameter.default), help_of[parameter.name],
         )
-        for parameter in inspect.signature(target).parameters.values()
+        for parameter in parameters_of(command).values()
     ]  # fmt: skip
     options = [entry.name for entry in entries if not entry.is_word]
-    groups = {"options": [*options, "force"]} if len(options) <= FEW else groups_of(target)
+    groups = {"options": [*options, "force"]} if len(options) <= FEW else headings_of(name)
     if name in OVERWRITE:
         place = OVERWRITE[name]
         word = next(entry for entry in entries if entry.name == place)
@@ -164,22 +138,23 @@ def _help(name: str, target: Callable[..., None] | type, about: str, below: Sequ
         Entry(option, False, Path if option == "config" else bool, None, text) for option, text in SETTINGS.items()
     ]
     groups = {**groups, "settings": list(SETTINGS)}
-    return help_text(f"anyorder {name}", parse_docstring(about).description or "", entries, groups, below)
+    about = parse_docstring(command.__doc__ or "").description or ""
+    return help_text(f"anyorder {name}", about, entries, groups, below)
 
 
 def _default(default: Any) -> Any:
-    """Of a dataclass, a default that is made anew for each record is one that nobody has to know."""
+    """Return a default to print; None for one that is made anew for each record."""
     return default if isinstance(default, (int, float, str, Path, type)) else None
 
 
-def _parser(name: str, command: Callable[..., None] | type) -> ArgumentParser:
+def _parser(name: str, command: Command) -> ArgumentParser:
     parser = ArgumentParser(prog=f"anyorder {name}", exit_on_error=False, allow_abbrev=False, add_help=False)
     parser.add_argument("--config", action="config")
     if name in OVERWRITE:
         parser.add_argument("--force", action="store_true")
-    hints = get_type_hints(command)
-    for parameter in inspect.signature(command).parameters.values():
-        if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name in _lists(command):
+    hints, lists = hints_of(command), lists_of(command)
+    for parameter in parameters_of(command).values():
+        if parameter.kind is not parameter.KEYWORD_ONLY and parameter.name in lists:
             parser.add_argument(parameter.name, nargs="*", default=argparse.SUPPRESS)
         elif parameter.kind is not parameter.KEYWORD_ONLY:
             # Suppressed, an absent word leaves alone what the configuration file says.
@@ -189,7 +164,7 @@ def _parser(name: str, command: Callable[..., None] | type) -> ArgumentParser:
             parser.add_argument(parameter.name, type=str, **absent)
         elif hints[parameter.name] is bool:
             parser.add_argument(f"--{parameter.name}", action="store_true")
-        elif parameter.name in _lists(command):
+        elif parameter.name in lists:
             parser.add_argument(f"--{parameter.name}", action="append", default=[])
         else:
             needed = parameter.default is parameter.empty
@@ -198,14 +173,14 @@ def _parser(name: str, command: Callable[..., None] | type) -> ArgumentParser:
     return parser
 
 
-def _lists(command: Callable[..., None] | type) -> dict[str, Any]:
-    """The list options of a command, each with the hint of its items."""
-    hints = get_type_hints(command, include_extras=True)
+def lists_of(command: Command) -> dict[str, Any]:
+    """Return the list options of a command, each with the hint of its items."""
+    hints = hints_of(command, include_extras=True)
     return {name: get_args(hint)[0] for name, hint in hints.items() if get_origin(hint) is list}
 
 
 def _items(name: str, value: object, hint: Any) -> list[Any]:
-    """One item, or a list of them, as a configuration file may say it; with commas between unless they are text."""
+    """Return the items of a list option, also of one item and of items with commas between, unless they are text."""
     values: list[Any] = value if isinstance(value, list) else [value]
     if hint is not str:
         parts = [part.strip() for item in values for part in str(item).split(",")]
@@ -229,7 +204,7 @@ def _item(name: str, text: str, hint: Any) -> Any:
 
 @contextmanager
 def _config_first(words: Sequence[str]) -> Iterator[list[str]]:
-    """`--config FILE` moved before what overrides it, and checked; `--max-new-tokens` read as `--max_new_tokens`."""
+    """Move `--config FILE` before what overrides it, and check it; read `--max-new-tokens` as `--max_new_tokens`."""
     files: list[str] = []
     others: list[str] = []
     remaining = iter(words)

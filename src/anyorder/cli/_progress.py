@@ -16,7 +16,7 @@ MOST_SECONDS = 60
 
 
 class TrainingProgress(TrainerCallback):
-    """A bar with the loss, told by transformers' `Trainer`; plain lines where there is no terminal, as for a log file.
+    """A callback of transformers' `Trainer`: a bar with the loss, or plain lines where there is no terminal.
 
     A line comes with the first entry of the log, after each tenth of the steps, and at least every minute.
 
@@ -24,7 +24,7 @@ class TrainingProgress(TrainerCallback):
 
     Args:
         console: where to.
-        tokens_per_step: of this process, to tell tokens per second; not told unless given.
+        tokens_per_step: of this process, to print tokens per second; not printed unless given.
     """
 
     def __init__(self, console: Console, tokens_per_step: int | None = None) -> None:

@@ -23,7 +23,7 @@ RESULTS = ("prompt", "sample", "text", "full_text", "token_ids", "stopped", "tra
 
 
 @dataclass(frozen=True)
-class Asked:
+class GivenPrompt:
     """A prompt.
 
     Attributes:
@@ -40,8 +40,8 @@ def has_gap(prompt: Any) -> bool:
     return "[...]" in prompt if isinstance(prompt, str) else -1 in prompt
 
 
-def read_prompts(prompt: str | None, prompts_file: Path | None) -> list[Asked]:
-    """All prompts of the command line, in order.
+def read_prompts(prompt: str | None, prompts_file: Path | None) -> list[GivenPrompt]:
+    """Read all prompts of the command line, in order.
 
     Args:
         prompt: text; "-" and None mean standard input, read as one prompt.
@@ -52,7 +52,7 @@ def read_prompts(prompt: str | None, prompts_file: Path | None) -> list[Asked]:
         UserError: both are given, there is no prompt, or a line has none.
     """
     if prompts_file is None:
-        return [Asked(_standard_input().removesuffix("\n") if prompt in (None, "-") else str(prompt))]
+        return [GivenPrompt(_standard_input().removesuffix("\n") if prompt in (None, "-") else str(prompt))]
     name = str(prompts_file)
     if prompt is not None:
         raise UserError(f"a prompt is given beside prompts_file, which is {name!r}: leave out one of them.")
@@ -71,7 +71,7 @@ def read_prompts(prompt: str | None, prompts_file: Path | None) -> list[Asked]:
                 f"line {number} of {name!r} is empty: write a prompt in it, or delete it; prompts of several lines go "
                 f"into a file whose name ends in {JSON_LINES[0]}, one JSON string a line."
             )
-    return [Asked(line) for line in lines]
+    return [GivenPrompt(line) for line in lines]
 
 
 def _are_json(lines: list[str]) -> bool:
@@ -82,14 +82,14 @@ def _are_json(lines: list[str]) -> bool:
         return False
 
 
-def _of_json(line: str, place: str) -> Asked:
+def _of_json(line: str, place: str) -> GivenPrompt:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = str(error).partition(":")[0]
         raise UserError(f"{place} is not JSON ({reason}): write one JSON string or object in each line.") from None
     if isinstance(value, str):
-        return Asked(value)
+        return GivenPrompt(value)
     if not isinstance(value, dict):
         raise UserError(f"{place} is {shown(value)}: write one JSON string or object in each line.")
     given = [key for key in PROMPT_KEYS if value.get(key) is not None]
@@ -103,18 +103,18 @@ def _of_json(line: str, place: str) -> Asked:
         )
     if taken := [key for key in value if key in RESULTS and value[key] is not None]:
         raise UserError(f"{place} has the key {taken[0]}, which the result has itself: give it another name.")
-    return Asked(prompt, {key: other for key, other in value.items() if key not in PROMPT_KEYS})
+    return GivenPrompt(prompt, {key: other for key, other in value.items() if key not in PROMPT_KEYS})
 
 
-def typed() -> Iterator[Asked]:
-    """Prompts as they are typed, a line each, until Ctrl-D; on a terminal with line editing and history."""
-    while (line := _line()) is not None:
+def typed() -> Iterator[GivenPrompt]:
+    """Yield prompts as they are typed, a line each, until Ctrl-D."""
+    while (line := read_line()) is not None:
         if line.strip():
-            yield Asked(line)
+            yield GivenPrompt(line)
 
 
-def _line() -> str | None:
-    """The next line; None at the end."""
+def read_line() -> str | None:
+    """Read the next line, on a terminal with line editing and history; return None at the end."""
     if not sys.stdin.isatty():
         line = sys.stdin.readline()
         return line.removesuffix("\n") if line else None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
 from anyorder.cli._console import PlainConsole
-from anyorder.cli._prompts import Asked, has_gap
+from anyorder.cli._options import OutputOptions, WritingOptions
+from anyorder.cli._prompts import GivenPrompt, has_gap
 from anyorder.decoding.trace import Step, Trace
 from anyorder.inspection.replay import Recording
 from anyorder.utils.files import whole_file
@@ -25,34 +26,30 @@ if TYPE_CHECKING:
 def write_all(
     model: Llama,
     tokenizer: Any,
-    asked: Sequence[Asked],
+    prompts: Sequence[GivenPrompt],
     notes: PlainConsole,
     options: Mapping[str, Any],
-    *,
-    num_samples: int | None,
-    num_beams: int,
-    batch_size: int,
-    json: bool,
-    trace: Path | None,
+    writing: WritingOptions,
+    output: OutputOptions,
 ) -> Output:
     """Write texts to standard output batch by batch, with their number on standard error.
 
     After Ctrl-C what was written stays, and the trace file has what is finished.
 
     Args:
-        asked: the prompts.
+        prompts: in order.
         notes: standard error.
         options: further ones of `anyorder.generate`.
-        json: whether to write a JSON object a line.
-        trace: file of the trace.
+        writing: how many texts of each prompt, and how many at a time.
+        output: how they are printed, and the file of their trace.
 
     Raises:
         UserError: see `anyorder.generate`.
     """
-    results = Results(asked, num_samples, json=json)
-    total = len(asked) * (num_samples or 1)
+    results = Results(prompts, writing.num_samples, json=output.json)
+    total = len(prompts) * (writing.num_samples or 1)
     bar = TextProgress(total, notes) if total > 1 else None
-    counts_steps = bar is not None and num_beams == 1 and not isinstance(options.get("gap_tokens"), list)
+    counts_steps = bar is not None and writing.num_beams == 1 and not isinstance(options.get("gap_tokens"), list)
 
     def on_step(step: Step) -> None:
         if bar is not None:
@@ -69,14 +66,15 @@ def write_all(
     try:
         with status if bar is None else bar:
             return generate(
-                model, tokenizer, [one.prompt for one in asked], num_samples=num_samples, num_beams=num_beams,
-                batch_size=batch_size, watch=on_step if counts_steps else None, progress=on_batch, **options,
+                model, tokenizer, [one.prompt for one in prompts], num_samples=writing.num_samples,
+                num_beams=writing.num_beams, batch_size=writing.batch_size,
+                watch=on_step if counts_steps else None, progress=on_batch, **options,
             )  # fmt: skip
     except KeyboardInterrupt:
         if results.batches:
             notes.print(f"\n{results.count} of {total} texts are finished", soft_wrap=True)
-            if trace is not None:
-                write_trace(trace, results.batches, tokenizer)
+            if output.trace is not None:
+                write_trace(output.trace, results.batches, tokenizer)
         raise
 
 
@@ -84,7 +82,7 @@ class Results:
     """Prints texts in the order of their prompts.
 
     Args:
-        asked: the prompts.
+        prompts: in order.
         num_samples: texts of each, if a number of them was given.
         json: whether to print a JSON object a line.
 
@@ -93,10 +91,10 @@ class Results:
         count: number of texts in it.
     """
 
-    def __init__(self, asked: Sequence[Asked], num_samples: int | None, *, json: bool) -> None:
+    def __init__(self, prompts: Sequence[GivenPrompt], num_samples: int | None, *, json: bool) -> None:
         self.batches: list[Output] = []
         self.count = 0
-        self._asked, self._num_samples, self._json = asked, num_samples, json
+        self._given, self._num_samples, self._json = prompts, num_samples, json
 
     def print(self, out: Output) -> None:
         """Print a batch, one entry per text, and all of it at once."""
@@ -114,14 +112,14 @@ class Results:
         sys.stdout.flush()
 
     def _records(self, out: Output) -> Iterator[dict[str, Any]]:
-        """What there is to say of each text."""
+        """Yield the record of each text."""
         first = self.count
         for entry, (ids, stopped) in enumerate(zip(out.token_ids, out.stopped, strict=True)):
             row = first + entry
             number, sample = divmod(row, self._num_samples or 1)
             yield {
-                **self._asked[number].others,
-                "prompt": self._asked[number].prompt,
+                **self._given[number].others,
+                "prompt": self._given[number].prompt,
                 **({"sample": sample} if self._num_samples else {}),
                 "text": None if out.text is None else out.text[entry],
                 "full_text": None if out.full_text is None else out.full_text[entry],
@@ -132,7 +130,7 @@ class Results:
 
 
 def _row_summary(trace: Trace, row: int) -> dict[str, float]:
-    """What one text's writing took: tokens, passes, and the log-probability of all that was written."""
+    """Return the tokens, passes and log-probability of one text."""
     events = [event for event in trace.events if event.row == row]
     return {
         "tokens": len(events),
@@ -142,12 +140,12 @@ def _row_summary(trace: Trace, row: int) -> dict[str, float]:
 
 
 def text_before(prompt: Any) -> str:
-    """What is printed before a continuation: nothing where the prompt is messages or token ids."""
+    """Return what is printed before a continuation: nothing where the prompt is messages or token ids."""
     return prompt if isinstance(prompt, str) else ""
 
 
 def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
-    """A prompt and its continuation: the prompt is dimmed on a terminal; elsewhere the text is exact.
+    """Print a prompt and its continuation: the prompt is dimmed on a terminal; elsewhere the text is exact.
 
     Args:
         prompt: as given.
@@ -160,7 +158,7 @@ def print_writing(prompt: str, text: str, *, first: bool = True) -> None:
 
 
 def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
-    """The same, with each piece of the continuation as soon as it comes."""
+    """Print the same, each piece of the continuation as soon as it comes."""
     if sys.stdout.isatty():
         PlainConsole().print(prompt, style="dim", end="", soft_wrap=True)
     else:

@@ -1,4 +1,4 @@
-"""What `anyorder pretrain` and `anyorder sft` share: a training that a person watches."""
+"""What `anyorder pretrain` and `anyorder sft` share: a training with a progress bar."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from anyorder.utils.files import growing_folder, is_overwriting
 
 
 def train(settings: Run, *, tuning: bool) -> None:
-    """Trains with a progress bar, and says where the network is, or how to go on after Ctrl-C."""
+    """Train with a progress bar, and print where the network is, or how to go on after Ctrl-C."""
     settings = settings.completed(tuning=tuning)  # or refused before PyTorch is imported
     first = os.environ.get("RANK", "0") == "0"
     console = PlainConsole(stderr=True, quiet=not first)

@@ -11,9 +11,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from anyorder.cli._groups import OVERWRITE
+from anyorder.cli._groups import OVERWRITE, TRAININGS
 from anyorder.errors import UserError
-from anyorder.model.modes import NAMES, mode_named
+from anyorder.model.modes import KINDS, mode_named
 from anyorder.orders.names import read_order
 from anyorder.utils.annotations import shown
 from anyorder.utils.files import check_place
@@ -26,7 +26,17 @@ DEVICES = ("auto", "cpu", "cuda", "mps", "xpu", "hpu", "mtia", "xla", "meta")
 
 ATTENTIONS = ("auto", "eager", "sdpa", "flex", "flash", "flash_attention_2", "flex_attention")
 
-PRESETS = ("llada", "llada-semi-ar", "dream-maskgit", "dream-margin", "dream-entropy", "fast-dllm")
+PRESETS = (
+    "llada",
+    "llada-semi-ar",
+    "dream-maskgit",
+    "dream-margin",
+    "dream-entropy",
+    "fast-dllm",
+    "sdar",
+    "llada2",
+    "llada2.1",
+)
 
 REMASKING = ("low_confidence", "random", "maskgit_plus", "topk_margin", "entropy", "probability", "margin")
 
@@ -70,16 +80,15 @@ def check_values(command: str, values: Mapping[str, Any]) -> None:
 
     Args:
         command: the command's name.
-        values: of options and words, by name, or the settings that have them; what is None was not given.
+        values: of options and words, by name; what is None was not given.
 
     Raises:
         UserError: one cannot be.
     """
     if command == "configs":  # which writes what another command will take
         return
-    settings = values.get("settings")  # which check themselves, but read no checkpoint
-    if settings is not None:
-        values = {name: getattr(settings, name) for name in ("init", "data", "validation")}
+    if command in TRAININGS:  # whose settings check themselves, but read no file
+        values = {name: value for name, value in values.items() if name in ("init", "data", "validation")}
     # Options come before the files that they are about.
     for name, value in sorted(values.items(), key=lambda item: item[0] in ("model", "init", "source", "data")):
         check = CHECKS.get(f"{command} {name}") or CHECKS.get(name)
@@ -124,7 +133,7 @@ def _method(name: str, value: Any) -> None:
 
 def _mode(name: str, value: Any) -> None:
     if mode_named(value) is None:
-        raise UserError(f"{name} is {shown(value)}: give one of {', '.join(NAMES)}.")
+        raise UserError(f"{name} is {shown(value)}: give one of {', '.join(KINDS)}.")
 
 
 def _correction(name: str, value: Any) -> None:
@@ -151,6 +160,9 @@ def _is_checkpoint(name: str, value: Any) -> None:
         there = Path(value).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # a name that no file can have, which the library explains
         return
+    if there and Path(value).suffix.lower() == ".gguf":
+        remedy = "give the folder or file that it was made from"
+        raise UserError(f"checkpoint {shown(str(value))} is a GGUF file, which is written and not read: {remedy}.")
     if not there and HUB_ID.fullmatch(str(value)) is None:
         raise UserError(f"checkpoint {shown(str(value))} is no folder or file here: check the path.")
 

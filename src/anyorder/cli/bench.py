@@ -35,14 +35,13 @@ def command(
 
     from anyorder.checkpoints.weights import resolve_device, resolve_dtype
     from anyorder.cli._console import PlainConsole
-    from anyorder.errors import UserError
     from anyorder.inspection import speed
     from anyorder.utils.files import check_place, whole_file
     from anyorder.utils.json_text import json_text
+    from anyorder.utils.numbers import check_positive
 
     for name, value in (("new_tokens", new_tokens), ("repeats", repeats)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a whole number above 0.")
+        check_positive(name, value)
     chosen: list[speed.Task] = [*(tasks or ("decode", "prefill", "train"))]
     if output is not None:
         check_place(output, folder=False)  # before minutes are spent

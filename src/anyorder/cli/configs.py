@@ -21,8 +21,11 @@ def command(folder: str, *, data: Path = Path("data.jsonl"), init: str | None = 
 
     console = PlainConsole()
     with whole_folder(Path(folder)) as partial:
-        for name, text in sample_configurations(data, init).items():
+        files = sample_configurations(Path(folder), data, init)
+        for name, text in files.items():
             (partial / name).write_text(text, encoding="utf-8")
-    for name in sample_configurations(data, init):
+    for name in files:
+        if name.endswith(".json"):
+            continue
         command_name = name.partition("-")[0]
         console.print(f"anyorder {command_name} --config {Path(folder) / name}", soft_wrap=True)

@@ -13,8 +13,22 @@ def command(
     dtype: str = "auto",
     kv_heads: int | None = None,
     pooling: Literal["mean", "first", "random"] = "mean",
+    experts: str | None = None,
+    expert_sample: str | None = None,
     seed: int = 0,
-    form: Literal["llada", "illada", "dream", "a2d-llama", "a2d-qwen2", "a2d-qwen3", "fast-dllm-v2", "sdar"]
+    form: Literal[
+        "llada",
+        "illada",
+        "dream",
+        "a2d-llama",
+        "a2d-qwen2",
+        "a2d-qwen3",
+        "fast-dllm-v2",
+        "sdar",
+        "sdar-moe",
+        "llada-moe",
+        "llada2",
+    ]
     | None = None,
     revision: str | None = None,
 ) -> None:
@@ -30,6 +44,9 @@ def command(
             alone, a .gguf no float64.
         kv_heads: Key-value heads that are left, a divisor of those that there are; all unless given.
         pooling: How several heads become one, mean (of the group), first (of the group) or random (drawn anew).
+        experts: Of a dense network, copies of each feed-forward network as experts, such as 8, or 8:2 where two read
+            each token; of a network with experts, how many of each layer are kept, the busiest.
+        expert_sample: File of text, over whose beginning it is counted which experts are busy.
         seed: Decides what is drawn for random.
         form: the published form to write a masked diffusion model in, such as llada or dream.
         revision: Branch, tag or commit of a model on the hub.
@@ -41,6 +58,6 @@ def command(
     with notes.status(f"converting {source}"):
         anyorder.convert(
             source, target, tokenizer=tokenizer, dtype=dtype, kv_heads=kv_heads, pooling=pooling, seed=seed,
-            form=form, revision=revision,
+            form=form, revision=revision, experts=experts, expert_sample=expert_sample,
         )  # fmt: skip
     notes.print(f"wrote {target}", soft_wrap=True)

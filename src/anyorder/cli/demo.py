@@ -62,6 +62,7 @@ def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
         import torch
 
         import anyorder
+        from anyorder.checkpoints.tokenizer.encoding import plain_tokens_of
         from anyorder.cli._progress import TrainingProgress
         from anyorder.data import pack, python_texts, train_tokenizer
         from anyorder.data.tokenizer import END_OF_TEXT
@@ -72,7 +73,7 @@ def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
 
         texts = python_texts(SOURCE_BYTES)
         tokenizer = train_tokenizer(texts, VOCABULARY)
-        ids_NL = pack(tokenizer(texts)["input_ids"], LENGTH, tokenizer.eos_token_id)
+        ids_NL = pack(plain_tokens_of(tokenizer, texts), LENGTH, tokenizer.eos_token_id)
         torch.manual_seed(seed)
         model = Llama(
             ModelConfig(

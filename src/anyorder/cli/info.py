@@ -16,7 +16,7 @@ def command(
     """Describe a checkpoint without reading its weights.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         heads: Compare the network with versions that have more or fewer key-value heads: size, cache, and time per
             token, taken with random weights.
         no_measure: Leave out the time per token.
@@ -52,6 +52,7 @@ def command(
         "weights": f"{in_bytes(parameters * kept.itemsize)} in {str(kept).removeprefix('torch.')}",
         "layers": _describe.layers(config.layers),
         "width": f"{config.hidden_size}, feed-forward {config.intermediate_size}",
+        **({} if config.experts is None else {"experts": _describe.experts(config.experts)}),
         "heads": _describe.heads(config),
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
         "writes": _describe.modes(config),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from anyorder.checkpoints.chat_template.render import chat_template
 from anyorder.data.collate import collate
+from anyorder.data.config import DataConfig
 from anyorder.data.readers import read_records, read_texts
 from anyorder.data.records import BadLines
 from anyorder.data.text import pack, python_texts
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BadLines",
+    "DataConfig",
     "Report",
     "chat_template",
     "collate",
@@ -45,7 +47,7 @@ _LATE = {
     "report_of": "dataset",
     "inspect_data": "inspect",
 }
-"""Names whose modules need packages that not everybody has, or that take long to import."""
+"""Names whose modules need optional packages, or take long to import."""
 
 
 def __getattr__(name: str) -> object:

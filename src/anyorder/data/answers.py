@@ -26,44 +26,50 @@ class Answer:
 
     Attributes:
         prompt: what the network will get when it writes the answer.
-        learnt: what follows: the answer, up to the token that ends the turn.
+        target: what follows and is trained on: the answer, up to the token that ends the turn.
         said: what the assistant says, as the data have it.
         closed: whether it ends with a token that ends the turn.
     """
 
     prompt: str
-    learnt: str
+    target: str
     said: str
     closed: bool
 
     @property
     def texts(self) -> tuple[str, str]:
         """The texts whose tokens are needed: the prompt, and the whole."""
-        return self.prompt, self.prompt + self.learnt
+        return self.prompt, self.prompt + self.target
 
 
 def written_answer(prompt: str, whole: str, message: Message, turn_end: TurnEnd) -> Answer:
-    """Find what is learnt of an answer.
+    """Find what an answer is trained on.
 
     Args:
-        prompt: the messages before it, and what asks the assistant to speak.
+        prompt: the messages before it, and the generation prompt.
         whole: the messages up to it.
         message: the answer.
         turn_end: how the template ends a turn.
 
     Raises:
-        BadRecordError: the template leaves out the answer, or a part of it.
+        BadRecordError: the template leaves out the answer, or a part of it, or does not end in it.
     """
     said = _Said.of(message, turn_end)
     text, end = turn_end.split(whole)
     opened, body = _parted(prompt, text, said.text, turn_end)
-    body = _opened(said.completed(body), opened if opened else prompt, is_written=bool(opened))
-    return Answer(prompt=prompt, learnt=body + end, said=message.content, closed=turn_end.closes(end))
+    body = said.completed(body)
+    if turn_end.found and not said.calls and (turn_end.asks_again or not body.rstrip().endswith(said.text.rstrip())):
+        raise BadRecordError(
+            "has an answer behind which the chat template writes more than the end of the turn",
+            "give a template that ends in the answer",
+        )
+    body = _opened(body, opened if opened else prompt, is_written=bool(opened))
+    return Answer(prompt=prompt, target=body + end, said=message.content, closed=turn_end.closes(end))
 
 
 @dataclass(frozen=True)
 class _Said:
-    """The parts of an answer, each of which must be learnt.
+    """The parts of an answer, each of which must be trained on.
 
     Attributes:
         whole: all of it, as plain text.
@@ -87,7 +93,7 @@ class _Said:
         return cls(whole, thought.strip(), turn_end.without(str(message.given.get("content") or "")).strip(), calls)
 
     def completed(self, body: str) -> str:
-        """The answer as a template writes it, with a thought that it leaves out.
+        """Return the answer as a template writes it, with a thought that it leaves out.
 
         Raises:
             BadRecordError: more than a thought is left out.
@@ -108,7 +114,7 @@ class _Said:
         ahead = before if self.text or not self.calls else body.partition(self.calls[0])[0]
         if not self.thought or re.search(rf"(?<!\w){re.escape(self.thought)}(?!\w)", ahead):
             return body
-        # Templates that leave out thoughts mean earlier ones, not the one to be learnt.
+        # Templates that leave out thoughts mean earlier ones, not the one to be trained on.
         if not self.text:
             before, behind = "", _EMPTY.sub("", behind)
         thought_out = f"<think>\n{self.thought}\n</think>\n\n{self.text}{behind}" if self.calls else self.whole
@@ -116,7 +122,9 @@ class _Said:
 
 
 def _parted(prompt: str, text: str, said: str, turn_end: TurnEnd) -> tuple[str, str]:
-    """What a prompt has that is no beginning of the answer, and the answer as it is written."""
+    """Return what a prompt has that is no beginning of the answer, and the answer as it is written."""
+    if prompt.startswith(text):  # the words of a short answer may be in the question
+        return "", ""
     begin = len(beginning(prompt, text))
     opened = prompt[begin:]
     if not opened.strip() or opened == turn_end.opened or _OPENED.match(opened):
@@ -130,7 +138,7 @@ def _parted(prompt: str, text: str, said: str, turn_end: TurnEnd) -> tuple[str, 
 
 
 def _opened(body: str, prompt: str, *, is_written: bool) -> str:
-    """The answer behind a prompt that may have opened a thought.
+    """Return the answer behind a prompt that may have opened a thought.
 
     Args:
         prompt: its end.

@@ -1,8 +1,8 @@
 """Dialogues as tokens, and exactly which of them are answers.
 
-A dialogue is written out by a chat template, the tokenizer's own where it has one. The text up to an answer, with the
-words that ask the assistant to speak, is what a prompt will be when the network writes; so the tokens before an answer
-must be the tokens of that text alone, whatever comes behind it. Where a template writes earlier messages otherwise once
+A dialogue is written out by a chat template, the tokenizer's own where it has one. The text up to an answer, with
+the generation prompt, is what a prompt will be when the network writes; so the tokens before an answer must be the
+tokens of that text alone, whatever comes behind it. Where a template writes earlier messages otherwise once
 others follow, one dialogue becomes several rows.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from anyorder.checkpoints.chat_template.render import ChatTemplateError, Rendering, chat_template, render_all
+from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, plain_tokens, plain_tokens_of
 from anyorder.data.answers import Answer, written_answer
 from anyorder.data.forms import BadRecordError
 from anyorder.data.messages import REASONING
@@ -77,11 +78,11 @@ class Chat:
     @property
     def end_token_id(self) -> int | None:
         """The token by which answers end: the template's, or the network's where the template writes none."""
-        ids = self._encode([self._turn_end.end])[0]
+        ids = plain_tokens(self._tokenizer, self._turn_end.end)
         return ids[-1] if ids and self._turn_end.is_end(ids[-1]) else self._end_token_id
 
     def tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
-        """Each dialogue as rows of tokens, one if the template only appends, or why that cannot be."""
+        """Return each dialogue as rows of tokens, one if the template only appends, or why that cannot be."""
         if self._for_tools is None:
             return self._tokens(dialogues)
         plain = iter(self._tokens([dialogue for dialogue in dialogues if not dialogue.tools]))
@@ -91,7 +92,8 @@ class Chat:
     def _tokens(self, dialogues: Sequence[Dialogue]) -> list[list[Answered] | BadRecordError]:
         answers = self._answers(dialogues)
         texts = [text for each in answers if isinstance(each, list) for answer in each for text in answer.texts]
-        encoded = dict(zip(texts, self._encode(texts), strict=True))
+        # Templates write the special tokens that they want.
+        encoded = dict(zip(texts, plain_tokens_of(self._tokenizer, texts), strict=True))
         return [
             each if isinstance(each, BadRecordError) else list(self._rows(each, encoded))
             for each in answers
@@ -100,7 +102,7 @@ class Chat:
     # ---- texts -------------------------------------------------------------------------------------
 
     def _answers(self, dialogues: Sequence[Dialogue]) -> list[list[Answer] | BadRecordError]:
-        """The answers of each dialogue that are to be learnt, as texts."""
+        """Return the answers of each dialogue that are to be trained on, as texts."""
         answers = self._written([self._renderings(dialogue) for dialogue in dialogues], dialogues)
         refused = [
             at for at, each in enumerate(answers)
@@ -118,30 +120,30 @@ class Chat:
     def _written(
         self, wanted: Sequence[Sequence[tuple[Rendering, Rendering]]], dialogues: Sequence[Dialogue]
     ) -> list[list[Answer] | BadRecordError]:
-        """The answers as the template writes them, or why it does not."""
+        """Return the answers as the template writes them, or why it does not."""
         answers: list[list[Answer] | BadRecordError] = []
         renderings = [each for pairs in wanted for pair in pairs for each in pair]
         rendered = iter(render_all(self._tokenizer, self.template, renderings))
         for dialogue, pairs in zip(dialogues, wanted, strict=True):
             texts = [(next(rendered), next(rendered)) for _ in pairs]
-            learnt = [message for message in dialogue.messages if message.role == ASSISTANT and message.learn]
+            targets = [message for message in dialogue.messages if message.role == ASSISTANT and message.trained]
             try:
                 answers.append([
                     written_answer(_text(prompt), _text(whole), message, self._turn_end)
-                    for message, (prompt, whole) in zip(learnt, texts, strict=True)
+                    for message, (prompt, whole) in zip(targets, texts, strict=True)
                 ])  # fmt: skip
             except BadRecordError as error:
                 answers.append(error)
         return answers
 
     def _renderings(self, dialogue: Dialogue) -> list[tuple[Rendering, Rendering]]:
-        """For each answer, the messages before it, as a prompt, and those up to it."""
+        """Return for each answer the messages before it, as a prompt, and those up to it."""
         messages, tools = self._messages(dialogue)
         added = len(messages) - len(dialogue.messages)
         return [
             (Rendering(messages[:at], tools, True), Rendering(messages[: at + 1], tools, False))
             for at, message in enumerate(dialogue.messages, start=added)
-            if message.role == ASSISTANT and message.learn
+            if message.role == ASSISTANT and message.trained
         ]
 
     def _messages(self, dialogue: Dialogue) -> tuple[list[dict[str, Any]], list[Any] | None]:
@@ -157,7 +159,7 @@ class Chat:
         return messages, None
 
     def _message(self, message: Message) -> dict[str, Any]:
-        """A message in OpenAI's form, as far as the template has a place for its parts."""
+        """Return a message in OpenAI's form, as far as the template has a place for its parts."""
         content, role = message.content, message.role
         if role == ASSISTANT:  # the template writes the end
             content = self._turn_end.without(content)
@@ -177,7 +179,7 @@ class Chat:
     # ---- tokens ------------------------------------------------------------------------------------
 
     def _rows(self, answers: Sequence[Answer], encoded: Mapping[str, list[int]]) -> Iterator[Answered]:
-        """Rows of answers: one goes on as long as its tokens are those of the next prompt alone."""
+        """Yield rows of answers: one goes on as long as its tokens are those of the next prompt alone."""
         ids: list[int] = []
         turns: list[tuple[int, int]] = []
         row: list[Answer] = []
@@ -187,9 +189,9 @@ class Chat:
             if row and (prompt[: len(ids)] != ids or not self._is_closed(ids, row)):
                 yield self._closed(ids, turns, row)
                 turns, row = [], []
-            whole = encoded[answer.prompt + answer.learnt]
-            # Where a token would reach over the border, the prompt stays as it is when it stands alone.
-            ids = whole if whole[: len(prompt)] == prompt else prompt + self._continue(answer.learnt)
+            ids = encoded[answer.prompt + answer.target]
+            if ids[: len(prompt)] != prompt:  # a token would reach over the border, but the prompt is that of its own
+                ids = prompt + continuing_tokens(self._tokenizer, answer.target)
             turns.append((len(prompt), len(ids)))
             row.append(answer)
         yield self._closed(ids, turns, row)
@@ -202,33 +204,21 @@ class Chat:
         return Answered(
             ids=ids,
             turns=turns,
-            text_bytes=len((row[-1].prompt + row[-1].learnt).encode()),
+            text_bytes=len((row[-1].prompt + row[-1].target).encode()),
             answer_bytes=sum(len(answer.said.encode()) for answer in row),
         )
 
     def _is_closed(self, ids: list[int], row: Sequence[Answer]) -> bool:
         return self._end_token_id is None or row[-1].closed or self._turn_end.is_end(ids[-1])
 
-    def _continue(self, text: str) -> list[int]:
-        """Tokens of a text that stands behind another, without the space that some tokenizers put before every text."""
-        line, both = self._encode(["\n", "\n" + text])
-        return both[len(line) :] if both[: len(line)] == line else self._encode([text])[0]
-
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        if not texts:
-            return []
-        # Templates write the special tokens that they want.
-        ids: list[list[int]] = self._tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-        return ids
-
 
 def _names(template: str, field: str) -> bool:
-    """Whether a template reads a field of this name."""
+    """Return whether a template reads a field of this name."""
     return re.search(rf"(\.|\[ ?['\"]|['\"]){field}\b", template) is not None
 
 
 def _as_published(rendering: Rendering) -> Rendering:
-    """The same with calls as OpenAI's service gives them: arguments in JSON, null beside them where nothing is said."""
+    """Return the same with calls as OpenAI's service has them: arguments in JSON, null beside them for no text."""
     messages = []
     for message in rendering.messages:
         if CALLS in message:

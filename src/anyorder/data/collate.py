@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def collate(rows: Sequence[Mapping[str, Any]], pad_token_id: int = 0) -> dict[str, Tensor]:
-    """A batch of rows that `prepare` made, padded at the end to the longest.
+    """Return a batch of rows that `prepare` made, padded at the end to the longest.
 
     Returns:
         `input_ids` int64 `[batch, length]`, `valid` bool `[batch, length]`, which are tokens and not padding, `sample`

@@ -31,19 +31,19 @@ class Conversion:
 
 
 def convert_sharegpt(source: str | Path, target: str | Path, *, skip_bad_lines: bool = False) -> Conversion:
-    """ShareGPT's `conversations` as `messages`; see `convert_dialogues`."""
+    """Return ShareGPT's `conversations` as `messages`; see `convert_dialogues`."""
     return convert_dialogues(source, target, form="ShareGPT", skip_bad_lines=skip_bad_lines)
 
 
 def convert_alpaca(source: str | Path, target: str | Path, *, skip_bad_lines: bool = False) -> Conversion:
-    """Alpaca's instruction, input and output as `messages`; see `convert_dialogues`."""
+    """Return Alpaca's instruction, input and output as `messages`; see `convert_dialogues`."""
     return convert_dialogues(source, target, form="Alpaca", skip_bad_lines=skip_bad_lines)
 
 
 def convert_dialogues(
     source: str | Path, target: str | Path, *, form: str | None = None, skip_bad_lines: bool = False
 ) -> Conversion:
-    """Dialogues of any form as lines of `messages`, which train exactly as their source does.
+    """Return dialogues of any form as lines of `messages`, which train exactly as their source does.
 
     Args:
         source: file, or folder of files.
@@ -84,4 +84,4 @@ def _fields(dialogue: Dialogue) -> dict[str, Any]:
 
 def _message(message: Message) -> dict[str, Any]:
     fields = message.given or {"role": message.role, "content": message.content}
-    return {**fields, **({} if message.learn else {"weight": 0})}
+    return {**fields, **({} if message.trained else {"weight": 0})}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,10 +19,10 @@ import datasets
 import pyarrow as pa
 from filelock import FileLock
 
-from anyorder.data.encoding import Kind, Tally
+from anyorder.data.config import DataConfig
+from anyorder.data.encoding import Tally
 from anyorder.data.files import find
-from anyorder.data.readers import Documents
-from anyorder.data.recipe import Recipe
+from anyorder.data.preparation import Preparation
 from anyorder.data.records import BadLines
 from anyorder.errors import UserError
 from anyorder.utils.annotations import checked
@@ -43,7 +43,7 @@ class Report:
         rows: to train on.
         tokens: of all records, end tokens included, before they are cut or packed.
         truncated: records whose answers were cut, because they are longer than a row.
-        bytes_per_token: UTF-8 bytes of the text that is learnt, per token that is learnt, by which nats per token
+        bytes_per_token: UTF-8 bytes of the text that is trained on, per token of it, by which nats per token
             become bits per byte; None where the text is not known, since the data are token ids.
         left_out: one sentence for each line that was left out.
         passed_over: files of a folder that were not read, each with the reason.
@@ -61,13 +61,13 @@ class Report:
 
     @classmethod
     def of(cls, rows: int, bad_lines: BadLines, tally: Tally) -> Report:
-        """The report on rows that were made."""
+        """Return the report on rows that were made."""
         return cls(
             forms=dict(tally.forms),
             rows=rows,
             tokens=tally.tokens,
             truncated=tally.truncated,
-            bytes_per_token=tally.learnt_bytes / tally.learnt_tokens if tally.learnt_tokens else None,
+            bytes_per_token=tally.target_bytes / tally.target_tokens if tally.target_tokens else None,
             left_out=bad_lines.found,
             passed_over=bad_lines.passed_over,
             unread=dict(bad_lines.unread),
@@ -78,43 +78,22 @@ class Report:
 def prepare(
     source: str | Path,
     tokenizer: PreTrainedTokenizerBase | None,
-    length: int,
+    config: DataConfig,
     *,
-    kind: Kind = "pretrain",
-    packed: bool = True,
-    documents: Documents = "file",
-    template: str | None = None,
-    end_token_id: int | None = None,
-    mask_token_ids: Collection[int] = (),
-    vocab_size: int | None = None,
-    skip_bad_lines: bool = False,
-    last_answer_only: bool = False,
     cache_dir: str | Path | None = None,
     progress: Callable[[int], None] | None = None,
     streaming: bool = False,
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Rows of tokens to train on, from a file or folder.
+    """Return rows of tokens to train on, from a file or folder.
 
     Args:
         source: JSON, text or tables, see `read_records`.
         tokenizer: the network's; may be None where the data are token ids.
-        length: tokens in a row.
-        kind: "pretrain" learns whole texts, "sft" (supervised fine-tuning) answers.
-        packed: for pre-training, whether texts are laid end to end, so that every row has `length` tokens; otherwise
-            each has a row of its own.
-        documents: of plain text, see `read_records`.
-        template: chat template of dialogues, in Jinja or as the path of a file; the tokenizer's own, or a plain one,
-            unless given, see `chat_template`.
-        end_token_id: closes texts and answers; the tokenizer's unless given.
-        mask_token_ids: tokens that may not be in the data.
-        vocab_size: of the network; the tokenizer's unless given.
-        skip_bad_lines: whether lines that cannot be used are left out, counted and listed, see `report_of`; the first
-            one raises otherwise.
-        last_answer_only: for SFT, whether only the last answer of each dialogue is learnt.
+        config: what rows are made of the data.
         cache_dir: where prepared rows are kept; a folder in the cache of the library datasets unless given.
         progress: called with the number of records read so far.
         streaming: whether rows are made while they are read, for what does not fit on the disk twice. Nothing is
-            kept, and a wrong line is told of when it is reached.
+            kept, and a wrong line raises when it is reached.
 
     Returns:
         Columns `sample` (number of the row) and `input_ids` `[length]`, and `document` `[length]`, the number of the
@@ -126,32 +105,28 @@ def prepare(
         UserError: there are no data, a line cannot be used (file, line and remedy), they do not fill one row, an
             option has a value that it cannot have, or the cache cannot be written.
     """
-    recipe = Recipe.of(
-        source, tokenizer, length, kind=kind, packed=packed, documents=documents, template=template,
-        end_token_id=end_token_id, mask_token_ids=mask_token_ids, vocab_size=vocab_size, skip_bad_lines=skip_bad_lines,
-        last_answer_only=last_answer_only,
-    )  # fmt: skip
+    preparation = Preparation.of(source, tokenizer, config)
     if streaming:
         find(source)  # before any step
         return datasets.IterableDataset.from_generator(
             _stream,
-            features=datasets.Features.from_arrow_schema(recipe.schema()),
-            gen_kwargs={"recipe": recipe},
+            features=datasets.Features.from_arrow_schema(preparation.schema()),
+            gen_kwargs={"preparation": preparation},
         )
     cache = Path(datasets.config.HF_DATASETS_CACHE) / "anyorder" if cache_dir is None else Path(cache_dir)
-    folder = cache / recipe.fingerprint()
+    folder = cache / preparation.fingerprint()
     with _locked(folder):  # of several processes, one prepares and the others wait
         if folder.exists() and damage(folder) is not None:
             shutil.rmtree(folder)  # made again; who has mapped its rows keeps them
         if not folder.exists():
             with whole_folder(folder) as partial:
-                _write(recipe, partial, progress)
+                _write(preparation, partial, progress)
                 seal(partial)
     return datasets.Dataset.from_file(str(folder / ROWS))
 
 
 def report_of(dataset: datasets.Dataset) -> Report:
-    """What became of the data that `prepare` made a dataset of; also of one that was shuffled or selected from it.
+    """Return the report on the data of a dataset of `prepare`, or of one that was shuffled or selected from it.
 
     Raises:
         UserError: it was not made so.
@@ -166,22 +141,22 @@ def report_of(dataset: datasets.Dataset) -> Report:
         raise UserError(f"{str(file)!r} is damaged: call anyorder.data.prepare again, which makes it anew.") from error
 
 
-def _write(recipe: Recipe, folder: Path, progress: Callable[[int], None] | None) -> None:
-    bad_lines, tally, count = BadLines(recipe.skip_bad_lines), Tally(), 0
-    with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_stream(file, recipe.schema()) as writer:
-        for batch in recipe.batches(recipe.samples(bad_lines, tally)):
+def _write(preparation: Preparation, folder: Path, progress: Callable[[int], None] | None) -> None:
+    bad_lines, tally, count = BadLines(preparation.config.skip_bad_lines), Tally(), 0
+    with pa.OSFile(str(folder / ROWS), "wb") as file, pa.ipc.new_stream(file, preparation.schema()) as writer:
+        for batch in preparation.batches(preparation.samples(bad_lines, tally)):
             writer.write_batch(batch)
             count += batch.num_rows
             if progress is not None:
                 progress(tally.forms.total())
     if not count:
-        raise recipe.no_rows(bad_lines, tally)
+        raise preparation.no_rows(bad_lines, tally)
     report = Report.of(count, bad_lines, tally)
     (folder / REPORT).write_text(json.dumps(vars(report)), encoding="utf-8")
 
 
-def _stream(recipe: Recipe) -> Iterator[dict[str, Any]]:
-    for batch in recipe.batches(recipe.samples(BadLines(recipe.skip_bad_lines), Tally())):
+def _stream(preparation: Preparation) -> Iterator[dict[str, Any]]:
+    for batch in preparation.batches(preparation.samples(BadLines(preparation.config.skip_bad_lines), Tally())):
         yield from batch.to_pylist()
 
 

@@ -32,7 +32,7 @@ class Names:
         columns: our name of each field that has another.
         keys: likewise within messages.
         speakers: our name of each speaker.
-        is_text: whether the prompt is a text to be learnt, since there is no answer.
+        is_text: whether the prompt is a text to be trained on, since there is no answer.
     """
 
     columns: Mapping[str, str]
@@ -41,7 +41,7 @@ class Names:
     is_text: bool
 
     def apply(self, values: Any) -> Any:
-        """A record with our names."""
+        """Return a record with our names."""
         if not isinstance(values, dict):
             return values
         renamed = {self.columns.get(name, name): value for name, value in values.items()}
@@ -64,7 +64,7 @@ class Names:
 
 
 def names_of(file: Path) -> Names | None:
-    """What `dataset_info.json` beside a file says about it; None where there is none, or it says nothing."""
+    """Return what `dataset_info.json` beside a file says about it; None where there is none, or it says nothing."""
     try:
         sets = json.loads((file.parent / NAME).read_text(encoding="utf-8"))
         entry = next(entry for entry in sets.values() if entry.get("file_name") == file.name)

@@ -6,21 +6,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from anyorder.checkpoints.tokenizer.encoding import document_tokens
 from anyorder.data.chat import Answered, Chat
+from anyorder.data.config import DataConfig
 from anyorder.data.forms import BadRecordError
 from anyorder.data.records import BadLines, Dialogue, Document, Record, TokenIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Kind = Literal["pretrain", "sft"]
-"""Whether whole texts are learnt, or answers only."""
 
 CHUNK = 256
 """Records that are tokenised at a time: enough for the tokenizer's threads, little enough for memory."""
@@ -32,7 +30,7 @@ class Sample:
 
     Attributes:
         ids: int32 `[tokens]`.
-        turns: begin and end of each answer; none where the whole is learnt.
+        turns: begin and end of each answer; none where the whole is trained on.
         cut: tokens behind these that a row had no room for.
     """
 
@@ -49,15 +47,15 @@ class Tally:
         forms: number of records of each form.
         truncated: samples whose answers were cut, because they are longer than the row.
         tokens: of all samples, before they are cut or packed.
-        learnt_tokens: those of them that are learnt, in texts of which the bytes are known.
-        learnt_bytes: what these say, in UTF-8.
+        target_tokens: those of them that are trained on, in texts of which the bytes are known.
+        target_bytes: what these say, in UTF-8.
     """
 
     forms: Counter[str] = field(default_factory=Counter)
     truncated: int = 0
     tokens: int = 0
-    learnt_tokens: int = 0
-    learnt_bytes: int = 0
+    target_tokens: int = 0
+    target_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,29 +63,21 @@ class Encoder:
     """Turns records into samples and refuses those that no network could be trained on.
 
     Attributes:
-        kind: what is learnt.
-        length: tokens in a row.
-        vocab_size: token ids are below it.
+        config: completed; token ids that come as such get no end token.
         tokenizer: None where the data are token ids.
         chat: None where there is no tokenizer.
-        end_token_id: closes each text and each answer; token ids that come as such are left as they are.
-        mask_token_ids: tokens that stand for what is not written yet, and so may not be in the data.
         bad_lines: what happens to what is refused.
         tally: counts what is read.
     """
 
-    kind: Kind
-    length: int
-    vocab_size: int
+    config: DataConfig
     tokenizer: PreTrainedTokenizerBase | None
     chat: Chat | None
-    end_token_id: int | None
-    mask_token_ids: frozenset[int]
     bad_lines: BadLines
     tally: Tally
 
     def samples(self, records: Iterable[Record]) -> Iterator[list[Sample]]:
-        """Samples in the order of the records, some at a time."""
+        """Yield samples in the order of the records, some at a time."""
         remaining = iter(records)
         while chunk := list(islice(remaining, CHUNK)):
             yield list(self._chunk(chunk))
@@ -106,7 +96,7 @@ class Encoder:
     def _samples(
         self, record: Record, texts: Iterator[list[int]], dialogues: Iterator[list[Answered] | BadRecordError]
     ) -> list[Sample] | BadRecordError:
-        """The samples of a record, whose tokens are the next ones of its kind: one, or several of a dialogue."""
+        """Return the samples of a record, whose tokens are the next ones of its kind: one, or several of a dialogue."""
         try:
             match record:
                 case TokenIds():
@@ -123,21 +113,21 @@ class Encoder:
     def _given(self, record: TokenIds) -> Sample:
         ids = self._checked(record.ids)
         self.tally.tokens += len(ids)
-        if self.kind == "pretrain":
+        if self.config.kind == "pretrain":
             return Sample(ids)
         if record.turns is not None:
             return self._fitted(ids, record.turns)
         if record.prompt_length is None:
             raise BadRecordError(
                 "has neither `prompt_length` nor `labels`",
-                "say how many of its tokens are the prompt, or which are learnt",
+                "say how many of its tokens are the prompt, or which are trained on",
             )
         return self._fitted(ids, [(record.prompt_length, len(ids))])
 
     def _document(self, record: Document, tokens: list[int]) -> Sample:
-        if self.tokenizer is None or self.end_token_id is None:
+        if self.tokenizer is None or self.config.end_token_id is None:
             raise _untokenised()
-        if self.kind == "sft":
+        if self.config.kind == "sft":
             raise BadRecordError("has no answer", "give `prompt` and `response`, or `messages`")
         ids = self._checked(tokens)
         self._count(len(ids), len(ids), len(record.text.encode()))
@@ -146,14 +136,14 @@ class Encoder:
     def _dialogue(self, answered: list[Answered] | BadRecordError) -> list[Sample]:
         if isinstance(answered, BadRecordError):
             raise answered
-        if self.kind == "pretrain":  # the last row holds the whole
+        if self.config.kind == "pretrain":  # the last row holds the whole
             ids = self._checked(answered[-1].ids)
             self._count(len(ids), len(ids), answered[-1].text_bytes)
             return [Sample(ids)]
         samples = []
         for number, row in enumerate(answered):
             ids = self._checked(row.ids)
-            if number and row.turns[0][0] >= self.length:  # as an answer beyond the row's end
+            if number and row.turns[0][0] >= self.config.length:  # as an answer beyond the row's end
                 self.tally.truncated += 1
                 continue
             samples.append(self._fitted(ids, row.turns))
@@ -161,41 +151,43 @@ class Encoder:
         return samples
 
     def _fitted(self, ids: npt.NDArray[np.int32], turns: Sequence[tuple[int, int]]) -> Sample:
-        """The beginning that a row holds, with the answers that begin in it."""
-        if turns[0][0] >= self.length:
+        """Return the beginning that a row holds, with the answers that begin in it."""
+        if turns[0][0] >= self.config.length:
             raise BadRecordError(
-                f"the prompt has {turns[0][0]} tokens and a row {self.length}, which leaves none for the answer",
+                f"the prompt has {turns[0][0]} tokens and a row {self.config.length}, which leaves none for the answer",
                 "shorten it, or give longer rows",
             )
-        self.tally.truncated += len(ids) > self.length
-        kept = tuple((begin, min(end, self.length)) for begin, end in turns if begin < self.length)
+        self.tally.truncated += len(ids) > self.config.length
+        kept = tuple((begin, min(end, self.config.length)) for begin, end in turns if begin < self.config.length)
         return Sample(ids[: kept[-1][1]], kept, len(ids) - kept[-1][1])
 
     # ---- tokens ------------------------------------------------------------------------------------
 
     def _texts(self, texts: list[str]) -> Sequence[list[int]]:
-        if self.tokenizer is None or self.kind == "sft" or not texts:
+        if self.tokenizer is None or self.config.kind == "sft" or not texts:
             return [[]] * len(texts)  # refused later, each in its turn
-        return document_tokens(self.tokenizer, texts, self.end_token_id)
+        return document_tokens(self.tokenizer, texts, self.config.end_token_id)
 
     def _dialogues(self, dialogues: list[Dialogue]) -> Sequence[list[Answered] | BadRecordError]:
         return [_untokenised()] * len(dialogues) if self.chat is None else self.chat.tokens(dialogues)
 
     def _checked(self, tokens: Sequence[int]) -> npt.NDArray[np.int32]:
+        size, masks = self.config.vocab_size, frozenset(self.config.mask_token_ids)
+        assert size is not None, "completed"
         for token in (min(tokens), max(tokens)):
-            if not 0 <= token < self.vocab_size:
+            if not 0 <= token < size:
                 raise BadRecordError(
-                    f"has token {token}, and the vocabulary has {self.vocab_size}", "use the network's own tokenizer"
+                    f"has token {token}, and the vocabulary has {size}", "use the network's own tokenizer"
                 )
-        if not self.mask_token_ids.isdisjoint(tokens):
-            token = next(token for token in tokens if token in self.mask_token_ids)
-            raise BadRecordError(f"has the mask token, {token}", "take it out: it stands for what is to be written")
+        if not masks.isdisjoint(tokens):
+            token = next(token for token in tokens if token in masks)
+            raise BadRecordError(f"has the mask token, {token}", "take it out: it marks what is to be written")
         return np.asarray(tokens, dtype=np.int32)
 
-    def _count(self, tokens: int, learnt: int, size: int) -> None:
+    def _count(self, tokens: int, targets: int, size: int) -> None:
         self.tally.tokens += tokens
-        self.tally.learnt_tokens += learnt
-        self.tally.learnt_bytes += size
+        self.tally.target_tokens += targets
+        self.tally.target_bytes += size
 
 
 def _untokenised() -> BadRecordError:

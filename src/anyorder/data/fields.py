@@ -1,6 +1,6 @@
 """The fields of a JSON object, and what is taken from them.
 
-Fields remember which of them were read, so that text which nobody reads can be reported instead of being dropped.
+Fields remember which of them were read, so that text which was not read can be reported instead of being dropped.
 """
 
 from __future__ import annotations
@@ -52,24 +52,24 @@ class Fields:
         return name in self._values
 
     def has(self, name: str) -> bool:
-        """Whether the field is there and not null; this does not read it."""
+        """Return whether the field is there and not null; this does not read it."""
         return name in self._has
 
     def get(self, name: str) -> Any:
-        """The value, None where there is none."""
+        """Return the value, None where there is none."""
         self._read.add(name)
         return self._values.get(name)
 
     def first(self, names: Iterable[str]) -> str | None:
-        """The first of these names that has a value."""
+        """Return the first of these names that has a value."""
         return next((name for name in names if name in self._has), None)
 
     def those(self, names: Sequence[str]) -> list[str]:
-        """Those of these names that have a value."""
+        """Return those of these names that have a value."""
         return [] if self._has.isdisjoint(names) else [name for name in names if name in self._has]
 
     def optional_text(self, name: str) -> str:
-        """A text that may be missing, null or empty.
+        """Return a text that may be missing, null or empty.
 
         Raises:
             BadRecordError: it is something else.
@@ -78,7 +78,7 @@ class Fields:
         return "" if value is None else checked_text(value, f"`{name}`", may_be_empty=True)
 
     def unread(self) -> list[str]:
-        """Fields with text that were not read and are no metadata."""
+        """Return fields with text that were not read and are no metadata."""
         return [
             name
             for name, value in self._values.items()
@@ -86,18 +86,18 @@ class Fields:
         ]
 
     def refuse_media(self) -> None:
-        """Images and sounds are not read, and a text about them makes no sense without them.
+        """Refuse images and sounds, without which a text about them makes no sense.
 
         Raises:
             BadRecordError: there are some.
         """
         name = next((name for name in MEDIA if self._values.get(name)), None)
         if name is not None:
-            raise BadRecordError(f"has `{name}`, and only text is learnt", "use data of text alone")
+            raise BadRecordError(f"has `{name}`, and only text is trained on", "use data of text alone")
 
 
 def carries_text(value: object) -> bool:
-    """Whether there is text in a JSON value."""
+    """Return whether there is text in a JSON value."""
     remaining = [value]
     while remaining:  # not by recursion: metadata may be nested as deep as JSON can be
         item = remaining.pop()
@@ -108,7 +108,7 @@ def carries_text(value: object) -> bool:
 
 
 def checked_text(text: object, name: str, *, may_be_empty: bool = False) -> str:
-    """A text that a tokenizer can read.
+    """Return a text that a tokenizer can read.
 
     Raises:
         BadRecordError: it is none.
@@ -123,7 +123,7 @@ def checked_text(text: object, name: str, *, may_be_empty: bool = False) -> str:
 
 
 def parsed(value: Any, name: str) -> Any:
-    """A JSON value that may be written as JSON within a string, as tables have it.
+    """Return a JSON value that may be written as JSON within a string, as tables have it.
 
     Raises:
         BadRecordError: the string is not JSON.
@@ -137,7 +137,7 @@ def parsed(value: Any, name: str) -> Any:
 
 
 def writable(value: Any, name: str) -> Any:
-    """The same as `parsed`, which can be written out as JSON again.
+    """Return the same as `parsed`, which can be written out as JSON again.
 
     Raises:
         BadRecordError: it cannot, or the string is not JSON.
@@ -160,7 +160,7 @@ def _deeper(value: object, levels: int) -> bool:
 
 
 def objects(value: Any, name: str) -> list[Mapping[str, Any]]:
-    """A list of JSON objects: as such, as JSON within a string, or as tables have it, an object of equal lists.
+    """Return a list of JSON objects: as such, as JSON within a string, or as tables have it, an object of equal lists.
 
     Raises:
         BadRecordError: it is none.
@@ -178,7 +178,7 @@ def objects(value: Any, name: str) -> list[Mapping[str, Any]]:
 
 
 def mark(value: object, name: str) -> bool | None:
-    """A mark of what is learnt: True or 1, False or 0, None where there is none.
+    """Return a mark of what is trained on: True or 1, False or 0, None where there is none.
 
     Raises:
         BadRecordError: it is something else.
@@ -187,4 +187,4 @@ def mark(value: object, name: str) -> bool | None:
         return None
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
-    raise BadRecordError(f"{name} is {short(value)}", "give 1 for what is learnt and 0 for what is not")
+    raise BadRecordError(f"{name} is {short(value)}", "give 1 for what is trained on and 0 for what is not")

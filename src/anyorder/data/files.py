@@ -55,12 +55,12 @@ class Found:
 
 
 def files_of(source: str | Path) -> list[Path]:
-    """The files that `find` finds."""
+    """Return the files that `find` finds."""
     return find(source).files
 
 
 def find(source: str | Path) -> Found:
-    """The file, or the files of a folder and the folders within it, that can be read, in order of name.
+    """Return the file, or the files of a folder and the folders within it, that can be read, in order of name.
 
     Hidden files, those about the data (cards, licences) and those of other kinds are none of them. Where some are of
     the train split, those of the test and validation splits are none of them either.
@@ -84,7 +84,7 @@ def find(source: str | Path) -> Found:
 
 
 def kind_of(file: Path) -> str:
-    """The ending of a file's name that says what is in it, without that of a compression."""
+    """Return the ending of a file's name that says what is in it, without that of a compression."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSED:
         suffixes.pop()
@@ -92,7 +92,7 @@ def kind_of(file: Path) -> str:
 
 
 def open_bytes(file: Path) -> IO[bytes]:
-    """The bytes of a file, unpacked while they are read."""
+    """Return the bytes of a file, unpacked while they are read."""
     match file.suffix.lower():
         case ".gz":
             return cast("IO[bytes]", gzip.open(file))
@@ -107,7 +107,7 @@ def open_bytes(file: Path) -> IO[bytes]:
 
 
 def import_arrow(what: str) -> Any:
-    """PyArrow.
+    """Import PyArrow.
 
     Raises:
         UserError: it is not installed.
@@ -122,7 +122,7 @@ def import_arrow(what: str) -> Any:
 
 
 def is_lfs_pointer(file: Path) -> bool:
-    """Whether a file holds the place of one that Git LFS has not fetched."""
+    """Return whether a file holds the place of one that Git LFS has not fetched."""
     with file.open("rb") as stream:
         return stream.read(len(LFS_POINTER)) == LFS_POINTER
 
@@ -132,10 +132,15 @@ def _endings() -> str:
 
 
 def _find_in(folder: Path) -> Found:
+    # A link to nothing is neither a file nor a folder.
     everything = sorted(
-        file.relative_to(folder).parts for file in folder.rglob("*") if file.is_file() or _is_lost(file)
+        (file.relative_to(folder).parts, is_file)
+        for file in folder.rglob("*")
+        if (is_file := file.is_file()) or (file.is_symlink() and not file.exists())
     )
-    visible = [Path(*parts) for parts in everything if not any(part.startswith(".") for part in parts)]
+    visible = {
+        Path(*parts): is_file for parts, is_file in everything if not any(part.startswith(".") for part in parts)
+    }
     rows = _rows_of_datasets(folder, visible)
     data: list[Path] = []
     passed_over: list[str] = []
@@ -149,7 +154,7 @@ def _find_in(folder: Path) -> Found:
                 passed_over.append(f"{str(folder / name)!r}: {reason}")
         return kept
 
-    data = decide(visible, lambda name: "a link to nothing" if _is_lost(folder / name) else _no_data(name, rows))
+    data = decide(visible, lambda name: _no_data(name, rows) if visible[name] else "a link to nothing")
     if "train" in {_split(name) for name in data}:
         splits = {name: _split(name) for name in data}
         data = decide(
@@ -161,12 +166,8 @@ def _find_in(folder: Path) -> Found:
     return Found([folder / name for name in data], sorted(passed_over))
 
 
-def _is_lost(file: Path) -> bool:
-    return file.is_symlink() and not file.exists()
-
-
 def _no_data(name: Path, rows: dict[Path, set[str]]) -> str | None:
-    """Why a file is no data."""
+    """Return why a file is no data."""
     if ABOUT.fullmatch(name.name.lower()):
         return "about the data"
     if name.match(DATASETS_CACHE) or (name.suffix == ".arrow" and name.name not in rows.get(name.parent, {name.name})):
@@ -177,7 +178,7 @@ def _no_data(name: Path, rows: dict[Path, set[str]]) -> str | None:
 
 
 def _rows_of_datasets(folder: Path, names: Iterable[Path]) -> dict[Path, set[str]]:
-    """For each folder that `save_to_disk` wrote, the files with its rows."""
+    """Return the files with rows of each folder that `save_to_disk` wrote."""
     rows: dict[Path, set[str]] = {}
     for name in names:
         if name.name != DATASETS_STATE:
@@ -191,6 +192,6 @@ def _rows_of_datasets(folder: Path, names: Iterable[Path]) -> dict[Path, set[str
 
 
 def _split(name: Path) -> str | None:
-    """The split that the name of a file, or of a folder that it is in, says."""
+    """Return the split that the name of a file, or of a folder that it is in, says."""
     words = {word for part in reversed(name.parts) for word in re.split(r"[^a-z]+", part.lower())}
     return next((split for split, names in SPLITS.items() if words & set(names)), None)

@@ -60,12 +60,12 @@ class Form:
     read: Callable[[str, Place, Fields, list[str]], Record]
 
     def fits(self, fields: Fields, *, null: bool = False) -> bool:
-        """Whether the fields are there; with `null` also where they are null."""
+        """Return whether the fields are there; with `null` also where they are null."""
         return all(any(map(fields.__contains__, names)) if null else fields.first(names) for names in self.needs)
 
 
 def record_of(values: object, place: Place, unread: Counter[str] | None = None) -> Record:
-    """The record that a JSON object holds, or a list of messages.
+    """Return the record that a JSON object holds, or a list of messages.
 
     Args:
         values: the object.
@@ -92,7 +92,7 @@ def record_of(values: object, place: Place, unread: Counter[str] | None = None) 
 
 
 def is_message(value: object) -> bool:
-    """Whether a JSON value is a message, as which it is no record of its own."""
+    """Return whether a JSON value is a message, as which it is no record of its own."""
     if not isinstance(value, dict):
         return False
     if any(names <= value.keys() for names in ({"role", "content"}, {"role", "tool_calls"}, {"from", "value"})):
@@ -135,13 +135,13 @@ def _read_messages(form: str, place: Place, fields: Fields, unread: list[str]) -
 
 
 def _answered(messages: list[Message], answers: list[Message]) -> list[Message]:
-    """Messages with an answer from another field, which may repeat them."""
+    """Return messages with an answer from another field, which may repeat them."""
     if answers and answers[0].role != ASSISTANT:  # the whole dialogue
         return answers
     if messages[-1].role != ASSISTANT:
         return [*messages, *answers]
     if answers and messages[-1].content.strip() != answers[-1].content.strip():
-        raise BadRecordError("has two answers to the last message", "leave in the one that is learnt")
+        raise BadRecordError("has two answers to the last message", "leave in the one that is trained on")
     return messages
 
 
@@ -179,8 +179,8 @@ def _dialogue(form: str, place: Place, messages: list[Message], fields: Fields) 
     answers = [message for message in part if message.role == ASSISTANT]
     if any(not message.content.strip() for message in answers):
         raise BadRecordError("has an empty answer", "write the answer")
-    if not any(message.learn for message in answers):
-        raise BadRecordError("has no answer that is to be learnt", "leave it out")
+    if not any(message.trained for message in answers):
+        raise BadRecordError("has no answer that is to be trained on", "leave it out")
     tools = tools_of(fields.get("tools"), "tools") or tools_of(fields.get("functions"), "functions")
     return Dialogue(place=place, form=form, messages=part, tools=tools)
 

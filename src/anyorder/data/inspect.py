@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from anyorder.data.config import DataConfig
 from anyorder.data.dataset import Report
 from anyorder.data.encoding import Sample, Tally
-from anyorder.data.recipe import Recipe
+from anyorder.data.preparation import Preparation
 from anyorder.data.records import BadLines
+from anyorder.utils.annotations import checked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,31 +34,30 @@ class Inspection:
     rows: list[dict[str, Any]]
 
 
+@checked()
 def inspect_data(
     source: str | Path,
     tokenizer: PreTrainedTokenizerBase | None,
-    length: int,
+    config: DataConfig,
     *,
     examples: int = 3,
     progress: Callable[[int], None] | None = None,
-    **options: Any,
 ) -> Inspection:
-    """Reads everything, as `prepare` would, and keeps nothing on disk. Lines that cannot be used are listed.
+    """Read everything, as `prepare` does, and keep nothing on disk. Lines that cannot be used are listed.
 
     Args:
-        source, tokenizer, length: as of `prepare`.
-        examples: rows to show.
+        source, tokenizer, config: as of `prepare`; bad lines are skipped in any case.
+        examples: rows to return.
         progress: called with the number of records read so far.
-        options: those of `prepare` that decide what rows are.
 
     Raises:
-        UserError: there are no data at all, or an option has a value that it cannot have.
+        UserError: there are no data at all, or see `DataConfig.completed`.
     """
-    recipe = Recipe.of(source, tokenizer, length, skip_bad_lines=True, **options)
+    preparation = Preparation.of(source, tokenizer, config.replace(skip_bad_lines=True))
     bad_lines, tally, count = BadLines(skip=True), Tally(), 0
     rows: list[dict[str, Any]] = []
     doublings: dict[int, int] = {}
-    for batch in recipe.batches(_measured(recipe.samples(bad_lines, tally), doublings)):
+    for batch in preparation.batches(_measured(preparation.samples(bad_lines, tally), doublings)):
         rows += batch.slice(0, max(0, examples - len(rows))).to_pylist()
         count += batch.num_rows
         if progress is not None:
@@ -67,7 +68,7 @@ def inspect_data(
 
 
 def _measured(chunks: Iterable[Sequence[Sample]], doublings: dict[int, int]) -> Iterator[Sequence[Sample]]:
-    """The same, while lengths are counted by powers of two."""
+    """Yield the same, while lengths are counted by powers of two."""
     for samples in chunks:
         for sample in samples:
             power = (len(sample.ids) + sample.cut - 1).bit_length()

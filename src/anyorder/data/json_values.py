@@ -26,7 +26,7 @@ Opener = Callable[[], IO[bytes]]
 
 
 def read_json(file: Path, opened: Opener, bad_lines: BadLines) -> Iterator[tuple[Place, Any]]:
-    """The values of a file, each with the line it begins in.
+    """Yield the values of a file, each with the line it begins in.
 
     How they are parted is found out from the beginning, since people give files of lines and of arrays either ending.
 
@@ -42,7 +42,7 @@ def read_json(file: Path, opened: Opener, bad_lines: BadLines) -> Iterator[tuple
 
 
 def _begins_with_a_line(file: Path, opened: Opener) -> bool:
-    """Whether the first line is an object, or at least no beginning of what goes over several lines."""
+    """Return whether the first line is an object, or at least no beginning of what goes over several lines."""
     with opened() as stream:
         head = b""
         while not head.strip() and (piece := stream.readline(PIECE)):
@@ -73,7 +73,7 @@ def _one_per_line(file: Path, opened: Opener, bad_lines: BadLines) -> Iterator[t
 
 
 def _over_lines(file: Path, opened: Opener, bad_lines: BadLines) -> Iterator[tuple[Place, Any]]:
-    """The items of arrays, and values beside them; a list of messages is one value."""
+    """Yield the items of arrays, and values beside them; a list of messages is one value."""
     with opened() as stream:
         text = _Stream(stream)
         in_array = False
@@ -116,7 +116,7 @@ class _Stream:
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
     def skip(self) -> str:
-        """The next character that is neither blank nor a comma, which parts values as a blank does; "" at the end."""
+        """Return the next character that is neither blank nor a comma, which separates values too; "" at the end."""
         while True:
             begin = self.at
             while self.at < len(self._text) and self._text[self.at] in BLANK:
@@ -126,14 +126,14 @@ class _Stream:
                 return self._text[self.at : self.at + 1]
 
     def value(self) -> Any:
-        """The value that begins here."""
+        """Return the value that begins here."""
         value, size = self._decode()
         self.line += self._text.count("\n", self.at, self.at + size)
         self.at += size
         return value
 
     def begins_dialogue(self) -> bool:
-        """Whether a list of messages begins here."""
+        """Return whether a list of messages begins here."""
         offset = 1
         while self._text[self.at + offset : self.at + offset + 1] in BLANK:
             # The empty text, where the piece ends, is in every other.
@@ -143,14 +143,14 @@ class _Stream:
         try:
             return is_message(self._decode(offset)[0])
         except (ValueError, RecursionError):
-            return False  # it is found again by whoever reads the list
+            return False  # reading the list finds it again
 
     def line_of(self, error: UnicodeDecodeError) -> int:
-        """The line of bytes that cannot be decoded."""
+        """Return the line of bytes that cannot be decoded."""
         return self.line + self._text.count("\n", self.at) + error.object.count(b"\n", 0, error.start)
 
     def _decode(self, offset: int = 0) -> tuple[Any, int]:
-        """The value that begins so many characters further on, and how many it has."""
+        """Return the value that begins so many characters further on, and how many it has."""
         while True:
             try:
                 value, end = DECODER.raw_decode(self._text, self.at + offset)
@@ -163,7 +163,7 @@ class _Stream:
                     return value, end - self.at - offset
 
     def _read(self) -> bool:
-        """Reads on, at least as much as is at hand, so that long values are not tried too often."""
+        """Read on, at least as much as is at hand, so that long values are not tried too often."""
         rest = len(self._text) - self.at
         data = self._stream.read(max(PIECE, rest))
         more = self._decoder.decode(data, final=not data)
@@ -174,7 +174,7 @@ class _Stream:
 
 
 def decode(text: str) -> Any:
-    """The JSON value that a text is.
+    """Return the JSON value that a text is.
 
     Raises:
         ValueError: it is none, or an object has a field twice.
@@ -199,7 +199,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_unique)
 
 
 def _reason(error: Exception, column: int = 0) -> str:
-    """Without the line, which would count from where the parser was set on."""
+    """Describe an error without its line, which counts from where the parser began."""
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg}, column {error.colno + (column if error.lineno == 1 else 0)}"
     if "integer string conversion" in str(error):

@@ -18,7 +18,7 @@ WIDE = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE)
 def lines(
     file: Path, stream: IO[bytes], bad_lines: BadLines, *, keep_ends: bool = False
 ) -> Iterator[tuple[Place, str]]:
-    """The lines of a file, without what ends them unless that is kept; those that are no text are refused."""
+    """Yield the lines of a file, without what ends them unless that is kept; those that are no text are refused."""
     for number, line in enumerate(stream, start=1):
         place = Place(file, number)
         if problem := encoding_problem(line):
@@ -31,7 +31,7 @@ def lines(
 
 
 def encoding_problem(line: bytes) -> str | None:
-    """Why a line is no text of UTF-8; None where it is."""
+    """Return why a line is no text of UTF-8; None where it is."""
     if problem := wide_problem(line):
         return problem
     try:
@@ -42,7 +42,7 @@ def encoding_problem(line: bytes) -> str | None:
 
 
 def wide_problem(line: bytes) -> str | None:
-    """Why a line, or the beginning of one, has units of more than a byte; None where it has none."""
+    """Return why a line, or the beginning of one, has units of more than a byte; None where it has none."""
     if line.startswith(WIDE):
         return "is not UTF-8 but UTF-16 or UTF-32"
     return "has a NUL byte, which binary files and UTF-16 have" if b"\0" in line else None

@@ -27,16 +27,16 @@ CALLS = ("function_call", "tool_call")
 
 SPEAKER, CONTENT = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 PAIRS = (("input", "output"), ("human", "assistant"), ("user", "assistant"), ("question", "answer"))
-"""Names of what is asked and answered, where each item of a dialogue is both."""
+"""Names of question and answer, where each item of a dialogue is both."""
 
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Names of what an assistant thinks before it answers."""
 
 MARKS = ("loss", "weight", "train", "training", "loss_mask")
-"""Names of marks that say whether a message is learnt: 1 or true, 0 or false."""
+"""Names of marks that say whether a message is trained on: 1 or true, 0 or false."""
 
 UNCLEAR = {
-    "mask": "can mean that a message is learnt or that it is not",
+    "mask": "can mean that a message is trained on or that it is not",
     "train_detail": "marks parts of a message",
     "training_detail": "marks parts of a message",
 }
@@ -44,7 +44,7 @@ UNCLEAR = {
 
 
 def messages_of(value: Any, name: str, unread: list[str]) -> list[Message]:
-    """The messages of a list.
+    """Return the messages of a list.
 
     Args:
         value: the list; also as JSON within a string.
@@ -64,7 +64,7 @@ def messages_of(value: Any, name: str, unread: list[str]) -> list[Message]:
 
 
 def text_of(value: Any, name: str) -> str:
-    """A text, or the text of parts as messages have them; empty where there is none.
+    """Return a text, or the text of parts as messages have them; empty where there is none.
 
     Raises:
         BadRecordError: it is something else.
@@ -75,7 +75,7 @@ def text_of(value: Any, name: str) -> str:
 
 
 def tools_of(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
-    """Descriptions of tools: a list, or (in ShareGPT's form) a list written as JSON within a string.
+    """Return descriptions of tools: a list, or (in ShareGPT's form) a list written as JSON within a string.
 
     Raises:
         BadRecordError: it is something else.
@@ -88,8 +88,8 @@ def tools_of(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
 
 
-def answer(text: str, *, reasoning: str = "", calls: Sequence[Mapping[str, Any]] = (), learn: bool = True) -> Message:
-    """What the assistant says, thinks and calls."""
+def answer(text: str, *, reasoning: str = "", calls: Sequence[Mapping[str, Any]] = (), trained: bool = True) -> Message:
+    """Return what the assistant says, thinks and calls."""
     written = json.dumps(list(calls), ensure_ascii=False) if calls else ""
     content = "\n".join(filter(None, (text, written)))
     if reasoning:
@@ -99,25 +99,25 @@ def answer(text: str, *, reasoning: str = "", calls: Sequence[Mapping[str, Any]]
         given = {"role": ASSISTANT, "content": text}
         given |= {"reasoning_content": reasoning} if reasoning else {}
         given |= {"tool_calls": list(calls)} if calls else {}
-    return Message(role=ASSISTANT, content=content, learn=learn, given=given)
+    return Message(role=ASSISTANT, content=content, trained=trained, given=given)
 
 
 def speaks(speaker: object) -> str | None:
-    """Which of `SPEAKERS` is meant; None for nobody."""
+    """Return which of `SPEAKERS` is meant; None if it is none of them."""
     name = speaker.strip().lower().replace("-", "_").replace(" ", "_") if isinstance(speaker, str) else ""
     return name if name in SPEAKERS else None
 
 
 def _pair(fields: Fields, names: tuple[str, str], number: int) -> list[Message]:
-    """A question and its answer, perhaps with a system prompt before them."""
+    """Return a question and its answer, perhaps with a system prompt before them."""
     system = fields.optional_text("system")
     asked, said = (checked_text(fields.get(name), f"`{name}` of message {number}") for name in names)
     before = [Message(role=SYSTEM, content=system)] if system else []
-    return [*before, Message(role=USER, content=asked), answer(said, learn=_learn(fields, number, ASSISTANT))]
+    return [*before, Message(role=USER, content=asked), answer(said, trained=_is_trained(fields, number, ASSISTANT))]
 
 
 def _turns(fields: Fields, number: int) -> list[Message]:
-    """A message; what tools said within a user's message (Anthropic's form) stands apart before it."""
+    """Return a message, with what tools said within a user's message (Anthropic's form) as messages before it."""
     name = next((name for name in CONTENT if name in fields), CONTENT[0])
     content = fields.get(name)
     results = [part for part in content if _is_result(part)] if isinstance(content, list) else []
@@ -147,7 +147,7 @@ def _message(fields: Fields, number: int, said: Any) -> Message:
         raise BadRecordError(f"`{name}` of message {number} is {short(speaker)}", f"give one of {known}")
     fields.refuse_media()
     role = SPEAKERS[spoken]
-    learn = _learn(fields, number, role)
+    trained = _is_trained(fields, number, role)
     content = next((name for name in CONTENT if name in fields), CONTENT[0])
     place = f"`{content}` of message {number}"
     text, reasoning, calls = _parts(said, place, role)
@@ -159,29 +159,29 @@ def _message(fields: Fields, number: int, said: Any) -> Message:
     calls = [*calls, *_calls(fields, number)]
     if text is None and not calls:
         checked_text(None, place)
-    return answer(text or "", reasoning="\n".join(dict.fromkeys(filter(None, thoughts))), calls=calls, learn=learn)
+    return answer(text or "", reasoning="\n".join(dict.fromkeys(filter(None, thoughts))), calls=calls, trained=trained)
 
 
-def _learn(fields: Fields, number: int, role: str) -> bool:
-    learn = True
+def _is_trained(fields: Fields, number: int, role: str) -> bool:
+    trained = True
     for name in fields.those(MARKS):
         if (marked := mark(fields.get(name), f"`{name}` of message {number}")) is None:
             continue
         if marked and role != ASSISTANT:
             raise BadRecordError(
-                f"`{name}` of message {number} says that the {role}'s words are learnt, and only answers are",
+                f"`{name}` of message {number} says that the {role}'s words are trained on, and only answers are",
                 "take the mark out",
             )
-        learn = learn and marked
+        trained = trained and marked
     if unclear := fields.first(UNCLEAR):
         raise BadRecordError(
             f"`{unclear}` of message {number} {UNCLEAR[unclear]}", "mark whole messages by `loss`: true or false"
         )
-    return learn
+    return trained
 
 
 def _other(fields: Fields, role: str, text: str | None, place: str) -> Message:
-    """A message that is not the assistant's."""
+    """Return a message that is not the assistant's."""
     content = checked_text(text, place, may_be_empty=True)
     given = {"role": role, "content": content}
     if role == TOOL:
@@ -192,7 +192,7 @@ def _other(fields: Fields, role: str, text: str | None, place: str) -> Message:
 
 
 def _parts(content: Any, place: str, role: str) -> tuple[str | None, str, list[Mapping[str, Any]]]:
-    """Text, reasoning and calls of a message's content, which may be a list of parts; the text is None where it is."""
+    """Return text (None where it is), reasoning and calls of a message's content, which may be a list of parts."""
     if content is None:
         return None, "", []
     if isinstance(content, dict) and "type" not in content and role == TOOL:
@@ -211,7 +211,7 @@ def _parts(content: Any, place: str, role: str) -> tuple[str | None, str, list[M
             calls.append(_call({"name": part.get("name"), "arguments": part.get("input")}, place))
         else:
             raise BadRecordError(
-                f"{place} has a part of the type {short(kind)}, and only text is learnt", "take it out"
+                f"{place} has a part of the type {short(kind)}, and only text is trained on", "take it out"
             )
     return "".join(texts), "\n".join(thoughts), calls
 
@@ -220,7 +220,7 @@ def _parts(content: Any, place: str, role: str) -> tuple[str | None, str, list[M
 
 
 def _calls(fields: Fields, number: int) -> Iterable[Mapping[str, Any]]:
-    """The calls that stand beside the content, in OpenAI's form."""
+    """Yield the calls beside the content, in OpenAI's form."""
     place = f"`tool_calls` of message {number}"
     if value := fields.get("tool_calls"):
         calls = writable(value, place)
@@ -233,7 +233,7 @@ def _calls(fields: Fields, number: int) -> Iterable[Mapping[str, Any]]:
 
 
 def _call(call: Any, place: str) -> Mapping[str, Any]:
-    """One call, whose arguments are an object: chat templates write them as JSON themselves."""
+    """Return one call, whose arguments are an object: chat templates write them as JSON themselves."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRecordError(f"{place} has {short(call)}", 'give calls like {"name": "...", "arguments": {...}}')
@@ -253,7 +253,7 @@ def _call(call: Any, place: str) -> Mapping[str, Any]:
 
 
 def _called(text: str | None) -> tuple[str | None, list[Mapping[str, Any]]]:
-    """The call that a speaker's text is, or the text itself where it is none that is known."""
+    """Return the call that a speaker's text is, or the text itself where it is none that is known."""
     try:
         value = writable(text, "")
         return None, [_call(call, "") for call in (value if isinstance(value, list) else [value])]

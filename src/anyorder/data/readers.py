@@ -22,13 +22,13 @@ from anyorder.data.tokenizer import END_OF_TEXT
 from anyorder.errors import UserError
 
 Documents = Literal["file", "paragraphs", "lines"]
-"""What is one document of a plain text: the file, what stands between blank lines, or a line."""
+"""What is one document of a plain text: the file, what is between blank lines, or a line."""
 
 
 def read_records(
     source: str | Path, bad_lines: BadLines | None = None, *, documents: Documents = "file"
 ) -> Iterator[Record]:
-    """The records of a file or folder, in order of name and line. No more is held than a record, or a batch of rows.
+    """Yield the records of a file or folder, in order of name and line, holding a record or a batch of rows at a time.
 
     Args:
         source: file, or folder that is searched for files; see `anyorder.data.files.find`.
@@ -58,7 +58,7 @@ def read_records(
 def read_texts(
     source: str | Path, bad_lines: BadLines | None = None, *, documents: Documents = "file"
 ) -> Iterator[str]:  # fmt: skip
-    """What records say, for training a tokenizer: texts, and each message of dialogues; the arguments are as above.
+    """Yield texts, and each message of dialogues, for training a tokenizer; the arguments are as above.
 
     Raises:
         UserError: there are no data, or a line cannot be used or holds token ids.
@@ -120,7 +120,7 @@ def _values(file: Path, bad_lines: BadLines) -> Iterator[tuple[Place, Any]]:
 
 
 def _read_text(file: Path, bad_lines: BadLines, documents: Documents) -> Iterator[Document]:
-    """Documents that are not blank, without blank lines around them."""
+    """Yield documents that are not blank, without blank lines around them."""
     held: list[str] = []
     begin = Place(file, 1)
     with open_bytes(file) as stream:

@@ -1,7 +1,6 @@
 """What a line of data says, and the lines that say nothing of use.
 
-Every record knows the file and the line that it came from, so that whatever turns out to be wrong with it later is told
-with its place.
+Every record keeps the file and the line that it came from, so that later errors can name its place.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ class TokenIds:
     Attributes:
         form: the fields it was recognised by, as a person would name them.
         prompt_length: how many tokens at the beginning are the prompt; None where the text is not parted.
-        turns: begin and end of each run of tokens that are learnt; None where nothing says so.
+        turns: begin and end of each run of tokens that are trained on; None where nothing says so.
     """
 
     place: Place
@@ -49,7 +48,7 @@ class TokenIds:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """A text to be learnt as a whole."""
+    """A text to be trained on as a whole."""
 
     place: Place
     form: str
@@ -63,20 +62,20 @@ class Message:
     Attributes:
         role: one of `ROLES`.
         content: all of it as plain text: reasoning as `<think>\n...\n</think>\n\n` before, calls as JSON behind.
-        learn: whether an answer is learnt; False makes it context only.
+        trained: whether an answer is trained on; False makes it context only.
         given: the message in OpenAI's form (`role`, `content`, `reasoning_content`, `tool_calls`, ...), where it is
             more than its content; for chat templates.
     """
 
     role: str
     content: str
-    learn: bool = True
+    trained: bool = True
     given: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dialogue:
-    """Messages of which the assistant's are to be learnt: the last one is the assistant's.
+    """Messages of which the assistant's are to be trained on: the last one is the assistant's.
 
     Attributes:
         tools: descriptions of the functions that the assistant may call, in the JSON form that chat templates take.
@@ -112,7 +111,7 @@ class BadLines:
     unread: Counter[str] = field(default_factory=Counter)
 
     def refuse(self, place: Place, problem: str, remedy: str) -> None:
-        """Tells of one.
+        """Refuse a line, or count and list it.
 
         Raises:
             UserError: unless they are skipped.
@@ -124,14 +123,14 @@ class BadLines:
         self.found.append(f"{place}: {problem}.")
 
     def summary(self, most: int = 5) -> str:
-        """How many were left out, and the first ones."""
+        """Return how many were left out, and the first ones."""
         shown = self.found[:most] + ["..."] * (len(self.found) > most)
         lines = "line" if len(self.found) == 1 else "lines"
         return "\n".join([f"{len(self.found)} {lines} left out", *(f"  {line}" for line in shown)])
 
 
 def not_read(passed_over: Sequence[str], unread: Mapping[str, int], most: int = 3) -> list[str]:
-    """A line on the files and one on the fields that were not read, each with the first ones."""
+    """Return a line on the files and one on the fields that were not read, each with the first ones."""
     fields = [f"`{name}` in {count:,} records" for name, count in sorted(unread.items())]
     files = "file" if len(passed_over) == 1 else "files"
     return [
@@ -142,9 +141,9 @@ def not_read(passed_over: Sequence[str], unread: Mapping[str, int], most: int = 
 
 
 def trained_part(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Messages from the first that is not the assistant's, system messages aside, to the last of the assistant's.
+    """Return the messages from the first that is not the assistant's, but for the system's, to the assistant's last.
 
-    An answer that nobody asked for has no prompt, and a question without an answer has nothing to learn.
+    An answer without a question has no prompt, and a question without an answer has no target.
     """
     begin = next((at for at, message in enumerate(messages) if message.role in (USER, TOOL)), len(messages))
     before = [message for message in messages[:begin] if message.role == SYSTEM]
@@ -153,14 +152,14 @@ def trained_part(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def with_last_answer_only(record: Record) -> Record:
-    """The same, of which no answer but the last that is learnt is learnt."""
+    """Return the same, of which no answer but the last that is trained on is trained on."""
     if isinstance(record, TokenIds):
         return record if record.turns is None else replace(record, turns=record.turns[-1:])
     if isinstance(record, Document):
         return record
-    learnt = [at for at, message in enumerate(record.messages) if message.role == ASSISTANT and message.learn]
-    dropped = learnt[:-1]
+    targets = [at for at, message in enumerate(record.messages) if message.role == ASSISTANT and message.trained]
+    dropped = targets[:-1]
     messages = [
-        replace(message, learn=False) if at in dropped else message for at, message in enumerate(record.messages)
+        replace(message, trained=False) if at in dropped else message for at, message in enumerate(record.messages)
     ]
     return replace(record, messages=tuple(messages))

@@ -18,14 +18,14 @@ Ids = npt.NDArray[np.int32]
 
 
 def packed_schema(length: int) -> pa.Schema:
-    """Rows of exactly `length` tokens, and which document of its row each token belongs to, from 0."""
+    """Return rows of exactly `length` tokens, and which document of its row each token belongs to, from 0."""
     return pa.schema(
         {"sample": pa.int64(), "input_ids": pa.list_(pa.int32(), length), "document": pa.list_(pa.int32(), length)}
     )
 
 
 def packed(chunks: Iterable[Sequence[Sample]], length: int) -> Iterator[pa.RecordBatch]:
-    """Samples laid end to end and cut into rows; the tokens that do not fill a last row are left out.
+    """Yield samples laid end to end and cut into rows; the tokens that do not fill a last row are left out.
 
     A sample that goes over the end of a row goes on in the next one as a document of its own.
     """
@@ -52,12 +52,12 @@ def packed(chunks: Iterable[Sequence[Sample]], length: int) -> Iterator[pa.Recor
 
 
 def unpacked_schema() -> pa.Schema:
-    """Rows of one document, or of a piece of one."""
+    """Return rows of one document, or of a piece of one."""
     return pa.schema({"sample": pa.int64(), "input_ids": pa.list_(pa.int32())})
 
 
 def unpacked(chunks: Iterable[Sequence[Sample]], length: int) -> Iterator[pa.RecordBatch]:
-    """A row per sample; those that are longer than `length` are cut into several."""
+    """Yield a row per sample; those that are longer than `length` are cut into several."""
     schema = unpacked_schema()
     first = 0
     for samples in chunks:
@@ -68,7 +68,7 @@ def unpacked(chunks: Iterable[Sequence[Sample]], length: int) -> Iterator[pa.Rec
 
 
 def answered_schema() -> pa.Schema:
-    """Rows of a prompt and its answers: `prompt_length` is where the first begins, `turns` where each begins and ends.
+    """Return the columns of a prompt and its answers: `prompt_length`, where the first begins, and `turns`.
 
     The row ends where the last answer ends.
     """
@@ -83,7 +83,7 @@ def answered_schema() -> pa.Schema:
 
 
 def answered(chunks: Iterable[Sequence[Sample]]) -> Iterator[pa.RecordBatch]:
-    """A row per sample."""
+    """Yield a row per sample."""
     schema = answered_schema()
     first = 0
     for samples in chunks:

@@ -10,11 +10,12 @@ from typing import Any
 from anyorder.data.fields import BadRecordError, Fields, checked_text, parsed
 from anyorder.data.messages import REASONING, answer, messages_of
 from anyorder.data.records import USER, Message
+from anyorder.utils.numbers import is_whole
 
 TASKS = ("instruction", "prompt")
 QUESTIONS = ("question", "question_stem", "problem", "query", "input", "inputs", "user", "human")
 ASKING = (*TASKS, *QUESTIONS)
-"""Fields that ask, in the order in which they stand in the question: first what is to be done, then with what."""
+"""Fields that ask, in their order in the question: first what is to be done, then with what."""
 
 CONTEXTS = (
     "context", "contexts", "passage", "passages", "paragraph", "document", "documents", "article", "background",
@@ -46,7 +47,7 @@ HISTORIES = ("history", "chat_history", "conversation_history")
 
 
 def question_of(fields: Fields, unread: list[str]) -> list[Message]:
-    """What is asked: one message, or those of a list.
+    """Return the question: one message, or those of a list.
 
     Raises:
         BadRecordError: a field holds the wrong thing, or all are empty.
@@ -68,21 +69,31 @@ def question_of(fields: Fields, unread: list[str]) -> list[Message]:
     if not question.strip():
         raise BadRecordError(
             f"{' and '.join(f'`{name}`' for name in names)} {'is' if len(names) == 1 else 'are'} empty",
-            "write what is asked for",
+            "write the question",
         )
     return [Message(role=USER, content=question)]
 
 
 def _without_rendering(fields: Fields, names: list[str], unread: list[str]) -> list[str]:
-    """The fields that ask, without a `prompt` that is the whole record written out, answer and all."""
-    parts = [fields.get(name) for name in (*names, *fields.those(ANSWERS)) if name != "prompt"]
-    whole = fields.get("prompt")
-    if "prompt" not in names or len(names) < 2 or not isinstance(whole, str):
+    """Return the fields that ask, without a `prompt` that is the whole record written out, up to the end of the answer.
+
+    Raises:
+        BadRecordError: the question and the answer are in it, and it ends otherwise.
+    """
+    whole, others = fields.get("prompt"), [name for name in names if name != "prompt"]
+    answers = [_written(fields.get(name)) for name in fields.those(ANSWERS)]
+    if others == names or not others or not answers or not isinstance(whole, str):
         return names
+    parts = [*map(fields.get, others), *answers]
     if not all(isinstance(part, str) and _flat(part) in _flat(whole) for part in parts):
         return names
+    if not _flat(whole).endswith(tuple(map(_flat, answers))):
+        raise BadRecordError(
+            f"has a `prompt` with `{others[0]}` and the answer in it, which does not end in the answer",
+            f"take out `prompt`, or `{others[0]}` if the answer is there by chance",
+        )
     unread.append("prompt")
-    return [name for name in names if name != "prompt"]
+    return others
 
 
 def _flat(text: str) -> str:
@@ -90,7 +101,7 @@ def _flat(text: str) -> str:
 
 
 def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
-    """What the assistant says: one message, or those of a list; none where there is no answer.
+    """Return what the assistant says: one message, or those of a list; none where there is no answer.
 
     Raises:
         BadRecordError: a field holds the wrong thing, there are two answers, or it is marked as not wanted.
@@ -106,7 +117,7 @@ def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
     values = [fields.get(name) for name in names]
     if any(value != values[0] for value in values):
         raise BadRecordError(
-            f"has two answers, {' and '.join(f'`{name}`' for name in names)}", "leave in the one that is learnt"
+            f"has two answers, {' and '.join(f'`{name}`' for name in names)}", "leave in the one that is trained on"
         )
     name, value = names[0], values[0]
     if not choices:
@@ -127,7 +138,7 @@ def answer_of(fields: Fields, unread: list[str]) -> list[Message]:
 
 
 def refuse_unwanted(fields: Fields) -> None:
-    """Answers with a label that is false are examples of what is not to be said.
+    """Refuse answers whose label is false: examples of what is not to be said.
 
     Raises:
         BadRecordError: this is one.
@@ -139,7 +150,7 @@ def refuse_unwanted(fields: Fields) -> None:
 
 
 def history_of(fields: Fields, unread: list[str]) -> list[Message]:
-    """What was said before: pairs of a question and its answer, or messages.
+    """Return what was said before: pairs of a question and its answer, or messages.
 
     Raises:
         BadRecordError: it is something else.
@@ -163,7 +174,7 @@ def history_of(fields: Fields, unread: list[str]) -> list[Message]:
 
 
 def _contexts(fields: Fields) -> list[str]:
-    """The texts that a question is about."""
+    """Return the texts that a question is about."""
     texts: list[str] = []
     for name in fields.those(CONTEXTS):
         value = fields.get(name)
@@ -178,12 +189,12 @@ def _contexts(fields: Fields) -> list[str]:
 
 
 def _holds(prompt: str, context: str) -> bool:
-    """Whether a prompt has its context in it already; a short one may be in it by chance."""
+    """Return whether a prompt has its context in it already; a short one may be in it by chance."""
     return len(context) >= 40 and context in prompt
 
 
 def _written(value: Any) -> Any:
-    """A number as text, which is how it is said."""
+    """Return a number as text, which is how it is said."""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 
 
@@ -191,7 +202,7 @@ def _written(value: Any) -> Any:
 
 
 def _choices(fields: Fields) -> dict[str, str]:
-    """Texts by their labels, A, B, ... unless given."""
+    """Return texts by their labels, A, B, ... unless given."""
     name = fields.first(CHOICES)
     value = None if name is None else fields.get(name)
     if not value:
@@ -215,13 +226,13 @@ def _listed(choices: Mapping[str, str]) -> list[str]:
 
 
 def _chosen(value: Any, choices: Mapping[str, str], name: str) -> str:
-    """The answer as it is said: a text as it is given, a label or a number (from 0) with its choice."""
+    """Return the answer as it is said: a text as it is given, a label or a number (from 0) with its choice."""
     if isinstance(value, str) and value in choices.values():
         return value
     if isinstance(value, str) and value.strip() in choices:
         return f"{value.strip()}. {choices[value.strip()]}"
     number = int(value) if isinstance(value, str) and value.strip().isdecimal() else value
-    if type(number) is int:
+    if is_whole(number):
         if not 0 <= number < len(choices):
             raise BadRecordError(
                 f"`{name}` is {short(value)} and there are {len(choices)} choices", "give the number of one, from 0"

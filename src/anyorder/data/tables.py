@@ -17,7 +17,7 @@ BATCH = 256
 
 
 def read_sheet(file: Path, stream: IO[bytes], bad_lines: BadLines, delimiter: str) -> Iterator[tuple[Place, Any]]:
-    """The rows of CSV or TSV, whose first row names the columns; each value is text, exactly as it is written.
+    """Yield the rows of CSV or TSV, whose first row names the columns; each value is text, exactly as it is written.
 
     Args:
         file: what to call it.
@@ -59,7 +59,7 @@ def _kind(delimiter: str) -> str:
 
 
 def read_table(file: Path) -> Iterator[tuple[Place, Any]]:
-    """The rows of a file of Parquet or Arrow (of either kind), with the number of each.
+    """Yield the rows of a file of Parquet or Arrow (of either kind), with the number of each.
 
     Raises:
         OSError, ValueError: it is damaged, or something else.

@@ -13,7 +13,7 @@ from anyorder.errors import UserError
 
 
 def python_texts(source_bytes: int) -> list[str]:
-    """Python's own documentation, and sources of its standard library; the same at every call.
+    """Return Python's own documentation, and sources of its standard library; the same at every call.
 
     Args:
         source_bytes: about how much source code to take, in bytes; the documentation, half a
@@ -36,7 +36,7 @@ def python_texts(source_bytes: int) -> list[str]:
 
 
 def pack(documents: Iterable[Sequence[int]], length: int, end_token_id: int) -> Tensor:
-    """Documents, each closed by the end token, laid end to end and cut into rows.
+    """Return documents, each closed by the end token, laid end to end and cut into rows.
 
     Args:
         documents: token ids of each.

@@ -1,4 +1,4 @@
-"""Texts whose tokens are known already, and which of them are learnt."""
+"""Texts whose tokens are known already, and which of them are trained on."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from reprlib import repr as short
 
 from anyorder.data.fields import BadRecordError, Fields, mark
 from anyorder.data.records import Place, TokenIds
+from anyorder.utils.numbers import is_whole
 
 IGNORED = -100
-"""What transformers writes as the label of a token that is not learnt."""
+"""What transformers writes as the label of a token that is not trained on."""
 
 MASKS = ("loss_mask", "completion_mask", "assistant_masks", "assistant_mask")
-"""Names of lists that have 1 for each token that is learnt."""
+"""Names of lists that have 1 for each token that is trained on."""
 
 BESIDE = ("text", "special_tokens_mask", "token_type_ids")
 """Fields that say nothing new."""
 
 
 def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
-    """Token ids without their padding; labels and masks become the spans of tokens that are learnt.
+    """Return token ids without their padding; labels and masks become the spans of tokens that are trained on.
 
     Raises:
         BadRecordError: they are no token ids, or a field contradicts them.
@@ -28,33 +29,33 @@ def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
     ids = _whole_numbers(fields.get("input_ids"), "input_ids")
     for name in BESIDE:
         fields.get(name)
-    learnt = _learnt(fields, ids)
+    loss_mask = _loss_mask(fields, ids)
     length = fields.get("prompt_length")
-    if length is not None and not (type(length) is int and 0 <= length < len(ids)):
+    if length is not None and not (is_whole(length) and 0 <= length < len(ids)):
         raise BadRecordError(
             f"`prompt_length` is {short(length)} and there are {len(ids)} tokens",
             "give the number of tokens before the answer, which has at least one",
         )
     begin, end = _present(fields, len(ids))
     _refuse_packed(fields, begin, end)
-    turns = None if learnt is None else _spans(learnt[begin:end])
+    turns = None if loss_mask is None else _spans(loss_mask[begin:end])
     if turns == ():
-        raise BadRecordError("has no token that is learnt", "leave it out")
+        raise BadRecordError("has no token that is trained on", "leave it out")
     if length is not None:
         length = max(0, length - begin)
         if turns is not None and turns[0][0] < length:
-            raise BadRecordError("marks tokens of the prompt as learnt", "leave `prompt_length` or the labels out")
+            raise BadRecordError("marks tokens of the prompt as trained on", "leave `prompt_length` or the labels out")
     return TokenIds(place=place, form=form, ids=tuple(ids[begin:end]), prompt_length=length, turns=turns)
 
 
 def _whole_numbers(value: object, name: str) -> list[int]:
-    if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
+    if not isinstance(value, list) or not value or not all(map(is_whole, value)):
         raise BadRecordError(f"`{name}` is {short(value)}", "give a list of whole numbers, at least one")
     return value
 
 
 def _beside(fields: Fields, name: str, length: int) -> list[int] | None:
-    """A list that has a number for each token."""
+    """Return a list that has a number for each token."""
     if (value := fields.get(name)) is None:
         return None
     if isinstance(value, list) and len(value) != length:
@@ -64,22 +65,21 @@ def _beside(fields: Fields, name: str, length: int) -> list[int] | None:
     return _whole_numbers(value, name)
 
 
-def _learnt(fields: Fields, ids: Sequence[int]) -> list[bool] | None:
-    """For each token whether it is learnt; None where nothing says so."""
-    learnt: list[bool] | None = None
+def _loss_mask(fields: Fields, ids: Sequence[int]) -> list[bool] | None:
+    """Return whether each token is a target; None where no field says so."""
+    masks: list[list[bool]] = []
     if (labels := _beside(fields, "labels", len(ids))) is not None:
         wrong = next((at for at, label in enumerate(labels) if label not in (IGNORED, ids[at])), None)
         if wrong is not None:
             raise BadRecordError(
                 f"`labels` has {labels[wrong]} at place {wrong}, where the token is {ids[wrong]}",
-                f"give the token itself, or {IGNORED} where it is not learnt",
+                f"give the token itself, or {IGNORED} where it is not trained on",
             )
-        learnt = [label != IGNORED for label in labels]
+        masks.append([label != IGNORED for label in labels])
     for name in MASKS:
         if (mask := _beside(fields, name, len(ids))) is not None:
-            marked = [bool(mark(number, f"`{name}`")) for number in mask]
-            learnt = marked if learnt is None else [both and one for both, one in zip(learnt, marked, strict=True)]
-    return learnt
+            masks.append([bool(mark(number, f"`{name}`")) for number in mask])
+    return [all(marks) for marks in zip(*masks, strict=True)] if masks else None
 
 
 def _present(fields: Fields, length: int) -> tuple[int, int]:
@@ -96,7 +96,7 @@ def _present(fields: Fields, length: int) -> tuple[int, int]:
 
 
 def _refuse_packed(fields: Fields, begin: int, end: int) -> None:
-    """Positions that begin anew part documents, which would see each other here."""
+    """Refuse positions that begin anew: they separate documents, which would see each other here."""
     positions = fields.get("position_ids")
     if positions is not None and isinstance(positions, list):
         kept = positions[begin:end]
@@ -106,7 +106,7 @@ def _refuse_packed(fields: Fields, begin: int, end: int) -> None:
             )
 
 
-def _spans(learnt: Sequence[bool]) -> tuple[tuple[int, int], ...]:
-    """Begin and end of each run of tokens that are learnt."""
-    begins = [0, *itertools.accumulate(len(list(run)) for _, run in itertools.groupby(learnt))]
-    return tuple((begin, end) for begin, end in itertools.pairwise(begins) if learnt[begin])
+def _spans(loss_mask: Sequence[bool]) -> tuple[tuple[int, int], ...]:
+    """Begin and end of each run of tokens that are trained on."""
+    begins = [0, *itertools.accumulate(len(list(run)) for _, run in itertools.groupby(loss_mask))]
+    return tuple((begin, end) for begin, end in itertools.pairwise(begins) if loss_mask[begin])

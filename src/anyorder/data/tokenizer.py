@@ -14,12 +14,12 @@ MASK = "<|mask|>"
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, *, mask_token: str | None = None) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (as GPT-2's): it can write any text, and decoding gives back every byte.
+    """Return a byte-level BPE tokenizer (as GPT-2's): it can write any text, and decoding gives back every byte.
 
     Args:
         texts: what to learn merges from.
         vocab_size: number of tokens at most, the end token (and the mask token) among them.
-        mask_token: stands for what is not written yet, in networks that write by diffusion; there is none unless given.
+        mask_token: token for what is not written yet, in networks that write by diffusion; none unless given.
 
     Raises:
         UserError: the vocabulary has no room for the 256 bytes and the end token.

@@ -30,14 +30,14 @@ _TOOL = {
 
 @dataclass(frozen=True)
 class TurnEnd:
-    """What stands around an answer that is the last message.
+    """What surrounds an answer that is the last message.
 
     Attributes:
         tail: all that the template writes behind it, up to the end of the text.
         end: the beginning of that, up to the token that ends the turn; empty where the template writes no end.
         found: whether the template writes a dialogue for trial.
         in_parts: whether the template takes the content of messages as a list of parts alone.
-        header: what the template writes before an answer, if it tells from the prompt where that begins.
+        header: what the template writes before an answer, if the prompt shows where that begins.
         opened: what a prompt has behind that and an answer has not, such as the beginning of a thought.
         tokens: special and added tokens, as text and as token id: what may end a turn of another kind.
         ends: those of them that end turns and texts for sure.
@@ -52,6 +52,11 @@ class TurnEnd:
     tokens: dict[str, int]
     ends: dict[str, int]
 
+    @property
+    def asks_again(self) -> bool:
+        """Whether the template writes the question behind the answer."""
+        return _ASKED in self.tail
+
     @classmethod
     def of(cls, tokenizer: PreTrainedTokenizerBase, template: str, end_token_id: int | None) -> TurnEnd:
         """Find the end of a turn by writing a dialogue for trial.
@@ -64,7 +69,7 @@ class TurnEnd:
         trial = _Trial.of(tokenizer, template)
         end = trial.end(tokens, {name for name, each in tokens.items() if each in known})
         ends = {name: each for name, each in tokens.items() if each in known or (end and end.endswith(name))}
-        asks, opened = trial.asks, trial.opened
+        asks, opened = trial.generation_prompt, trial.opened
         return cls(
             tail=trial.tail, end=end, found=trial.found, in_parts=trial.in_parts,
             header=asks.removesuffix(opened) if asks.endswith(opened) else "", opened=opened, tokens=tokens, ends=ends,
@@ -99,7 +104,7 @@ class _Trial:
     """What a template writes of a short dialogue.
 
     Attributes:
-        prompt, silent: the question, with and without what asks for an answer.
+        prompt, silent: the question, with and without the generation prompt.
         whole: the question and its answer.
         longer: with a further question.
         in_parts: whether contents were lists of parts.
@@ -144,8 +149,8 @@ class _Trial:
         return self.whole.rpartition(_SAID)[2] if self.found else ""
 
     @property
-    def asks(self) -> str:
-        """What asks for an answer; empty where the template always writes it, or never."""
+    def generation_prompt(self) -> str:
+        """The generation prompt; empty where the template always writes it, or never."""
         return self.prompt.removeprefix(self.silent) if self.prompt.startswith(self.silent) else ""
 
     @property
@@ -153,12 +158,12 @@ class _Trial:
         """What the prompt has behind the header of an answer, and the answer has not."""
         begin = len(beginning(self.prompt, self.whole))
         opened, before = self.prompt[begin:], self.whole[begin:].partition(_SAID)[0]
-        # Of the header itself nothing is shared where it stands behind something else.
-        differs = len(opened) >= len(self.asks) if self.asks else before.endswith(opened)
+        # Of the header itself nothing is shared where it comes behind something else.
+        differs = len(opened) >= len(self.generation_prompt) if self.generation_prompt else before.endswith(opened)
         return "" if differs or not self.found else opened
 
     def end(self, tokens: Collection[str], known: Collection[str]) -> str:
-        """What is written behind an answer, up to the token that ends the turn.
+        """Return what is written behind an answer, up to the token that ends the turn.
 
         Args:
             tokens: what may end it.
@@ -167,7 +172,7 @@ class _Trial:
         always_asks = self.prompt == self.silent  # so that the header of a further answer may be in the tail
         between = self.longer.rpartition(_SAID)[2].partition(_NEXT)[0]
         shared = commonprefix([self.tail, between])  # noqa: RUF071 - of characters
-        # Several tokens may end a turn together; what stands apart behind them ends the text.
+        # Several tokens may end a turn together; what is apart behind them ends the text.
         if first := _until(shared, tokens):
             shared = first + shared[len(first) :].partition(" ")[0].partition("\n")[0]
         if end := _until(shared, known) or _until(shared, tokens, last=not always_asks):
@@ -180,26 +185,26 @@ class _Trial:
 
 
 def beginning(prompt: str, text: str) -> str:
-    """The text with which both begin, up to a tag or special token that begins alike in both and differs."""
+    """Return the text with which both begin, up to a tag or special token that begins alike in both and differs."""
     shared = commonprefix([prompt, text])  # noqa: RUF071 - of characters
     return shared if shared == prompt else _CUT.sub("", shared)
 
 
 def _without_header(longer: str, between: str) -> str:
-    """What is written between an answer and a question, without the header that the first question has as well."""
+    """Return the text between an answer and a question, without the header that the first question has too."""
     before = longer.partition(_ASKED)[0]
     header = commonprefix([before[::-1], between[::-1]])[::-1]  # noqa: RUF071 - of characters
     return between[: len(between) - len(_END_OF_TAG.sub("", header))]
 
 
 def _run(text: str, tokens: dict[str, int]) -> re.Match[str] | None:
-    """The tokens at the end of a text, with blanks between them."""
+    """Return the tokens at the end of a text, with blanks between them."""
     pattern = "|".join(re.escape(token) for token in sorted(tokens, key=len, reverse=True))
     return re.search(rf"(?:\s*(?:{pattern}))+\s*\Z", text) if tokens else None
 
 
 def _end_tokens(tokenizer: PreTrainedTokenizerBase, end_token_id: int | None) -> dict[str, int]:
-    """Special and added tokens that a turn may end with, by their text; blanks and the begin of texts are none."""
+    """Return special and added tokens that a turn may end with, by text; blanks and the begin of texts are none."""
     ids = {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()}
     ids -= {tokenizer.bos_token_id, tokenizer.mask_token_id} - {tokenizer.eos_token_id}
     ids |= {token_id for token_id in (tokenizer.eos_token_id, end_token_id) if token_id is not None}
@@ -208,7 +213,7 @@ def _end_tokens(tokenizer: PreTrainedTokenizerBase, end_token_id: int | None) ->
 
 
 def _until(text: str, tokens: Collection[str], *, last: bool = False) -> str:
-    """The text up to the first of the tokens in it, or the last; empty where there is none."""
+    """Return the text up to the first of the tokens in it, or the last; empty where there is none."""
     if last:
         return text[: max((text.rfind(token) + len(token) for token in tokens if token in text), default=0)]
     ends = [(at, -len(token), at + len(token)) for token in tokens if (at := text.find(token)) >= 0]

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from anyorder.model.config import ModelConfig
 
 
-def check_rows(rows: Sequence[int], prompts: int, kind: str = "prompt") -> None:
-    """Refuses no prompts at all, and numbers that are not one for each; `kind` is what messages call a prompt.
+def check_sample_ids(sample_ids: Sequence[int], prompts: int, kind: str = "prompt") -> None:
+    """Refuse an empty list of prompts, and numbers that are not one for each; messages call a prompt `kind`.
 
     Raises:
         UserError: see above.
     """
     if not prompts:
         raise UserError(f"there are 0 {kind}s: give at least one.")
-    if len(rows) != prompts or len(set(rows)) != len(rows):
-        raise UserError(f"rows is {list(rows)} for {prompts} {kind}s: give each {kind} a number of its own.")
+    if len(sample_ids) != prompts or len(set(sample_ids)) != len(sample_ids):
+        raise UserError(
+            f"sample_ids is {list(sample_ids)} for {prompts} {kind}s: give each {kind} a number of its own."
+        )
 
 
 def check_token_ids(config: ModelConfig, token_ids: Iterable[int], name: str) -> None:
-    """Refuses tokens outside the vocabulary; `name` is that of the text, as in "prompt 3".
+    """Refuse tokens outside the vocabulary; `name` is that of the text, as in "prompt 3".
 
     Raises:
         UserError: see above.
@@ -36,8 +38,8 @@ def check_token_ids(config: ModelConfig, token_ids: Iterable[int], name: str) ->
             raise UserError(f"{name} has the token id {token_id}: {remedy}.")
 
 
-def check_room(config: ModelConfig, row: int, tokens: int) -> None:
-    """Refuses a prompt of so many tokens that none can be written behind them.
+def check_room(config: ModelConfig, sample_id: int, tokens: int) -> None:
+    """Refuse a prompt of so many tokens that none can be written behind them.
 
     Raises:
         UserError: see above.
@@ -45,44 +47,36 @@ def check_room(config: ModelConfig, row: int, tokens: int) -> None:
     trained_length = config.context_length
     if tokens >= trained_length:
         remedy = f"shorten it to at most {trained_length - 1}, which leaves room to write"
-        raise UserError(f"prompt {row} has {tokens} tokens, and the network was trained on {trained_length}: {remedy}.")
+        raise UserError(
+            f"prompt {sample_id} has {tokens} tokens, and the network was trained on {trained_length}: {remedy}."
+        )
 
 
-def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> None:
-    """Refuses prompts that the network cannot continue.
+def check_prompts(config: ModelConfig, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> None:
+    """Refuse prompts that the network cannot continue.
 
     Raises:
-        UserError: see `write_left_to_right`.
+        UserError: see `left_to_right_steps`.
     """
-    check_rows(rows, len(prompts))
-    for row, prompt in zip(rows, prompts, strict=True):
+    check_sample_ids(sample_ids, len(prompts))
+    for sample_id, prompt in zip(sample_ids, prompts, strict=True):
         if not prompt:
-            raise UserError(f"prompt {row} has 0 tokens: give at least one, such as the token that begins a text.")
-        check_token_ids(config, prompt, f"prompt {row}")
-        check_room(config, row, len(prompt))
+            raise UserError(
+                f"prompt {sample_id} has 0 tokens: give at least one, such as the token that begins a text."
+            )
+        check_token_ids(config, prompt, f"prompt {sample_id}")
+        check_room(config, sample_id, len(prompt))
 
 
 def check_max_new_tokens(max_new_tokens: int) -> None:
-    """Refuses what is no number of tokens to write.
+    """Refuse what is no number of tokens to write.
 
     Raises:
         UserError: see above.
     """
-    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
-        raise UserError(f"max_new_tokens is {max_new_tokens!r}: give a whole number above 0.")
+    check_positive("max_new_tokens", max_new_tokens)
 
 
 def not_numbers(of: str = "") -> UserError:
-    """What to raise where the network's scores are NaN; `of` says whose they are, as in " for row 3"."""
+    """Return the error for scores that are NaN; `of` names the sample, as in " for row 3"."""
     return UserError(f"the network's scores{of} are NaN: check its weights, or load it in float32.")
-
-
-def checked_log_prob(log_prob: float, row: int) -> float:
-    """The same number.
-
-    Raises:
-        UserError: it is none.
-    """
-    if math.isnan(log_prob):
-        raise not_numbers(f" for row {row}")
-    return log_prob

@@ -5,7 +5,6 @@ Shapes: B rows, V tokens of the vocabulary.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -60,16 +59,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        warm = _is_number(self.temperature) and self.temperature >= 0
+        warm = self.temperature >= 0
         self._require("temperature", warm, "give 0 for the most probable token, or a number above 0 to sample")
-        some = self.top_k is None or (_is_whole(self.top_k) and self.top_k > 0)
+        some = self.top_k is None or self.top_k > 0
         self._require("top_k", some, "give a whole number above 0, or None to keep every token")
         for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
-            holds = share is None or (_is_number(share) and 0 < share <= 1)
+            holds = share is None or 0 < share <= 1
             self._require(name, holds, "give a probability above 0 and at most 1, or None to keep every token")
-        penal = _is_number(self.repetition_penalty) and self.repetition_penalty > 0
+        penal = self.repetition_penalty > 0
         self._require("repetition_penalty", penal, "give a number above 0, such as 1.1, or 1 for no penalty")
-        self._require("seed", _is_whole(self.seed), "give a whole number")
 
     def __repr__(self) -> str:
         return changed_fields(self)
@@ -94,31 +92,20 @@ class Sampling:
         """Whether the choice is the network's most probable token, whatever came before."""
         return self.temperature == 0 and self.repetition_penalty == 1
 
-    def generators(self, rows: Iterable[int]) -> list[torch.Generator]:
-        """One source of random numbers per row, which depends on nothing but the seed and the row's number."""
-        return [generator(self.seed, row) for row in rows]
-
-    def log_probs(self, logits_BV: Tensor, history: History | None = None) -> Tensor:
-        """Logarithms of the distribution that `choose` draws from, [B, V].
-
-        At temperature 0, where nothing is drawn, it is the network's own after the repetition penalty: log softmax
-        of the logits. Half precision is widened to float32, and to float64 where tokens are drawn.
-
-        Args:
-            logits_BV: the scores of one position of each row.
-            history: the ids of these rows so far; only a repetition penalty asks for them.
-        """
-        return self._scores(logits_BV, history).log_softmax(dim=-1)
+    def generators(self, sample_ids: Iterable[int]) -> list[torch.Generator]:
+        """Return a source of random numbers for each sample, which depends on the seed and its number alone."""
+        return [generator(self.seed, sample_id) for sample_id in sample_ids]
 
     def _scores(self, logits_BV: Tensor, history: History | None) -> Tensor:
+        """Return scores `[B, V]` after penalty and filters, in float32 at least, in float64 where tokens are drawn."""
         dtype = torch.float64 if self.temperature > 0 else torch.promote_types(logits_BV.dtype, torch.float32)
         scores_BV = self.penalized(logits_BV.to(dtype), history)
         for keep in self._filters():
-            scores_BV = keep(None, scores_BV)  # type: ignore[arg-type]  # these never look at the ids before
+            scores_BV = keep(None, scores_BV)  # type: ignore[arg-type]  # these read no ids
         return scores_BV
 
     def penalized(self, scores_BV: Tensor, history: History | None) -> Tensor:
-        """The scores `[B, V]` after the repetition penalty; arguments and errors as in `choose`."""
+        """Return the scores `[B, V]` after the repetition penalty; arguments and errors as in `choose`."""
         if self.repetition_penalty == 1:
             return scores_BV
         if history is None:
@@ -144,15 +131,15 @@ class Sampling:
     def choose(
         self, logits_BV: Tensor, generators: Sequence[torch.Generator], history: History | None = None
     ) -> tuple[Tensor, Tensor]:
-        """A token for each row.
+        """Choose a token for each row.
 
         Args:
             logits_BV: the scores of one position of each row.
-            generators: those of the same rows; each is asked for one number where tokens are drawn.
-            history: the ids of the same rows so far; only a repetition penalty asks for them.
+            generators: those of the same rows; each draws one number where tokens are drawn.
+            history: the ids of the same rows so far; only a repetition penalty needs them.
 
         Returns:
-            Token ids and their logarithms of probability in `log_probs`, both [B].
+            Token ids and the logarithms of their probabilities, both `[B]`: see `distribution`.
 
         Raises:
             UserError: there is a repetition penalty and no history.
@@ -163,7 +150,11 @@ class Sampling:
         return token_B, log_probs_BV.gather(-1, token_B[:, None])[:, 0]
 
     def distribution(self, logits_BV: Tensor, history: History | None = None) -> tuple[Tensor, Tensor]:
-        """What `choose` draws from, [B, V] in float64, and `log_probs`; at temperature 0, all on the most probable."""
+        """Return the distribution that `choose` draws from, in float64, and its logarithm, both `[B, V]`.
+
+        At temperature 0, where nothing is drawn, the distribution is 1 for the most probable token, and the logarithm
+        is the network's own after the repetition penalty: log softmax of the logits.
+        """
         scores_BV = self._scores(logits_BV, history)
         log_probs_BV = scores_BV.log_softmax(dim=-1)
         if self.temperature > 0:
@@ -172,18 +163,10 @@ class Sampling:
 
 
 def draw(probabilities_BV: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-    """A token for each row, [B], where probabilities need not sum to 1; each generator is asked for one number."""
+    """Draw a token for each row, `[B]`, with one number of each generator; probabilities need not sum to 1."""
     # The inverse of the cumulative distribution: one number per row, the same on every device. A token of probability
     # 0 does not raise the sum, so "right" steps over it; and u < 1 keeps below the total.
     u_B = torch.cat([torch.rand(1, dtype=torch.float64, generator=source) for source in generators])
     total_BV = probabilities_BV.cumsum(dim=-1)
     drawn_B1 = u_B.to(total_BV.device)[:, None] * total_BV[:, -1:]
     return torch.searchsorted(total_BV, drawn_B1, right=True)[:, 0].clamp(max=total_BV.shape[-1] - 1)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -17,12 +17,12 @@ from typing import Literal, NamedTuple
 
 from anyorder.decoding.canvas import BLANK
 from anyorder.errors import UserError
+from anyorder.utils.json_text import json_text
 
 StopReason = Literal["end", "stop", "length"]
 
 Stop = Callable[[int, Sequence[int]], bool]
-"""Given a row's number and all that was written in it so far, whether the row is complete. Where tokens are written in
-any order, that is the text up to the first that is missing."""
+"""Given the number of a sample and what is written of it up to the first missing token, whether it is complete."""
 
 
 class Written(NamedTuple):
@@ -49,7 +49,7 @@ class Trace:
     """What was written, in the order of writing, and what it cost.
 
     Attributes:
-        events: the tokens written; of two at the same row and position the later one stands.
+        events: the tokens written; of two at the same row and position the later one counts.
         passes: forward passes of the network, the one over the prompt included.
         seconds: time from the first pass to the last token.
         end_token_ids: tokens that end a text and are no part of it.
@@ -67,12 +67,12 @@ class Trace:
     @property
     def tokens(self) -> int:
         """Number of positions written before the first end token of each row (padding has no events)."""
-        standing = {(event.row, event.position): event.token_id for event in self.events}
+        final = {(event.row, event.position): event.token_id for event in self.events}
         end: dict[int, int] = {}
-        for (row, position), token_id in standing.items():
+        for (row, position), token_id in final.items():
             if token_id in self.end_token_ids:
                 end[row] = min(position, end.get(row, position))
-        return sum(row not in end or position < end[row] for row, position in standing)
+        return sum(row not in end or position < end[row] for row, position in final)
 
     @property
     def tokens_per_second(self) -> float:
@@ -80,7 +80,7 @@ class Trace:
         return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
     def summary(self) -> str:
-        """One line for people: tokens, passes, seconds, tokens per second."""
+        """Return tokens, passes, seconds and tokens per second in a line."""
         numbers = f"{self.tokens} tokens in {self.passes} forward passes and {self.seconds:.2f} s"
         drafts = f", {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
         return f"{numbers} ({self.tokens_per_second:.1f} tokens/s){drafts}"
@@ -90,7 +90,7 @@ class Trace:
 
     @classmethod
     def join(cls, traces: Sequence[Trace]) -> Trace:
-        """The trace of batches that were written one after the other."""
+        """Join the traces of batches that were written one after the other."""
         return cls(
             events=tuple(event for trace in traces for event in trace.events),
             passes=sum(trace.passes for trace in traces),
@@ -101,20 +101,20 @@ class Trace:
         )
 
     def to_json(self) -> str:
-        """JSON text; `from_json` reads it back to an equal trace. A probability of 0 has no logarithm: null."""
+        """Return JSON text, which `from_json` reads back to an equal trace; the logarithm of probability 0 is null."""
         record = {
             "fields": Written._fields,
-            "events": [(*event[:-1], None if event.log_prob == -math.inf else event.log_prob) for event in self.events],
+            "events": self.events,
             "passes": self.passes,
             "seconds": self.seconds,
             "end_token_ids": self.end_token_ids,
             **({"drafted": self.drafted, "accepted": self.accepted} if self.drafted else {}),
         }
-        return json.dumps(record)
+        return json_text(record)
 
     @classmethod
     def from_json(cls, text: str) -> Trace:
-        """The trace that `to_json` wrote.
+        """Return the trace that `to_json` wrote.
 
         Raises:
             UserError: the text is not such a trace.
@@ -127,12 +127,12 @@ class Trace:
             passes, seconds = _count(record["passes"]), _number(record["seconds"])
             ends = tuple(_count(end) for end in record["end_token_ids"])
             drafts = {name: _count(record.get(name, 0)) for name in ("drafted", "accepted")}
+            steps = 1 + max((event.step for event in events), default=-1)
+            if steps > MOST_STEPS:
+                raise ValueError(f"it has {steps} steps")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             reason = repr(error)[:200]
             raise UserError(f"the text is no trace ({reason}): give what Trace.to_json wrote.") from error
-        steps = 1 + max((event.step for event in events), default=-1)
-        if steps > MOST_STEPS:
-            raise UserError(f"the text is no trace (it has {steps} steps): give what Trace.to_json wrote.")
         return cls(events, passes, seconds, ends, **drafts)
 
 
@@ -146,22 +146,20 @@ MOST = 2**62
 def _event(values: object) -> Written:
     if not isinstance(values, list):
         raise ValueError(f"{values!r:.50} is no event")
-    step, row, position, token_id, log_prob = values
-    never = log_prob is None
-    return Written(
-        _count(step), _count(row), _count(position), _count(token_id), -math.inf if never else _number(log_prob)
-    )
+    *places, log_prob = values
+    step, row, position, token_id = map(_count, places)
+    return Written(step, row, position, token_id, -math.inf if log_prob is None else _number(log_prob))
 
 
 def _count(value: object) -> int:
-    """A whole number from 0; JSON's `true` is none."""
+    """Return a whole number from 0; JSON's `true` is none."""
     if type(value) is not int or not 0 <= value < MOST:
         raise ValueError(f"{value!r:.50} is no whole number from 0 to {MOST}")
     return value
 
 
 def _number(value: object) -> float:
-    """A finite number."""
+    """Return a finite number."""
     if type(value) not in (int, float) or not math.isfinite(value):  # type: ignore[arg-type]
         raise ValueError(f"{value!r:.50} is no finite number")
     return float(value)  # type: ignore[arg-type]
@@ -173,7 +171,7 @@ class Step:
 
     Attributes:
         written: the tokens of this step.
-        stopped: rows that are complete after this step, and why.
+        stopped: numbers of the samples that are complete after this step, and why.
         passes: forward passes that the step took.
         drafted, accepted: see `Trace`.
     """
@@ -192,7 +190,7 @@ class Generation:
     Attributes:
         sequences: prompt and what was written, in the order of positions, up to the first gap that was left.
         written: what was written alone, in the order of positions, end token included.
-        stopped: why each row stopped: "end" (an end token), "stop" (the caller's condition), "length" (the
+        stopped: why each text is complete: "end" (an end token), "stop" (the caller's condition), "length" (the
             limit of new tokens or the trained length).
         trace: the record of writing.
     """
@@ -204,7 +202,7 @@ class Generation:
 
     @classmethod
     def join(cls, generations: Sequence[Generation]) -> Generation:
-        """The generation of batches that were written one after the other."""
+        """Join the generations of batches that were written one after the other."""
         return cls(
             sequences=[row for generation in generations for row in generation.sequences],
             written=[row for generation in generations for row in generation.written],
@@ -213,7 +211,7 @@ class Generation:
         )
 
     def select(self, entries: Sequence[int]) -> Generation:
-        """Entries by their index, in this order; the trace stays that of all."""
+        """Select entries by their index, in this order; the trace stays that of all."""
         return dataclasses.replace(
             self,
             sequences=[self.sequences[entry] for entry in entries],
@@ -223,23 +221,25 @@ class Generation:
 
 
 class Recorder:
-    """Keeps what a decoder's steps write while somebody watches them.
+    """Collects the steps of a decoder while they are used elsewhere.
 
     Args:
         prompts: token ids of each prompt, or its canvas.
-        rows: the number of each prompt, as in the steps' events.
+        sample_ids: the number of each prompt, as in the steps' events.
         end_token_ids: tokens that the trace must not count as text.
     """
 
-    def __init__(self, prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]) -> None:
+    def __init__(
+        self, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], end_token_ids: tuple[int, ...]
+    ) -> None:
         self._prompts = prompts
-        self._rows = rows
+        self._sample_ids = sample_ids
         self._end_token_ids = end_token_ids
         self._steps: list[Step] = []
         self._seconds = 0.0
 
     def watch(self, steps: Iterable[Step]) -> Iterator[Step]:
-        """Hands on each step as soon as it is taken. Time counts while steps are taken, not between them."""
+        """Yield each step as soon as it is taken; count the time while steps are taken, not between them."""
         iterator = iter(steps)
         while True:
             started = time.perf_counter()
@@ -251,47 +251,37 @@ class Recorder:
             yield step
 
     def generation(self) -> Generation:
-        """What the steps wrote; they must have come to their end."""
-        events = tuple(event for step in self._steps for event in step.written)
-        tokens: dict[int, dict[int, int]] = {row: {} for row in self._rows}
-        for event in events:
-            tokens[event.row][event.position] = event.token_id
-        stopped: dict[int, StopReason] = {row: why for step in self._steps for row, why in step.stopped.items()}
-        sequences = [
-            _without_gaps(dict(enumerate(prompt)) | tokens[row])
-            for row, prompt in zip(self._rows, self._prompts, strict=True)
-        ]
-        return Generation(
-            sequences=sequences,
-            written=[
-                [sequence[position] for position in sorted(tokens[row]) if position < len(sequence)]
-                for row, sequence in zip(self._rows, sequences, strict=True)
-            ],
-            stopped=[stopped[row] for row in self._rows],
-            trace=Trace(
-                events,
-                sum(step.passes for step in self._steps),
-                self._seconds,
-                self._end_token_ids,
-                sum(step.drafted for step in self._steps),
-                sum(step.accepted for step in self._steps),
-            ),
+        """Return what the steps wrote, which must be all steps of the decoder."""
+        tokens: dict[int, dict[int, int]] = {sample_id: {} for sample_id in self._sample_ids}
+        stopped: dict[int, StopReason] = {}
+        for step in self._steps:
+            stopped |= step.stopped
+            for event in step.written:
+                tokens[event.row][event.position] = event.token_id
+        sequences, written = [], []
+        for sample_id, prompt in zip(self._sample_ids, self._prompts, strict=True):
+            token_at = dict(enumerate(prompt)) | tokens[sample_id]
+            sequence: list[int] = []
+            while token_at.get(len(sequence), BLANK) != BLANK:
+                sequence.append(token_at[len(sequence)])
+            sequences.append(sequence)
+            written.append([sequence[at] for at in sorted(tokens[sample_id]) if at < len(sequence)])
+        trace = Trace(
+            events=tuple(event for step in self._steps for event in step.written),
+            passes=sum(step.passes for step in self._steps),
+            seconds=self._seconds,
+            end_token_ids=self._end_token_ids,
+            drafted=sum(step.drafted for step in self._steps),
+            accepted=sum(step.accepted for step in self._steps),
         )
-
-
-def _without_gaps(token_at: dict[int, int]) -> list[int]:
-    """Tokens from position 0 up to the first that was never written: what stands behind the end of a text is none."""
-    sequence: list[int] = []
-    while token_at.get(len(sequence), BLANK) != BLANK:
-        sequence.append(token_at[len(sequence)])
-    return sequence
+        return Generation(sequences, written, [stopped[sample_id] for sample_id in self._sample_ids], trace)
 
 
 def collect(
-    steps: Iterable[Step], prompts: Sequence[Sequence[int]], rows: Sequence[int], end_token_ids: tuple[int, ...]
+    steps: Iterable[Step], prompts: Sequence[Sequence[int]], sample_ids: Sequence[int], end_token_ids: tuple[int, ...]
 ) -> Generation:
-    """Runs a decoder to its end: the arguments are its steps, and those of `Recorder`."""
-    recorder = Recorder(prompts, rows, end_token_ids)
+    """Run a decoder to its end; the arguments are its steps, and those of `Recorder`."""
+    recorder = Recorder(prompts, sample_ids, end_token_ids)
     for _ in recorder.watch(steps):
         pass
     return recorder.generation()

@@ -1,1 +1,1 @@
-"""How good is what a network writes: likelihood, and answers to questions."""
+"""Evaluation of a model: likelihood of texts, and answers to questions."""

@@ -1,4 +1,4 @@
-"""All ways to answer questions in several phrasings, on the same questions: how often each is right, and its cost."""
+"""Methods that answer questions in several phrasings, on the same questions: how often each is right, and its cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import PromptParts
-from anyorder.evaluation.protocol import CONCATENATION, SINGLE, Approach, asker, one_by_one
+from anyorder.evaluation.protocol import CONCATENATION, SINGLE, Method, asker, one_by_one
 from anyorder.evaluation.question_runs import Results, run_questions
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import (
@@ -31,32 +31,32 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 
-APPROACHES = (
-    Approach(method=SINGLE),
-    Approach(method=CONCATENATION),
+COMPARED = (
+    Method(name=SINGLE),
+    Method(name=CONCATENATION),
     *(
-        Approach(method="attention", positions=positions, correction=correction)
+        Method(name="attention", positions=positions, correction=correction)
         for positions in ("shared", "running", "right", "spread")
         for correction in ("1/N", "none")
     ),
-    Approach(method="attention", correction="ape:0.9,0.9"),
-    Approach(method="logit-mean"),
-    Approach(method="probability-mean"),
-    Approach(method="max"),
-    Approach(method="lowest-entropy"),
-    Approach(method="contrast"),
-    Approach(method="attention+logit-mean"),
-    Approach(method="vote"),
+    Method(name="attention", correction="ape:0.9,0.9"),
+    Method(name="logit-mean"),
+    Method(name="probability-mean"),
+    Method(name="max"),
+    Method(name="lowest-entropy"),
+    Method(name="contrast"),
+    Method(name="attention+logit-mean"),
+    Method(name="vote"),
 )
 """The first is what the others are compared with."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """How one way did with so many phrasings.
+    """The results of one method with N phrasings.
 
     Attributes:
-        name: of the way; a single phrasing has two lines, the mean and the best of all, which knows the answer.
+        name: label of the method; a single phrasing has two: the mean and the best of all, which cannot be chosen.
         phrasings: N.
         lemma: share of answers that are right by their lemmas, which is what "right" means below.
         exact, f1, containment: the other measures.
@@ -83,7 +83,7 @@ class Comparison:
     agreement: dict[int, Interval]
 
     def markdown(self) -> str:
-        """The table for the largest number of phrasings."""
+        """Return the table for the largest number of phrasings."""
         most = max(line.phrasings for line in self.lines)
         rows = [line for line in self.lines if line.phrasings == most]
         alone = next(line.seconds for line in rows if line.name == MEAN)
@@ -98,7 +98,7 @@ class Comparison:
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return dataclasses.asdict(self)
 
 
@@ -114,54 +114,54 @@ def compare(
     folder: Path,
     *,
     counts: Sequence[int] = (),
-    approaches: Sequence[Approach] = APPROACHES,
+    methods: Sequence[Method] = COMPARED,
     max_new_tokens: int = 10,
     batch_size: int = 16,
     seed: int = 0,
     on_progress: Callable[[str, int, int], None] = lambda name, done, total: None,
 ) -> Comparison:
-    """Asks every question in every way, and scores the answers.
+    """Answer every question by every method, and score the answers.
 
-    The answers are in `folder`, a results file for each way; what is there already is not asked again.
+    The answers are in `folder`, a results file for each method; what is there already is not asked again.
 
     Args:
         model: the network.
         tokenizer: its tokenizer.
         questions: all with the same number of phrasings.
-        parts: what stands around the phrasings.
+        parts: the text around the phrasings.
         settings: whatever else the answers depend on, as JSON.
         folder: for the results files.
         counts: numbers of phrasings, each the first so many; 1, 2, 4, ... and all of them unless given.
-        approaches: ways to answer; a single phrasing, which all are compared with, is always among them.
+        methods: what is compared; a single phrasing, which all are compared with, is always among them.
         max_new_tokens: tokens of an answer at most.
         batch_size: questions at a time.
         seed: of the intervals.
-        on_progress: told of each way how many questions of how many are answered.
+        on_progress: callback, called with the method, and how many questions of how many it has answered.
 
     Raises:
-        UserError: a count is out of range, an option is no good, or the folder has results of another run.
+        UserError: a count is out of range, an option is invalid, or the folder has results of another run.
     """
     most = len(questions[0].phrasings)
     counts = sorted(set(counts)) if counts else _doubling(most)
     for count in counts:
         if not 1 <= count <= most:
             raise UserError(f"counts has {count}, but the questions have {most} phrasings: give 1 to {most}.")
-    approaches = [Approach(method=SINGLE), *(other for other in approaches if other.method != SINGLE)]
+    methods = [Method(name=SINGLE), *(other for other in methods if other.name != SINGLE)]
 
-    def answers(approach: Approach, count: int) -> Results:
+    def answers(method: Method, count: int) -> Results:
         asked = [question.pick(count) for question in questions]
-        asked = one_by_one(asked) if approach.method == SINGLE else asked
+        asked = one_by_one(asked) if method.name == SINGLE else asked
         return run_questions(
             asked,
             parts,
-            asker(model, tokenizer, parts, approach, max_new_tokens=max_new_tokens),
-            {**settings, **dataclasses.asdict(approach), "max_new_tokens": max_new_tokens},
-            folder / f"{_slug(approach.name)}-{count}.feather",
+            asker(model, tokenizer, parts, method, max_new_tokens=max_new_tokens),
+            {**settings, **method.settings(), "max_new_tokens": max_new_tokens},
+            folder / f"{_slug(method.label)}-{count}.feather",
             batch_size=batch_size,
-            on_progress=lambda done: on_progress(f"{approach.name}, {count}", done, len(asked)),
+            on_progress=lambda done: on_progress(f"{method.label}, {count}", done, len(asked)),
         )
 
-    alone = answers(approaches[0], max(counts))
+    alone = answers(methods[0], max(counts))
     lines, agreed = [], {}
     gold = [[*texts] for texts in (question.answers for question in questions)]
     flat = lemmas([answer for answers_ in gold for answer in answers_])
@@ -173,14 +173,14 @@ def compare(
         groups = [str(number // count) for number in range(len(predictions))]
         if count > 1:
             agreed[count] = interval(agreement(predictions, groups), seed=seed)
-        for approach in approaches[1:]:
-            if count == 1 and approach.same_alone:
+        for method in methods[1:]:
+            if count == 1 and method.same_alone:
                 continue
-            results = answers(approach, count)
+            results = answers(method, count)
             predicted = results.column("prediction")
             scores = score(gold, predicted, gold_lemmas, lemmas(predicted))
             seconds = results.seconds / len(questions)
-            lines.append(_line(approach.name, count, scores, baseline, seconds, seed))
+            lines.append(_line(method.label, count, scores, baseline, seconds, seed))
     return Comparison(questions=len(questions), lines=tuple(lines), agreement=agreed)
 
 
@@ -193,7 +193,7 @@ def _single_lines(
     count: int,
     seed: int,
 ) -> tuple[Scores, list[Line]]:
-    """The mean over the phrasings of each question, and two lines: this, and the best of them."""
+    """Return the mean over the phrasings of each question, and two lines: the mean, and the best of them."""
     rows = _first(alone.rows, most, count)
     predicted = [row["prediction"] for row in rows]
     groups = [str(number // count) for number in range(len(rows))]
@@ -225,7 +225,7 @@ def _line(name: str, count: int, scores: Scores, baseline: Scores, seconds: floa
 
 
 def _first(rows: list[dict[str, Any]], most: int, count: int) -> list[dict[str, Any]]:
-    """Of `most` rows for each question the first `count`."""
+    """Return the first `count` of the `most` rows of each question."""
     return [row for number, row in enumerate(rows) if number % most < count]
 
 

@@ -1,4 +1,4 @@
-"""Which order suits a text or a task, and which order a decoder really took.
+"""Orders compared by likelihood and by success at tasks, and the order that a decoder took.
 
 Shape suffixes: B texts.
 """
@@ -19,12 +19,9 @@ from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Trace, collect
 from anyorder.errors import UserError
-from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
-from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
 from anyorder.model.modes import Mode
+from anyorder.modes import Order, entry_of, resolve
 from anyorder.orders.by_name import AnyOrder
-from anyorder.orders.kinds import Order
-from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -35,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class OrderLikelihood:
-    """How probable texts are in one order.
+    """Likelihood of texts in one order.
 
     Attributes:
         name: of the order.
@@ -66,18 +63,17 @@ def by_likelihood(
     batch_size: int = 16,
     done: Callable[[int], None] | None = None,
 ) -> list[OrderLikelihood]:
-    """Likelihoods of texts in several orders, the most probable order first: exact, but for diffusion, a lower bound.
+    """Return likelihoods of texts in several orders, the highest first: exact, but for diffusion, a lower bound.
 
     Args:
         model: the network.
         texts: token ids of each text.
-        orders: by name, of the tokens to be written; or another mode that the network has: from left to
-            right without query rows, where each token is given all before it and none behind, or masked diffusion.
-        given: which tokens are given (one group, the first) and not scored; the first of each text unless told.
+        orders: by name, as `anyorder.generate` takes them, or a mode of the network.
+        given: which tokens are given (one group, the first) and not scored; the first of each text unless given.
         draws: of each random order, averaged.
         seed: decides random orders, with the number of the text.
         batch_size: texts to read at a time.
-        done: told how many texts were read, after each batch.
+        done: callback, called after each batch with the number of texts that were read.
 
     Raises:
         UserError: there are no texts or no orders, or see `log_prob`.
@@ -88,36 +84,23 @@ def by_likelihood(
     counts = [row.count(False) for row in map(list, marks)]
     found = []
     for name, order in orders.items():
+        mode, by = (order, None) if isinstance(order, Mode) else resolve(order, model.config)
         of_draws = []
         for draw in range(draws):
             totals: list[float] = []
             for start in range(0, len(texts), batch_size):
                 batch = range(start, min(start + batch_size, len(texts)))
                 members = [texts[number] for number in batch]
-                totals += _totals(model, members, [marks[number] for number in batch], order, seed + draw, batch)
+                scored = [[at for at, is_given in enumerate(marks[number]) if not is_given] for number in batch]
+                bounds = entry_of(mode).log_probs(
+                    model, mode, members, scored, order=by, seed=seed + draw, sample_ids=batch
+                )  # fmt: skip
+                totals += [bound.log_prob for bound in bounds]
                 if done is not None:
                     done(len(batch))
             of_draws.append(totals)
-        bound = isinstance(order, Mode) and order.mask_token_id is not None
-        found.append(dataclasses.replace(_likelihood(name, of_draws, counts), bound=bound))
+        found.append(dataclasses.replace(_likelihood(name, of_draws, counts), bound=entry_of(mode).bound))
     return sorted(found, key=lambda order: -order.per_token)
-
-
-def _totals(
-    model: Llama, texts: Sequence[Sequence[int]], marks: Sequence[Sequence[bool]], order: Order | Mode, seed: int,
-    numbers: Sequence[int],
-) -> list[float]:  # fmt: skip
-    predicted = [[not mark for mark in row] for row in marks]
-    if isinstance(order, Order):
-        plan = GroupPlan.from_masks(list(map(list, marks)), predicted, order, seed, samples=numbers)
-        return log_prob(model, texts, plan).total.tolist()
-    if order.mask_token_id is None:
-        plan = GroupPlan.from_masks(list(map(list, marks)), predicted)
-        return left_to_right_log_prob(model, texts, plan).total.tolist()
-    scored = [[at for at, is_predicted in enumerate(row) if is_predicted] for row in predicted]
-    method = MonteCarlo(samples=64, seed=seed)
-    bounds = diffusion_log_prob(model, texts, scored, mode=order, method=method, rows=numbers)
-    return [bound.log_prob for bound in bounds]
 
 
 def _likelihood(name: str, of_draws: Sequence[Sequence[float]], counts: Sequence[int]) -> OrderLikelihood:
@@ -139,14 +122,14 @@ def _likelihood(name: str, of_draws: Sequence[Sequence[float]], counts: Sequence
 
 @dataclass(frozen=True, kw_only=True)
 class OrderSuccess:
-    """How often a task is solved in one order.
+    """Success at tasks in one order.
 
     Attributes:
         name: of the order.
         solved: share of the tasks whose whole solution was written.
         tokens: share of the tokens that are those of the solution.
         passes: forward passes for all tasks.
-        taken: the order that was really taken, for each task.
+        taken: the order that was taken, for each task.
     """
 
     name: str
@@ -164,7 +147,7 @@ def by_success(
     sampling: Sampling = Sampling(),  # noqa: B008 (frozen)
     batch_size: int = 16,
 ) -> list[OrderSuccess]:
-    """Which order solves tasks, the best first.
+    """Return the success of several orders at tasks, the best first.
 
     Args:
         model: a network that writes in any order.
@@ -188,7 +171,7 @@ def by_success(
         for start in range(0, len(tasks), batch_size):
             batch = range(start, min(start + batch_size, len(tasks)))
             canvases = [tasks[number][0] for number in batch]
-            steps = any_order_steps(model, canvases, order, sampling=sampling, rows=batch)
+            steps = any_order_steps(model, canvases, order, sampling=sampling, sample_ids=batch)
             traces.append(collect(steps, canvases, batch, ()).trace)
         trace = Trace.join(traces)
         right = Counter(event.row for event in trace.events if tasks[event.row][1][event.position] == event.token_id)
@@ -229,7 +212,7 @@ class OrderTaken:
 
 
 def orders_taken(trace: Trace) -> list[OrderTaken]:
-    """The order of each row of a trace; the first writing of a position counts."""
+    """Return the order of each row of a trace; the first writing of a position counts."""
     from scipy.stats import kendalltau  # takes a while to import
 
     taken = []

@@ -1,4 +1,4 @@
-"""Other phrasings of questions, written by a network that is shown examples."""
+"""Further phrasings of questions, written by a model from examples."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ EXAMPLES: dict[Form, dict[str, tuple[str, ...]]] = {
 }
 
 GROUP = 16
-"""Questions that are worked on together. It is part of what decides the draws, unlike the batch size."""
+"""Questions that are reworded together. It is part of what decides the random draws, unlike the batch size."""
 
 TRIES = 3
 
@@ -122,7 +122,7 @@ def paraphrase(
     settings: Mapping[str, Any] | None = None,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> list[Question]:
-    """Writes questions with `count` further phrasings each to a file in the format of `read_jsonl`.
+    """Write questions with `count` further phrasings each to a file in the format of `read_jsonl`.
 
     Until all are there they are in `output` + ".partial", which a later call goes on with. What is drawn depends on the
     seed and the number of the question, not on the batch. A phrasing that is empty, lacks its `[MASK]` or is there
@@ -131,7 +131,7 @@ def paraphrase(
     Args:
         model: the network.
         tokenizer: its tokenizer.
-        found: the questions; their first phrasing is what is said in other words.
+        found: the questions; their first phrasing is reworded.
         output: new file.
         count: phrasings to write for each.
         temperature: above 0.
@@ -140,10 +140,10 @@ def paraphrase(
         seed: of the draws.
         batch_size: phrasings written at a time.
         settings: whatever else the phrasings depend on, such as the model's name.
-        on_progress: told how many questions are done.
+        on_progress: callback, called with the number of questions that are done.
 
     Raises:
-        UserError: the questions are openings of sentences, an option is no good, or the file cannot be written or is
+        UserError: the questions are openings of sentences, an option is invalid, or the file cannot be written or is
             from other settings.
     """
     if found.form not in EXAMPLES:
@@ -154,20 +154,20 @@ def paraphrase(
     if not temperature > 0:
         raise UserError(f"temperature is {temperature}: give a number above 0, so that phrasings differ.")
     check_place(output, folder=False)
-    told = {
+    depends_on = {
         **(settings or {}), "count": count, "temperature": temperature, "top_p": top_p,
         "max_new_tokens": max_new_tokens, "seed": seed, "questions": _fingerprint(found),
     }  # fmt: skip
     partial = output.with_name(output.name + ".partial")
 
-    def write(prompts: list[str], draws: int) -> list[str]:
+    def write(prompts: list[str], seed: int) -> list[str]:
         from anyorder.api.generate import generate
-        from anyorder.api.text import prompt_ids
+        from anyorder.api.prompts import prompt_ids
 
         ids, _ = prompt_ids(prompts, tokenizer, None)  # in a text, "[...]" would be a gap
         out = generate(
             model, tokenizer, ids, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, stop="\n",
-            seed=draws, batch_size=batch_size,
+            seed=seed, batch_size=batch_size,
         )  # fmt: skip
         assert isinstance(out.text, list)
         return out.text
@@ -175,7 +175,7 @@ def paraphrase(
     with claimed(output):
         if is_overwriting():
             partial.unlink(missing_ok=True)
-        done = _resume(partial, json.loads(json.dumps(told)))
+        done = _resume(partial, json.loads(json.dumps(depends_on)))
         on_progress(len(done))
         with partial.open("a", encoding="utf-8") as file:
             while len(done) < len(found.questions):
@@ -192,15 +192,15 @@ def paraphrase(
 
 
 def prompt(phrasing: str, form: Form, column: int) -> str:
-    """Instruction, examples and the phrasing, up to where the other one is to be written."""
+    """Return instruction, examples and the phrasing, up to where the other one is to be written."""
     shown = "".join(f"A: {asked}\nB: {others[column]}\n\n" for asked, others in EXAMPLES[form].items())
     return f"{INSTRUCTIONS[form]}\n\n{shown}A: {phrasing}\nB:"
 
 
 def _reword(
-    group: tuple[Question, ...], form: Form, count: int, draws: str, write: Callable[[list[str], int], list[str]]
+    group: tuple[Question, ...], form: Form, count: int, key: str, write: Callable[[list[str], int], list[str]]
 ) -> list[Question]:
-    """The questions with further phrasings."""
+    """Return the questions with further phrasings."""
     found: dict[tuple[int, int], str] = {}
     for attempt in range(TRIES):
         missing = [(number, column) for number in range(len(group)) for column in range(count)]
@@ -208,7 +208,7 @@ def _reword(
         if not missing:
             break
         prompts = [prompt(group[number].phrasings[0], form, column) for number, column in missing]
-        texts = write(prompts, _seed(f"{draws} {attempt}"))
+        texts = write(prompts, _seed(f"{key} {attempt}"))
         for (number, column), text in zip(missing, texts, strict=True):
             there = [*group[number].phrasings, *(other for place, other in found.items() if place[0] == number)]
             if _useful(text := text.strip().strip('"'), there, form):
@@ -236,7 +236,7 @@ def _fingerprint(found: QuestionSet) -> str:
 
 
 def _resume(partial: Path, settings: Mapping[str, Any]) -> list[Question]:
-    """The questions that are done, in whole groups; the file holds these alone afterwards."""
+    """Return the questions that are done, in whole groups; afterwards the file holds these alone."""
     text = partial.read_bytes() if partial.exists() else b""
     lines = [_opened(line, partial) for line in text.split(b"\n")[:-1]]  # the last may be cut
     if lines:
@@ -261,7 +261,7 @@ def _resume(partial: Path, settings: Mapping[str, Any]) -> list[Question]:
 
 
 def _sealed(text: str) -> str:
-    """A line with a checksum before the text."""
+    """Return a line with a checksum before the text."""
     return f"{hashlib.sha256(text.encode()).hexdigest()[:16]} {text}\n"
 
 

@@ -26,12 +26,12 @@ STOP = "\n"
 
 @dataclass(frozen=True, kw_only=True)
 class PromptParts:
-    """What stands around the phrasings of a question: `prefix | phrasing 1..N | suffix | answer`.
+    """The text around the phrasings of a question: `prefix | phrasing 1..N | suffix | answer`.
 
     Attributes:
         prefix: instruction and examples, the same for all questions.
-        suffix: what the answer follows at once. All phrasings share it, so that already the first token of an answer
-            looks at all of them.
+        suffix: what the answer follows at once. All phrasings share it, so that the first token of an answer already
+            attends to all of them.
         form: of the phrasings.
     """
 
@@ -40,11 +40,11 @@ class PromptParts:
     form: Form
 
     def segment(self, phrasing: str) -> str:
-        """A phrasing as it stands in the prompt."""
+        """Return a phrasing as it is written in the prompt."""
         return ASKED[self.form].format(phrasing)
 
     def prediction(self, generation: str) -> str:
-        """The answer in what was written: its first line, or of a missing word the first word."""
+        """Return the answer in a generation: its first line, or for a missing word its first word."""
         line = generation.strip().split("\n")[0].strip()
         if self.form != "mask":
             return line
@@ -59,11 +59,11 @@ def prompt_parts(
     tokenizer: PreTrainedTokenizerBase | None = None,
     chat: Literal["auto", "always", "never"] = "auto",
 ) -> PromptParts:
-    """The parts of a prompt with examples.
+    """Return the parts of a prompt with examples.
 
     Args:
         form: of the phrasings.
-        shots: questions shown with their answer, in their first phrasing and with their first answer.
+        shots: questions with their answer, in their first phrasing and with their first answer.
         instruction: what is written first; that of the form unless given, nothing if empty.
         tokenizer: whose chat template is used.
         chat: whether the template of instruct models goes around the prompt; "auto" does so where there is one.
@@ -84,7 +84,7 @@ def prompt_parts(
 
 
 def _around(tokenizer: PreTrainedTokenizerBase, prefix: str) -> tuple[str, str]:
-    """The turn of a user that begins with `prefix`, cut where the phrasings go."""
+    """Return the turn of a user that begins with `prefix`, cut where the phrasings go."""
     here = "<<phrasings>>"
     turn = [{"role": "user", "content": prefix + here}]
     text = render(tokenizer, chat_template(tokenizer), turn, add_generation_prompt=True)

@@ -1,4 +1,4 @@
-"""What is asked, how, and of which method: from a set of questions to an answer of the network for each."""
+"""From a set of questions to an answer of the model for each: which are asked, in which prompt, by which method."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
 
 SINGLE, CONCATENATION = "single", "concatenation"
 RUN_METHODS = (SINGLE, CONCATENATION, *METHODS)
-"""What answers can be compared: each phrasing by itself, all of them one after another, and the ways to fuse them."""
+"""Methods that can be compared: each phrasing by itself, all of them one after another, and those that fuse them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Everything about a run but the network and the method.
+    """Everything about a run but the model and the method.
 
     Attributes:
         dataset: what `read_questions` reads, as `split`, `form` and `relations` say.
-        num_paraphrases: the first so many phrasings of each question; 5 unless `indices` are given.
+        num_paraphrases: use the first this many phrasings of each question; 5 unless `indices` are given.
         indices: which of them, counted from 0.
-        max_samples: so many questions, drawn; all unless given.
-        shots: examples in front, questions drawn from the set that are not asked themselves.
+        max_samples: number of questions to draw; all unless given.
+        shots: number of examples in front, questions drawn from the set that are not asked themselves.
         shots_from: another set that the examples are drawn from.
         instruction: in front of the examples; that of the form unless given.
         chat: whether the tokenizer's chat template goes around the prompt.
@@ -65,15 +65,15 @@ class Protocol:
         if self.shots < 0:
             raise UserError(f"shots is {self.shots}: give 0, or a whole number above it.")
 
-    def told(self) -> dict[str, Any]:
-        """What answers depend on, for the settings of a results file."""
+    def settings(self) -> dict[str, Any]:
+        """Return its part of the settings of a results file."""
         return asdict(self)
 
     def draw(self) -> Drawn:
-        """The questions to be asked, with the phrasings to be used, and the examples.
+        """Return the questions with the phrasings to be used, and the examples.
 
         Raises:
-            UserError: the set cannot be read, or does not have what is asked for.
+            UserError: the set cannot be read, or has too few questions or phrasings.
         """
         # A question with fewer phrasings than this is no error of the whole set: it is left out.
         needed = self.num_paraphrases or max(self.indices or (0,)) + 1
@@ -89,10 +89,10 @@ class Protocol:
         return Drawn(questions=picked, shots=shots, form=found.form)
 
     def parts(self, drawn: Drawn, tokenizer: PreTrainedTokenizerBase | None) -> PromptParts:
-        """What stands around the phrasings.
+        """Return the text around the phrasings.
 
         Raises:
-            UserError: the tokenizer has no chat template, and one is asked for.
+            UserError: `chat` is "always", and the tokenizer has no chat template.
         """
         return prompt_parts(
             drawn.form, drawn.shots, instruction=self.instruction, tokenizer=tokenizer, chat=self.chat
@@ -101,7 +101,7 @@ class Protocol:
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """Questions to be asked and examples to be shown, both of one form."""
+    """Questions and examples, both of one form."""
 
     questions: tuple[Question, ...]
     shots: tuple[Question, ...]
@@ -109,25 +109,25 @@ class Drawn:
 
 
 def one_by_one(questions: Sequence[Question]) -> list[Question]:
-    """Each phrasing as a question of its own; those of one question follow each other and keep its name."""
+    """Return each phrasing as a question of its own; those of one question follow each other and keep its name."""
     return [replace(question, phrasings=(phrasing,)) for question in questions for phrasing in question.phrasings]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Approach:
-    """One way to answer.
+class Method:
+    """A way to answer.
 
     Attributes:
-        method: one of `RUN_METHODS`.
+        name: one of `RUN_METHODS`.
         positions, correction: of the method "attention".
         weights: what the phrasings count by: "confidence" or "likelihood"; all the same unless given.
-        keep: only so many phrasings of the highest weights.
+        keep: use only this many phrasings of the highest weights.
 
     Raises:
         UserError: one of them is unknown, or weights are given where phrasings are not fused.
     """
 
-    method: str = "attention"
+    name: str = "attention"
     positions: str = "shared"
     correction: str = "1/N"
     weights: str | None = None
@@ -135,56 +135,58 @@ class Approach:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.method not in RUN_METHODS:
-            raise UserError(f"method is {self.method!r}: choose one of {', '.join(RUN_METHODS)}.")
+        if self.name not in RUN_METHODS:
+            raise UserError(f"method is {self.name!r}: choose one of {', '.join(RUN_METHODS)}.")
         Fusion(method=self.engine, positions=self.positions, correction=self.correction)
         if self.weights not in (None, *SCORES):
             raise UserError(f"weights is {self.weights!r}: choose one of {', '.join(SCORES)}.")
         given = [name for name in ("weights", "keep") if getattr(self, name) is not None]
         if given and not self.fuses:
             value = getattr(self, given[0])
-            raise UserError(
-                f"{given[0]} is {value!r} beside method {self.method!r}, which fuses nothing: leave it out."
-            )
+            raise UserError(f"{given[0]} is {value!r} beside method {self.name!r}, which fuses nothing: leave it out.")
 
     @property
     def fuses(self) -> bool:
         """Whether several phrasings go into an answer, each by itself."""
-        return self.method not in (SINGLE, CONCATENATION)
+        return self.name not in (SINGLE, CONCATENATION)
 
     @property
     def engine(self) -> str:
         """The method of `anyorder.fuse`; of a single segment it is plain generation."""
-        return self.method if self.fuses else METHODS[0]
+        return self.name if self.fuses else METHODS[0]
 
     @property
-    def name(self) -> str:
-        """As it stands in a table."""
-        return f"attention, {self.positions}, {self.correction}" if self.method == "attention" else self.method
+    def label(self) -> str:
+        """The name in tables, with what tells variants of "attention" apart."""
+        return f"attention, {self.positions}, {self.correction}" if self.name == "attention" else self.name
 
     @property
     def same_alone(self) -> bool:
-        """Whether with one phrasing it is but the question asked."""
-        return self.method != "contrast" and not self.correction.startswith("ape")
+        """Whether with one phrasing it is plain generation."""
+        return self.name != "contrast" and not self.correction.startswith("ape")
+
+    def settings(self) -> dict[str, Any]:
+        """Return its part of the settings of a results file."""
+        return {"method": self.name, **{name: value for name, value in asdict(self).items() if name != "name"}}
 
 
 def asker(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase,
     parts: PromptParts,
-    approach: Approach,
+    method: Method,
     *,
     max_new_tokens: int = 10,
 ) -> Ask:
-    """What answers questions in one way: greedily, up to the end of a line."""
+    """Return a function that answers questions by a method: greedily, up to the end of a line."""
 
     def ask(segments: list[list[str]]) -> tuple[list[str], int]:
         from anyorder.api.fuse import fuse
 
-        phrasings = segments if approach.fuses else [["".join(of_question)] for of_question in segments]
+        phrasings = segments if method.fuses else [["".join(of_question)] for of_question in segments]
         out = fuse(
-            model, tokenizer, phrasings, prefix=parts.prefix, suffix=parts.suffix, positions=approach.positions,
-            correction=approach.correction, method=approach.engine, weights=approach.weights, keep=approach.keep,
+            model, tokenizer, phrasings, prefix=parts.prefix, suffix=parts.suffix, positions=method.positions,
+            correction=method.correction, method=method.engine, weights=method.weights, keep=method.keep,
             max_new_tokens=max_new_tokens, stop=STOP,
         )  # fmt: skip
         assert isinstance(out.text, list)

@@ -17,6 +17,7 @@ from anyorder.evaluation.prompts import PromptParts
 from anyorder.evaluation.questions import Question
 from anyorder.evaluation.scoring import INSTALL, lemmas
 from anyorder.utils.files import check_place, claimed, is_overwriting, whole_file
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     import pyarrow
@@ -37,8 +38,8 @@ SAVED_EVERY = 20.0
 """Seconds."""
 
 Ask = Callable[[list[list[str]]], tuple[list[str], int]]
-"""From phrasings as they stand in the prompt, a list for each question, to what was written for each question, and how
-many forward passes that took."""
+"""From phrasings as they are written in the prompt, a list for each question, to the generation for each question, and
+the number of forward passes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +62,11 @@ class Results:
 
     @property
     def has_lemmas(self) -> bool:
-        """Whether `with_lemmas` has been here."""
+        """Whether the rows have `LEMMA_COLUMNS`."""
         return bool(self.rows) and all(name in self.rows[0] for name in LEMMA_COLUMNS)
 
     def column(self, name: str) -> list[Any]:
-        """The values of one column."""
+        """Return the values of one column."""
         return [row[name] for row in self.rows]
 
 
@@ -79,34 +80,33 @@ def run_questions(
     batch_size: int = 16,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Results:
-    """Asks all questions, and writes the answers to a file.
+    """Ask all questions, and write the answers to a file.
 
     Until all are there they are in `output` + ".partial", which a later call goes on with.
 
     Args:
         questions: each with the phrasings to be used.
-        parts: what stands around the phrasings.
-        ask: the network.
+        parts: the text around the phrasings.
+        ask: answers a batch of questions.
         settings: whatever else the answers depend on, as JSON; a file made with others is refused.
         output: new feather file, or one that an earlier run with the same settings has made.
         batch_size: questions at a time.
-        on_progress: told how many are answered.
+        on_progress: callback, called with the number of questions that are answered.
 
     Raises:
         UserError: the file is from other settings, damaged or cannot be written, another process writes it, or pyarrow
             is not installed.
     """
-    if batch_size < 1:
-        raise UserError(f"batch_size is {batch_size}: give a whole number above 0.")
-    told: dict[str, Any] = json.loads(json.dumps({**settings, "prompts": _fingerprint(questions, parts)}))
+    check_positive("batch_size", batch_size)
+    complete: dict[str, Any] = json.loads(json.dumps({**settings, "prompts": _fingerprint(questions, parts)}))
     if output.exists() and not is_overwriting():
         done = read_results(output)
-        _refuse_others(output, done, told)
+        _refuse_others(output, done, complete)
         on_progress(len(done.rows))
         return done
     check_place(output, folder=False)
     with claimed(output):
-        return _run(questions, parts, ask, told, output, batch_size, on_progress)
+        return _run(questions, parts, ask, complete, output, batch_size, on_progress)
 
 
 def _run(
@@ -157,7 +157,7 @@ def _answer(results: Results, batch: Sequence[Question], parts: PromptParts, ask
 
 @contextmanager
 def _kept(partial: Path) -> Iterator[Callable[[Results], None]]:
-    """Saves what it is told now and then, and the last of it however the block ends."""
+    """Yield a function that saves results now and then; the latest are saved however the block ends."""
     latest: Results | None = None
     saved_at = time.monotonic()
 
@@ -176,7 +176,7 @@ def _kept(partial: Path) -> Iterator[Callable[[Results], None]]:
 
 
 def with_lemmas(results: Results) -> Results:
-    """The same with `LEMMA_COLUMNS`, made anew if they are there."""
+    """Return the results with `LEMMA_COLUMNS`, made anew if they are there."""
     predicted = lemmas(results.column("prediction"))
     gold = [lemmas(answers) for answers in results.column("answers")]
     rows = [
@@ -187,20 +187,20 @@ def with_lemmas(results: Results) -> Results:
 
 
 def _fingerprint(questions: Sequence[Question], parts: PromptParts) -> str:
-    """Stands for every prompt and every answer that counts as right."""
-    told = [
+    """Return a hash of every prompt and every answer that counts as right."""
+    hashed = [
         [parts.prefix, parts.suffix, parts.form],
         *([question.uuid, question.phrasings, question.answers] for question in questions),
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()[:16]
 
 
 def _refuse_others(file: Path, there: Results, settings: Mapping[str, Any]) -> None:
-    """Nothing happens to the file either way."""
+    """Refuse a file of a run with other settings; it stays as it is."""
     names = [name for name in {**settings, **there.settings} if settings.get(name) != there.settings.get(name)]
     if not names:
         return
-    # A difference in the prompts is told by what made it, if that is a setting.
+    # A difference in the prompts is named by the setting that made it, if there is one.
     name = next((name for name in names if name != "prompts"), "prompts")
     what = (
         "other questions or prompts"
@@ -217,7 +217,7 @@ def _refuse_others(file: Path, there: Results, settings: Mapping[str, Any]) -> N
 
 
 def write_results(file: Path, results: Results) -> None:
-    """Writes a results file, whole or not at all; one of that name is replaced."""
+    """Write a results file, whole or not at all; one of that name is replaced."""
     _need_pyarrow()
     import pyarrow
     from pyarrow import feather
@@ -240,7 +240,7 @@ def write_results(file: Path, results: Results) -> None:
 
 
 def read_results(file: Path) -> Results:
-    """A results file, of `run_questions` or with the same columns from elsewhere.
+    """Read a results file, of `run_questions` or with the same columns from elsewhere.
 
     Raises:
         UserError: it is something else, a column is missing, or pyarrow is not installed.
@@ -272,7 +272,7 @@ def read_results(file: Path) -> Results:
 
 
 def _read_partial(file: Path) -> Results:
-    """Answers that `write_results` wrote; what is not as it was written is not used."""
+    """Read a file of `write_results`; one that was changed since is refused."""
     try:
         results = read_results(file)
         sealed = CHECKSUM in (_read_table(file).schema.metadata or {})

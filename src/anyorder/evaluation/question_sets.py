@@ -25,7 +25,7 @@ def read_questions(
     relations: Sequence[str] = (),
     form: Form | None = None,
 ) -> QuestionSet:
-    """Questions from wherever they are; what they are is told by their files and columns.
+    """Read questions from any source; its files and columns say what they are.
 
     Args:
         source: a `.jsonl` file of one's own (`read_jsonl`), PARAREL's folder, WebQuestions' folder or one of its
@@ -67,7 +67,7 @@ def read_questions(
 def read_pararel(
     folder: Path, *, min_patterns: int = 1, relations: Sequence[str] = (), form: Form = "opening"
 ) -> QuestionSet:
-    """The facts of PARAREL, each asked by all patterns of its relation.
+    """Read the facts of PARAREL, each asked by all patterns of its relation.
 
     Facts with the same subject are one question with several answers.
 
@@ -103,7 +103,7 @@ def read_pararel(
 
 
 def pararel_patterns(folder: Path, relation: str, form: Form) -> list[str]:
-    """The patterns of a relation with `[X]` for the subject: openings, or sentences with `[MASK]` for the answer."""
+    """Read the patterns of a relation, `[X]` for the subject: openings, or sentences with `[MASK]` for the answer."""
     patterns = [
         str(_field(record, "pattern", where)) for record, where in _records(folder / PATTERNS / f"{relation}.jsonl")
     ]
@@ -115,7 +115,7 @@ def pararel_patterns(folder: Path, relation: str, form: Form) -> list[str]:
 
 
 def read_web_questions(file: Path) -> QuestionSet:
-    """Questions from a file of WebQuestions, one phrasing each.
+    """Read questions from a file of WebQuestions, one phrasing each.
 
     Raises:
         UserError: the file has another form.
@@ -153,7 +153,7 @@ def _ask(facts: dict[str, tuple[str, list[str]]], patterns: list[str]) -> Iterab
 
 
 def _facts(file: Path) -> dict[str, tuple[str, list[str]]]:
-    """For each subject the uuid of its first fact, and its objects."""
+    """Return for each subject the uuid of its first fact, and its objects."""
     facts: dict[str, tuple[str, list[str]]] = {}
     for record, where in _records(file):
         subject, uuid = str(_field(record, "sub_label", where)), str(_field(record, "uuid", where))
@@ -164,7 +164,7 @@ def _facts(file: Path) -> dict[str, tuple[str, list[str]]]:
 
 
 def _records(file: Path) -> list[tuple[dict[str, Any], str]]:
-    """The JSON objects of a file, each with where it stands."""
+    """Read the JSON objects of a file, each with its file and line."""
     if not file.is_file():
         raise UserError(f"{str(file)!r} is not there, but PARAREL has it: fetch the data again.")
     records = []
@@ -189,7 +189,7 @@ def _field(record: Any, field: str, where: str) -> Any:
 
 
 def _table(source: str, split: str | None) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of a data set, and its columns."""
+    """Read the rows of a data set, and its columns."""
     if importlib.util.find_spec("datasets") is None:
         raise UserError(
             f"{source!r} is no file of questions, and other sets need the package datasets, which is not installed: "
@@ -222,7 +222,7 @@ def _table(source: str, split: str | None) -> tuple[list[dict[str, Any]], list[s
 
 
 def _from_table(source: str, rows: list[dict[str, Any]], columns: list[str]) -> QuestionSet:
-    """Questions from rows whose columns tell what they are."""
+    """Make questions of rows, by the names of their columns."""
 
     def need(*names: str) -> None:
         missing = [name for name in names if name not in columns]
@@ -267,7 +267,7 @@ def _from_table(source: str, rows: list[dict[str, Any]], columns: list[str]) -> 
 
 
 def _myriad_lama(rows: list[dict[str, Any]], source: str) -> Iterable[Question]:
-    """One question per uuid from rows of one template each, those by hand first."""
+    """Yield one question per uuid from rows of one template each, those by hand first."""
     grouped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         grouped.setdefault(str(row["uuid"]), []).append(row)
@@ -283,7 +283,7 @@ def _name(row: dict[str, Any], number: int) -> str:
 
 
 def _answers(answers: Any, where: str) -> tuple[str, ...]:
-    """The answers of a row: one text, or a list of them."""
+    """Return the answers of a row: one text, or a list of them."""
     texts = (answers,) if isinstance(answers, str) else tuple(map(str, answers))
     if not any(text.strip() for text in texts):
         raise UserError(f"{where} has no answer: add one, or leave it out.")

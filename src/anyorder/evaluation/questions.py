@@ -11,6 +11,7 @@ from reprlib import repr as _short
 from typing import Any, Literal
 
 from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 
 MASK = "[MASK]"
 """Stands for the missing word in a sentence of the form "mask"."""
@@ -25,7 +26,7 @@ class Question:
 
     Attributes:
         uuid: its name, with which results are found again.
-        phrasings: the ways to ask it.
+        phrasings: the question in several wordings.
         answers: each of them is right.
     """
 
@@ -34,7 +35,7 @@ class Question:
     answers: tuple[str, ...]
 
     def pick(self, count: int | None = None, indices: Sequence[int] | None = None) -> Question:
-        """The question with some of its phrasings: the first `count`, or of these the ones at `indices` (from 0).
+        """Select some of the phrasings: the first `count`, or of these the ones at `indices` (from 0).
 
         Raises:
             UserError: there are not so many, or an index is out of range or named twice.
@@ -72,19 +73,18 @@ class QuestionSet:
     form: Form
 
     def sample(self, count: int | None, seed: int) -> QuestionSet:
-        """So many of the questions, drawn without repetition; all of them, in their order, where `count` is None.
+        """Return `count` questions, drawn without repetition; all of them, in their order, where `count` is None.
 
         Raises:
             UserError: `count` is not above 0.
         """
         if count is None or count >= len(self.questions):
             return self
-        if count < 1:
-            raise UserError(f"max_samples is {count}: give a whole number above 0.")
+        check_positive("max_samples", count)
         return replace(self, questions=tuple(random.Random(seed).sample(self.questions, count)))
 
     def split_off(self, count: int, seed: int) -> tuple[tuple[Question, ...], QuestionSet]:
-        """So many questions as examples, drawn, and the others, in their order.
+        """Return `count` questions as examples, drawn, and the others, in their order.
 
         Raises:
             UserError: no question would be left.
@@ -100,7 +100,7 @@ class QuestionSet:
 
 
 def read_jsonl(file: Path) -> QuestionSet:
-    """Questions from a file with a JSON object in each line.
+    """Read questions from a file with a JSON object in each line.
 
     `{"uuid": "q1", "phrasings": ["who wrote Emma?", "whose book is Emma?"], "answers": ["Jane Austen"]}`; `uuid` may be
     left out and is the number of the line then. A set whose every phrasing has a `[MASK]` is of the form "mask".
@@ -134,13 +134,13 @@ def read_jsonl(file: Path) -> QuestionSet:
 
 
 def to_json(question: Question) -> str:
-    """The line of a question in the format of `read_jsonl`."""
+    """Return the line of a question in the format of `read_jsonl`."""
     fields = {"uuid": question.uuid, "phrasings": question.phrasings, "answers": question.answers}
     return json.dumps(fields, ensure_ascii=False)
 
 
 def question_set(questions: Iterable[Question], source: str, form: Form | None = None) -> QuestionSet:
-    """A set of questions whose form is told by their phrasings unless given.
+    """Return a set of questions, whose form follows from their phrasings unless given.
 
     Raises:
         UserError: there is none.
@@ -161,7 +161,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _texts(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
-    """A field that must be a list of texts."""
+    """Return a field that must be a list of texts."""
     if field not in record:
         has = f"its fields are {', '.join(map(str, record)) or 'none'}"
         raise UserError(f"{where} has no field {field!r} ({has}): add a list of at least one text.")

@@ -1,4 +1,4 @@
-"""Is an answer right? Four measures of it, and how sure their means are."""
+"""Four measures of whether an answer is right, and intervals of their means."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESAMPLES = 9999
 
 @functools.cache
 def _pipeline() -> Any:
-    """spaCy's English tokenizer with its lookup table of lemmas, which comes as a package: nothing is downloaded."""
+    """Return spaCy's English tokenizer with its lookup table of lemmas, a package: nothing is downloaded."""
     for package in ("spacy", "spacy_lookups_data"):
         if importlib.util.find_spec(package) is None:
             raise UserError(f"lemmas need the package {package.replace('_', '-')}, which is not installed: {INSTALL}.")
@@ -39,9 +39,9 @@ def _pipeline() -> Any:
 
 
 def lemmas(texts: Iterable[str]) -> list[list[str]]:
-    """The lemmas of each text in lower case, without white space.
+    """Return the lemmas of each text in lower case, without white space.
 
-    The table is asked for words in lower case, since it has few others: "Cars" at the beginning of an answer and "cars"
+    Words are put in lower case first, since the table has few others: "Cars" at the beginning of an answer and "cars"
     within it have the same lemma.
 
     Raises:
@@ -52,7 +52,7 @@ def lemmas(texts: Iterable[str]) -> list[list[str]]:
 
 
 def lemma_match(answers: Iterable[Sequence[str]], prediction: Sequence[str]) -> bool:
-    """Whether the lemmas of one of the answers stand in those of the prediction, one after another."""
+    """Return whether the lemmas of one of the answers are in those of the prediction, one after another."""
     return any(_contiguous(list(answer), list(prediction)) for answer in answers)
 
 
@@ -62,23 +62,23 @@ def _contiguous(part: list[str], whole: list[str]) -> bool:
 
 
 def normalized(text: str) -> str:
-    """A text as SQuAD compares it: lower case, no punctuation, no articles, single spaces."""
+    """Normalize a text as SQuAD does: lower case, no punctuation, no articles, single spaces."""
     bare = "".join(character for character in text.lower() if character not in string.punctuation)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", bare).split())
 
 
 def exact_match(answers: Iterable[str], prediction: str) -> bool:
-    """Whether the prediction is one of the answers, both normalized."""
+    """Return whether the prediction is one of the answers, both normalized."""
     return normalized(prediction) in set(map(normalized, answers))
 
 
 def containment(answers: Iterable[str], prediction: str) -> bool:
-    """Whether one of the answers stands in the prediction as whole words, both normalized."""
+    """Return whether the prediction contains one of the answers as whole words, both normalized."""
     return any(_contiguous(normalized(answer).split(), normalized(prediction).split()) for answer in answers)
 
 
 def token_f1(answers: Iterable[str], prediction: str) -> float:
-    """The best F1 of the prediction's words against those of an answer, both normalized, as SQuAD has it."""
+    """Return the best F1 of the prediction's words against those of an answer, both normalized, as SQuAD has it."""
     return max(map(functools.partial(_f1, normalized(prediction).split()), answers), default=0.0)
 
 
@@ -95,7 +95,7 @@ def _f1(predicted: list[str], answer: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """One number for each prediction, 0 to 1; "lemma" is empty where lemmas were not asked for."""
+    """One number for each prediction, 0 to 1; "lemma" is empty without lemmas."""
 
     lemma: tuple[float, ...]
     exact: tuple[float, ...]
@@ -109,7 +109,7 @@ def score(
     answer_lemmas: Sequence[Sequence[Sequence[str]]] = (),
     predicted_lemmas: Sequence[Sequence[str]] = (),
 ) -> Scores:
-    """Every measure of every prediction.
+    """Return every measure of every prediction.
 
     Args:
         answers: those that are right, for each prediction.
@@ -126,17 +126,17 @@ def score(
 
 
 def any_of(values: Sequence[float], groups: Sequence[str]) -> tuple[float, ...]:
-    """The best value of each group, in the order in which the groups first appear."""
+    """Return the best value of each group, in the order in which the groups first appear."""
     return _by_group(values, groups, max)
 
 
 def mean_of(values: Sequence[float], groups: Sequence[str]) -> tuple[float, ...]:
-    """The mean value of each group, in the order in which the groups first appear."""
+    """Return the mean value of each group, in the order in which the groups first appear."""
     return _by_group(values, groups, lambda inside: sum(inside) / len(inside))
 
 
 def agreement(predictions: Sequence[str], groups: Sequence[str]) -> tuple[float, ...]:
-    """For each group the share of pairs of predictions that are the same when normalized; 1 for a single prediction."""
+    """Return for each group the share of pairs of predictions that are equal when normalized; 1 for a single one."""
     inside: dict[str, list[str]] = {}
     for group, prediction in zip(groups, predictions, strict=True):
         inside.setdefault(group, []).append(normalized(prediction))
@@ -172,7 +172,7 @@ class Interval:
 
 
 def interval(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES) -> Interval:
-    """The mean of one value per question, from 0 to 1, with its bootstrap interval (percentiles, 95 %).
+    """Return the mean of one value per question, from 0 to 1, with its bootstrap interval (percentiles, 95 %).
 
     Where all answers are right, or all wrong, resampling sees no doubt; there it is the exact interval of a share.
 
@@ -197,7 +197,7 @@ def interval(values: Sequence[float], *, seed: int = 0, resamples: int = RESAMPL
 def difference(
     values: Sequence[float], baseline: Sequence[float], *, seed: int = 0, resamples: int = RESAMPLES
 ) -> Interval:
-    """The mean difference between two methods on the same questions, which are resampled in pairs."""
+    """Return the mean difference between two methods on the same questions, which are resampled in pairs."""
     return _resampled([value - other for value, other in zip(values, baseline, strict=True)], seed, resamples)
 
 
@@ -221,5 +221,5 @@ def _resampled(values: Sequence[float], seed: int, resamples: int) -> Interval:
 
 
 def _batch(data: np.ndarray) -> int:
-    """Resamples at a time, so that they take some megabytes."""
+    """Return how many resamples take some megabytes."""
     return max(1, 1_000_000 // len(data))

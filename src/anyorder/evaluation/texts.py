@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from anyorder.api.dispatch import resolve
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.errors import UserError
-from anyorder.model.modes import ANY_ORDER, Mode
-from anyorder.orders.kinds import MostConfident, Order
+from anyorder.modes import Order, resolve
+from anyorder.orders.kinds import MostConfident
 from anyorder.orders.names import read_order
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 USUAL = ("left-to-right", "any-order", "right-to-left", "random", "groups:4", "diffusion", "blocks")
-"""Orders that are compared unasked, as far as a network has their modes."""
+"""Orders that are compared by default, as far as a model has their modes."""
 
 
 def cut_texts(
     data: Path, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig, *, length: int, most: int
 ) -> list[list[int]]:
-    """Token ids of texts of `length` tokens each, from the beginning of the data.
+    """Return token ids of texts of `length` tokens each, from the beginning of the data.
 
     What is left of a document is not used. Each text begins with the token that begins one, if the network has it.
 
@@ -36,8 +36,7 @@ def cut_texts(
     from anyorder.data import read_texts  # here, because it takes a while to import
 
     for name, value in (("length", length), ("texts", most)):
-        if value < 1:
-            raise UserError(f"{name} is {value}: give a whole number above 0.")
+        check_positive(name, value)
     if tokenizer is None:
         raise UserError("the model has no tokenizer: give it with --tokenizer.")
     if length > config.context_length:
@@ -61,7 +60,7 @@ def cut_texts(
 
 
 def gap_marks(length: int, gap: int | None) -> list[bool]:
-    """Which tokens of a text are given: the first, or all but `gap` of them in the middle.
+    """Return which tokens of a text are given: the first, or all but `gap` of them in the middle.
 
     Raises:
         UserError: a gap of so many tokens leaves nothing before or behind it.
@@ -74,24 +73,21 @@ def gap_marks(length: int, gap: int | None) -> list[bool]:
     return [not start <= at < start + gap for at in range(length)]
 
 
-def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order | Mode]:
-    """Orders, or modes that have no order, by name; those that suit the network unless given.
+def orders_by_name(names: Sequence[str], config: ModelConfig) -> dict[str, Order]:
+    """Return orders for `by_likelihood`, by name; those that suit the model unless given.
 
     Raises:
-        UserError: a name stands for no order, for one that the network was not trained for, or for one that is not
+        UserError: a name is that of no order, for one that the network was not trained for, or for one that is not
             known before it is taken.
     """
     if not names:
-        has = {mode.name for mode in config.modes}
+        has = [mode.name for mode in config.modes]
         names = [name for name in USUAL if read_order(name).mode in has]
-    found: dict[str, Order | Mode] = {}
+        names += [name for name in has if name not in {read_order(usual).mode for usual in USUAL}]
+    found: dict[str, Order] = {}
     for name in names:
-        mode, order = resolve(name, config)
-        if mode.name != ANY_ORDER.name:
-            found[name] = mode
-            continue
+        _, order = resolve(name, config)
         if isinstance(order, MostConfident):
             raise UserError(f"order is {name!r}, which depends on what is written: a given text has no such order.")
-        assert isinstance(order, Order)
         found[name] = order
     return found

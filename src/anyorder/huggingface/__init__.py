@@ -1,6 +1,6 @@
-"""The transformers face of the network: `from_pretrained`, `generate`, `Trainer`, PEFT, evaluation harnesses.
+"""The network as models of transformers: `from_pretrained`, `generate`, `Trainer`, PEFT, evaluation harnesses.
 
-The network is the same `Llama`, module by module, so a face can be put on one that is loaded already. Beside this
+Each model is the same `Llama`, module by module, so that one that is loaded already can be wrapped. Beside this
 folder, only beam search puts transformers' classes around a network, to borrow their search, so what changes between
 their versions is contained here. Importing this package makes transformers' `Auto` classes know its own.
 """

@@ -1,4 +1,4 @@
-"""The face of networks that write from left to right.
+"""The transformers model of networks that write from left to right.
 
 Shape suffixes: B batch, R rows, L tokens so far, E hidden size, V vocabulary.
 """
@@ -19,11 +19,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from anyorder.errors import UserError
 from anyorder.huggingface.dynamic_cache import fill, past_from
 from anyorder.huggingface.mixin import AnyOrderMixin, inputs_of, watch_attention
-from anyorder.huggingface.past import PastKeyValues
+from anyorder.huggingface.past import PastKeyValues, undone_on_error
 from anyorder.huggingface.versions import CACHE_NAME, name_cache, read_by_both_names
 from anyorder.model import call
 from anyorder.model.llama import Views
-from anyorder.model.modes import LEFT_TO_RIGHT, refuse_unless_causal
+from anyorder.model.modes import KINDS, refuse_unless_causal
 from anyorder.visibility import documents, not_after
 
 logger = logging.getLogger(__name__)
@@ -37,11 +37,11 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As other faces; a warning says where the network would write otherwise if no class were named."""
+        """Load a network; warn where it would write otherwise if no class were named."""
         loaded = super().from_pretrained(*args, **kwargs)
         config = (loaded[0] if isinstance(loaded, tuple) else loaded).config
-        if config.default_mode != LEFT_TO_RIGHT.name:
-            has = any(mode.name == LEFT_TO_RIGHT.name for mode in config.modes)
+        if not KINDS[config.default_mode].causal:
+            has = any(mode.kind.causal for mode in config.modes)
             does = "reads and writes it from left to right" if has else "refuses to be called"
             logger.warning(
                 "the network writes by %r by default, but %s %s: anyorder.load and anyorder.generate take the default",
@@ -50,7 +50,7 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
         return loaded
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method, from left to right alone.
+        """Generate as transformers' method does, from left to right alone.
 
         Raises:
             UserError: the network does not write from left to right, or shall guess with its own first layers.
@@ -81,17 +81,17 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
             model_kwargs[CACHE_NAME] = PastKeyValues(self.new_cache(texts, 0))
 
     def _can_cache(self, tokens: int) -> bool:
-        """Whether the rotary embedding lets so many tokens be cached."""
+        """Return whether the rotary embedding lets so many tokens be cached."""
         limit = self.config.cacheable
         return limit is None or tokens <= limit
 
-    # `generate` looks at the names of its arguments.
+    # `generate` reads the names of its arguments.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
-        """As transformers' method, without what its own loop alone needs, such as a tokenizer."""
+        """Prepare inputs as transformers' method does, without those of its own loop, such as a tokenizer."""
         inputs = super().prepare_inputs_for_generation(*args, **name_cache(kwargs))  # type: ignore[misc]
         inputs = {name: value for name, value in inputs.items() if name in ARGUMENTS}
-        if CACHE_NAME in inputs:  # PEFT looks for it under the old name, whatever transformers calls it
+        if CACHE_NAME in inputs:  # PEFT reads the old name, whatever transformers calls it
             inputs["past_key_values"] = inputs.pop(CACHE_NAME)
         return inputs
 
@@ -113,7 +113,7 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
         cache_position: Tensor | None = None,
         **others: Any,
     ) -> CausalLMOutputWithPast | tuple[Any, ...]:
-        """Left to right, as `LlamaForCausalLM`.
+        """Predict the next token of each row, as `LlamaForCausalLM` does.
 
         Args:
             input_ids: tokens `[batch, rows]`.
@@ -168,29 +168,29 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
             remedy = f"leave it out, or give the columns from {before} to {before + shape[1] - 1}"
             raise UserError(f"cache_position is {cache_position.tolist()}: {remedy}.")
         backend = "eager" if output_attentions else None
-        views = self._views(shape, attention_mask, position_ids, past, packed, backend)
         weights: list[Tensor] = []
-        if output_attentions:
-            views, weights = watch_attention(views)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        with inputs_of(self.model.layers if output_hidden_states else ()) as states:
+        with undone_on_error(past), inputs_of(self.model.layers if output_hidden_states else ()) as states:
+            views = self._views(shape, attention_mask, position_ids, past, packed, backend)
+            if output_attentions:
+                views, weights = watch_attention(views)
             hidden_BRE = self.read(rows_BRE, views, None if past is None else past.slots)
-        if dynamic is not None and past is not None:
-            fill(dynamic, past, before)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits_BRV = self.logits(hidden_BRE[:, kept])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits_BRV,
-                labels=labels,
-                shift_labels=None if attention_mask is None else _next_tokens(labels, attention_mask),
-                vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch,
-            )
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits_BRV = self.logits(hidden_BRE[:, kept])
+            loss = None
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=logits_BRV,
+                    labels=labels,
+                    shift_labels=None if attention_mask is None else _next_tokens(labels, attention_mask),
+                    vocab_size=self.config.vocab_size,
+                    num_items_in_batch=num_items_in_batch,
+                )
+            attentions = tuple(weights) if past is None else tuple(map(past.by_column, weights))
+            if dynamic is not None and past is not None:
+                fill(dynamic, past, before)
         read = (*states, hidden_BRE) if output_hidden_states else None
-        attentions = tuple(weights) if past is None else tuple(map(past.by_column, weights))
         # By place, since the cache has two names.
         returned = past if dynamic is None else dynamic
         output = CausalLMOutputWithPast(loss, logits_BRV, returned, read, attentions if output_attentions else None)
@@ -198,7 +198,7 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
         return output.to_tuple() if as_tuple else read_by_both_names(output)
 
     def _past(self, given: TransformersCache | None, use_cache: bool, shape: tuple[int, int]) -> PastKeyValues | None:
-        """The cache of a pass over `[batch, rows]`, with room for it; None without one."""
+        """Return the cache of a pass over `[batch, rows]`, with room for it; None without one."""
         batch, rows = shape
         if given is None:
             if not use_cache:
@@ -215,7 +215,7 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
         self, shape: tuple[int, int], mask: Tensor | None, position_ids: Tensor | None, past: PastKeyValues | None,
         packed: bool, backend: str | None,
     ) -> Views:  # fmt: skip
-        """What `prepare` makes of transformers' arguments.
+        """Return what `prepare` makes of transformers' arguments.
 
         The order of columns says who comes after whom, as in transformers; positions only turn queries and keys.
         """
@@ -246,12 +246,12 @@ class AnyOrderForCausalLM(AnyOrderMixin, GenerationMixin):
 
 
 def _begins_anew(position_ids: Tensor | None) -> bool:
-    """Whether several texts are packed into a row, so that positions do not always rise by 1."""
+    """Return whether several texts are packed into a row, so that positions do not always rise by 1."""
     return position_ids is not None and bool((position_ids.diff() != 1).any())
 
 
 def _next_tokens(labels_BR: Tensor, mask: Tensor) -> Tensor:
-    """The label of the token after each, whatever padding lies between; the mask may begin in the cache."""
+    """Return the label of the token after each, whatever padding lies between; the mask may begin in the cache."""
     return call.next_tokens(labels_BR, mask[:, -labels_BR.shape[1] :].bool())
 
 

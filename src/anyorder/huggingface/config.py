@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import PreTrainedConfig
 
-from anyorder.checkpoints.config_json import config_from_json, config_to_json, our_config_to_json, with_new_names
+from anyorder.checkpoints.config_json import (
+    config_from_json,
+    config_of_our_tensors,
+    our_config_to_json,
+    with_new_names,
+)
 from anyorder.checkpoints.masked_diffusion import FORMS
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
+from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.rope import Rotary
@@ -34,7 +40,7 @@ class AnyOrderConfig(PreTrainedConfig):
 
     Attributes:
         backbone: the configuration of the network.
-        use_cache: whether passes without gradients return keys and values unless told otherwise.
+        use_cache: whether passes without gradients return keys and values unless an argument says otherwise.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -66,7 +72,7 @@ class AnyOrderConfig(PreTrainedConfig):
         super().__post_init__(**fields)
 
     def __getattr__(self, name: str) -> Any:
-        # Only asked for what is not found otherwise.
+        # Called only for what is not found otherwise.
         backbone = self.__dict__.get("backbone")
         if backbone is None or name.startswith("_"):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
@@ -97,7 +103,7 @@ class AnyOrderConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """What a `config.json` says, of any architecture that this package reads, in fields of this class.
+        """Return what a `config.json` says, of any architecture that this package reads, in fields of this class.
 
         Raises:
             UserError: it describes a network that is not supported.
@@ -107,7 +113,11 @@ class AnyOrderConfig(PreTrainedConfig):
         return _in_our_fields(with_tokenizers_mask(fields, folder)), unused
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, those of the backbone too, as they may stand in JSON."""
+        """Return all fields, those of the backbone too, as JSON has them.
+
+        PEFT calls this before it reads its defaults by `model_type`, so that they are entered here.
+        """
+        enter_defaults(self.model_type)
         fields: dict[str, Any] = super().to_dict()
         del fields["backbone"]
         backbone = our_config_to_json(self.backbone)
@@ -119,8 +129,8 @@ class AnyOrderConfig(PreTrainedConfig):
         }
 
     def to_json_file(self, json_file_path: Any, use_diff: bool = True) -> None:
-        """Writes what `anyorder.save` writes: the nearest architecture of transformers, or else our own."""
-        fields = config_to_json(self.backbone)
+        """Write the nearest architecture of transformers whose tensors are named as here, or else our own."""
+        fields = config_of_our_tensors(self.backbone)
         noted = super().to_diff_dict()
         fields |= {name: noted[name] for name in OF_THE_FILE if name in noted}
         fields |= {name: getattr(self, name) for name, usual in OF_CALLS.items() if getattr(self, name) != usual}
@@ -128,12 +138,12 @@ class AnyOrderConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """A configuration from the fields of this class, or from those of any `config.json` that is read."""
+        """Return a configuration from the fields of this class, or from those of any `config.json` that is read."""
         return super().from_dict(_in_our_fields(config_dict), **kwargs)
 
     @classmethod
     def from_json_file(cls, json_file: Any) -> Any:
-        """A configuration from a file of `to_json_file`, or from any `config.json` that is read."""
+        """Return a configuration from a file of `to_json_file`, or from any `config.json` that is read."""
         return cls.from_dict(cls._dict_from_json_file(json_file))
 
 
@@ -142,7 +152,7 @@ class PublishedConfig(AnyOrderConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """An `AnyOrderConfig`."""
+        """Return an `AnyOrderConfig`."""
         folder = Path(str(kwargs.get("name_or_path", "")))
         return AnyOrderConfig.from_dict(with_tokenizers_mask(config_dict, folder), **kwargs)
 

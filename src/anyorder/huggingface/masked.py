@@ -1,4 +1,4 @@
-"""The face of networks that write by masked diffusion: LLaDA, Dream and those that are trained here.
+"""The transformers model of networks that write by masked diffusion: LLaDA, Dream and those trained here.
 
 Shape suffixes: B batch, L length, E hidden size, V vocabulary.
 """
@@ -39,7 +39,7 @@ class LLaDAForMaskedLM(NotCausalMixin):
         output_attentions: bool | None = None,
         **others: Any,
     ) -> MaskedLMOutput | tuple[Any, ...]:
-        """All masked tokens at once.
+        """Predict all masked tokens at once.
 
         Args:
             input_ids: tokens `[batch, length]`, the mask token where one is to be predicted.
@@ -101,7 +101,7 @@ class LLaDAForMaskedLM(NotCausalMixin):
 
 
 def _refuse_repeated(position_BL: Tensor, valid_BL: Tensor) -> None:
-    """Refuses texts that are packed into one row, where every token would see all of them."""
+    """Refuse texts that are packed into one row, where every token would see all of them."""
     below_BL = -1 - torch.arange(position_BL.shape[1], device=position_BL.device)  # of padding, each another number
     sorted_BL = torch.where(valid_BL, position_BL, below_BL).sort(1).values
     if bool((sorted_BL.diff() == 0).any()):

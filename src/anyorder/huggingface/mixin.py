@@ -1,4 +1,4 @@
-"""What the faces of all modes have in common.
+"""What the transformers models of all modes have in common.
 
 Shape suffixes: B batch, R rows, E hidden size.
 """
@@ -16,20 +16,25 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from anyorder.attention import TRANSFORMERS_NAMES
+from anyorder.attention.backends import EagerMask
+from anyorder.checkpoints import fetch, read_checkpoint
+from anyorder.checkpoints.config_json import rules_of
 from anyorder.checkpoints.contents import check_finite, contents_of
 from anyorder.checkpoints.huggingface import GENERATION_CONFIG, check_layers_of, generation_to_json
 from anyorder.checkpoints.json_files import write_json
+from anyorder.checkpoints.layouts import patterns
 from anyorder.checkpoints.masked_diffusion import FORMS
+from anyorder.checkpoints.places import refuse_gguf
 from anyorder.errors import UserError
 from anyorder.huggingface.config import AnyOrderConfig
-from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model import call
 from anyorder.model.block import Block
+from anyorder.model.experts import ExpertWeights, Router
 from anyorder.model.int8 import Int8Linear
 from anyorder.model.linear import Linear
 from anyorder.model.llama import Decoder, Llama, Views
@@ -57,7 +62,6 @@ class AnyOrderMixin(Llama, PreTrainedModel):
     _supports_flex_attn = True
 
     def __init__(self, config: AnyOrderConfig) -> None:
-        enter_defaults()
         PreTrainedModel.__init__(self, config)
         self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -65,48 +69,54 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         self.post_init()
 
     @classmethod
-    def of(cls, network: Llama) -> Self:
-        """The same network with this face: its modules and weights are shared, nothing is copied."""
-        if isinstance(network, cls):
-            return network
+    def of(cls, model: Llama) -> Self:
+        """Wrap a network in this class: its modules and weights are shared, nothing is copied."""
+        if isinstance(model, cls):
+            return model
         names = {ours: theirs for theirs, ours in TRANSFORMERS_NAMES.items()}
-        attention = names.get(TRANSFORMERS_NAMES.get(network.backend, network.backend))  # None stands for "auto"
-        config = AnyOrderConfig(backbone=network.config, dtype=network.dtype, attn_implementation=attention)
+        attention = names.get(TRANSFORMERS_NAMES.get(model.backend, model.backend))  # None means "auto"
+        config = AnyOrderConfig(backbone=model.config, dtype=model.dtype, attn_implementation=attention)
         with torch.device("meta"):
-            face = cls(config)
-        for layer in network.model.layers:
+            wrapped = cls(config)
+        for layer in model.model.layers:
             layer.__class__ = CheckpointedBlock
-        face.model, face.lm_head, face.query_rows = network.model, network.lm_head, network.query_rows
-        return face.train(network.training)
+        wrapped.model, wrapped.lm_head, wrapped.query_rows = model.model, model.lm_head, model.query_rows
+        return wrapped.train(model.training)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As transformers' method, for every architecture that this package reads.
+        """Load as transformers' method does, from every architecture that this package reads.
 
         Raises:
-            UserError: the folder's configuration has far more layers than its weights.
+            UserError: the folder's configuration has far more layers than its weights, or it is a GGUF file.
         """
-        if args and kwargs.get("config") is None:
-            check_layers_of(Path(str(args[0]), kwargs.get("subfolder") or ""))
-        kwargs.setdefault("key_mapping", {old: new for form in FORMS for old, new in form.patterns.items()})
+        place = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        if place is not None:
+            refuse_gguf(Path(str(place)))
+            # transformers' Auto classes give the configuration as well.
+            layers = getattr(kwargs.get("config"), "num_hidden_layers", None)
+            check_layers_of(Path(str(place), kwargs.get("subfolder") or ""), layers)
+        if args and args[0] is not None and kwargs.get("state_dict") is None:
+            args, kwargs = _with_tensors(args, kwargs)
+        kwargs.setdefault("key_mapping", patterns(rule for form in FORMS for rule in form.tensors))
         loaded = super().from_pretrained(*args, **kwargs)
-        face = loaded[0] if isinstance(loaded, tuple) else loaded
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
         if cls.can_generate():
             # Where config.json and generation_config.json disagree about it, `generate` follows the latter.
-            if face.generation_config.eos_token_id is None:
-                face.generation_config.eos_token_id = face.config.eos_token_id
-            eos = face.generation_config.eos_token_id
+            if model.generation_config.eos_token_id is None:
+                model.generation_config.eos_token_id = model.config.eos_token_id
+            eos = model.generation_config.eos_token_id
             ends = [eos] if isinstance(eos, int) else eos or []
-            face.config.eos_token_id = [end for end in ends if 0 <= end < face.config.vocab_size]
-        if face.lm_head.weight is not face.model.embed_tokens.weight:
-            face.config.tie_word_embeddings = False  # transformers ties no head that the folder has and that differs
+            model.config.eos_token_id = [end for end in ends if 0 <= end < model.config.vocab_size]
+        if model.lm_head.weight is not model.model.embed_tokens.weight:
+            model.config.tie_word_embeddings = False  # transformers ties no head that the folder has and that differs
         return loaded
 
     def save_pretrained(
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True,
         state_dict: Mapping[str, Tensor] | None = None, *args: Any, **kwargs: Any,
     ) -> None:  # fmt: skip
-        """As transformers' method; what `anyorder.save` writes, with its `generation_config.json`.
+        """Save as transformers' method does: what `anyorder.save` writes, with its `generation_config.json`.
 
         An adapter that was added by `add_adapter` is written alone, in PEFT's form.
 
@@ -126,7 +136,7 @@ class AnyOrderMixin(Llama, PreTrainedModel):
             write_json(Path(save_directory) / GENERATION_CONFIG, generation_to_json(self.config.backbone))
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers' method, but in the modules that are there, which a network beside this face may share.
+        """Resize as transformers' method does, but in the same modules, which another model may share.
 
         Raises:
             UserError: a token that the configuration names would be lost, such as the mask token.
@@ -144,7 +154,7 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         return embedding
 
     def tie_weights(self, *args: Any, **kwargs: Any) -> None:
-        """As transformers' method; a head that has been rounded to integers stays as it is."""
+        """Tie as transformers' method does; leave a head that has been rounded to integers as it is."""
         if not isinstance(self.lm_head, Int8Linear):
             PreTrainedModel.tie_weights(self, *args, **kwargs)
 
@@ -166,6 +176,14 @@ class AnyOrderMixin(Llama, PreTrainedModel):
                 f"argument {name!r} is unknown to {type(self).__name__}: leave it out, or give one of {known}."
             )
 
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ExpertWeights | Router):
+            for name, weight in module.named_parameters(recurse=False):
+                # transformers' function, which leaves alone what a checkpoint has.
+                initialization.normal_(weight, std=0.0 if name == "expert_bias" else self.config.initializer_range)
+
     @property
     def backend(self) -> str:  # type: ignore[override]
         """The attention backend, by transformers' name; `set_attn_implementation` sets it."""
@@ -180,15 +198,15 @@ class NotCausalMixin(AnyOrderMixin):
     """
 
     writes: str
-    generation_config = None  # type: ignore[assignment]  # which PEFT looks up
+    generation_config = None  # type: ignore[assignment]  # which PEFT reads
 
     @classmethod
     def can_generate(cls) -> bool:
-        """Not by transformers' loop, which writes from left to right."""
+        """Return False: transformers' loop writes from left to right."""
         return False
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
-        """Is refused.
+        """Refuse to generate.
 
         Raises:
             UserError: always.
@@ -200,7 +218,7 @@ class NotCausalMixin(AnyOrderMixin):
 
     # PEFT takes it from every model of task_type CAUSAL_LM, also where nothing is generated.
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """Is refused, as `generate` is.
+        """Refuse, as `generate` does.
 
         Raises:
             UserError: always.
@@ -208,7 +226,7 @@ class NotCausalMixin(AnyOrderMixin):
         return self.generate()
 
     def refuse_others(self, others: Mapping[str, Any]) -> None:
-        """As for other faces; a cache has a message of its own.
+        """Refuse a cache with a message of its own, and others as in `AnyOrderMixin`.
 
         Raises:
             UserError: an argument has another value.
@@ -222,7 +240,7 @@ class NotCausalMixin(AnyOrderMixin):
         super().refuse_others(others)
 
     def rows_of(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, **beside: Tensor | None) -> Tensor:
-        """The embedded tokens `[batch, length, hidden]`.
+        """Return the embedded tokens `[batch, length, hidden]`.
 
         Args:
             input_ids, inputs_embeds: one of the two.
@@ -242,9 +260,22 @@ class NotCausalMixin(AnyOrderMixin):
         return rows_BLE
 
 
+def _with_tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of `from_pretrained`, with the tensors where a file cuts or turns them otherwise than networks here."""
+    known = {name: kwargs[name] for name in ("revision", "token", "subfolder", "cache_dir") if name in kwargs}
+    fields = PreTrainedConfig.get_config_dict(args[0], **known)[0]
+    if all(rule.renames for rule in rules_of(fields)):
+        return args, kwargs
+    folder = fetch(args[0], kwargs.get("revision"), kwargs.get("token"))
+    checkpoint = read_checkpoint(folder / (kwargs.get("subfolder") or ""))
+    config = kwargs.get("config") or AnyOrderConfig.from_pretrained(args[0], **known)
+    tensors = {name: checkpoint.read(name) for name in checkpoint.shapes}
+    return (None, *args[1:]), kwargs | {"config": config, "state_dict": tensors}
+
+
 @contextlib.contextmanager
 def inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tensor]]:
-    """A list that fills with the rows that each layer reads."""
+    """Provide a list that fills with the rows that each layer reads."""
     states: list[Tensor] = []
     handles = [layer.register_forward_pre_hook(lambda _, given: states.append(given[0])) for layer in layers]
     try:
@@ -257,8 +288,8 @@ def inputs_of(layers: Sequence[nn.Module] | nn.ModuleList) -> Iterator[list[Tens
 def watch_attention(views: Views) -> tuple[Views, list[Tensor]]:
     """Return views of the eager backend that fill a list with each layer's weights `[batch, heads, rows, keys]`."""
     seen: list[Tensor] = []
-    watched: Views = {
-        kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=seen.append))
-        for kind, view in views.items()
-    }
+    watched = dict(views)
+    for kind, view in views.items():
+        if isinstance(view.mask, EagerMask):  # there is none of a pass without rows
+            watched[kind] = dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=seen.append))
     return watched, seen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -39,18 +40,18 @@ class PastKeyValues(TransformersCache):
         return f"{type(self).__name__}({self.slots.batch} texts, {self.columns} columns)"
 
     def make_room(self, columns: int) -> None:
-        """Grows where this many more columns might not fit, by at least as much as there is."""
+        """Grow where this many more columns might not fit, by at least as much as there is."""
         needed, capacity = self.slots.extent + columns, self.slots.capacity
         if needed > capacity:
             everyone = torch.arange(self.slots.batch, device=self.slots.present.device)
             self.slots = self.slots.gather(everyone, capacity=max(needed + SPARE, 2 * capacity))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Columns that have been read."""
+        """Return the number of columns that have been read."""
         return self.columns
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
-        """That it has none, in transformers' number for that."""
+        """Return -1, which is transformers' number for no limit."""
         return -1
 
     @property
@@ -59,7 +60,7 @@ class PastKeyValues(TransformersCache):
         return self.get_max_length()
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Columns that a mask for this many more would have, and the first of them."""
+        """Return columns that a mask for this many more would have, and the first of them."""
         return self.columns + query_length, 0
 
     def by_column(self, weights_BHRS: Tensor) -> Tensor:
@@ -88,11 +89,11 @@ class PastKeyValues(TransformersCache):
             yield keys, values
 
     def reset(self) -> None:
-        """Forgets everything."""
+        """Forget everything."""
         self.crop(-self.columns)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forgets the last columns; their number is negative.
+        """Forget the last columns; their number is negative.
 
         Raises:
             UserError: it is positive, which meant a length up to transformers 5.17.
@@ -104,13 +105,25 @@ class PastKeyValues(TransformersCache):
             self.slots.drop(self.slots.labels["column"] >= self.columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Each text goes on from the keys of the one named, `[batch]`."""
+        """Replace the keys of each text by those of the text named, `[batch]`."""
         self.slots = self.slots.gather(beam_idx.to(self.slots.present.device))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keeps the texts named, `[new batch]`."""
+        """Keep the texts named, `[new batch]`."""
         self.reorder_cache(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Has each text so many times, next to each other."""
+        """Repeat each text so many times, next to each other."""
         self.reorder_cache(torch.arange(self.slots.batch).repeat_interleave(repeats))
+
+
+@contextmanager
+def undone_on_error(past: PastKeyValues | None) -> Iterator[None]:
+    """Within the block, an exception or interrupt removes the columns that have been added to a cache."""
+    before = 0 if past is None else past.columns
+    try:
+        yield
+    except BaseException:
+        if past is not None:
+            past.crop(before - past.columns)
+        raise

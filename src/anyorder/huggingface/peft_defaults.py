@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 
-from anyorder.huggingface.config import AnyOrderConfig
-
 TABLES = "peft.utils.constants"
 """Where PEFT keeps, for each method, a table from model types to modules."""
 
 
-def enter_defaults() -> None:
-    """Enter our model type into PEFT's tables, where PEFT has been imported."""
+def enter_defaults(model_type: str) -> None:
+    """Enter a model type into PEFT's tables, if PEFT has been imported."""
     tables = vars(sys.modules[TABLES]).items() if TABLES in sys.modules else ()
     for name, table in tables:
         if name.startswith("TRANSFORMERS_MODELS_TO_") and isinstance(table, dict) and "llama" in table:
-            table.setdefault(AnyOrderConfig.model_type, table["llama"])
+            table.setdefault(model_type, table["llama"])

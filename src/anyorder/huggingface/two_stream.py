@@ -1,4 +1,4 @@
-"""The face of networks that write in any order, by two streams.
+"""The transformers model of networks that write in any order, by two streams.
 
 Shape suffixes: B batch, L length, R = 2 L rows, E hidden size, V vocabulary.
 """
@@ -48,25 +48,25 @@ class LlamaTwoStreamForCausalLM(NotCausalMixin):
         self._grouping: GroupIds | None = None
 
     @classmethod
-    def of(cls, network: Llama) -> Self:
-        """As for other faces.
+    def of(cls, model: Llama) -> Self:
+        """Wrap a network, as `AnyOrderMixin.of` does.
 
         Raises:
             UserError: the network has no query rows.
         """
-        network.config.mode(ANY_ORDER.name)
-        return super().of(network)
+        model.config.mode(ANY_ORDER.name)
+        return super().of(model)
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """As transformers' method; for FlashAttention, which has no masks, "sdpa" is taken, with a warning."""
+        """Set as transformers' method does; for FlashAttention, which has no masks, take "sdpa", with a warning."""
         super().set_attn_implementation(_with_masks(attn_implementation), *args, **kwargs)
 
     def set_grouping(self, group_ids: GroupIds | None) -> None:
-        """The group ids of all further calls that are given none; None is one token a group, left to right, again."""
+        """Set the group ids of further calls without any; None is one token a group, left to right, again."""
         self._grouping = group_ids
 
     def reset_grouping(self) -> None:
-        """The same as `set_grouping(None)`."""
+        """Do the same as `set_grouping(None)`."""
         self._grouping = None
 
     def forward(  # type: ignore[override]
@@ -82,7 +82,7 @@ class LlamaTwoStreamForCausalLM(NotCausalMixin):
         output_attentions: bool | None = None,
         **others: Any,
     ) -> CausalLMOutput | tuple[Any, ...]:
-        """Both streams in one pass over `[tokens ; query rows]`.
+        """Run both streams in one pass over `[tokens ; query rows]`.
 
         Args:
             input_ids: tokens `[batch, length]`.
@@ -126,7 +126,7 @@ class LlamaTwoStreamForCausalLM(NotCausalMixin):
         sample_N, _ = valid_BK.nonzero(as_tuple=True)
 
         def of_text(all_BR: Tensor) -> Tensor:
-            """Of what rows have `[batch, rows, ...]`, that of the query rows, in the order of the text."""
+            """Select the query rows of `[batch, rows, ...]`, in the order of the text."""
             query_BK = all_BR[:, rows.n_keys :]
             placed_BL = query_BK.new_zeros((len(query_BK), rows_BLE.shape[1], *query_BK.shape[2:]))
             placed_BL[sample_N, rows.query_BK[valid_BK]] = query_BK[valid_BK]
@@ -154,7 +154,7 @@ class LlamaTwoStreamForCausalLM(NotCausalMixin):
         return output.to_tuple() if as_tuple else output
 
     def _plan(self, rows_BLE: Tensor, group_ids: GroupIds | None, attention_mask: Tensor | None) -> GroupPlan:
-        """The plan of a call, in which every token is predicted."""
+        """Return the plan of a call, in which every token is predicted."""
         batch, length = rows_BLE.shape[:2]
         device = rows_BLE.device
         valid_BL = torch.ones((batch, length), dtype=torch.bool, device=device)
@@ -174,7 +174,7 @@ class LlamaTwoStreamForCausalLM(NotCausalMixin):
 
 
 def _two_stream(config: PreTrainedConfig) -> AnyOrderConfig:
-    """The same configuration, of any architecture that is read, with any order among its modes."""
+    """Return the same configuration, of any architecture that is read, with any order among its modes."""
     if isinstance(config, AnyOrderConfig):
         ours = config
         if not config.has_query_rows:
@@ -191,7 +191,7 @@ def _two_stream(config: PreTrainedConfig) -> AnyOrderConfig:
 
 
 def _with_masks(attention: Any) -> Any:
-    """The attention asked for, or one that computes the same and has masks, which two streams need."""
+    """Return the requested attention, or one that computes the same and has masks, which two streams need."""
     if not str(attention).startswith("flash"):
         return attention
     logger.warning(

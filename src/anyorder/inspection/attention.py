@@ -1,13 +1,12 @@
-"""Where a network looks: the weights of every head, what they amount to, and pictures of them.
+"""What a network attends to: the weights of every head, statistics of them, and pictures.
 
-The weights are those of the eager backend, which shows them to whoever watches; the network is not changed.
+The weights are those of the eager backend, which has a callback for them; the network is not changed.
 
 Shape suffixes: N layers, H heads, L tokens of a text.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.model.call import content_visibility
+from anyorder.huggingface.mixin import watch_attention
 from anyorder.utils.files import whole_file
 
 if TYPE_CHECKING:
@@ -33,8 +32,8 @@ class HeadStatistics(NamedTuple):
 
     Attributes:
         layer, head: which one, from 0.
-        entropy: of the weights of a row, in nats: 0 where it looks at one token, log n where at n alike.
-        distance: mean number of positions between a row and what it looks at.
+        entropy: of the weights of a row, in nats: 0 for a single token, log n for n tokens alike.
+        distance: mean number of positions between a row and the tokens that it attends to.
         itself: share on the row's own token.
         first: share on the first token of the text, where heads rest that have nothing to do.
         ahead: share on tokens that come later.
@@ -80,10 +79,10 @@ class AttentionPatterns:
         return means
 
     def save_plot(self, path: str | Path, labels: Sequence[str] | None = None) -> None:
-        """A picture with the map of every head, rows above each other, and the statistics of all heads.
+        """Draw a picture with the map of every head, rows above each other, and the statistics of all heads.
 
         Args:
-            path: new file, whose ending says of which kind, such as .png or .svg.
+            path: new file; its ending decides the format, such as .png or .svg.
             labels: how the tokens read, to be written beside the maps of short texts.
 
         Raises:
@@ -143,7 +142,7 @@ def analyze_attention_patterns(
     prompt_length: int = 0,
     rows: Sequence[int] | None = None,
 ) -> AttentionPatterns:
-    """Reads a text once and looks at what every head looks at.
+    """Read a text once and measure the attention of every head.
 
     Args:
         model: the network, a transformers face too.
@@ -165,14 +164,9 @@ def analyze_attention_patterns(
     if not chosen or not all(0 <= row < len(text) for row in chosen):
         raise UserError(f"rows is {list(chosen)!r}: give positions from 0 to {len(text) - 1}, at least one.")
     position_BL = torch.arange(len(text), device=model.device)[None]
-    seen: list[Tensor] = []
-    views = model.prepare(content_visibility(mode), {"position": position_BL}, backend="eager")
-    watched = {
-        kind: dataclasses.replace(view, mask=dataclasses.replace(view.mask, watch=lambda w: seen.append(w[0].cpu())))
-        for kind, view in views.items()
-    }
-    model.hidden(text.to(model.device)[None], watched)
-    weights_NHLL = torch.stack(seen).float()
+    views, seen = watch_attention(model.prepare(mode.kind.visibility(mode), {"position": position_BL}, backend="eager"))
+    model.hidden(text.to(model.device)[None], views)
+    weights_NHLL = torch.cat(seen).float().cpu()
     masked_L = torch.zeros_like(text, dtype=torch.bool) if mode.mask_token_id is None else text == mode.mask_token_id
     return AttentionPatterns(
         weights_NHLL, tuple(text.tolist()), chosen, _statistics(weights_NHLL, chosen, masked_L, prompt_length)

@@ -10,19 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from anyorder.api.dispatch import Order, resolve
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
-from anyorder.api.text import Prompt, prompts_with_gaps
+from anyorder.api.prompts import Prompt, prompts_with_gaps
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.sampler import PRESETS, DiffusionSampler
 from anyorder.errors import UserError
 from anyorder.inspection.drift import cache_drift
-from anyorder.likelihood.diffusion import Bound, Method, MonteCarlo, diffusion_log_prob
-from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
-from anyorder.model.modes import LEFT_TO_RIGHT
+from anyorder.likelihood.diffusion import Method, MonteCarlo
+from anyorder.modes import Order, entry_of, resolve
 from anyorder.orders.names import read_order
-from anyorder.orders.plan import GroupPlan
+from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +46,7 @@ class Compared:
         standard_error: of `log_prob`.
         scored: tokens that `log_prob` is about.
         drift: of an approximate cache: how far its distributions are from those of passes over everything
-            (Kullback-Leibler, the mean in nats); None unless asked for, and where no cache is approximate.
+            (Kullback-Leibler, the mean in nats); None unless it was measured, and where no cache is approximate.
         changed: share of those distributions whose most probable token is another one; likewise.
     """
 
@@ -83,23 +81,16 @@ class Compared:
 
 
 def usual_methods(model: Llama, max_new_tokens: int) -> dict[str, Order]:
-    """Samplers that suit the network, by the words of `method_named`."""
-    names: list[str] = []
-    for mode in model.config.modes:
-        if mode.name == "diffusion":
-            block = next(length for length in (32, 16, 8, 4, 2, 1) if max_new_tokens % length == 0)
-            quick = max(step for step in range(1, max_new_tokens // 4 + 2) if max_new_tokens % step == 0)
-            names += [
-                "llada", f"llada,steps={quick}", f"llada-semi-ar,block_length={block}", "dream-entropy",
-                f"fast-dllm,block_length={block},threshold=0.9",
-            ]  # fmt: skip
-        else:
-            names += ["any-order", "random", "groups:4", "confidence"] if mode.name == "any-order" else [mode.name]
-    return {name: method_named(name) for name in names}
+    """Return samplers that suit the network, by the words of `method_named`."""
+    return {
+        name: order
+        for mode in model.config.modes
+        for name, order in entry_of(mode).usual_orders(max_new_tokens).items()
+    }  # fmt: skip
 
 
 def method_named(words: str) -> Order:
-    """What words mean on the command line: an order, or a preset of diffusion with options.
+    """Read the words of the command line: an order, or a preset of diffusion with options.
 
     Args:
         words: such as "left-to-right", "groups:4", "llada" or "fast-dllm,block_length=8,threshold=0.9".
@@ -141,7 +132,7 @@ def compare_sampling_methods(
     drift: bool = False,
     on_method: Callable[[str], None] | None = None,
 ) -> list[Compared]:
-    """Writes the same prompts by several samplers.
+    """Write the same prompts by several samplers.
 
     Args:
         model: the network.
@@ -152,8 +143,8 @@ def compare_sampling_methods(
         seed: decides what is drawn.
         repeats: runs of each, taking turns; their median time counts.
         likelihood: how the bound of masked diffusion is found.
-        drift: whether the drift of approximate caches is told, which takes a run more, of more passes.
-        on_method: told the name of each before it writes.
+        drift: whether to measure the drift of approximate caches, which takes a run more, of more passes.
+        on_method: called with the name of each before it writes.
 
     Raises:
         UserError: there is no method or no run, or one cannot write this.
@@ -162,11 +153,12 @@ def compare_sampling_methods(
         rows, _ = prompts_with_gaps(prompt, tokenizer, model.config.bos_token_id, new_tokens=max_new_tokens)
         gaps = any(BLANK in row for row in rows)
         usual = usual_methods(model, max_new_tokens)
-        methods = {name: order for name, order in usual.items() if not (gaps and name == LEFT_TO_RIGHT.name)}
+        methods = {
+            name: order for name, order in usual.items() if not (gaps and resolve(order, model.config)[0].kind.causal)
+        }
     if not methods:
         raise UserError("methods is empty: give at least one, such as 'llada'.")
-    if repeats < 1:
-        raise UserError(f"repeats is {repeats}: give a whole number above 0.")
+    check_positive("repeats", repeats)
     for order in methods.values():
         resolve(order, model.config)  # refuses before anything is written
     runs: dict[str, list[Output]] = {name: [] for name in methods}
@@ -203,46 +195,32 @@ def _compared(model: Llama, name: str, outputs: Sequence[Output], likelihood: Me
         tokens=output.trace.tokens,
         seconds=statistics.median(run.trace.seconds for run in outputs),
         log_prob=total,
-        bound=_default(model).mask_token_id is not None,
+        bound=entry_of(_default(model)).bound,
         standard_error=error,
         scored=scored,
     )
 
 
 def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, float, int]:
-    """Of all that was written up to the first end token of each text: log-probability, its error, and tokens."""
+    """Return log-probability, its error, and tokens of what was written up to the first end token of each text."""
     default = _default(model)
     texts, scored = [], []
     for row, ids in enumerate(output.sequences):
         places = sorted({event.position for event in output.trace.events if event.row == row})
         ends = [at for at in places if at < len(ids) and ids[at] in model.config.eos_token_ids]
         end = min(ends, default=len(ids) - 1)
-        # A mask that was left in the text is no token whose probability could be asked for.
+        # A mask that was left in the text is no token that has a probability.
         kept = [at for at in places if at <= end and ids[at] != default.mask_token_id]
         if kept:
             texts.append(ids[: end + 1])
             scored.append(kept)
     if not texts:
         return 0.0, 0.0, 0
-    bounds = _bounds(model, default, texts, scored, likelihood)
+    bounds = entry_of(default).log_probs(model, default, texts, scored, method=likelihood)
     error = math.sqrt(sum(bound.standard_error**2 for bound in bounds))
     return sum(bound.log_prob for bound in bounds), error, sum(bound.tokens for bound in bounds)
 
 
 def _default(model: Llama) -> Mode:
-    """The mode by which texts are scored."""
+    """Return the mode by which texts are scored."""
     return model.config.mode(model.config.default_mode)
-
-
-def _bounds(
-    model: Llama, mode: Mode, texts: Sequence[list[int]], scored: Sequence[list[int]], likelihood: Method
-) -> list[Bound]:
-    if mode.mask_token_id is not None:
-        return diffusion_log_prob(model, texts, scored, mode=mode, method=likelihood)
-    exact = log_prob if mode.name == "any-order" else left_to_right_log_prob
-    bounds = []
-    for ids, places in zip(texts, scored, strict=True):
-        plan = GroupPlan.sequential([len(ids)], given=[[at not in places for at in range(len(ids))]])
-        total = exact(model, [ids], plan).total.item()
-        bounds.append(Bound(log_prob=total, standard_error=0.0, tokens=len(places), copies=1, exact=True))
-    return bounds

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
-from anyorder.api.dispatch import Order, prompts_for, resolve
-from anyorder.api.text import Prompt
+from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.decoding.diffusion.cache import NoCache
 from anyorder.decoding.diffusion.decoder import assemble
 from anyorder.decoding.diffusion.reader import CanvasReader
@@ -19,6 +18,7 @@ from anyorder.decoding.diffusion.row import CanvasRow
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.loop import Queries, Reader, decode
 from anyorder.decoding.trace import Step
+from anyorder.modes import Order, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Drift(NamedTuple):
 
     @classmethod
     def between(cls, cached_NV: Tensor, exact_NV: Tensor) -> Drift:
-        """The drift of some logits from others."""
+        """Measure the drift of some logits from others."""
         cached_NV, exact_NV = (logits_NV.double().log_softmax(-1) for logits_NV in (cached_NV, exact_NV))
         divergence_N = (exact_NV.exp() * (exact_NV - cached_NV)).sum(-1)
         changed_N = cached_NV.argmax(-1) != exact_NV.argmax(-1)
@@ -53,7 +53,7 @@ class Drift(NamedTuple):
 
     @classmethod
     def join(cls, drifts: Sequence[Drift]) -> Drift:
-        """The drift of several passes, at least one, over all their positions."""
+        """Join the drift of several passes, at least one, over all their positions."""
         positions = sum(drift.positions for drift in drifts)
         divergence, changed = (
             sum(drift.positions * getattr(drift, name) for drift in drifts) / positions
@@ -76,7 +76,7 @@ class WatchedReader(Reader[CanvasRow]):
         self.cached = cached
         self.exact = CanvasReader(
             cached.model, cached.rows, cached.mode, NoCache(), block_length=cached.block_length,
-            guidance=cached.guidance, fused=cached.fused,
+            guidance=cached.guidance, layout=cached.layout,
         )  # fmt: skip
         self.exact.ids_BL = cached.ids_BL  # which the cached reader keeps up to date
         self.drifts: list[Drift] = []
@@ -100,11 +100,11 @@ class WatchedReader(Reader[CanvasRow]):
 
 
 def watched_steps(
-    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode, rows: Sequence[int],
-    seed: int = 0,
+    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode,
+    sample_ids: Sequence[int], seed: int = 0,
 ) -> tuple[Iterator[Step], list[Drift]]:  # fmt: skip
     """Write as `diffusion_steps` does; return its steps, and a list that they fill with the drift of their passes."""
-    texts, cached, choose = assemble(model, canvases, sampler, mode=mode, rows=rows, seed=seed)
+    texts, cached, choose = assemble(model, canvases, sampler, mode=mode, sample_ids=sample_ids, seed=seed)
     reader = WatchedReader(cached)
     return decode(texts, reader, choose, stop=None), reader.drifts
 
@@ -113,7 +113,7 @@ def cache_drift(
     model: Llama, tokenizer: PreTrainedTokenizerBase | None, prompt: Prompt, order: Order | None,
     max_new_tokens: int = 64, seed: int = 0,
 ) -> Drift | None:  # fmt: skip
-    """How far the logits of a sampler with an approximate cache are from those of passes over everything.
+    """Measure how far the logits of a sampler with an approximate cache are from those of passes over everything.
 
     The prompts are written once more, and each pass with the cache is compared with one without, which counts nowhere.
 
@@ -130,7 +130,7 @@ def cache_drift(
     if not isinstance(order, DiffusionSampler):
         return None  # orders by name have no cache, or the exact one of blocks
     canvases = prompts_for(order, prompt, tokenizer, model.config, max_new_tokens).rows
-    steps, drifts = watched_steps(model, canvases, order, mode=mode, rows=range(len(canvases)), seed=seed)
+    steps, drifts = watched_steps(model, canvases, order, mode=mode, sample_ids=range(len(canvases)), seed=seed)
     for _ in steps:
         pass
     return Drift.join(drifts) if drifts else None

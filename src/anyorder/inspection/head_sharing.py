@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from anyorder.checkpoints import weights
 from anyorder.checkpoints.heads import share_heads
 from anyorder.model.cache import Cache
-from anyorder.model.config import HEAD_LAYOUTS, ModelConfig
+from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.visibility import causal
 
@@ -50,22 +50,21 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def cache_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
-    """Bytes of keys and values per token of context."""
+    """Count the bytes of keys and values per token of context."""
     return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * dtype.itemsize
 
 
 def versions(config: ModelConfig) -> list[ModelConfig]:
-    """The network with each possible number of key-value heads, from MHA to MQA."""
+    """Return the network with each possible number of key-value heads, from MHA to MQA."""
     heads = config.num_attention_heads
-    attention = None if config.attention in HEAD_LAYOUTS else config.attention
     numbers = [number for number in range(heads, 0, -1) if heads % number == 0]
-    return [config.replace(num_key_value_heads=number, attention=attention) for number in numbers]
+    return [config.replace(num_key_value_heads=number) for number in numbers]
 
 
 def compare_head_sharing(
     config: ModelConfig, dtype: torch.dtype, device: torch.device, *, backend: str = "auto", timed: bool = True
 ) -> list[HeadSharing]:
-    """All versions of a network, from MHA to MQA.
+    """Compare all versions of a network, from MHA to MQA.
 
     Args:
         config: one of them.
@@ -140,7 +139,7 @@ def _seconds_per_token(
 
 
 def _time_token(model: Llama, cache: Cache, position_11: Tensor) -> float:
-    """Seconds to write one token, always into the same slot of the cache."""
+    """Measure the seconds to write one token, always into the same slot of the cache."""
     token_11 = torch.zeros_like(position_11)
     started = time.perf_counter()
     views = model.prepare(causal(), {"position": position_11}, cache=cache, slots=position_11)
@@ -149,7 +148,7 @@ def _time_token(model: Llama, cache: Cache, position_11: Tensor) -> float:
 
 
 def _random(config: ModelConfig, dtype: torch.dtype, device: torch.device, backend: str) -> Llama:
-    """A network whose weights are one block of random numbers, repeated: drawing billions would take minutes."""
+    """Make a network whose weights are one block of random numbers, repeated: drawing billions would take minutes."""
     model = weights.blank(config, backend)
     block = torch.randn(2**20, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     for name, parameter in list(model.named_parameters()):

@@ -47,19 +47,19 @@ def weight_bytes(config: ModelConfig, dtype: str = "bfloat16", *, beside: str = 
 
 
 def _item_size(name: str, dtype: str, *others: str) -> int:
-    """Bytes of a weight."""
+    """Return the bytes of a weight."""
     if dtype not in weights.DTYPES:
         raise UserError(f"{name} is {shown(dtype)}: give one of {weights.listed([*weights.DTYPES, *others])}.")
     return weights.DTYPES[dtype].itemsize
 
 
 def training_bytes(config: ModelConfig) -> int:
-    """Bytes of weights, gradients and AdamW's moments when all weights are trained; activations come on top."""
+    """Count the bytes of weights, gradients and AdamW's moments when all weights are trained, without activations."""
     return _sizes(config).parameters * TRAINED
 
 
 def lora_bytes(config: ModelConfig, rank: int) -> int:
-    """The same when low-rank adapters of this rank, and query rows, are trained, and all other weights are frozen."""
+    """Count the same when low-rank adapters of this rank and query rows are trained, and all else is frozen."""
     sizes = _sizes(config)
     adapted = [shape for name, shape in sizes.projections.items() if name.startswith(LAYERS)]
     adapters = sum(rank * (outputs + inputs) for outputs, inputs in adapted)

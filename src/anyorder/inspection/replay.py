@@ -1,4 +1,4 @@
-"""A generation to look at again: what stood where after each step, as data and as a page for a browser.
+"""Replays of a generation: the token at each position after each step, as data and as a page for a browser.
 
 A recording is a trace with what the trace leaves out: the canvas before the first step and how tokens read. It says
 nothing that only one mode has, so left to right, any order and diffusion, edits included, replay alike.
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyorder.api.text import UNREADABLE
+from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.trace import MOST, Trace, Written
 from anyorder.errors import UserError
@@ -43,7 +44,7 @@ class Place:
     edits: int = 0
 
     def then(self, event: Written) -> Place:
-        """The place after it has been written."""
+        """Return the place after it has been written."""
         return Place(event.token_id, event.step, event.log_prob, self.edits + (self.step is not None))
 
 
@@ -66,7 +67,7 @@ class Recording:
     def of(
         cls, trace: Trace, sequences: Sequence[Sequence[int]], tokenizer: PreTrainedTokenizerBase | None = None
     ) -> Recording:
-        """The recording of a generation, from its trace and its `sequences`."""
+        """Make the recording of a generation, from its trace and its `sequences`."""
         canvases = tuple(_canvas(trace, row, ids) for row, ids in enumerate(sequences))
         known = {token_id for canvas in canvases for token_id in canvas} | {event.token_id for event in trace.events}
         pieces = {} if tokenizer is None else token_pieces(tokenizer, sorted(known - {BLANK}))
@@ -78,7 +79,7 @@ class Recording:
         return tuple(sorted({*range(len(self.canvases)), *(event.row for event in self.trace.events)}))
 
     def states(self, row: int) -> Iterator[dict[int, Place]]:
-        """What stands at each position, before the first step of a row and after each of its steps.
+        """Return the token at each position, before the first step of a row and after each of its steps.
 
         After a step that wrote nothing it is the same mapping again.
         """
@@ -95,7 +96,7 @@ class Recording:
             yield places
 
     def piece(self, token_id: int) -> str:
-        """How a token reads."""
+        """Return how a token reads."""
         return self.pieces.get(token_id, f" {token_id}")
 
     def to_json(self) -> str:
@@ -105,7 +106,7 @@ class Recording:
 
     @classmethod
     def from_json(cls, text: str) -> Recording:
-        """The recording that `to_json` wrote, or that of a trace alone, whose prompts are not known.
+        """Return the recording that `to_json` wrote, or that of a trace alone, without its prompts.
 
         Raises:
             UserError: the text is neither.
@@ -123,7 +124,7 @@ class Recording:
         return cls(trace=trace, canvases=canvases, pieces=pieces)
 
     def page(self, title: str = "replay") -> str:
-        """A page of HTML with a slider over the steps; it needs nothing else, no network either."""
+        """Return a page of HTML with a slider over the steps; it needs nothing else, no network either."""
         events: dict[int, list[tuple[int, int, int, float]]] = {row: [] for row in self.rows}
         for event in self.trace.events:
             log_prob = max(round(event.log_prob, 4), NEVER)
@@ -142,7 +143,7 @@ class Recording:
 
 
 def _canvas(trace: Trace, row: int, sequence: Sequence[int]) -> tuple[int, ...]:
-    """What a row was before its first step."""
+    """Return the canvas of a row before its first step."""
     written = [event.position for event in trace.events if event.row == row]
     if written and written == list(range(written[0], written[-1] + 1)):  # one after another: it grew
         return tuple(sequence[: written[0]])
@@ -151,7 +152,7 @@ def _canvas(trace: Trace, row: int, sequence: Sequence[int]) -> tuple[int, ...]:
 
 
 def _token_id(value: object) -> int:
-    """A token of a canvas, or `BLANK`."""
+    """Return a token of a canvas, or `BLANK`."""
     if type(value) is not int or not (value == BLANK or 0 <= value < MOST):
         raise ValueError(f"{value!r:.50} is no token id")
     return value
@@ -166,8 +167,8 @@ def _piece(value: object) -> str:
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> dict[int, str]:
-    """How each token reads within a text, with the space that it begins with; what is no whole character by name."""
-    anchor = list(tokenizer("a", add_special_tokens=False)["input_ids"])[-1:]
+    """Spell each token as within a text, with the space that it begins with; what is no whole character by name."""
+    anchor = plain_tokens(tokenizer, "a")[-1:]
     before = str(tokenizer.decode(anchor))
     pieces: dict[int, str] = {}
     for token_id in ids:

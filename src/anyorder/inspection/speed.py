@@ -2,7 +2,7 @@
 
 Timings alternate between the candidates, so that what else the machine does meets all of them, and
 medians are compared. Decoding is bound by reading the weights once a token, so its share of the
-memory bandwidth, measured in the same run, says how much is left to gain.
+memory bandwidth, measured in the same run, bounds what is left to gain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 
 from anyorder.checkpoints import gguf
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.errors import UserError
 from anyorder.model.compiled import compiler_at_hand
 from anyorder.model.config import ModelConfig
@@ -83,7 +83,7 @@ class Timing:
 
 
 def machine() -> dict[str, str]:
-    """What the numbers hold for: processor, threads, versions."""
+    """Describe what the numbers hold for: processor, threads, versions."""
     import transformers
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
@@ -97,7 +97,7 @@ def machine() -> dict[str, str]:
 
 
 def bandwidth(device: torch.device) -> float:
-    """Bytes per second that a sum over 256 MiB reads, the best of ten."""
+    """Measure the bytes per second that a sum over 256 MiB reads, the best of ten."""
     numbers = torch.ones(64 * 2**20, device=device)
     return numbers.nbytes / min(_alternate({"sum": lambda: numbers.sum().item()}, 10)["sum"])
 
@@ -106,7 +106,7 @@ def compare(
     size: str, dtype: torch.dtype, tasks: Sequence[Task], *, new_tokens: int = 128, repeats: int = 5,
     device: torch.device | None = None, clock: str = "wall",
 ) -> list[Timing]:  # fmt: skip
-    """All candidates at each task.
+    """Measure all candidates at each task.
 
     Args:
         size: a name in `SIZES`.
@@ -165,7 +165,7 @@ def twin(model: Llama) -> LlamaForCausalLM:
 def _runs(
     task: Task, ours: Llama, theirs: LlamaForCausalLM, new_tokens: int
 ) -> tuple[dict[str, Callable[[], object]], int]:
-    """One run of each candidate, and the tokens of a run."""
+    """Return one run of each candidate, and the tokens of a run."""
     can_compile = compiler_at_hand(ours.device)
     random = torch.Generator().manual_seed(0)
     shape = {"decode": (1, PROMPT_TOKENS), "prefill": (1, PREFILL_TOKENS), "train": TRAIN_SHAPE}[task]
@@ -188,7 +188,9 @@ def _decoders(
     prompt = ids.tolist()
 
     def decode(model: Llama, compiled: bool) -> Callable[[], object]:
-        return lambda: write_left_to_right(model, prompt, max_new_tokens=new_tokens, compile=compiled)
+        return lambda: list(
+            left_to_right_steps(model, prompt, sample_ids=[0], max_new_tokens=new_tokens, compile=compiled)
+        )
 
     runs: dict[str, Callable[[], object]] = {
         "transformers, eager": lambda: theirs.generate(
@@ -211,7 +213,7 @@ def has_llama_cpp() -> bool:
 
 
 def llama_cpp_decoder(model: Llama, prompt: Sequence[int], new_tokens: int) -> Callable[[], list[int]]:
-    """What lets llama.cpp write most probable tokens with the same weights, and returns them."""
+    """Return a function with which llama.cpp writes most probable tokens with the same weights."""
     from llama_cpp import Llama as LlamaCpp
 
     with TemporaryDirectory() as folder:
@@ -258,7 +260,7 @@ def _train_step(model: Any, ids: torch.Tensor) -> Callable[[], object]:
 
 
 def _weight_bytes(model: Llama) -> int:
-    """Bytes of the weights that each token reads: all but the rows of the embedding."""
+    """Count the bytes of the weights that each token reads: all but the rows of the embedding."""
     head_is_embedding = model.config.tie_word_embeddings
     embedding = 0 if head_is_embedding else model.model.embed_tokens.weight.nbytes
     return sum(weight.nbytes for weight in model.parameters()) - embedding
@@ -267,7 +269,7 @@ def _weight_bytes(model: Llama) -> int:
 def _alternate(
     runs: Mapping[str, Callable[[], object]], repeats: int, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, list[float]]:
-    """Seconds of each run, all of them taking turns."""
+    """Measure the seconds of each run, all of them taking turns."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from anyorder.decoding.checks import check_token_ids
 from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.ragged import log_probs_of, pad_right
+from anyorder.utils.token_lists import Ids, token_lists
 from anyorder.visibility import bidirectional, block_diffusion
 
 if TYPE_CHECKING:
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 Draws = Literal["independent", "stratified", "antithetic", "published"]
 
 Weights = list[float]
-"""For each scored token of a copy: 0 where it is shown, and where it is masked the factor of its log-probability."""
+"""For each scored token of a copy: 0 where it is not masked, and where it is the factor of its log-probability."""
 
 # ------------------------------------------------------------------------------------------- what is masked
 
@@ -60,7 +62,7 @@ class MonteCarlo:
         seed: with the number of the text, decides the draws.
 
     Raises:
-        UserError: the samples are no whole number of groups, or fewer than two, which tell no error.
+        UserError: the samples are no whole number of groups, or fewer than two, which have no standard error.
     """
 
     samples: int = 128
@@ -82,47 +84,40 @@ class MonteCarlo:
             )
 
     def replace(self, **changes: Any) -> MonteCarlo:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     def groups(self, sizes: Sequence[int], generator: torch.Generator) -> Iterator[list[Weights]]:
-        """Groups of masked copies: the weighted log-probabilities of a group add up to an estimate.
+        """Yield groups of masked copies: the weighted log-probabilities of a group add up to an estimate.
 
         Args:
             sizes: scored tokens of each block; a block is masked on its own.
-            generator: where the draws come from.
+            generator: source of the random draws.
         """
         for _ in range(self.samples // self.group):
             blocks = [self._block(size, generator) for size in sizes]
-            yield [[weight for copies in blocks for weight in copies[index]] for index in range(self.group)]
+            yield _joined(blocks)
 
     def _block(self, n: int, generator: torch.Generator) -> list[Weights]:
-        counts = self._counts(n, generator)
-        masked = []
+        masked: list[Weights] = []
         order: list[int] = []
-        for index, count in enumerate(counts):
-            if self.draws == "antithetic" and index % 2:
-                order = order[::-1]
-            else:
-                order = torch.randperm(n, generator=generator).tolist()
+        for index, count in enumerate(self._counts(n, generator)):
+            mirrored = self.draws == "antithetic" and index % 2
+            order = order[::-1] if mirrored else torch.randperm(n, generator=generator).tolist()
             chosen = set(order[:count])
             masked.append([n / count / self.group if token in chosen else 0.0 for token in range(n)])
         return masked
 
     def _counts(self, n: int, generator: torch.Generator) -> list[int]:
-        def uniform() -> float:
-            return torch.rand((), dtype=torch.float64, generator=generator).item()
-
+        u = torch.rand((), dtype=torch.float64, generator=generator).item()
+        first = 1 + int(u * n)
         if self.draws == "antithetic":
-            count = 1 + int(uniform() * n)
-            return [count, n + 1 - count]
+            return [first, n + 1 - first]
         if self.draws == "published":
-            first = 1 + int(uniform() * n)
             last = first + (self.group - 1) * n / self.group
             spread = torch.linspace(first, last, self.group).round().long()  # halves to even numbers
             return ((spread - 1) % n + 1).tolist()
-        start = uniform()
-        return [1 + int((start + index) / self.group * n) for index in range(self.group)]
+        return [1 + int((u + index) / self.group * n) for index in range(self.group)]
 
 
 PUBLISHED = MonteCarlo(draws="published")
@@ -140,7 +135,7 @@ class Enumeration:
     limit: int = 12
 
     def groups(self, sizes: Sequence[int], generator: torch.Generator) -> Iterator[list[Weights]]:
-        """One group, with every set; see `MonteCarlo.groups`.
+        """Yield one group, with every set; see `MonteCarlo.groups`.
 
         Raises:
             UserError: a block has too many tokens.
@@ -153,8 +148,12 @@ class Enumeration:
         blocks = [[_subset(n, number) for number in range(1, 2**n)] for n in sizes]
         longest = max(map(len, blocks))
         shown = [[[0.0] * n] * (longest - len(copies)) for n, copies in zip(sizes, blocks, strict=True)]
-        padded = [copies + rest for copies, rest in zip(blocks, shown, strict=True)]
-        yield [[weight for copies in padded for weight in copies[index]] for index in range(longest)]
+        yield _joined([copies + rest for copies, rest in zip(blocks, shown, strict=True)])
+
+
+def _joined(blocks: Sequence[list[Weights]]) -> list[Weights]:
+    """Return copies of the whole text from as many copies of each block."""
+    return [list(itertools.chain(*of_copy)) for of_copy in zip(*blocks, strict=True)]
 
 
 def _subset(n: int, number: int) -> Weights:
@@ -196,68 +195,72 @@ class Bound:
 
 def diffusion_log_prob(
     model: Llama,
-    sequences: Sequence[Sequence[int]],
+    sequences: Ids,
     scored: Sequence[Sequence[int]],
     *,
     mode: Mode | None = None,
     method: Method = MonteCarlo(),
     guidance: float = 0.0,
     cache: str = "none",
-    rows: Sequence[int] | None = None,
+    sample_ids: Sequence[int] | None = None,
     batch_size: int = 16,
     on_copies: Callable[[int], None] | None = None,
 ) -> list[Bound]:
-    """The bound of the tokens at some positions of each text, given its other tokens.
+    """Bound the log-probability of the tokens at some positions of each text, given its other tokens.
 
     Args:
         model: the network.
-        sequences: token ids of each text, of any lengths.
-        scored: positions of the tokens whose probability is asked for, in rising order.
+        sequences: token ids of each text, of any lengths, or what a tokenizer returns for them.
+        scored: positions of the tokens that are scored, in rising order, not counting padding.
         mode: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
             the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
         guidance: `s` of classifier-free guidance: logits are `u + (s + 1) (c - u)`, u with every token masked that is
             not scored. What they give is no bound any more.
         cache: "none", or what a sampler calls its cache: those that are approximate are refused.
-        rows: number of each text, which decides its draws; 0, 1, 2, ... unless given.
+        sample_ids: number of each text, which decides its draws; 0, 1, 2, ... unless given.
         batch_size: copies to read at a time; changes speed and memory alone.
-        on_copies: told how many copies were read, after each batch.
+        on_copies: called with the number of copies that were read, after each batch.
 
     Raises:
         UserError: texts, positions and mode do not fit each other, or the cache is approximate.
     """
     mode = _default_mode(model) if mode is None else mode
+    sequences = token_lists(sequences)
     _check(model, sequences, scored, mode, guidance, cache)
-    generators = Sampling(seed=getattr(method, "seed", 0)).generators(range(len(sequences)) if rows is None else rows)
-    jobs: list[_Copy] = []
-    groups: list[list[slice]] = []
+    generators = Sampling(seed=getattr(method, "seed", 0)).generators(
+        range(len(sequences)) if sample_ids is None else sample_ids
+    )
+    copies: list[_Copy] = []
+    groups: list[list[int]] = []  # of each text, the number of copies in each group
     for ids, positions, generator in zip(sequences, scored, generators, strict=True):
         length = mode.block_length or len(ids)
         sizes = list(Counter(position // length for position in positions).values())
-        one_each = max(sizes) == 1
-        chosen: Method = Enumeration() if one_each else method
-        spans = []
+        chosen: Method = Enumeration() if max(sizes) == 1 else method
+        groups.append([])
         for group in chosen.groups(sizes, generator):
-            spans.append(slice(len(jobs), len(jobs) + len(group)))
-            jobs += [_Copy(ids, positions, weights) for weights in group]
-        groups.append(spans)
+            groups[-1].append(len(group))
+            copies += [_Copy(ids, positions, weights) for weights in group]
     values: list[float] = []
-    for start in range(0, len(jobs), batch_size):
-        batch = jobs[start : start + batch_size]
+    for start in range(0, len(copies), batch_size):
+        batch = copies[start : start + batch_size]
         values += _read(model, mode, batch, guidance)
         if on_copies is not None:
             on_copies(len(batch))
-    return [_bound(values, spans, len(positions)) for spans, positions in zip(groups, scored, strict=True)]
+    of_copy = iter(values)
+    return [
+        _bound([list(itertools.islice(of_copy, size)) for size in sizes], len(positions))
+        for sizes, positions in zip(groups, scored, strict=True)
+    ]
 
 
-def answer_log_prob(
-    model: Llama, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], **options: object
-) -> list[Bound]:
-    """The bound of each answer given its prompt; `options` are those of `diffusion_log_prob`.
+def answer_log_prob(model: Llama, prompts: Ids, answers: Ids, **options: object) -> list[Bound]:
+    """Bound the log-probability of each answer given its prompt; `options` are those of `diffusion_log_prob`.
 
     Raises:
         UserError: see there.
     """
+    prompts, answers = token_lists(prompts), token_lists(answers)
     if len(prompts) != len(answers):
         raise UserError(f"there are {len(prompts)} prompts and {len(answers)} answers: give one answer for each.")
     sequences = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
@@ -265,26 +268,25 @@ def answer_log_prob(
     return diffusion_log_prob(model, sequences, scored, **options)  # type: ignore[arg-type]
 
 
-def _bound(values: Sequence[float], spans: Sequence[slice], tokens: int) -> Bound:
-    estimates = torch.tensor([math.fsum(values[span]) for span in spans], dtype=torch.float64)
-    exact = len(spans) == 1
-    error = 0.0 if exact else (estimates.std() / math.sqrt(len(spans))).item()
-    copies = sum(span.stop - span.start for span in spans)
-    return Bound(
-        log_prob=estimates.mean().item(), standard_error=error, tokens=tokens, copies=copies, exact=exact
-    )  # fmt: skip
+def _bound(groups: Sequence[Sequence[float]], tokens: int) -> Bound:
+    """Return the bound from the values of the copies of each group."""
+    estimates = torch.tensor([math.fsum(group) for group in groups], dtype=torch.float64)
+    exact = len(groups) == 1
+    error = 0.0 if exact else (estimates.std() / math.sqrt(len(groups))).item()
+    copies = sum(map(len, groups))
+    return Bound(log_prob=estimates.mean().item(), standard_error=error, tokens=tokens, copies=copies, exact=exact)
 
 
 def _default_mode(model: Llama) -> Mode:
     default = model.config.mode(model.config.default_mode)
-    return model.config.mode("diffusion") if default.mask_token_id is None else default
+    return default if default.kind.diffuses else model.config.mode("diffusion")
 
 
 def _check(
     model: Llama, sequences: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], mode: Mode, guidance: float,
     cache: str,
 ) -> None:  # fmt: skip
-    if mode.mask_token_id is None:
+    if not mode.kind.diffuses:
         raise UserError(
             f"the mode is {mode.name!r}, which has no mask token: give one of diffusion, or ask for the "
             "log-probability itself (anyorder.log_prob)."
@@ -298,14 +300,12 @@ def _check(
         raise UserError(f"guidance is {guidance} with blocks of {mode.block_length}: leave it out.")
     if len(sequences) != len(scored):
         raise UserError(f"there are {len(sequences)} texts and positions for {len(scored)}: give positions for each.")
-    vocabulary = model.config.vocab_size
     for row, (ids, positions) in enumerate(zip(sequences, scored, strict=True)):
         rising = all(before < after for before, after in itertools.pairwise(positions))
         if not len(positions) or not rising or positions[0] < 0 or positions[-1] >= len(ids):
             remedy = f"give rising positions from 0 to {len(ids) - 1}, at least one"
             raise UserError(f"the scored positions of text {row} are {list(positions)!r}: {remedy}.")
-        if not all(0 <= token_id < vocabulary for token_id in ids):
-            raise UserError(f"text {row} has token ids outside 0 to {vocabulary - 1}: use this network's tokenizer.")
+        check_token_ids(model.config, ids, f"text {row}")
         if any(ids[position] == mode.mask_token_id for position in positions):
             raise UserError(f"text {row} has the mask token {mode.mask_token_id} among those scored: write it first.")
 
@@ -327,66 +327,62 @@ class _Copy:
         return {at: weight for at, weight in zip(self.positions, self.weights, strict=True) if weight}
 
     def noised(self, mask: int, *, without_given: bool = False) -> list[int]:
-        """The text with its masks; `without_given`: with every token masked that is not scored."""
+        """Return the text with its masks; `without_given` masks every token that is not scored, too."""
         hidden = set(self.masked) | (set(range(len(self.ids))) - set(self.positions) if without_given else set())
         return [mask if at in hidden else token_id for at, token_id in enumerate(self.ids)]
 
 
 @torch.no_grad()
 def _read(model: Llama, mode: Mode, batch: Sequence[_Copy], guidance: float) -> list[float]:
-    """The weighted sum of the log-probabilities of each copy's masked tokens."""
-    assert mode.mask_token_id is not None
-    copies = [
+    """Return the weighted sum of the log-probabilities of each copy's masked tokens."""
+    assert mode.mask_token_id is not None, "a network that diffuses has one"
+    masked = [
         (index, at, copy.ids[at], weight) for index, copy in enumerate(batch) for at, weight in copy.masked.items()
     ]
-    owner_N, at_N, target_N = (torch.tensor(column) for column in list(zip(*copies, strict=True))[:3])
-    weight_N = torch.tensor([weight for *_, weight in copies], dtype=torch.float64)
-    if mode.block_length is None:
-        logits_NV = _logits(model, mode, [copy.noised(mode.mask_token_id) for copy in batch], owner_N, at_N)
-        if guidance:
-            blind = [copy.noised(mode.mask_token_id, without_given=True) for copy in batch]
-            blind_NV = _logits(model, mode, blind, owner_N, at_N)
-            logits_NV = guided(logits_NV, blind_NV, guidance)
-    else:
-        logits_NV = _block_logits(model, mode, mode.block_length, batch, owner_N, at_N)
+    owner_N, at_N, target_N = (torch.tensor(column) for column in list(zip(*masked, strict=True))[:3])
+    weight_N = torch.tensor([weight for *_, weight in masked], dtype=torch.float64)
+    logits_NV = _logits(model, mode, batch, [copy.noised(mode.mask_token_id) for copy in batch], owner_N, at_N)
+    if guidance:
+        without_given = [copy.noised(mode.mask_token_id, without_given=True) for copy in batch]
+        logits_NV = guided(logits_NV, _logits(model, mode, batch, without_given, owner_N, at_N), guidance)
     log_prob_N = log_probs_of(logits_NV, target_N.to(logits_NV.device))
     sums = torch.zeros(len(batch), dtype=torch.float64)
     return sums.index_add(0, owner_N, weight_N * log_prob_N.to("cpu", torch.float64)).tolist()
 
 
-def _logits(model: Llama, mode: Mode, rows: Sequence[list[int]], owner_N: Tensor, at_N: Tensor) -> Tensor:
-    """Scores of the tokens at these positions, `[N, vocabulary]`, of texts that see themselves whole."""
-    ids_BR, position_BR, valid_BR = pad_right(rows, [0] * len(rows), model.device)
-    views = model.prepare(bidirectional(), {"position": position_BR}, valid=valid_BR)
-    hidden_BRE = model.hidden(ids_BR, views)
-    return model.logits(hidden_BRE[owner_N, mode.row(at_N)])
-
-
-def _block_logits(
-    model: Llama, mode: Mode, block_length: int, batch: Sequence[_Copy], owner_N: Tensor, at_N: Tensor
+def _logits(
+    model: Llama, mode: Mode, batch: Sequence[_Copy], noised: Sequence[list[int]], owner_N: Tensor, at_N: Tensor
 ) -> Tensor:
-    """The same where each block is denoised after clean ones: `[noised ; clean]`, noised only in scored blocks."""
-    assert mode.mask_token_id is not None
-    rows, positions, noised, place = [], [], [], []
-    for copy in batch:
-        blocks = {at // block_length for at in copy.positions}
-        shown = [at for at in range(len(copy.ids)) if at // block_length in blocks]
-        hidden_ids = copy.noised(mode.mask_token_id)
-        rows.append([*(hidden_ids[at] for at in shown), *copy.ids])
-        positions.append([*shown, *range(len(copy.ids))])
-        noised.append([1] * len(shown) + [0] * len(copy.ids))
+    """Return the logits of the tokens at these positions, `[N, vocabulary]`.
+
+    The rows are `[noised ; clean]`: the blocks that are scored, with masks, and all that is before the last of them,
+    without. Where a network sees texts as a whole, that is one noised block.
+    """
+    rows, positions, is_noised, place = [], [], [], []
+    for copy, ids in zip(batch, noised, strict=True):
+        length = mode.block_length or len(ids)
+        blocks = {at // length for at in copy.positions}
+        shown = [at for at in range(len(ids)) if at // length in blocks]
+        clean = range(max(blocks) * length)
+        rows.append([*(ids[at] for at in shown), *(copy.ids[at] for at in clean)])
+        positions.append([*shown, *clean])
+        is_noised.append([1] * len(shown) + [0] * len(clean))
         place.append({at: index for index, at in enumerate(shown)})
-    device = model.device
-    ids_BR, _, valid_BR = pad_right(rows, [0] * len(rows), device)
-    position_BR, noised_BR = (pad_right(columns, [0] * len(rows), device)[0] for columns in (positions, noised))
+    starts, device = [0] * len(rows), model.device
+    ids_BR, _, valid_BR = pad_right(rows, starts, device)
+    position_BR, noised_BR = (pad_right(columns, starts, device)[0] for columns in (positions, is_noised))
+    if mode.block_length is None:
+        views = model.prepare(bidirectional(), {"position": position_BR}, valid=valid_BR)
+        return model.logits(model.hidden(ids_BR, views)[owner_N, mode.row(at_N)])
+    block_length = mode.block_length
     labels = {"position": position_BR, "block": position_BR // block_length, "noised": noised_BR}
     hidden_BRE = model.hidden(ids_BR, model.prepare(block_diffusion(), labels, valid=valid_BR))
 
     def row(owner: int, at: int) -> int:
-        looks = mode.row(at)
+        position = mode.row(at)
         # The row before the first of a block is the clean one that ends the block before.
-        same_block = looks // block_length == at // block_length
-        return place[owner][looks] if same_block else len(place[owner]) + looks
+        same_block = position // block_length == at // block_length
+        return place[owner][position] if same_block else len(place[owner]) + position
 
     row_N = torch.tensor([row(owner, at) for owner, at in zip(owner_N.tolist(), at_N.tolist(), strict=True)])
     return model.logits(hidden_BRE[owner_N, row_N])

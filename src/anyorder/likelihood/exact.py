@@ -1,8 +1,8 @@
 """How probable a network that writes in any order finds texts: exact log-probabilities, in one pass.
 
 With a plan, a text has one probability: the product, group by group, of the probabilities of its tokens given the
-groups before. Tokens of a group do not know of each other, so a plan of larger groups has another probability than one
-that writes them one by one, each exact for itself.
+groups before. Tokens of a group are independent of each other, so a plan of larger groups has another probability than
+one that writes them one by one, each exact for itself.
 
 Shape suffixes: B texts, L length, K query rows, R = L + K rows, E hidden size, N predicted tokens of all texts.
 """
@@ -10,9 +10,10 @@ Shape suffixes: B texts, L length, K query rows, R = L + K rows, E hidden size, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -24,12 +25,11 @@ from anyorder.model.modes import refuse_unless_causal
 from anyorder.orders.kinds import LeftToRight, Order
 from anyorder.orders.plan import GroupPlan
 from anyorder.utils.annotations import checked
+from anyorder.utils.numbers import check_positive
 from anyorder.utils.ragged import log_probs_of
 from anyorder.utils.reprs import counted
+from anyorder.utils.token_lists import Ids, token_lists
 from anyorder.visibility import causal, groups
-
-Ids = Tensor | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
-"""Token ids `[batch, length]`, or those of a text, or of each text; or the `input_ids` of what a tokenizer returns."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -72,12 +72,12 @@ class LogProb:
 @torch.no_grad()
 @checked()
 def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
-    """The exact log-probability of texts under a plan, in nats, per token and in sum.
+    """Compute the exact log-probability of texts under a plan, in nats, per token and in sum.
 
     Args:
         model: a network that writes in any order.
         ids: token ids `[batch, length]`, those of one text, or a list for each text, of any lengths; padded as the
-            plan is.
+            plan is, or what a tokenizer returns.
         plan: for these texts; what it has as given is not scored.
 
     Raises:
@@ -93,19 +93,18 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     valid_BK = rows.valid_BR[:, rows.n_keys :]
     target_N = ids_BL.gather(1, rows.query_BK)[valid_BK]
     sample_N = valid_BK.nonzero()[:, 0]
-    return _placed(
-        _of_targets(model, hidden_BKE[valid_BK], target_N), sample_N, rows.query_BK[valid_BK], plan.predicted
-    )
+    nats_N = log_probs_of(model.logits(hidden_BKE[valid_BK]), target_N)
+    return _placed(nats_N, sample_N, rows.query_BK[valid_BK], plan.predicted)
 
 
 @torch.no_grad()
 def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
-    """The same from left to right by the network's logits for the next token, without query rows.
+    """Compute the same from left to right by the network's logits for the next token, without query rows.
 
     Args:
         model: a network that writes from left to right.
         ids: as in `log_prob`.
-        plan: says which tokens are scored, each given all tokens before it, whatever its ranks are.
+        plan: its predicted tokens are scored, each given all tokens before it, whatever its ranks are.
 
     Raises:
         UserError: the network does not write from left to right, a first token is to be predicted, or ids and plan do
@@ -121,9 +120,10 @@ def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
         )
     hidden_BLE = model.hidden(ids_BL, model.prepare(causal(), {"position": plan.position}, valid=plan.valid_BL))
     sample_N, at_N = plan.predicted.nonzero(as_tuple=True)
-    # The row of the token before; padding may stand between.
+    # The row of the token before; padding may lie between.
     row_BL = torch.where(plan.valid_BL, torch.arange(ids_BL.shape[1], device=ids_BL.device), -1).cummax(1).values
-    nats_N = _of_targets(model, hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]], ids_BL[sample_N, at_N])
+    logits_NV = model.logits(hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]])
+    nats_N = log_probs_of(logits_NV, ids_BL[sample_N, at_N])
     return _placed(nats_N, sample_N, at_N, plan.predicted)
 
 
@@ -136,14 +136,14 @@ def gap_log_prob(
     sides: Literal["both", "left"] = "both",
     seed: int = 0,
 ) -> LogProb:
-    """The exact log-probability of gaps, given what stands around them.
+    """Compute the exact log-probability of gaps, given the tokens around them.
 
     Args:
         model: a network that writes in any order.
         texts: token ids of each text, whole.
         gaps: positions of the tokens in the gaps of each text.
         order: in which they are written.
-        sides: "left" leaves out all that stands behind the first gap and is not in one, as if it were not known.
+        sides: "left" leaves out the tokens behind the first gap that are in no gap.
         seed: decides random orders, with the number of the text.
 
     Raises:
@@ -175,19 +175,28 @@ class OverOrders:
 
     Attributes:
         log_probs: in nats, one for each plan.
-        mean: of them.
-        deviation: their standard deviation (of the sample; 0 for one plan): how much the order matters.
-        standard_error: of the mean.
     """
 
     log_probs: tuple[float, ...]
-    mean: float
-    deviation: float
-    standard_error: float
+
+    @property
+    def mean(self) -> float:
+        """The mean over the plans, in nats."""
+        return statistics.fmean(self.log_probs)
+
+    @property
+    def deviation(self) -> float:
+        """The standard deviation (of the sample; 0 for one plan), in nats: how much the order matters."""
+        return statistics.stdev(self.log_probs) if len(self.log_probs) > 1 else 0.0
+
+    @property
+    def standard_error(self) -> float:
+        """Of the mean, in nats."""
+        return self.deviation / math.sqrt(len(self.log_probs))
 
 
 def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], orders: int) -> list[OverOrders]:
-    """The mean over several plans, with its spread, for each text.
+    """Compute the mean over several plans, with its spread, for each text.
 
     Args:
         model, ids: as in `log_prob`.
@@ -197,30 +206,14 @@ def over_orders(model: Llama, ids: Ids, plan_of: Callable[[int], GroupPlan], ord
     Raises:
         UserError: `orders` is not above 0, or see `log_prob`.
     """
-    if orders < 1:
-        raise UserError(f"orders is {orders!r}: give a whole number above 0.")
+    check_positive("orders", orders)
     of_each_OB = torch.stack([log_prob(model, ids, plan_of(number)).total.double() for number in range(orders)])
-    spread = []
-    for of_text_O in of_each_OB.T.cpu():
-        deviation = float(of_text_O.std()) if orders > 1 else 0.0
-        spread.append(
-            OverOrders(
-                log_probs=tuple(of_text_O.tolist()),
-                mean=float(of_text_O.mean()),
-                deviation=deviation,
-                standard_error=deviation / math.sqrt(orders),
-            )
-        )
-    return spread
+    return [OverOrders(log_probs=tuple(of_text)) for of_text in of_each_OB.T.tolist()]
 
 
 def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
-    """Ids in the plan's places, 0 where there is padding."""
-    if isinstance(ids, Mapping) and "input_ids" not in ids:
-        raise UserError(f"ids has {sorted(ids)} and no input_ids: give token ids, or what a tokenizer returns.")
-    given = ids["input_ids"] if isinstance(ids, Mapping) else ids
-    rows = given.tolist() if isinstance(given, Tensor) else list(given)
-    rows = rows if rows and isinstance(rows[0], Sequence) else [rows]
+    """Return ids in the plan's places, 0 where there is padding."""
+    rows = token_lists(ids)
     batch, length = valid_BL.shape
     if len(rows) != batch:
         raise UserError(f"the plan is for {batch} texts, but there are {len(rows)}: plan each of them.")
@@ -237,10 +230,6 @@ def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     for number, (padded_L, valid_L) in enumerate(zip(padded_BL, valid_BL.cpu(), strict=True)):
         check_token_ids(model.config, padded_L[valid_L].tolist(), f"text {number}")
     return padded_BL.masked_fill(~valid_BL.cpu(), 0)
-
-
-def _of_targets(model: Llama, hidden_NE: Tensor, target_N: Tensor) -> Tensor:
-    return log_probs_of(model.logits(hidden_NE), target_N)
 
 
 def _placed(nats_N: Tensor, sample_N: Tensor, at_N: Tensor, predicted_BL: Tensor) -> LogProb:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode
-from anyorder.visibility import Visibility, bidirectional, causal, groups, not_after
+from anyorder.model.modes import Mode
+from anyorder.visibility import groups
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -55,13 +55,6 @@ def valid_of(attention_mask: Tensor) -> Tensor:
     return valid
 
 
-def content_visibility(mode: Mode) -> Visibility:
-    """The visibility among tokens when a text is read in one pass; any order counts as left to right."""
-    if mode.block_length is not None:
-        return not_after("position", div=mode.block_length)
-    return causal() if mode.mask_token_id is None else bidirectional()
-
-
 def predicting_rows(shifted: bool, position_BL: Tensor, valid_BL: Tensor) -> Tensor:
     """The column of the row that predicts the token in each column, int64 `[batch, length]`.
 
@@ -91,7 +84,7 @@ def gather_rows(hidden_BLE: Tensor, row_BL: Tensor) -> Tensor:
 def read_as(model: Llama, mode: Mode, input_ids_BL: Tensor, valid_BL: Tensor | None) -> Tensor:
     """The rows that logits are read from, `[batch, length, hidden]`.
 
-    From left to right row i predicts token i + 1; in every other mode it predicts token i, also where the
+    In a causal mode row i predicts token i + 1; in every other mode it predicts token i, also where the
     network's own logits are shifted. Without `valid_BL` there is no padding.
 
     Raises:
@@ -99,11 +92,12 @@ def read_as(model: Llama, mode: Mode, input_ids_BL: Tensor, valid_BL: Tensor | N
     """
     every_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if valid_BL is None else valid_BL
     position_BL = positions_of(every_BL)
-    if mode.name == ANY_ORDER.name:
+    if mode.kind.query_rows:
         return _two_streams(model, input_ids_BL, position_BL, valid_BL)
-    views = model.prepare(content_visibility(mode), {"position": position_BL}, valid=valid_BL)
+    labels = {} if mode.kind.labels is None else mode.kind.labels(mode, position_BL, every_BL)
+    views = model.prepare(mode.kind.visibility(mode), {"position": position_BL, **labels}, valid=valid_BL)
     hidden_BLE = model.hidden(input_ids_BL, views)
-    if mode.name == LEFT_TO_RIGHT.name:
+    if mode.kind.causal:
         if not mode.shifted:
             raise UserError(f"the mode {mode.name!r} is not shifted: give a network whose rows predict the next token.")
         return hidden_BLE
@@ -128,19 +122,16 @@ def targets_of(mode: Mode, labels_BL: Tensor, valid_BL: Tensor) -> Tensor:
 
     Padding predicts nothing, and is not predicted.
     """
-    if mode.name == LEFT_TO_RIGHT.name:
+    if mode.kind.causal:
         return next_tokens(labels_BL, valid_BL)
     return labels_BL.masked_fill(~valid_BL, IGNORED)
 
 
 def next_tokens(labels_BL: Tensor, valid_BL: Tensor) -> Tensor:
     """The label of the token after each, whatever padding lies between; IGNORED where there is none."""
-    row_BL = predicting_rows(True, positions_of(valid_BL), valid_BL)
-    column_BL = torch.arange(valid_BL.shape[1], device=valid_BL.device).expand_as(valid_BL)
-    sample_N, column_N = (valid_BL & (row_BL != column_BL)).nonzero(as_tuple=True)
-    target_BL = torch.full_like(labels_BL, IGNORED)
-    target_BL[sample_N, row_BL[sample_N, column_N]] = labels_BL[sample_N, column_N]
-    return target_BL
+    order_BL = (~valid_BL).long().argsort(dim=1, stable=True)  # the tokens first
+    label_BL = labels_BL.masked_fill(~valid_BL, IGNORED).gather(1, order_BL)
+    return torch.empty_like(label_BL).scatter(1, order_BL, F.pad(label_BL[:, 1:], (0, 1), value=IGNORED))
 
 
 def mean_loss(logits_BLV: Tensor, target_BL: Tensor, count: Tensor | int | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Functions of a network, compiled: when that pays, with which options, and what happens when it fails.
+"""Functions of a network, compiled: when that pays, with which options, and what is done when it fails.
 
 TorchInductor keeps compiled code on disk, so that later processes only trace the function. PyTorch's compiler takes
 seconds to import, so it is imported where something is compiled.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import struct
 import time
 import types
 import weakref
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.utils.shared_libraries import remove_torn_libraries
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +37,9 @@ Both pairs are fitted to what benchmarks/compile_break_even.py measured on a CPU
 SMALL = 32 * 2**20
 """Bytes of weights below which one thread is faster than several, which have to meet after every operation."""
 
-LONGEST_LINK = 60
-"""Seconds after which nobody is still writing a library that is not whole."""
-
 
 def compiler_at_hand(device: torch.device) -> bool:
-    """Whether TorchInductor can compile for this device: it needs a C++ compiler for a CPU."""
+    """Whether TorchInductor can compile for this device: on a CPU it needs a C++ compiler."""
     return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "c++", "clang++"))
 
 
@@ -58,8 +55,7 @@ class CannotCompile(Exception):  # noqa: N818 (not a mistake: what was to be com
 class Compiled:
     """A function of one network, compiled at its first call: for one row and for several rows apart.
 
-    Its first arguments are the network and a tensor with a row for each sample. TorchInductor keeps compiled code on
-    disk, so that later processes only trace the function.
+    Its first arguments are the network and a tensor with a row for each sample.
     """
 
     def __init__(self, function: Callable[..., Tensor], model: Llama) -> None:
@@ -110,32 +106,6 @@ class Compiled:
             return self.compiled(*arguments)
 
 
-def remove_torn_libraries(folder: Path) -> None:
-    """Removes libraries that a killed linker left half written: to load one can kill the process.
-
-    A library of ELF, the format of Linux, ends with the table of its sections. Others are left alone.
-    """
-    for library in folder.glob("*/*.so"):
-        try:
-            status = library.stat()
-            if time.time() - status.st_mtime < LONGEST_LINK:
-                continue
-            with library.open("rb") as file:
-                header = file.read(64)
-            if status.st_size < 64 or (header[:5] == b"\x7fELF\x02" and status.st_size < _elf_size(header)):
-                library.unlink()
-                logger.warning("removed %s, which a compilation that was killed left half written", library)
-        except OSError:  # somebody else removed it, or it is not ours
-            continue
-
-
-def _elf_size(header: bytes) -> int:
-    """Bytes that a library has at least: where the table of sections begins, and its length."""
-    (begin,) = struct.unpack_from("<Q", header, 40)
-    each, sections = struct.unpack_from("<HH", header, 58)
-    return begin + each * sections
-
-
 def _first_line(error: Exception) -> str:
     """What went wrong, without the pages that the compiler prints."""
     return next((line for line in str(error).splitlines()[1:] if line.strip()), type(error).__name__).strip()
@@ -150,7 +120,7 @@ def _of_the_inputs(guards: Sequence[Any]) -> list[bool]:
 
 
 def _options(model: Llama) -> dict[str, Any]:
-    """What `torch.compile` is told."""
+    """Arguments of `torch.compile`."""
     if model.device.type == "cuda":  # CUDA graphs, one for each extent
         return {"fullgraph": True, "dynamic": False, "mode": "reduce-overhead"}
     # A wrapper in C++ instead of Python halves the time of a small network's step.
@@ -164,7 +134,7 @@ _COMPILED: weakref.WeakKeyDictionary[Llama, dict[Callable[..., Tensor], Compiled
 
 
 def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
-    """A function of a network, compiled; the same one whenever it is asked for again.
+    """Return a function of a network, compiled; the same object at each call.
 
     Raises:
         UserError: there is no compiler.

@@ -8,10 +8,14 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from anyorder.errors import UserError
+from anyorder.model.experts import Experts
 from anyorder.model.modes import LEFT_TO_RIGHT, Mode, check_modes, find_mode, mode_named
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Rotary
 from anyorder.utils.annotations import AtMost, check_fields, shown
 from anyorder.visibility import Visibility, chunks, sliding_window
+
+QKNorm = Literal["none", "learned", "learned-full-width", "weightless"]
 
 HEAD_LAYOUTS = ("MHA", "GQA", "MQA")
 
@@ -33,17 +37,18 @@ class LayerKind:
         rotary: whether queries and keys are rotated (False: NoPE), or a rotary embedding of its own.
         window: the layer sees only this many latest positions, its own included.
         chunk: the layer sees only its own chunk of this many positions.
+        query_scale: how queries grow with their position; None: not at all.
+        experts: the layer's feed-forward network is a mixture, the `experts` of the configuration.
     """
 
     rotary: bool | Rotary = True
     window: Whole | None = None
     chunk: Whole | None = None
+    query_scale: QueryScale | None = None
+    experts: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "layer field {!r}")
-        if not isinstance(self.rotary, bool | Rotary):
-            remedy = "give True, False, or an object of anyorder.model.rope"
-            raise UserError(f"layer field 'rotary' is {self.rotary!r}: {remedy}.")
         for name, size in (("window", self.window), ("chunk", self.chunk)):
             if size is not None and size < 1:
                 raise UserError(f"layer field {name!r} is {size}: give a whole number above 0, or None.")
@@ -72,19 +77,20 @@ class ModelConfig:
         head_dim: width of one head; `hidden_size // num_attention_heads` unless given.
         max_position_embeddings: trained length in tokens.
         rotary: how positions turn queries and keys.
-        layers: the kind of each layer; plain rotary layers unless given.
-        attention: the kind of attention module, a name in `ATTENTIONS`; unless given, the one of "MHA", "GQA"
-            and "MQA" that the number of heads makes it.
+        layers: the kind of each layer; rotary layers that see all unless given, with experts if there are any.
+        experts: the mixture of experts of the layers that have one; None: there is none.
+        attention: name in `ATTENTIONS` of an attention module of one's own; None: `SelfAttention`. One of
+            `HEAD_LAYOUTS` becomes None, since the numbers of heads say the same.
         attention_bias: biases on the query, key and value projections.
         attention_output_bias: bias on the output projection.
-        qk_norm: root-mean-square norm of each query and key head: "none", "learned" (Qwen3), or
-            "weightless" in layers with rotary (Llama 4).
+        qk_norm: root-mean-square norm of each query and key head: "none", "learned" (Qwen3), "learned-full-width" of
+            all heads at once (OLMoE), or "weightless" in layers with rotary (Llama 4).
         mlp_bias: biases in the feed-forward network.
         tie_word_embeddings: the head uses the embedding matrix.
         bos_token_id, eos_token_ids, pad_token_id: special tokens, None or empty where there is none. Padding is never
             embedded, so that its token may lie beyond the vocabulary.
         modes: the modes that the network was trained for.
-        default_mode: the name of the one that is taken unless another is asked for; the first unless given.
+        default_mode: the name of the mode that is used unless another one is chosen; the first unless given.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -101,10 +107,11 @@ class ModelConfig:
     max_position_embeddings: Whole = 2048
     rms_norm_eps: Real = 1e-5
     layers: tuple[LayerKind, ...] = ()
+    experts: Experts | None = None
     attention: str | None = None
     attention_bias: bool = False
     attention_output_bias: bool = False
-    qk_norm: Literal["none", "learned", "weightless"] = "none"
+    qk_norm: QKNorm = "none"
     mlp_bias: bool = False
     tie_word_embeddings: bool = False
     initializer_range: Real = 0.02
@@ -115,11 +122,6 @@ class ModelConfig:
     default_mode: str = ""
 
     def __post_init__(self) -> None:
-        known_norm = isinstance(self.qk_norm, str) and self.qk_norm in ("none", "learned", "weightless")
-        self._require("qk_norm", known_norm, "choose none, learned or weightless")
-        self._require(
-            "rotary", isinstance(self.rotary, Rotary), "give an object of anyorder.model.rope, such as Rotary"
-        )
         check_fields(self, "configuration field {!r}")
         heads = self.num_attention_heads
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
@@ -131,16 +133,23 @@ class ModelConfig:
             self._require("hidden_size", self.hidden_size % heads == 0, remedy)
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if not self.layers:
-            object.__setattr__(self, "layers", (LayerKind(),) * self.num_hidden_layers)
+            object.__setattr__(self, "layers", (LayerKind(experts=self.experts is not None),) * self.num_hidden_layers)
         divides = self.num_key_value_heads > 0 and heads % self.num_key_value_heads == 0
         self._require("num_key_value_heads", divides, f"give a divisor of num_attention_heads, which is {heads}")
-        shared = self.attention not in HEAD_LAYOUTS or self.attention == self.head_layout
-        self._require("attention", shared, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}")
+        if self.attention in HEAD_LAYOUTS:
+            fits = self.attention == self.head_layout
+            self._require(
+                "attention", fits, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}"
+            )
+            object.__setattr__(self, "attention", None)
         even = self.head_dim > 0 and self.head_dim % 2 == 0
         self._require("head_dim", even, "rotary embeddings turn pairs, so give an even number")
         self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
         one_each = len(self.layers) == self.num_hidden_layers
         self._require("layers", one_each, f"give one kind for each of the {self.num_hidden_layers} layers")
+        has_experts = any(kind.experts for kind in self.layers)
+        remedy = "say of what kind they are, as some layers have them" if has_experts else "give layers that have them"
+        self._require("experts", has_experts == (self.experts is not None), remedy)
         # A layer whose own rotary embedding is the network's is of the same kind as one without.
         same = {kind: dataclasses.replace(kind, rotary=True) for kind in set(self.layers) if kind.rotary == self.rotary}
         object.__setattr__(self, "layers", tuple(same.get(kind, kind) for kind in self.layers))
@@ -160,6 +169,7 @@ class ModelConfig:
             "vocab_size": self.vocab_size,
             "intermediate_size": self.intermediate_size,
             "head_dim": self.num_attention_heads * self.head_dim,
+            **({} if self.experts is None else {"experts": self.experts.number * 2 * self.experts.width}),
         }
         for name, size in rows.items():
             remedy = f"give smaller sizes, as beside hidden_size {self.hidden_size} it makes matrices of 2**45 weights"
@@ -193,22 +203,23 @@ class ModelConfig:
 
     @property
     def context_length(self) -> int:
-        """The longest text, in tokens, that the network can be asked to read or write.
+        """The longest text, in tokens, that the network can read or write.
 
         Layers with a window or chunks turn no further than these reach.
         """
-        wide = [kind for kind in self._kinds if kind.narrowing is None] or self._kinds
+        wide = [kind for kind in self.kinds if kind.narrowing is None] or self.kinds
         rotaries = [rotary for kind in wide if (rotary := self.rotary_of(kind)) is not None] or [self.rotary]
         return min(rotary.reach(self.max_position_embeddings) for rotary in rotaries)
 
     @functools.cached_property
     def cacheable(self) -> int | None:
         """Tokens up to which all texts have the same frequencies in every layer, as caches need; None: any number."""
-        rotaries = [rotary for kind in self._kinds if (rotary := self.rotary_of(kind)) is not None]
+        rotaries = [rotary for kind in self.kinds if (rotary := self.rotary_of(kind)) is not None]
         return min((limit for rotary in rotaries if (limit := rotary.cacheable) is not None), default=None)
 
     @functools.cached_property
-    def _kinds(self) -> list[LayerKind]:
+    def kinds(self) -> list[LayerKind]:
+        """The different kinds of layer, in the order of the layers."""
         return list(dict.fromkeys(self.layers))
 
     def rotary_of(self, kind: LayerKind) -> Rotary | None:
@@ -218,22 +229,14 @@ class ModelConfig:
         return kind.rotary
 
     @property
-    def with_exact_angles(self) -> ModelConfig:
-        """The same network, whose angles are computed in float64: in which precision they are is no part of it."""
-
-        def exact(rotary: Rotary) -> Rotary:
-            return dataclasses.replace(rotary, float32_angles=False)
-
-        layers = tuple(
-            kind if isinstance(kind.rotary, bool) else dataclasses.replace(kind, rotary=exact(kind.rotary))
-            for kind in self.layers
-        )
-        return self.replace(rotary=exact(self.rotary), layers=layers)
+    def has_query_rows(self) -> bool:
+        """Whether the network has weights for query rows, as writing in any order needs."""
+        return any(mode.kind.query_rows for mode in self.modes)
 
     @property
-    def has_query_rows(self) -> bool:
-        """Whether the network has weights for rows that only look, as writing in any order needs."""
-        return any(mode.name == "any-order" for mode in self.modes)
+    def mask_token_ids(self) -> tuple[int, ...]:
+        """The different mask tokens of its modes."""
+        return tuple(dict.fromkeys(mode.mask_token_id for mode in self.modes if mode.mask_token_id is not None))
 
     def mode(self, name: str) -> Mode:
         """The conventions of a mode that the network was trained for.

@@ -9,19 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyorder.model.config import ModelConfig
 from anyorder.model.linear import Linear
 
 
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, arXiv 2002.05202): `down(silu(gate(x)) * up(x))`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, hidden_size: int, inner_size: int, bias: bool = False) -> None:
         super().__init__()
-        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
-        self.gate_proj = Linear(width, inner, bias=bias)
-        self.up_proj = Linear(width, inner, bias=bias)
-        self.down_proj = Linear(inner, width, bias=bias)
+        self.gate_proj = Linear(hidden_size, inner_size, bias=bias)
+        self.up_proj = Linear(hidden_size, inner_size, bias=bias)
+        self.down_proj = Linear(inner_size, hidden_size, bias=bias)
 
     def forward(self, rows_BRE: Tensor) -> Tensor:
         gate_BRF, up_BRF = F.silu(self.gate_proj(rows_BRE)), self.up_proj(rows_BRE)

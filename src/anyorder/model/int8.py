@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyorder.model.linear import Linear, one_row
+from anyorder.model.linear import Linear, is_one_row, one_row
 from anyorder.model.llama import Llama
 
 
@@ -30,15 +30,12 @@ class Int8Linear(nn.Module):
         self.register_buffer("scale", scale_O.to(linear.weight.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:-1].numel() == 1:
-            out = one_row(x, self.weight, None) * self.scale
-        else:
-            out = F.linear(x, self.weight.to(x.dtype)) * self.scale
-        return out if self.bias is None else out + self.bias
+        out = one_row(x, self.weight, None) if is_one_row(x) else F.linear(x, self.weight.to(x.dtype))
+        return out * self.scale if self.bias is None else out * self.scale + self.bias
 
 
 def to_int8(model: Llama) -> Llama:
-    """Replaces the projections of a network, head included, in place, and returns it; for writing, not for training.
+    """Replace the projections of a network, head included, in place, and return it; for writing, not for training.
 
     Embeddings and norms stay as they are.
     """

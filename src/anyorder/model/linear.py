@@ -7,18 +7,21 @@ from torch import Tensor, nn
 
 
 class Linear(nn.Linear):
-    """`x weight^T + bias`, spelled for the compiler where a single row is projected on a CPU.
+    """`x weight^T + bias`, written for the compiler where a single row is projected on a CPU.
 
     A product of a matrix and one row only reads the matrix. PyTorch's libraries do that at half the
     speed of memory, and in bfloat16 at a quarter; written as multiply and add, TorchInductor
-    makes loops of it that run at nearly full speed and that it fuses with what stands around
+    makes loops of it that run at nearly full speed and that it fuses with its neighbours
     (benchmarks/matvec.py).
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:-1].numel() == 1:
-            return one_row(x, self.weight, self.bias)
-        return super().forward(x)
+        return one_row(x, self.weight, self.bias) if is_one_row(x) else super().forward(x)
+
+
+def is_one_row(x: Tensor) -> bool:
+    """Whether `x` is a single row in code that is being compiled for a CPU."""
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:-1].numel() == 1
 
 
 def one_row(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:

@@ -1,8 +1,8 @@
 """A Llama-family network, with Hugging Face's parameter names.
 
-The layers know no objective and no mode: they are handed rows, and views that say who sees
-whom. `prepare` makes the views, `hidden` runs the layers, `logits` projects the rows that are wanted;
-`forward` is the three of them for a text in the network's default mode.
+The layers know no objective and no mode: they take rows, and views with the masks of a pass. `prepare` makes the
+views, `hidden` runs the layers, `logits` projects those rows whose logits are needed; `forward` is the three of them
+for a text in the network's default mode.
 
 Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 """
@@ -10,28 +10,30 @@ Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from anyorder.attention import BiasTerm, Request, Tempered, compile_mask
+from anyorder.attention import NO_CORRECTIONS, AttentionMask, Corrections, Request, compile_mask
 from anyorder.errors import UserError
 from anyorder.model import call
 from anyorder.model.block import Block
 from anyorder.model.cache import Cache
 from anyorder.model.config import LayerKind, ModelConfig
+from anyorder.model.experts import ExpertWeights, Router
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
 from anyorder.model.query_rows import QueryRows
+from anyorder.model.rope import Rotary
+from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View
-from anyorder.utils.annotations import NETWORK_FIRST, SIMPLE, Kind, UnfitError, is_tokenizer, shown
+from anyorder.utils.annotations import SIMPLE
+from anyorder.utils.model_arguments import MODEL, refuse_method_of_transformers
 from anyorder.visibility import Labels, Visibility
 
 Views = dict[LayerKind | Literal["last"], View]
-"""By kind of layer; "last" is that of the last layer where only some rows are wanted of it."""
+"""By kind of layer; "last" is that of the last layer where `prepare` was given `queries`."""
 
 
 class CallOutput(NamedTuple):
@@ -39,16 +41,6 @@ class CallOutput(NamedTuple):
 
     loss: Tensor | None
     logits: Tensor
-
-
-OF_FACES = {
-    "generate": "generate(model, tokenizer, prompt)",
-    "chat": "generate(model, tokenizer, messages)",
-    "from_pretrained": "load(path)",
-    "save_pretrained": "save(model, tokenizer, path)",
-    "push_to_hub": "save(model, tokenizer, path)",
-}
-"""Methods of transformers' models that users look for on a plain network, and what does the same here."""
 
 
 class Decoder(nn.Module):
@@ -72,7 +64,7 @@ class Llama(nn.Module):
     Attributes:
         config: its shape.
         backend: the attention backend, "auto" or a name in `anyorder.attention.BACKENDS`.
-        query_rows: makes the rows that only look, where the network was trained for any order; otherwise None.
+        query_rows: embeddings of query rows, where the network was trained for any order; otherwise None.
     """
 
     def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
@@ -89,12 +81,8 @@ class Llama(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if name not in OF_FACES:
-                raise
-        raise AttributeError(
-            f"this network has no {name!r}, which is of transformers' models: use anyorder.{OF_FACES[name]}, or "
-            "anyorder.AnyOrderForCausalLM (from_pretrained reads a checkpoint, and of(model) takes this network)."
-        )
+            refuse_method_of_transformers(name)
+            raise
 
     def reset_parameters(self) -> None:
         """Draw new weights, as Hugging Face's Llama does: normal, biases zero, norms one."""
@@ -105,6 +93,10 @@ class Llama(nn.Module):
                 nn.init.zeros_(module.bias)
             if isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
+            if isinstance(module, ExpertWeights | Router):
+                for name, weight in module.named_parameters(recurse=False):
+                    std = 0.0 if name == "expert_bias" else self.config.initializer_range
+                    nn.init.normal_(weight, std=std)
 
     def tie_weights(self) -> None:
         """Let the head share the embedding's matrix where the configuration says so."""
@@ -122,7 +114,7 @@ class Llama(nn.Module):
         return self.model.embed_tokens.weight.dtype
 
     def new_cache(self, batch: int, capacity: int) -> Cache:
-        """An empty cache for `batch` samples of at most `capacity` keys each."""
+        """Make an empty cache for `batch` samples of at most `capacity` keys each."""
         config = self.config
         return Cache.empty(
             config.num_hidden_layers, batch, capacity, config.num_key_value_heads, config.head_dim,
@@ -138,35 +130,33 @@ class Llama(nn.Module):
         valid: Tensor | None = None,
         cache: Cache | None = None,
         slots: Tensor | None = None,
-        bias: Sequence[BiasTerm] = (),
-        tempered: Tempered | None = None,
+        corrections: Corrections = NO_CORRECTIONS,
         rotary_positions: Tensor | None = None,
         extent: int | None = None,
         backend: str | None = None,
-        wanted: Tensor | None = None,
+        queries: Tensor | None = None,
     ) -> Views:
-        """One view for each kind of layer, for rows with these labels.
+        """Make the view of each kind of layer for rows with these labels.
 
-        With a cache, the rows' keys are given their slots here, so each `prepare` is followed by one
-        `hidden` with the same cache.
+        With a cache, the rows' keys get their slots here, so each `prepare` is followed by one `hidden` with the same
+        cache.
 
         Args:
             visibility: who sees whom.
             labels: of the rows, each `[batch, rows]`; "position" is the true position of each, which
                 rotary embeddings use and which never counts padding.
-            n_keys: the first `n_keys` rows offer keys and values, the others only look; all unless given.
+            n_keys: the first `n_keys` rows are keys and values, too; all unless given.
             valid: rows that are not padding, boolean `[batch, rows]`; all unless given.
             cache: where new keys are added, and all keys are read from.
             slots: slots to overwrite, `[batch, n_keys]`; appended unless given.
-            bias: terms added to the attention scores.
-            tempered: keys that have a softmax of their own.
+            corrections: what changes the attention scores.
             rotary_positions: where rotary embeddings place the rows, if not at their label: also between whole
                 positions, `[batch, rows]`.
             extent: number of cache slots to read, those in use unless given. If given, no decision here depends
                 on data, so that the whole pass can be compiled.
             backend: the attention backend of this pass; the network's own unless given.
-            wanted: numbers of the rows that `hidden` gives, `[batch, wanted]`; all unless given. Of the last layer, the
-                others need their keys and values alone.
+            queries: indices of the rows that `hidden` returns, `[batch, queries]`; all unless given. In the last layer,
+                the others are keys and values alone.
 
         Raises:
             UserError: a label is missing, the cache is full, or the backend cannot do this.
@@ -175,7 +165,7 @@ class Llama(nn.Module):
             raise UserError(
                 f"the rows carry the labels {sorted(labels)}: add 'position', the true position of each row."
             )
-        visibility.require_labels(labels, labels)  # before the cache takes note of the rows
+        visibility.require_labels(labels, labels)  # before the cache is changed
         n_keys = labels["position"].shape[1] if n_keys is None else n_keys
         key: Labels = {name: label[:, :n_keys] for name, label in labels.items()}
         present = None if valid is None else valid[:, :n_keys]
@@ -189,32 +179,49 @@ class Llama(nn.Module):
             key = {name: label[:, :extent] for name, label in cache.labels.items()}
             present = cache.present[:, :extent]
         place_BR = labels["position"] if rotary_positions is None else rotary_positions
-        kinds = list(dict.fromkeys(self.config.layers))
-        rotations = {
-            rotary: rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
-            for kind in kinds
-            if (rotary := self.config.rotary_of(kind)) is not None
-        }
+        rotations: dict[Rotary, tuple[Tensor, Tensor]] = {}
+        masks: dict[Visibility | None, AttentionMask] = {}
+        block_BR = self._blocks(labels)
         views: Views = {}
-        for kind in kinds:
+        for kind in self.config.kinds:
             rotary = self.config.rotary_of(kind)
+            if rotary is not None and rotary not in rotations:
+                rotations[rotary] = rotary.cos_sin(place_BR, self.config.head_dim, self.dtype, length_B)
             narrowed = visibility if kind.narrowing is None else visibility & kind.narrowing
-            request = Request(narrowed, labels, key, present, valid, bias, tempered)
+            request = Request(narrowed, labels, key, present, valid, *corrections)
+            if kind.narrowing not in masks:
+                masks[kind.narrowing] = compile_mask(request, backend, self.dtype)
+            scale = kind.query_scale
             views[kind] = View(
                 n_keys=n_keys,
-                mask=compile_mask(request, backend, self.dtype),
+                mask=masks[kind.narrowing],
                 cos_sin=None if rotary is None else rotations[rotary],
+                query_scale=None if scale is None else scale.factor(labels["position"], self.dtype),
+                valid=valid if kind.experts else None,
+                block=block_BR if kind.experts else None,
                 slots=slots,
                 extent=extent or 0,
             )
-            if wanted is not None and kind == self.config.layers[-1]:
-                query = {name: label.gather(1, wanted) for name, label in labels.items()}
-                valid_BW = None if valid is None else valid.gather(1, wanted)
-                mask = compile_mask(
-                    dataclasses.replace(request, query=query, valid=valid_BW), backend, self.dtype
+            if queries is not None and kind == self.config.layers[-1]:
+                query = {name: label.gather(1, queries) for name, label in labels.items()}
+                valid_BQ = None if valid is None else valid.gather(1, queries)
+                request = dataclasses.replace(request, query=query, valid=valid_BQ)
+                views["last"] = dataclasses.replace(
+                    views[kind], mask=compile_mask(request, backend, self.dtype), queries=queries,
+                    valid=valid_BQ if kind.experts else None,
+                    block=block_BR.gather(1, queries) if kind.experts and block_BR is not None else None,
                 )  # fmt: skip
-                views["last"] = dataclasses.replace(views[kind], mask=mask, looking=wanted)
         return views
+
+    def _blocks(self, labels: Labels) -> Tensor | None:
+        """A number for the block of each row, `[batch, rows]`, where experts are chosen by the block."""
+        if self.config.experts is None or not self.config.experts.block_length:
+            return None
+        block_BR = labels["position"] // self.config.experts.block_length
+        if "noised" in labels:  # two copies of a text, of which neither knows what the other chooses
+            block_BR = 2 * block_BR + labels["noised"]
+        sample_B1 = torch.arange(len(block_BR), device=block_BR.device).unsqueeze(1)
+        return block_BR * len(block_BR) + sample_B1
 
     def _refuse_beyond_cacheable(self, length_B: Tensor) -> None:
         limit = self.config.cacheable
@@ -225,22 +232,26 @@ class Llama(nn.Module):
             )
 
     def hidden(self, input_ids_BR: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
-        """Rows after the last layer and the final norm, those that are wanted, `[batch, rows, hidden]`."""
+        """Rows after the last layer and the final norm, `[batch, rows, hidden]`; of `queries` where those are given."""
         return self.read(self.model.embed_tokens(input_ids_BR), views, cache)
 
     def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
-        """The same for rows `[batch, rows, hidden]` that need not be embeddings of tokens."""
+        """Return the same of rows `[batch, rows, hidden]`, which need not be embeddings of tokens."""
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
             last = index == len(self.model.layers) - 1 and "last" in views
-            view = views["last"] if last else views[kind]
+            # An attention from outside may not know how to leave rows out.
+            leaves_out = last and type(layer.self_attn) is SelfAttention
+            view = views["last"] if leaves_out else views[kind]
             rows_BRE = layer(rows_BRE, view, None if cache is None else cache.layers[index])
+            if last and not leaves_out:
+                rows_BRE = views["last"].queries_of(rows_BRE)
         normed_BRE: Tensor = self.model.norm(rows_BRE)
         return normed_BRE
 
     def two_streams(
         self, input_ids_BC: Tensor, query_position_BK: Tensor, views: Views, cache: Cache | None = None
     ) -> Tensor:  # fmt: skip
-        """The same for tokens `[batch, content rows]` and, behind them, query rows at positions `[batch, query rows]`.
+        """Return the same of tokens `[batch, content rows]` and query rows at positions `[batch, query rows]` behind.
 
         Without query rows it is `hidden`, but what makes them has a gradient all the same, of zeros.
         """
@@ -248,7 +259,7 @@ class Llama(nn.Module):
         return self.read(rows_BRE, views, cache)
 
     def with_query_rows(self, content_BCE: Tensor, query_position_BK: Tensor) -> Tensor:
-        """Content rows `[batch, content rows, hidden]` and query rows behind them, `[batch, rows, hidden]`."""
+        """Append query rows to content rows `[batch, content rows, hidden]`: `[batch, rows, hidden]`."""
         assert self.query_rows is not None or query_position_BK.shape[1] == 0, "a network without them was refused"
         if self.query_rows is None:
             return content_BCE
@@ -263,7 +274,7 @@ class Llama(nn.Module):
         self.read = torch.compile(self.read, *args, **kwargs)  # type: ignore[method-assign]
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Scores of every token, `[..., vocabulary]`, for the rows `[..., hidden]` that are wanted."""
+        """Project rows `[..., hidden]` to scores of every token, `[..., vocabulary]`."""
         scores: Tensor = self.lm_head(hidden)
         return scores
 
@@ -311,34 +322,12 @@ class Llama(nn.Module):
         return CallOutput(call.mean_loss(logits_BLV, target_BL, num_items_in_batch), logits_BLV)
 
 
-def _as_network(value: Any) -> Any:
-    """A network as an argument; of one with adapters of PEFT around it, the network that they were put into."""
-    if isinstance(value, Llama):
-        return value
-    if isinstance(value, str | os.PathLike):
-        raise UnfitError(f"the network, not its place: model, tokenizer = anyorder.load({shown(str(value))})")
-    if is_tokenizer(value):
-        raise UnfitError(NETWORK_FIRST)
-    if isinstance(value, tuple | list):
-        raise UnfitError("its first item: model, tokenizer = anyorder.load(path)")
-    if hasattr(value, "get_base_model") and hasattr(value, "active_peft_config"):
-        if value.active_peft_config.is_prompt_learning:
-            method = value.active_peft_config.peft_type.value
-            raise UnfitError(f"adapters within the network, such as LoRA: those of {method} add rows to each call")
-        return _as_network(value.get_base_model())
-    if not hasattr(value, "prepare"):
-        raise UnfitError
-    return value
-
-
-SIMPLE[Llama] = Kind(
-    "the network that anyorder.load or AnyOrderForCausalLM.from_pretrained gives", _as_network, "networks"
-)
-
-
 def _text_lengths(position_BR: Tensor, valid: Tensor | None) -> Tensor:
     """Tokens of each text up to its last valid row, int64 `[batch]`."""
     if position_BR.shape[1] == 0:
         return position_BR.new_zeros(len(position_BR))
     counted_BR = position_BR if valid is None else position_BR.masked_fill(~valid, -1)
     return counted_BR.amax(1) + 1
+
+
+SIMPLE[Llama] = MODEL

@@ -1,4 +1,4 @@
-"""Rows that only look: each stands where a token is to be predicted, and knows nothing of that token.
+"""Query rows: each has the position of a token that is to be predicted, and nothing of that token.
 
 Shape suffixes: B batch, K query rows, E hidden size, F features.
 """
@@ -11,23 +11,23 @@ from torch import Tensor, nn
 from anyorder.model.linear import Linear
 
 FEATURES = 128
-"""Sines and cosines that tell a position."""
+"""Sines and cosines of a position."""
 
 SLOWEST = 10_000.0
 """Positions per radian of the slowest of them (Vaswani et al. 2017, arXiv 1706.03762, section 3.5)."""
 
 
 class QueryRows(nn.Module):
-    """The query stream's input (XLNet, Yang et al. 2019, arXiv 1906.08237): a learned start vector, and the position.
+    """Embeddings of query rows (XLNet, Yang et al. 2019, arXiv 1906.08237): a learned start vector, and the position.
 
     XLNet's rows all start from one vector. Rotary embeddings enter through scores alone, so a row that sees no key, or
-    one, would predict the same at every position; a learned projection of sinusoidal features of the position tells
-    such rows apart.
+    one, would predict the same at every position; a learned projection of sinusoidal features of the position makes
+    such rows differ.
     """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.start = nn.Embedding(1, hidden_size)  # no bare parameter, so that whoever draws embeddings draws it
+        self.start = nn.Embedding(1, hidden_size)  # no bare parameter, so that it is drawn as embeddings are
         self.position = Linear(FEATURES, hidden_size, bias=False)
 
     def forward(self, position_BK: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What is learnt: one file per objective, each of which turns a batch of samples into training inputs."""
+"""Training objectives: one file for each, which turns a batch of samples into training inputs."""
 
 from anyorder.objectives.autoregressive import Autoregressive
 from anyorder.objectives.block_diffusion import BlockDiffusion
@@ -11,24 +11,7 @@ from anyorder.objectives.permutation import Permutation
 from anyorder.objectives.schedules import Always, Annealing, Schedule, Stages, growing
 
 __all__ = [
-    "Always",
-    "Annealing",
-    "Antithetic",
-    "Autoregressive",
-    "Batch",
-    "BlockDiffusion",
-    "Independent",
-    "MaskedDiffusion",
-    "MaskedDiffusionTuning",
-    "Mixture",
-    "Objective",
-    "Permutation",
-    "Schedule",
-    "Stages",
-    "Stratified",
-    "Times",
-    "TrainingInputs",
-    "growing",
-    "predictions",
-    "summed_loss",
+    "Always", "Annealing", "Antithetic", "Autoregressive", "Batch", "BlockDiffusion", "Independent", "MaskedDiffusion",
+    "MaskedDiffusionTuning", "Mixture", "Objective", "Permutation", "Schedule", "Stages", "Stratified", "Times",
+    "TrainingInputs", "growing", "predictions", "summed_loss",
 ]  # fmt: skip

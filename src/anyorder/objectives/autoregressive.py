@@ -16,7 +16,7 @@ from anyorder.visibility import causal, documents
 
 @dataclass(frozen=True, kw_only=True)
 class Autoregressive(Objective):
-    """The next token, by its row's predecessor: mean of `-log p(token | those before it)` over learnt tokens.
+    """The next token, by its row's predecessor: mean of `-log p(token | those before it)` over the loss mask.
 
     The first token of a document has nothing before it and is not predicted. Packed documents do not see each other.
     """

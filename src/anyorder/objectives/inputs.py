@@ -1,7 +1,7 @@
-"""What all objectives share: samples in, and out come the rows, who sees whom, what is predicted and how it counts.
+"""What all objectives share: `Batch`, the samples, and `TrainingInputs`, the rows, visibility, targets and weights.
 
-An objective knows no network. It makes `TrainingInputs` of a `Batch`, on the CPU and without weights, so that they can
-be tested by hand and made ahead by the workers that load data; `loss` runs a network on them. The same sample with the
+An objective knows no network. It makes training inputs of a batch, on the CPU and without weights, so that they can be
+tested by hand and made ahead by the workers that load data; `loss` runs a network on them. The same sample with the
 same seed has the same training inputs in any batch.
 
 Shape suffixes: B batch, L tokens of a sample, R rows, N predictions of the whole batch.
@@ -10,8 +10,11 @@ Shape suffixes: B batch, L tokens of a sample, R rows, N predictions of the whol
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
+import operator
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -21,7 +24,7 @@ from torch import Tensor
 
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode
-from anyorder.visibility import Visibility, bidirectional, query_is
+from anyorder.visibility import Visibility, query_is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,8 @@ class Batch:
     Attributes:
         ids_BL: token ids, int64; any id where there is padding.
         valid_BL: which entries are tokens, boolean.
-        learnt_BL: which tokens may be predicted, boolean: all in pre-training, the answer (with the end tokens behind
-            it) in fine-tuning.
+        loss_mask_BL: which tokens may be predicted, boolean: all in pre-training, the answer (with the end tokens
+            behind it) in fine-tuning.
         document_BL: number of each token's document within its sample; all 0 unless documents are packed.
         position_BL: position of each token within its document.
         sample_B: number of each sample since training began, never used twice: it decides the sample's draws.
@@ -52,7 +55,7 @@ class Batch:
         cls, texts: Sequence[Sequence[int]], prompt_lengths: Sequence[int] | None = None, first_sample: int = 0,
         step: int = 0,
     ) -> Batch:  # fmt: skip
-        """Lists of token ids, padded. Of each, tokens before its prompt length are not learnt.
+        """Pad lists of token ids. Of each, tokens before its prompt length are not in the loss mask.
 
         Raises:
             UserError: there is no text, an empty one, or not one prompt length for each.
@@ -77,51 +80,52 @@ class Batch:
         )
 
     @property
+    def count(self) -> float:
+        """Number of tokens in the loss mask."""
+        return float((self.loss_mask_BL & self.valid_BL).sum())
+
+    @property
     def begins_document(self) -> Tensor:
         """Which tokens are the first of their document, boolean `[batch, length]`."""
         return begins(self.document_BL)
 
     def samples(self) -> Iterator[tuple[int, int]]:
-        """The number of each sample, and how many tokens it has."""
+        """Yield the number of each sample, and how many tokens it has."""
         return zip(self.sample_B.tolist(), self.valid_BL.sum(1).tolist(), strict=True)
 
     def replace(self, **changes: Any) -> Batch:
-        """A copy with some fields changed."""
+        """Copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def only(self, rows: Sequence[int]) -> Batch:
-        """These samples alone, without columns in which none of them has a token."""
-        chosen = {field.name: value[list(rows)] for field, value in self._tensors()}
+        """Select these samples, without columns in which none of them has a token."""
+        chosen = {name: value[list(rows)] for name, value in vars(self).items() if isinstance(value, Tensor)}
         return self.replace(**chosen).trimmed()
 
     def trimmed(self) -> Batch:
-        """The same without columns behind the end of the longest sample."""
+        """Remove columns behind the end of the longest sample."""
         longest = int(self.valid_BL.sum(1).max())
-        return self.replace(**{field.name: value[:, :longest] for field, value in self._tensors() if value.dim() == 2})
+        return self._with_columns(lambda value_BL: value_BL[:, :longest])
 
     def padded(self, length: int) -> Batch:
-        """The same with columns of padding, up to `length`."""
+        """Append columns of padding, up to `length`."""
         more = length - self.ids_BL.shape[1]
-        return self.replace(
-            **{field.name: F.pad(value, (0, more)) for field, value in self._tensors() if value.dim() == 2}
-        )
+        return self._with_columns(lambda value_BL: F.pad(value_BL, (0, more)))
 
-    def _tensors(self) -> Iterator[tuple[dataclasses.Field, Tensor]]:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                yield field, value
+    def _with_columns(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """Change all that has a column for each token."""
+        return self.replace(**{name: change(value) for name, value in vars(self).items() if name.endswith("_BL")})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingInputs:
-    """What the network reads, and what it is to predict.
+    """The rows that the network reads, and the tokens that it predicts.
 
     Attributes:
         ids_BR: token ids of the rows, int64. Rows behind the first `n_keys` are query rows, whose ids are not read.
         labels: of each row, each int64 `[batch, rows]`, "position" among them.
         visibility: who sees whom.
-        n_keys: the first `n_keys` rows are read from tokens and offer keys; the others only look.
+        n_keys: the first `n_keys` rows are those of tokens, which are keys, too; the others are query rows.
         valid_BR: which rows are no padding, boolean.
         sample_N, row_N: the rows whose logits count, by sample in the batch and by row.
         target_N: the token that each of them predicts.
@@ -142,14 +146,13 @@ class TrainingInputs:
     count: float
 
     def to(self, device: torch.device) -> TrainingInputs:
-        """The same on another device."""
-        moved = {
-            field.name: value.to(device, non_blocking=True)
-            for field in dataclasses.fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        labels = {name: label.to(device, non_blocking=True) for name, label in self.labels.items()}
-        return dataclasses.replace(self, labels=labels, **moved)  # type: ignore[arg-type]
+        """Move to another device."""
+
+        def moved(values: Mapping[str, Any]) -> dict[str, Any]:
+            tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+            return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
+
+        return dataclasses.replace(self, labels=moved(self.labels), **moved(vars(self)))
 
     @classmethod
     def join(cls, all_inputs: Sequence[TrainingInputs]) -> TrainingInputs:
@@ -168,28 +171,23 @@ class TrainingInputs:
                 padded.append(torch.cat((F.pad(tokens, (0, more[0])), F.pad(queries, (0, more[1]))), 1))
             return torch.cat(padded)
 
-        visibility, before = ~bidirectional(), 0
-        sample_N, row_N = [], []
-        for number, inputs in enumerate(all_inputs):
-            shown = query_is(_PART, number) & inputs.visibility
-            visibility |= shown
-            sample_N.append(inputs.sample_N + before)
-            row_N.append(inputs.row_N + (n_keys - inputs.n_keys) * (inputs.row_N >= inputs.n_keys))
-            before += len(inputs.ids_BR)
-        blank = [torch.zeros_like(inputs.ids_BR) for inputs in all_inputs]
+        rules = [query_is(_PART, part) & inputs.visibility for part, inputs in enumerate(all_inputs)]
+        firsts = itertools.accumulate((len(inputs.ids_BR) for inputs in all_inputs), initial=0)
         labels = {
-            name: joined([inputs.labels.get(name, zero) for inputs, zero in zip(all_inputs, blank, strict=True)])
+            name: joined([inputs.labels.get(name, torch.zeros_like(inputs.ids_BR)) for inputs in all_inputs])
             for name in sorted({name for inputs in all_inputs for name in inputs.labels})
         }
-        labels[_PART] = joined([zero + number for number, zero in enumerate(blank)])
+        labels[_PART] = joined([torch.full_like(inputs.ids_BR, part) for part, inputs in enumerate(all_inputs)])
         return cls(
             ids_BR=joined([inputs.ids_BR for inputs in all_inputs]),
             labels=labels,
-            visibility=visibility,
+            visibility=functools.reduce(operator.or_, rules),
             n_keys=n_keys,
             valid_BR=joined([inputs.valid_BR for inputs in all_inputs]),
-            sample_N=torch.cat(sample_N),
-            row_N=torch.cat(row_N),
+            sample_N=torch.cat([first + inputs.sample_N for first, inputs in zip(firsts, all_inputs, strict=False)]),
+            row_N=torch.cat(
+                [inputs.row_N + (n_keys - inputs.n_keys) * (inputs.row_N >= inputs.n_keys) for inputs in all_inputs]
+            ),
             target_N=torch.cat([inputs.target_N for inputs in all_inputs]),
             weight_N=torch.cat([inputs.weight_N for inputs in all_inputs]),
             count=sum(inputs.count for inputs in all_inputs),
@@ -197,13 +195,14 @@ class TrainingInputs:
 
 
 _PART = "inputs"
+"""Label of the rows of several inputs: the number of their own."""
 
 
 class Objective(ABC):
     """Turns samples into training inputs, with draws that depend on (seed, sample) or (seed, step) alone.
 
     Attributes:
-        unit: what its count counts.
+        unit: what `TrainingInputs.count` counts.
     """
 
     unit: ClassVar[Literal["token", "sample"]] = "token"
@@ -211,11 +210,11 @@ class Objective(ABC):
     @property
     @abstractmethod
     def modes(self) -> tuple[Mode, ...]:
-        """The modes that it teaches."""
+        """The modes that it trains."""
 
     @abstractmethod
     def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
-        """What the network reads and predicts for these samples."""
+        """Make the training inputs of these samples."""
 
 
 def begins(label: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A network takes training inputs: what it predicts, and what that costs.
+"""Run a network on training inputs: its predictions, and their loss.
 
 Shape suffixes: B batch, R rows, E hidden size, N predictions of the whole batch, V vocabulary.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def predictions(model: Llama, inputs: TrainingInputs) -> Tensor:
-    """Scores of every token for each prediction, `[predictions, vocabulary]`.
+    """Compute the scores of every token for each prediction, `[predictions, vocabulary]`.
 
     The vocabulary is projected on the rows alone that predict something.
     """

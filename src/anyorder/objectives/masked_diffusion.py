@@ -1,11 +1,11 @@
-"""Masked diffusion: tokens are hidden at random, and learnt from all that is left, on either side.
+"""Masked diffusion: tokens are masked at random, and predicted from all that is left, on either side.
 
 Shape suffixes: B batch, L tokens of a sample, N predictions.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,23 +13,19 @@ from torch import Tensor
 
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode, diffusion
-from anyorder.objectives.inputs import Batch, Objective, TrainingInputs
-from anyorder.objectives.noise import Independent, Times, check_eps, mask_probability, masked
-from anyorder.utils.annotations import check_fields
+from anyorder.objectives.inputs import Batch, TrainingInputs
+from anyorder.objectives.noise import Masking
 from anyorder.utils.rng import generator
 from anyorder.visibility import Visibility, annealed, bidirectional, documents
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(Objective):
+class FullDiffusion(Masking):
     """What pre-training and fine-tuning by masked diffusion share.
 
     Attributes:
-        mask_token_id: the token that hides others.
         shifted: a token is predicted by the row before it, as a causal network is used to (the first of a document by
             its own row); otherwise by its own.
-        eps: the lowest probability of being masked.
-        times: how the time of each sample is drawn.
         opening_steps: over this many steps the mask of a causal network is opened: besides all before it, a row sees
             each later one with a probability that rises from 0 to 1. 0 for a network that sees everything already.
 
@@ -37,15 +33,11 @@ class Noise(Objective):
         UserError: a field has a value that cannot be.
     """
 
-    mask_token_id: int
     shifted: bool = False
-    eps: float = 1e-3
-    times: Times = field(default_factory=Independent)
     opening_steps: int = 0
 
     def __post_init__(self) -> None:
-        check_fields(self)
-        check_eps(self.eps)
+        super().__post_init__()
         if self.opening_steps < 0:
             raise UserError(f"opening_steps is {self.opening_steps}: give a number of steps, or 0 to see all at once.")
 
@@ -60,21 +52,10 @@ class Noise(Objective):
             return bidirectional() & documents()
         return annealed(step / self.opening_steps, seed) & documents()
 
-    def noised(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
-        """Which learnt tokens are masked, boolean, and the probability of that, float64, both `[batch, length]`."""
-        refuse_masks(batch, self.mask_token_id)
-        masked_BL = torch.zeros_like(batch.valid_BL)
-        probability_BL = torch.ones(batch.valid_BL.shape, dtype=torch.float64)
-        for row, (sample, length) in enumerate(batch.samples()):
-            p_L = mask_probability(self.times.draw(seed, sample), self.eps).expand(length)
-            probability_BL[row, :length] = p_L
-            masked_BL[row, :length] = masked(p_L, seed, sample)
-        return masked_BL & batch.loss_mask_BL & batch.valid_BL, probability_BL
-
     def masked_inputs(
         self, batch: Batch, masked_BL: Tensor, weight_BL: Tensor, count: float, seed: int
     ) -> TrainingInputs:
-        """The training inputs that predicts the masked tokens."""
+        """Make the training inputs that predict the masked tokens."""
         sample_N, at_N = masked_BL.nonzero(as_tuple=True)
         position_N = batch.position_BL[sample_N, at_N]
         (mode,) = self.modes
@@ -94,7 +75,7 @@ class Noise(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusion(Noise):
+class MaskedDiffusion(FullDiffusion):
     """Pre-training as LLaDA's (arXiv 2502.09992): `sum over masked of CE / p`, divided by all tokens.
 
     Each sample draws t, uniform from 0 to 1; each of its tokens is masked with probability `p = (1 - eps) t + eps`.
@@ -114,12 +95,11 @@ class MaskedDiffusion(Noise):
         """Draws whether and where to crop by the step, time and masks by the sample."""
         batch = self._cropped(batch, seed)
         masked_BL, probability_BL = self.noised(batch, seed)
-        count = float((batch.loss_mask_BL & batch.valid_BL).sum())
-        return self.masked_inputs(batch, masked_BL, 1 / probability_BL, count, seed)
+        return self.masked_inputs(batch, masked_BL, 1 / probability_BL, batch.count, seed)
 
     def _cropped(self, batch: Batch, seed: int) -> Batch:
-        draws = generator("crop", seed, batch.step)
-        crop, share = torch.rand(2, generator=draws, dtype=torch.float64).tolist()
+        rng = generator("crop", seed, batch.step)
+        crop, share = torch.rand(2, generator=rng, dtype=torch.float64).tolist()
         if crop >= self.random_length:
             return batch
         # Of its own length and not of the batch's, so that no sample depends on those beside it.
@@ -130,11 +110,11 @@ class MaskedDiffusion(Noise):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusionTuning(Noise):
+class MaskedDiffusionTuning(FullDiffusion):
     """Fine-tuning as LLaDA's: `mean over samples of (sum over masked of CE / p) / tokens of the answer`.
 
     Only the answer is masked, the end tokens behind it included: so the network learns to stop. Of a conversation of
-    several turns, one is drawn, its answer is learnt and what comes after is left out.
+    several turns, one is drawn: its answer is the loss mask, and what comes after is left out.
 
     Attributes:
         length: each answer is padded with end tokens until the sample has this many tokens; None adds none.
@@ -164,7 +144,7 @@ class MaskedDiffusionTuning(Noise):
         )  # fmt: skip
 
     def _one_answer(self, batch: Batch, seed: int) -> Batch:
-        """Each sample up to the end of one of its answers, which alone is learnt."""
+        """Cut each sample behind one of its answers, which becomes the loss mask."""
         loss_mask_BL = torch.zeros_like(batch.loss_mask_BL)
         valid_BL = batch.valid_BL.clone()
         for row, (sample, _) in enumerate(batch.samples()):
@@ -178,7 +158,7 @@ class MaskedDiffusionTuning(Noise):
         return batch.replace(loss_mask_BL=loss_mask_BL, valid_BL=valid_BL).trimmed()
 
     def _ended(self, batch: Batch) -> Batch:
-        """Each answer with end tokens behind it, up to `length`."""
+        """Append end tokens to each answer, up to `length`."""
         assert self.length is not None
         assert self.end_token_id is not None
         longest = batch.ids_BL.shape[1]
@@ -196,21 +176,6 @@ class MaskedDiffusionTuning(Noise):
             position_BL=torch.where(
                 behind_BL, batch.position_BL.gather(1, last_B1) + at_L - last_B1, batch.position_BL
             ),
-        )
-
-
-def refuse_masks(batch: Batch, mask_token_id: int) -> None:
-    """Refuses samples with a token that hides others.
-
-    Raises:
-        UserError: see above.
-    """
-    found_BL = (batch.ids_BL == mask_token_id) & batch.valid_BL
-    if bool(found_BL.any()):
-        row, at = found_BL.nonzero()[0].tolist()
-        raise UserError(
-            f"sample {int(batch.sample_B[row])} has the mask token {mask_token_id} at position {at}: take it out of "
-            "the data, or give the token that stands for masks alone."
         )
 
 

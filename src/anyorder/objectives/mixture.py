@@ -26,7 +26,7 @@ class Mixture(Objective):
             predictions together, divided by the sum of their counts.
 
     Raises:
-        UserError: shares that are none, two objectives that teach one way with different conventions, or counts that
+        UserError: shares that are none, two objectives that train one mode with different conventions, or counts that
             cannot be added.
     """
 

@@ -1,18 +1,20 @@
-"""How much of a text is masked, and what: draws that depend on the seed and the sample alone.
+"""Which tokens of a text are masked: random draws that depend on the seed and the sample alone.
 
-Shape suffixes: L tokens of a sample, J times of a sample.
+Shape suffixes: B batch, L tokens of a sample, J times of a sample.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.objectives.inputs import Batch, Objective
 from anyorder.utils.annotations import check_fields
+from anyorder.utils.numbers import check_positive
 from anyorder.utils.rng import generator
 
 
@@ -44,8 +46,7 @@ class Stratified(Times):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.strata < 1:
-            raise UserError(f"strata is {self.strata}: give a whole number above 0, such as the samples of a step.")
+        check_positive("strata", self.strata, ", such as the samples of a step")
 
     def draw(self, seed: int, sample: int, count: int = 1) -> Tensor:
         number_J = sample * count + torch.arange(count)
@@ -67,18 +68,54 @@ class Antithetic(Times):
         return 1 - time_J if sample % 2 else time_J
 
 
-def mask_probability(time: Tensor, eps: float) -> Tensor:
-    """`(1 - eps) t + eps`: never so small that its inverse, the weight of a loss, is without bound."""
-    return (1 - eps) * time + eps
+@dataclass(frozen=True, kw_only=True)
+class Masking(Objective):
+    """An objective that masks tokens at random and learns them, with a weight of one over the probability.
 
+    Attributes:
+        mask_token_id: the token that hides others.
+        eps: the lowest probability of being masked.
+        times: how the times of a sample are drawn.
 
-def masked(probability_L: Tensor, seed: int, sample: int) -> Tensor:
-    """Which tokens of a sample are masked, each with its own probability: boolean `[length]`."""
-    draws = generator("mask", seed, sample)
-    return torch.rand(len(probability_L), generator=draws, dtype=torch.float64) < probability_L
+    Raises:
+        UserError: a field has a value that cannot be.
+    """
 
+    mask_token_id: int
+    eps: float = 1e-3
+    times: Times = field(default_factory=Independent)
 
-def check_eps(eps: float) -> None:
-    """Refuses a lowest probability with which weights would be without bound, or nothing would be noise."""
-    if not 0 < eps <= 1:
-        raise UserError(f"eps is {eps}: give a number above 0 and at most 1, such as 1e-3.")
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not 0 < self.eps <= 1:
+            raise UserError(f"eps is {self.eps}: give a number above 0 and at most 1, such as 1e-3.")
+
+    def noised(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+        """Draw which tokens of the loss mask are masked, each sample by itself.
+
+        Returns:
+            The masked tokens, boolean, and the probability of that, float64, both `[batch, length]`.
+
+        Raises:
+            UserError: a sample has the mask token.
+        """
+        found_BL = (batch.ids_BL == self.mask_token_id) & batch.valid_BL
+        if bool(found_BL.any()):
+            row, at = found_BL.nonzero()[0].tolist()
+            raise UserError(
+                f"sample {int(batch.sample_B[row])} has the mask token {self.mask_token_id} at position {at}: take it "
+                "out of the data, or give the token that stands for masks alone."
+            )
+        masked_BL = torch.zeros_like(batch.valid_BL)
+        probability_BL = torch.ones(batch.valid_BL.shape, dtype=torch.float64)
+        for row, (sample, length) in enumerate(batch.samples()):
+            time_L = self._times(batch.position_BL[row, :length], batch.document_BL[row, :length], seed, sample)
+            # Never so small that its inverse, the weight of a loss, is without bound.
+            p_L = probability_BL[row, :length] = (1 - self.eps) * time_L + self.eps
+            rng = generator("mask", seed, sample)
+            masked_BL[row, :length] = torch.rand(length, generator=rng, dtype=torch.float64) < p_L
+        return masked_BL & batch.loss_mask_BL & batch.valid_BL, probability_BL
+
+    def _times(self, position_L: Tensor, document_L: Tensor, seed: int, sample: int) -> Tensor:
+        """The time of each token of a sample, `[length]`: one for all."""
+        return self.times.draw(seed, sample).expand(len(position_L))

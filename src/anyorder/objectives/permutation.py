@@ -24,13 +24,13 @@ from anyorder.visibility import documents, groups
 class Permutation(Objective):
     """Mean of `-log p(token | groups before its own)` over predicted tokens (XLNet, arXiv 1906.08237).
 
-    What is not learnt (a prompt) is one group, the first. Of each sample's learnt tokens the last in its order are
-    predicted; those before them are read in that order. Packed documents do not see each other.
+    Tokens outside of the loss mask (a prompt) are one group, the first. Of each sample's other tokens the last in its
+    order are predicted; those before them are read in that order. Packed documents do not see each other.
 
     Attributes:
         schedule: the order of each sample.
-        predicted: share of the learnt tokens that are predicted, rounded up. Each costs a row: with K of L tokens, a
-            step costs about 1 + K / L of a step from left to right.
+        predicted: share of the tokens in the loss mask that are predicted, rounded up. Each costs a row: with K of L
+            tokens, a step costs about 1 + K / L of a step from left to right.
 
     Raises:
         UserError: the share is not above 0 and at most 1.
@@ -75,13 +75,13 @@ class Permutation(Objective):
         )
 
     def plan(self, batch: Batch, seed: int) -> GroupPlan:
-        """The plan of these samples."""
+        """Draw the plan of these samples."""
         loss_mask_BL = batch.loss_mask_BL & batch.valid_BL
         rank_BL = torch.zeros(loss_mask_BL.shape, dtype=torch.int64)
         for row, (sample, _) in enumerate(batch.samples()):
-            draws = generator("order", seed, sample)
-            u = float(torch.rand((), generator=draws, dtype=torch.float64))
+            rng = generator("order", seed, sample)
+            u = float(torch.rand((), generator=rng, dtype=torch.float64))
             order = self.schedule.order(batch.step, u)
-            rank_BL[row, loss_mask_BL[row]] = order.groups(int(loss_mask_BL[row].sum()), draws) + 1
+            rank_BL[row, loss_mask_BL[row]] = order.groups(int(loss_mask_BL[row].sum()), rng) + 1
         plan = GroupPlan(rank_BL=rank_BL, given_BL=batch.valid_BL & ~loss_mask_BL, valid_BL=batch.valid_BL)
         return plan.predict_last([math.ceil(self.predicted * count - 1e-9) for count in loss_mask_BL.sum(1).tolist()])

@@ -1,4 +1,4 @@
-"""Which order is learnt when: curricula of orders over the steps of a training."""
+"""Curricula of orders over the steps of a training."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def growing(every: int, sizes: tuple[int, ...] = (1, 2, 4, 8)) -> Stages:
 class Annealing(Schedule):
     """From one order to another: the share of samples that have the second rises evenly over `steps`.
 
-    From random to left to right as in RAR (arXiv 2411.00776), or the other mode as in sigma-GPT (arXiv 2404.09562).
+    From random to left to right as in RAR (arXiv 2411.00776), or the reverse as in sigma-GPT (arXiv 2404.09562).
 
     Attributes:
         first, last: the orders.

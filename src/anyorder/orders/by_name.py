@@ -23,12 +23,12 @@ CLASSES: dict[str, type[Order] | type[MostConfident]] = {
 
 
 def order_named(words: str) -> AnyOrder:
-    """The order of a name that the mode "any-order" has, such as "random" or "groups:4".
+    """Return the order of a name of the mode "any-order", such as "random" or "groups:4".
 
     "any-order" alone is from left to right, one token at a time, through the query rows.
 
     Raises:
-        UserError: there is no such order, its number is none, or its way is another one.
+        UserError: there is no such order, its number is none, or its mode is another one.
     """
     name = of_any_order(words)
     field = NAMES[name.kind]

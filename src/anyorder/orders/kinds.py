@@ -1,7 +1,7 @@
 """In which order, and how many at a time, the tokens of one text are written.
 
-An order knows neither the text nor the network: it is asked how `count` tokens, numbered from left to right, are
-written, and answers with the group of each. A new order is a new small class.
+An order depends on neither the text nor the network: for `count` tokens, numbered from left to right, it returns the
+group of each. A new order is a new small class.
 
 Shape suffixes: N tokens to be written.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from anyorder.errors import UserError
+from anyorder.utils.numbers import check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,12 +29,12 @@ class Order(ABC):
         _check_counts(self)
 
     @abstractmethod
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
-        """The group of each token, counted from 0: int64 `[count]`.
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
+        """Return the group of each token, counted from 0: int64 `[count]`.
 
         Args:
             count: number of tokens.
-            draws: asked by random orders alone.
+            rng: source of the random draws; only random orders use it.
         """
 
 
@@ -49,34 +49,34 @@ class InSequence(Order):
     size: int = 1
 
     @abstractmethod
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
-        """The numbers 0 to `count` - 1, first to be written first: int64 `[count]`."""
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
+        """Return the numbers 0 to `count` - 1 in the order of writing: int64 `[count]`."""
 
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
         group_N = torch.empty(count, dtype=torch.int64)
-        group_N[self.sequence(count, draws)] = torch.arange(count) // self.size
+        group_N[self.sequence(count, rng)] = torch.arange(count) // self.size
         return group_N
 
 
 class LeftToRight(InSequence):
     """From left to right."""
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count)
 
 
 class RightToLeft(InSequence):
     """From right to left."""
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count - 1, -1, -1)
 
 
 class Random(InSequence):
     """Every permutation equally often."""
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
-        return torch.randperm(count, generator=draws)
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
+        return torch.randperm(count, generator=rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,17 +89,17 @@ class Spans(InSequence):
 
     length: int = 3
 
-    def sequence(self, count: int, draws: torch.Generator) -> Tensor:
-        lengths_N = torch.randint(1, 2 * self.length, (count,), generator=draws)  # more than enough of them
+    def sequence(self, count: int, rng: torch.Generator) -> Tensor:
+        lengths_N = torch.randint(1, 2 * self.length, (count,), generator=rng)  # more than enough of them
         span_N = torch.searchsorted(lengths_N.cumsum(0), torch.arange(count), right=True)
-        turn_N = torch.randperm(count, generator=draws)[span_N]
+        turn_N = torch.randperm(count, generator=rng)[span_N]
         return turn_N.argsort(stable=True)
 
 
 class Halves(Order):
     """The left half at once, then the right half; the middle one of an odd number goes left."""
 
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count) // max(1, (count + 1) // 2)
 
 
@@ -115,16 +115,16 @@ class Spaced(Order):
 
     stride: int = 2
 
-    def groups(self, count: int, draws: torch.Generator) -> Tensor:
+    def groups(self, count: int, rng: torch.Generator) -> Tensor:
         return torch.arange(count) % self.stride
 
 
 @dataclass(frozen=True, kw_only=True)
 class MostConfident:
-    """The network chooses the order: of all places that are left, those are written where it is surest of its token.
+    """The network chooses the order: of all blanks, it writes those where it is surest of its token.
 
-    Every pass asks about every place that is left, so a text of n places costs about n * n / 2 query rows, where a
-    fixed order costs n. The number of passes is the same.
+    Every pass predicts every blank, so a text of n blanks costs about n * n / 2 query rows, where a fixed order costs
+    n. The number of passes is the same.
 
     Attributes:
         size: tokens that are written at once.
@@ -141,5 +141,4 @@ class MostConfident:
 
 def _check_counts(order: Order | MostConfident) -> None:
     for name, value in vars(order).items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{name} of {type(order).__name__} is {value!r}: give a whole number above 0.")
+        check_positive(f"{name} of {type(order).__name__}", value)

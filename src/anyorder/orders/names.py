@@ -1,4 +1,4 @@
-"""Orders and objectives by name, such as "left-to-right", "groups:4" or "blocks:32": here alone are such words read.
+"""Orders and objectives by name, such as "left-to-right", "groups:4" or "blocks:32": the one place that reads them.
 
 Nothing here needs PyTorch, so that a wrong name is refused before it is imported; `anyorder.orders.by_name` makes
 objects of the names.
@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from typing import NamedTuple
 
 from anyorder.errors import UserError
-from anyorder.model.modes import TRAINED_BY, mode_named, spelling
+from anyorder.model.modes import KINDS, mode_named, spelling
 from anyorder.utils.annotations import shown
 
 NAMES: dict[str, str | None] = {
@@ -26,29 +26,33 @@ NAMES: dict[str, str | None] = {
 }
 """Of each order of the mode "any-order", the field that a number behind a colon sets."""
 
-MODE_OF_ORDER = {
-    "left-to-right": "left-to-right",
-    **dict.fromkeys(NAMES, "any-order"),
-    "diffusion": "diffusion",
-    "blocks": "blocks",
-}
-"""The mode that an order asks for, by what stands before its colon."""
-
-_NUMBERED = {"blocks", *(name for name, field in NAMES.items() if field)}
+LONGEST_NUMBER = 100
+"""Digits of a number behind a colon, leading zeros included."""
 
 MIXTURE = "mixture"
 """The objective that has others for parts."""
 
-OBJECTIVES = tuple(TRAINED_BY.values())
-"""What can be learnt, also as parts of a mixture."""
+
+def order_names() -> list[str]:
+    """Return what may come before the colon of an order: the names of modes, and the orders of the mode "any-order"."""
+    return [name for mode in KINDS for name in (NAMES if mode in NAMES else (mode,))]
+
+
+def objectives() -> list[str]:
+    """Return the names of the objectives, which may be parts of a mixture, too."""
+    return [kind.objective for kind in KINDS.values()]
+
+
+def _is_numbered(name: str) -> bool:
+    return NAMES[name] is not None if name in NAMES else KINDS[name].blocks
 
 
 class OrderName(NamedTuple):
-    """What the words of an order say.
+    """The words of an order, read.
 
     Attributes:
-        kind: what stands before the colon.
-        number: what stands behind it; None without a colon.
+        kind: the name before the colon.
+        number: the number behind it; None without a colon.
     """
 
     kind: str
@@ -56,17 +60,17 @@ class OrderName(NamedTuple):
 
     @property
     def mode(self) -> str:
-        """The name of the mode that is asked for."""
-        return MODE_OF_ORDER[self.kind]
+        """The name of the mode that writes in this order."""
+        return "any-order" if self.kind in NAMES else self.kind
 
 
 def read_order(words: object, field: str = "order", others: Iterable[str] = ()) -> OrderName:
-    """What the words of an order say; a name of a mode or of an objective (`anyorder.model.modes.NAMES`) is one, too.
+    """Read the words of an order; a name of a mode or of an objective (`anyorder.model.modes.KINDS`) is one, too.
 
     Args:
         words: such as "random" or "groups:4".
         field: what the words are called where they were given.
-        others: names that may stand there as well and are known elsewhere.
+        others: further names that are accepted there and known elsewhere.
 
     Raises:
         UserError: there is no such order, or its number is none.
@@ -74,14 +78,14 @@ def read_order(words: object, field: str = "order", others: Iterable[str] = ()) 
     found = _read(words)
     if found is None:
         name = spelling(words.partition(":")[0]) if isinstance(words, str) else ""
-        close = get_close_matches(name, [*MODE_OF_ORDER, *others], n=1, cutoff=0.7)
+        close = get_close_matches(name, [*order_names(), *others], n=1, cutoff=0.7)
         meant = f"did you mean {close[0]}? If not, " if close and close[0] != name else ""
-        raise UserError(f"{field} is {shown(words)}: {meant}give one of {_told([*MODE_OF_ORDER, *others])}.")
+        raise UserError(f"{field} is {shown(words)}: {meant}give one of {_listed([*order_names(), *others])}.")
     return found
 
 
 def objective_named(words: str, field: str = "objective") -> OrderName:
-    """The objective that any name of its own, or of the mode or the order that it teaches, stands for.
+    """Return the objective of this name, which may be that of the mode or the order that it teaches.
 
     Args:
         words: such as "masked-diffusion", "diffusion", "random" or "blocks:32".
@@ -97,12 +101,12 @@ def objective_named(words: str, field: str = "objective") -> OrderName:
         return OrderName(MIXTURE, None)
     found = _read(words)
     if found is None:
-        close = get_close_matches(spelling(words), OBJECTIVES, n=1, cutoff=0.6)
+        close = get_close_matches(spelling(words), objectives(), n=1, cutoff=0.6)
         meant = f"did you mean {close[0]}? If not, " if close else ""
-        raise UserError(f"{field} is {shown(words)}: {meant}give one of {', '.join((*OBJECTIVES, MIXTURE))}.")
-    objective = TRAINED_BY[found.mode]
+        raise UserError(f"{field} is {shown(words)}: {meant}give one of {', '.join((*objectives(), MIXTURE))}.")
+    objective = KINDS[found.mode].objective
     plain = found.number is None and found.kind in (found.mode, "random")
-    if not plain and found.kind != "blocks":
+    if not plain and not KINDS[found.mode].blocks:
         raise UserError(
             f"{field} is {shown(words)}, one order of those in which a network of {objective} writes: give {objective}."
         )
@@ -112,22 +116,28 @@ def objective_named(words: str, field: str = "objective") -> OrderName:
 def _read(words: object) -> OrderName | None:
     kind, colon, number = words.partition(":") if isinstance(words, str) else ("", "", "")
     kind = mode_named(kind) or spelling(kind)
-    fits = number.isdecimal() and 0 < int(number) < 2**63 and kind in _NUMBERED if colon else True
-    return OrderName(kind, int(number) if colon else None) if kind in MODE_OF_ORDER and fits else None
+    if kind not in order_names():
+        return None
+    if not colon:
+        return OrderName(kind, None)
+    is_number = number.isdecimal() and len(number) < LONGEST_NUMBER and 0 < int(number) < 2**63
+    return OrderName(kind, int(number)) if is_number and _is_numbered(kind) else None
 
 
 def of_any_order(words: str) -> OrderName:
-    """What the words of an order say that the mode "any-order" has.
+    """Read the words of an order of the mode "any-order".
 
     Raises:
-        UserError: there is no such order, its number is none, or its way is another one.
+        UserError: there is no such order, its number is none, or it is of another mode.
     """
     name = read_order(words)
     if name.kind not in NAMES:
-        raise UserError(f"order is {words!r}, which is of another mode than any-order: give one of {_told(NAMES)}.")
+        raise UserError(
+            f"order is {shown(words)}, which is of another mode than any-order: give one of {_listed(NAMES)}."
+        )
     return name
 
 
-def _told(names: Iterable[str]) -> str:
-    known = ", ".join(f"{name}:N" if name in _NUMBERED else name for name in names)
+def _listed(names: Iterable[str]) -> str:
+    known = ", ".join(f"{name}:N" if name in order_names() and _is_numbered(name) else name for name in names)
     return f"{known}, where :N, a number above 0, may be left out"

@@ -1,7 +1,7 @@
 """Plans: which tokens of a text are given, which are written, and in which groups, one after the other.
 
-A plan knows no network. Its ranks are all that visibility needs: a content row sees ranks up to its own, a query row
-ranks below its own. From one plan come the rows of a parallel pass (training, likelihood) and the groups of a
+A plan depends on no network. Its ranks are all that visibility needs: a content row sees ranks up to its own, a query
+row ranks below its own. From one plan come the rows of a parallel pass (training, likelihood) and the groups of a
 decoder.
 
 Shape suffixes: B batch, L text length, K query rows, R = L + K rows.
@@ -9,6 +9,7 @@ Shape suffixes: B batch, L text length, K query rows, R = L + K rows.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
@@ -22,6 +23,8 @@ from anyorder.errors import UserError
 from anyorder.orders.kinds import Halves, LeftToRight, Order, Random, RightToLeft, Spaced, Spans
 from anyorder.utils import rng
 from anyorder.utils.annotations import checked, shown
+from anyorder.utils.numbers import is_whole
+from anyorder.utils.ragged import pad
 from anyorder.utils.reprs import counted
 
 Lengths = int | Sequence[int]
@@ -115,12 +118,12 @@ class GroupPlan:
     def from_group_ids(
         cls, group_ids: Tensor | Sequence[int] | Sequence[Sequence[int]], given: Marks | None = None
     ) -> GroupPlan:
-        """A plan from the rank of each token.
+        """Make a plan from the rank of each token.
 
         Args:
             group_ids: whole numbers `[batch, length]`, or a list for each text, of any lengths; the list of a single
-                text may stand alone.
-            given: which tokens are given; none unless told.
+                text need not be in another list.
+            given: which tokens are given; none unless given.
 
         Raises:
             UserError: see the class.
@@ -133,14 +136,14 @@ class GroupPlan:
     def from_order(
         cls, order: Tensor | Sequence[int] | Sequence[Sequence[int]], lengths: Lengths | None = None
     ) -> GroupPlan:
-        """A plan that writes one token at a time.
+        """Make a plan that writes one token at a time.
 
         Args:
             order: indices of tokens, first to be written first: `[batch, tokens]`, or a list for each text.
-            lengths: of the texts; tokens that are not in the order are given. Unless told, the order names all.
+            lengths: of the texts; tokens that are not in the order are given. Unless given, the order names all.
 
         Raises:
-            UserError: an index stands twice or lies outside the text, or see the class.
+            UserError: an index appears twice or is outside the text, or see the class.
         """
         order_BN, in_order_BN = _integers("order", order)
         counts = in_order_BN.sum(1).tolist()
@@ -163,12 +166,12 @@ class GroupPlan:
         cls, given: Marks, predicted: Marks, order: Order | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """A plan from which tokens are given (one group, the first) and which are to be predicted; the rest is padding.
+        """Make a plan from given tokens (one group, the first) and those to be predicted; the rest is padding.
 
         Args:
             given, predicted: booleans `[batch, length]`, or a list for each text; never both.
-            order: in which the predicted ones are written; from left to right unless told.
-            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless told.
+            order: in which the predicted ones are written; from left to right unless given.
+            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless given.
 
         Raises:
             UserError: a token is both, or see the class.
@@ -181,10 +184,12 @@ class GroupPlan:
             sample, index = (given_BL & predicted_BL).nonzero()[0].tolist()
             raise UserError(f"token {index} of sample {sample} is both given and to be predicted: choose one.")
         rank_BL = torch.zeros(given_BL.shape, dtype=torch.int64)
-        for sample, number in enumerate(_samples(samples, len(rank_BL))):
-            wanted_L = predicted_BL[sample]
-            chosen = (order or LeftToRight()).groups(int(wanted_L.sum()), rng.generator("order", seed, number))
-            rank_BL[sample, wanted_L] = chosen + 1
+        samples = range(len(rank_BL)) if samples is None else samples
+        if len(samples) != len(rank_BL):
+            raise UserError(f"samples has {len(samples)} numbers for {len(rank_BL)} texts: give one for each.")
+        for sample, predicted_L, rank_L in zip(samples, predicted_BL, rank_BL, strict=True):
+            groups = (order or LeftToRight()).groups(int(predicted_L.sum()), rng.generator("order", seed, sample))
+            rank_L[predicted_L] = groups + 1
         return cls(rank_BL=rank_BL, given_BL=given_BL, valid_BL=given_BL | predicted_BL)
 
     @classmethod
@@ -193,13 +198,13 @@ class GroupPlan:
         cls, order: Order, lengths: Lengths, given: Marks | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """A plan that follows an order.
+        """Make a plan that follows an order.
 
         Args:
             order: see `anyorder.orders`.
             lengths: tokens of the text, or of each text.
-            given: which tokens are given, or how many at the start of each text; none unless told.
-            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless told.
+            given: which tokens are given, or how many at the start of each text; none unless given.
+            seed, samples: random orders draw by the seed and the number of the sample, 0, 1, 2, ... unless given.
 
         Raises:
             UserError: see the class.
@@ -212,37 +217,37 @@ class GroupPlan:
     @classmethod
     @checked("given")
     def sequential(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """From left to right, one token at a time. Arguments as in `ordered`, here and below."""
+        """Plan from left to right, one token at a time. Arguments as in `ordered`, here and below."""
         return cls.ordered(LeftToRight(), lengths, given)
 
     @classmethod
     @checked("given")
     def reversed(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """From right to left, one token at a time."""
+        """Plan from right to left, one token at a time."""
         return cls.ordered(RightToLeft(), lengths, given)
 
     @classmethod
     @checked("given")
     def pairs(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """From left to right, two neighbours at a time."""
+        """Plan from left to right, two neighbours at a time."""
         return cls.blocks(lengths, 2, given)
 
     @classmethod
     @checked("given")
     def blocks(cls, lengths: Lengths, size: int, given: Marks | None = None) -> GroupPlan:
-        """From left to right, `size` neighbours at a time."""
+        """Plan from left to right, `size` neighbours at a time."""
         return cls.ordered(LeftToRight(size=size), lengths, given)
 
     @classmethod
     @checked("given")
     def halves(cls, lengths: Lengths, given: Marks | None = None) -> GroupPlan:
-        """The left half at once, then the right half."""
+        """Plan the left half at once, then the right half."""
         return cls.ordered(Halves(), lengths, given)
 
     @classmethod
     @checked("given")
     def spaced(cls, lengths: Lengths, stride: int = 2, given: Marks | None = None) -> GroupPlan:
-        """Every `stride`-th token at once, then their right neighbours, and so on."""
+        """Plan every `stride`-th token at once, then their right neighbours, and so on."""
         return cls.ordered(Spaced(stride=stride), lengths, given)
 
     @classmethod
@@ -251,7 +256,7 @@ class GroupPlan:
         cls, lengths: Lengths, given: Marks | None = None, size: int = 1, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """In random order, `size` tokens at a time."""
+        """Plan in random order, `size` tokens at a time."""
         return cls.ordered(Random(size=size), lengths, given, seed, samples)
 
     @classmethod
@@ -260,7 +265,7 @@ class GroupPlan:
         cls, lengths: Lengths, length: int = 3, given: Marks | None = None, seed: int = 0,
         samples: Sequence[int] | None = None,
     ) -> GroupPlan:  # fmt: skip
-        """Spans of `length` tokens in the mean, in random order, each from left to right."""
+        """Plan spans of `length` tokens in the mean, in random order, each from left to right."""
         return cls.ordered(Spans(length=length), lengths, given, seed, samples)
 
     # ---- what a plan gives ------------------------------------------------------------------------
@@ -279,12 +284,15 @@ class GroupPlan:
     def steps(self) -> list[list[list[int]]]:
         """For each text, its groups in the order in which they are written, each the indices of its tokens."""
         return [
-            [_indices(predicted_L & (rank_L == rank)) for rank in rank_L[predicted_L].unique().tolist()]
+            [
+                (predicted_L & (rank_L == rank)).nonzero().flatten().tolist()
+                for rank in rank_L[predicted_L].unique().tolist()
+            ]
             for predicted_L, rank_L in zip(self.predicted, self.rank_BL, strict=True)
         ]
 
     def predict_last(self, counts: Lengths) -> GroupPlan:
-        """The same order with all tokens given but the last `counts` of each text, and those of their groups.
+        """Return the same order with all tokens given but the last `counts` of each text, and those of their groups.
 
         Given tokens keep their ranks: among themselves they still see what they saw.
 
@@ -295,21 +303,20 @@ class GroupPlan:
         last_BL = self.rank_BL.masked_fill(~self.predicted, -_FAR).sort(dim=1, descending=True).values
         column_B = torch.tensor(counts).clamp(max=last_BL.shape[1]) - 1
         bound_B1 = last_BL.gather(1, column_B.to(last_BL.device).unsqueeze(1))
-        given_BL = self.given_BL | (self.valid_BL & (self.rank_BL < bound_B1))
-        return GroupPlan(rank_BL=self.rank_BL, given_BL=given_BL, valid_BL=self.valid_BL)
+        return dataclasses.replace(self, given_BL=self.given_BL | (self.valid_BL & (self.rank_BL < bound_B1)))
 
     def to(self, device: torch.device | str) -> GroupPlan:
-        """The same on another device."""
+        """Return the same plan on another device."""
         rank_BL, given_BL, valid_BL = (part.to(device) for part in (self.rank_BL, self.given_BL, self.valid_BL))
         return GroupPlan(rank_BL=rank_BL, given_BL=given_BL, valid_BL=valid_BL)
 
     def select(self, samples: Sequence[int]) -> GroupPlan:
-        """The plan of these texts, which may be named more than once."""
+        """Select the plan of these texts (repeats allowed)."""
         index = torch.tensor(samples, device=self.rank_BL.device)
         return GroupPlan(rank_BL=self.rank_BL[index], given_BL=self.given_BL[index], valid_BL=self.valid_BL[index])
 
     def rows(self, queries: bool = True) -> PlanRows:
-        """The rows of one pass over the whole text.
+        """Return the rows of one pass over the whole text.
 
         Sorted by rank, so that content rows of groups of one need no mask but the plain causal one.
 
@@ -338,20 +345,9 @@ class GroupPlan:
 _FAR = 2**40
 
 
-def _indices(mask_L: Tensor) -> list[int]:
-    indices: list[int] = mask_L.nonzero().flatten().tolist()
-    return indices
-
-
 def _starts(counts: Sequence[int], length: int) -> Tensor:
-    """Booleans `[batch, length]`, true for the first `counts` of each text."""
+    """Return booleans `[batch, length]`, true for the first `counts` of each text."""
     return torch.arange(length) < torch.tensor(counts).unsqueeze(1)
-
-
-def _samples(samples: Sequence[int] | None, batch: int) -> Sequence[int]:
-    if samples is not None and len(samples) != batch:
-        raise UserError(f"samples has {len(samples)} numbers for {batch} texts: give one for each.")
-    return range(batch) if samples is None else samples
 
 
 def _lengths(lengths: Lengths, batch: int, name: str = "lengths") -> list[int]:
@@ -366,8 +362,8 @@ def _lengths(lengths: Lengths, batch: int, name: str = "lengths") -> list[int]:
     return listed
 
 
-def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """int64 `[batch, length]`, and which entries are no padding of shorter lists."""
+def _integers(name: str, values: Any) -> tuple[Tensor, Tensor]:
+    """Return int64 `[batch, length]`, and which entries are no padding of shorter lists."""
     if isinstance(values, Tensor):
         if values.dim() not in (1, 2) or values.dtype not in _WHOLE or values.numel() == 0:
             found = f"{values.dtype} of shape {list(values.shape)}"
@@ -375,7 +371,8 @@ def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]
         values_BL = values.long() if values.dim() == 2 else values.long().unsqueeze(0)
         return values_BL, torch.ones_like(values_BL, dtype=torch.bool)
     try:
-        rows = [[operator.index(value) for value in row] for row in _rows(values)]
+        single = len(values) > 0 and not isinstance(values[0], Sequence)
+        rows = [[operator.index(value) for value in row] for row in ([values] if single else values)]
     except (TypeError, KeyError):  # of mappings
         rows = []
     if not rows or not all(rows):
@@ -383,19 +380,11 @@ def _integers(name: str, values: Tensor | Sequence[int] | Sequence[Sequence[int]
         raise UserError(f"{name} is {shown(values)}: {remedy}.")
     if any(abs(value) > _FAR for row in rows for value in row):
         raise UserError(f"{name} is {shown(values)}: give smaller numbers.")
-    longest = max(map(len, rows))
-    filled = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-    return filled, _starts([len(row) for row in rows], longest)
-
-
-def _rows(values: Any) -> list[Sequence[int]]:
-    """A single list becomes a list of one list."""
-    flat = len(values) > 0 and not isinstance(values[0], Sequence)
-    return [values] if flat else list(values)
+    return pad(rows, torch.device("cpu"))
 
 
 def _booleans(name: str, marks: Any) -> Tensor:
-    """Booleans `[batch, length]` from a tensor or lists; shorter lists are filled with False."""
+    """Return booleans `[batch, length]` from a tensor or lists; shorter lists are filled with False."""
     if isinstance(marks, Tensor):
         if marks.dim() != 2 or marks.dtype != torch.bool:
             raise UserError(f"{name} is {marks.dtype} of shape {list(marks.shape)}: give booleans [batch, length].")
@@ -406,15 +395,14 @@ def _booleans(name: str, marks: Any) -> Tensor:
         or not all(isinstance(row, Sequence) and all(isinstance(m, bool) for m in row) for row in marks)
     ):
         raise UserError(f"{name} is {shown(marks)}: give a list of booleans for each text.")
-    filled, valid = _integers(name, marks)
-    return filled.bool() & valid
+    return _integers(name, marks)[0].bool()
 
 
 def _marks(name: str, marks: Any, valid_BL: Tensor) -> Tensor:
-    """Booleans of the shape of `valid_BL`."""
+    """Return booleans of the shape of `valid_BL`."""
     if marks is None:
         return torch.zeros_like(valid_BL)
-    if isinstance(marks, Sequence) and all(isinstance(mark, int) and not isinstance(mark, bool) for mark in marks):
+    if isinstance(marks, Sequence) and all(map(is_whole, marks)):
         counts: list[int] = list(marks)
         lengths = valid_BL.sum(1).tolist()
         if len(counts) != len(lengths) or any(not 0 <= n <= most for n, most in zip(counts, lengths, strict=True)):

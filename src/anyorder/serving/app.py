@@ -393,7 +393,7 @@ def build_app(server: Server) -> FastAPI:
     async def tokenize(request: Request) -> Response:
         body = await server.body(request, Tokenize)
         encode = prompt_tokens if body.add_special else plain_tokens
-        ids = await asyncio.to_thread(planner.with_encoder, lambda tokenizer: encode(tokenizer, body.content))
+        ids = await asyncio.to_thread(planner.encoder.call, lambda tokenizer: encode(tokenizer, body.content))
         if not body.with_pieces:
             return JSONResponse({"tokens": ids})
         assert server.pieces is not None, "text was encoded"
@@ -406,7 +406,7 @@ def build_app(server: Server) -> FastAPI:
         for token_id in body.tokens:
             if not 0 <= token_id < size:
                 raise FieldError("tokens", f"tokens has {token_id}: give ids from 0 to {size - 1}.")
-        return JSONResponse({"content": planner.encoder().decode(list(body.tokens))})
+        return JSONResponse({"content": planner.encoder.call(lambda tokenizer: tokenizer.decode(list(body.tokens)))})
 
     async def health(request: Request) -> Response:
         if server.engine.error is not None:

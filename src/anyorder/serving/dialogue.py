@@ -1,20 +1,13 @@
-"""Messages of a chat as token ids, in which no content can pass for a special token.
-
-A chat template writes special tokens between contents, and its text is then made token ids. So where a content has the
-text of a special token, a mark stands for that text while the template is rendered, and its characters become tokens
-of their own.
-"""
+"""Messages of a chat, in the forms that clients send them, as token ids."""
 
 from __future__ import annotations
 
 import copy
-import re
 import threading
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from anyorder.checkpoints.chat_template.render import chat_template, render
-from anyorder.checkpoints.tokenizer.encoding import continuing_tokens, plain_tokens
+from anyorder.checkpoints.chat_template.dialogue import dialogue_parts, dialogue_tokens
 from anyorder.errors import UserError
 from anyorder.serving.fields import FieldError, require
 from anyorder.utils.annotations import shown
@@ -22,77 +15,49 @@ from anyorder.utils.annotations import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FIRST_MARK = 0xF0000
-"""The first of the characters that stand for special tokens: of a plane for private use."""
+Result = TypeVar("Result")
 
-PHRASING = "\U000ffffd"
-"""Stands for the content that has several phrasings."""
-
-MARKS = re.compile("[\U000f0000-\U000ffffc]")
+PHRASING = "\ue0a2"
+"""Stands for the content that has several phrasings, while a template is rendered: of Unicode's private use."""
 
 
-class Dialogues:
-    """Turns messages into token ids.
+class Encoder:
+    """The tokenizer for text that comes in, which is used by one thread at a time.
 
     Args:
         tokenizer: of the network; a copy of it is used, as its settings change.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.tokenizer: Any = copy.deepcopy(tokenizer)
-        self.lock = threading.Lock()
-        added = self.tokenizer.added_tokens_decoder.values() if hasattr(tokenizer, "added_tokens_decoder") else ()
-        special = {str(token) for token in added if token.special} | set(self.tokenizer.all_special_tokens)
-        self.special = sorted(special, key=len, reverse=True)
-        self.any_special = re.compile("|".join(map(re.escape, self.special))) if self.special else None
+        self.tokenizer = copy.deepcopy(tokenizer)
+        self._lock = threading.Lock()
 
-    def ids(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def call(self, function: Callable[[PreTrainedTokenizerBase], Result]) -> Result:
+        """Call a function of the tokenizer."""
+        with self._lock:
+            return function(self.tokenizer)
+
+    def dialogue(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the token ids of messages and of what begins the answer.
 
         Raises:
             UserError: a message has no form that is known, or the chat template refuses them.
         """
-        return self._encode(self._rendered([_plain(number, one) for number, one in enumerate(messages)]))
+        plain = [_plain(number, one) for number, one in enumerate(messages)]
+        return self.call(lambda tokenizer: dialogue_tokens(tokenizer, plain))
 
-    def parts(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], str, list[int]]:
+    def around_last(self, messages: Sequence[Mapping[str, Any]]) -> tuple[list[int], str, list[int]]:
         """Return the token ids before and behind the content of the last message, and that content between them.
 
         Raises:
-            UserError: see `ids`; the chat template does not write the last content exactly once.
+            UserError: see `dialogue`; or the chat template does not write the last content exactly once.
         """
         plain = [_plain(number, one) for number, one in enumerate(messages)]
         content, plain[-1]["content"] = plain[-1]["content"], PHRASING
-        before, *behind = self._rendered(plain).split(PHRASING)
-        if len(behind) != 1:
-            raise UserError(
-                "phrasings are given, but the chat template leaves out the last message: leave them out, too."
-            )
-        return self._encode(before), content, self._encode(behind[0], goes_on=True)
-
-    def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        marked = [{name: self._marked(value) for name, value in message.items()} for message in messages]
-        return render(self.tokenizer, chat_template(self.tokenizer), marked, add_generation_prompt=True)
-
-    def _marked(self, text: str) -> str:
-        if MARKS.search(text):
-            raise UserError(f"the message {shown(text)} has characters of the private plane 15: leave them out.")
-        if self.any_special is None:
-            return text
-        return self.any_special.sub(lambda found: chr(FIRST_MARK + self.special.index(found[0])), text)
-
-    def _encode(self, text: str, *, goes_on: bool = False) -> list[int]:
-        ids: list[int] = []
-        start = 0
-        with self.lock:
-            for mark in [*MARKS.finditer(text), None]:
-                part = text[start : mark.start() if mark else None]
-                first = start == 0 and not goes_on
-                ids += plain_tokens(self.tokenizer, part) if first else continuing_tokens(self.tokenizer, part)
-                if mark is not None:
-                    special = self.special[ord(mark[0]) - FIRST_MARK]
-                    ids += self.tokenizer(special, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-                    start = mark.end()
-        return ids
+        parts = self.call(lambda tokenizer: dialogue_parts(tokenizer, plain, PHRASING))
+        if len(parts) != 2:
+            raise UserError("phrasings are given, but the chat template leaves out the last message: leave them out.")
+        return parts[0], content, parts[1]
 
 
 def _plain(number: int, message: Mapping[str, Any]) -> dict[str, str]:

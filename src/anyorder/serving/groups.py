@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -22,13 +22,13 @@ from anyorder.api.output import Finished, Output
 from anyorder.api.text import Continuation, Gaps
 from anyorder.decoding.any_order.reader import TwoStreamReader
 from anyorder.decoding.any_order.text import AnyOrderText
+from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.checks import not_numbers
 from anyorder.decoding.diffusion.reader import CanvasReader
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
-from anyorder.decoding.loop import Choose, Queries, Reader, by_text
-from anyorder.decoding.text import Choice, Text
-from anyorder.decoding.trace import Recorder, Step, Stop, StopReason
+from anyorder.decoding.loop import Choice, Choose, Queries, Reader, Text, by_text
+from anyorder.decoding.trace import Recorder, Step, Stop, StopReason, Written
 from anyorder.utils.ragged import log_softmax
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ class Sample:
         prompt: token ids, or the canvas.
         prompt_text: as it was given; None where that was token ids.
         spelled: what makes characters of its tokens; None without a tokenizer.
-        choose: picks its tokens; samples of one `choose` do so together.
+        choose: picks its tokens, those of all samples with the same `choose` together; None where a decoder does.
         kind: samples of one kind can share a group.
         new_group: makes a group of its kind.
         end_token_ids: of the network.
@@ -112,7 +112,7 @@ class Sample:
     prompt: Sequence[int]
     prompt_text: str | None
     spelled: Continuation | Gaps | None
-    choose: Choose[Any]
+    choose: Choose[Any] | None
     kind: Hashable
     new_group: Callable[[], Group]
     end_token_ids: tuple[int, ...]
@@ -150,13 +150,17 @@ class Sample:
         if own_logits_MV is not None and written:
             self._note_alternatives(number, choices, written, own_logits_MV)
         stopped = self.text.why_complete(self.stop)
-        events = tuple(choice.written(number, self.text.sample_id) for choice in written)
-        self.steps.append(Step(events, {self.text.sample_id: stopped} if stopped else {}, passes))
-        if (
-            self.follows
-            and isinstance(self.spelled, Continuation)
-            and (piece := self.spelled.piece(last=bool(stopped)))
-        ):
+        sample_id = self.text.sample_id
+        events = (Written(number, sample_id, one.position, one.token_id, one.log_prob) for one in written)
+        self.end_step(Step(tuple(events), {sample_id: stopped} if stopped else {}, passes))
+
+    def end_step(self, step: Step) -> None:
+        """Note a step, in which the text has been spelled already."""
+        self.steps.append(step)
+        stopped = step.stopped.get(self.text.sample_id)
+        follows = self.follows and isinstance(self.spelled, Continuation)
+        piece = self.spelled.piece(last=bool(stopped)) if follows else ""  # type: ignore[union-attr]
+        if piece:
             self.pieces.append(piece)
         self.stopped = stopped
 
@@ -214,14 +218,85 @@ class Group(ABC):
         """Let go of a sample, complete or not."""
         self.samples.remove(sample)
 
-    def turn(self) -> Sequence[Sample]:
-        """Select the samples of the next pass; all unless overridden."""
-        return self.samples
-
     @property
     @abstractmethod
     def passes(self) -> int:
         """Forward passes so far."""
+
+    @abstractmethod
+    def run_pass(self) -> dict[Sample, Exception | None]:
+        """Run one pass and write what it predicts; samples that are complete then leave.
+
+        Returns:
+            The samples that took part, each with what went wrong with it alone.
+        """
+
+
+class DecodedText(Text):
+    """A text that a decoder writes by itself; here it is only followed."""
+
+    def queries(self) -> Sequence[int]:
+        return ()
+
+    def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:
+        """Write all tokens."""
+        for choice in choices:
+            self.tokens += [BLANK] * (choice.position + 1 - len(self.tokens))
+            self.tokens[choice.position] = choice.token_id
+        return choices
+
+    @property
+    def remaining(self) -> bool:
+        return True
+
+
+class DecoderGroup(Group):
+    """Samples of one request that a decoder writes by itself, step by step.
+
+    Args:
+        begin: makes the steps, with a stop condition.
+    """
+
+    def __init__(self, begin: Callable[[Stop], Iterator[Step]]) -> None:
+        super().__init__()
+        self._steps = begin(self._stopped)
+        self._passes = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self._passes == 0
+
+    @property
+    def passes(self) -> int:
+        return self._passes
+
+    def _stopped(self, sample_id: int, written: Sequence[int]) -> bool:
+        """Spell a text, and whether it comes to a stop string; of one that has left, nothing is written any more."""
+        for sample in self.samples:
+            if sample.text.sample_id == sample_id:
+                return sample.stop is not None and sample.stop(sample_id, written)
+        return True
+
+    def run_pass(self) -> dict[Sample, Exception | None]:
+        step = next(self._steps)
+        self._passes += step.passes
+        for sample in self.samples:
+            sample_id = sample.text.sample_id
+            events = [event for event in step.written if event.row == sample_id]
+            sample.text.commit([Choice(event.position, event.token_id, event.log_prob, 0.0) for event in events])
+            stopped = {sample_id: step.stopped[sample_id]} if sample_id in step.stopped else {}
+            sample.end_step(Step(tuple(events), stopped, step.passes))
+        errors: dict[Sample, Exception | None] = dict.fromkeys(self.samples)
+        self.samples = [sample for sample in self.samples if not sample.stopped]
+        return errors
+
+
+class ReaderGroup(Group):
+    """Samples whose texts are read and written here, by one pass of a reader a step."""
+
+    def turn(self) -> Sequence[Sample]:
+        """Select the samples of the next pass; all unless overridden."""
+        return self.samples
 
     @abstractmethod
     def logits(self, samples: Sequence[Sample], queries: Queries[Any]) -> Tensor:
@@ -229,11 +304,6 @@ class Group(ABC):
 
     @torch.no_grad()
     def run_pass(self) -> dict[Sample, Exception | None]:
-        """Run one pass and write what it predicts; samples that are complete then leave.
-
-        Returns:
-            The samples that took part, each with what went wrong with it alone.
-        """
         samples = list(self.turn())
         queries = {sample.text: sample.text.queries() for sample in samples}
         before = self.passes
@@ -269,6 +339,7 @@ class Group(ABC):
 def _by_choose(samples: Sequence[Sample]) -> dict[Choose[Any], list[Sample]]:
     together: dict[Choose[Any], list[Sample]] = {}
     for sample in samples:
+        assert sample.choose is not None, "only decoders choose themselves"
         together.setdefault(sample.choose, []).append(sample)
     return together
 
@@ -280,7 +351,7 @@ def _changed(sample: Sample, logits_MV: Tensor) -> Tensor:
     return sample.scores.changed(logits_MV, [token_id for token_id in text.tokens[text.first :] if token_id >= 0])
 
 
-class FixedGroup(Group):
+class FixedGroup(ReaderGroup):
     """Samples of one request that begin together: their reader takes no others.
 
     Args:
@@ -364,7 +435,7 @@ def _bucket(number: int, smallest: int) -> int:
     return max(smallest, 1 << (number - 1).bit_length())
 
 
-class CachedGroup(Group):
+class CachedGroup(ReaderGroup):
     """Samples that share a cache, one slot row each: new ones are read by a pass of their own, and then join.
 
     Args:
@@ -492,7 +563,7 @@ class TwoStreamGroup(CachedGroup):
         del self.reader.seen[last]
 
 
-class CanvasGroup(Group):
+class CanvasGroup(ReaderGroup):
     """Canvases by diffusion that are read whole in each pass, so that any may join and leave.
 
     Args:

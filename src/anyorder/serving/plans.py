@@ -9,21 +9,26 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from anyorder.api.dispatch import Order, prompts_for, resolve, text_of
 from anyorder.api.phrasings import read_questions
-from anyorder.api.text import BLANK, prompt_ids, stop_strings
+from anyorder.api.prompts import Prompts, prompt_ids, prompts_for
+from anyorder.api.text import stop_strings, text_of
 from anyorder.checkpoints.tokenizer.encoding import begin_tokens, continuing_tokens
-from anyorder.decoding.diffusion.sampler import DiffusionSampler, preset, sampler_of_order
+from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.fusion.question import Fusion, Question, check_questions
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
-from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode
+from anyorder.model.modes import Mode
+from anyorder.modes import Options, Order, decoder_of, entry_of, resolve
+from anyorder.modes.any_order import AnyOrderMode
+from anyorder.modes.diffusion import BlocksMode, DiffusionMode
+from anyorder.modes.left_to_right import LeftToRightMode
 from anyorder.orders.names import read_order
-from anyorder.serving.dialogue import Dialogues
+from anyorder.serving.dialogue import Encoder
 from anyorder.serving.fields import Chat, Completion, FieldError, Fuse, Infill, Score, Writing, meant, require
 from anyorder.serving.groups import Scores
 from anyorder.utils.annotations import shown
@@ -41,7 +46,10 @@ NEW_TOKENS = 64
 SAMPLER_FIELDS = {field.name for field in dataclasses.fields(DiffusionSampler)} - {"commit"}
 """What a sampler may have in JSON; commit rules are objects."""
 
-PRESET_OPTIONS = tuple(name for name in inspect.signature(preset).parameters if name != "name")
+OWN_MODES = (LeftToRightMode, AnyOrderMode, DiffusionMode, BlocksMode)
+"""Entries of modes whose readers serving knows; those derived from them may write otherwise."""
+
+PRESET_OPTIONS = tuple(name for name in inspect.signature(DiffusionSampler.preset).parameters if name != "name")
 """What a sampler may have besides, as options of a preset."""
 
 
@@ -74,6 +82,11 @@ class Plan:
     fusion: Fusion = field(default_factory=Fusion)
 
     @property
+    def options(self) -> Options:
+        """The same for decoders."""
+        return Options(sampling=self.sampling, max_new_tokens=self.new_tokens, compile=False)
+
+    @property
     def prompt_tokens(self) -> list[int]:
         """Given tokens of each text."""
         return [sum(token_id != BLANK for token_id in prompt) for prompt in self.prompts]
@@ -93,31 +106,30 @@ class Planner:
     ) -> None:  # fmt: skip
         self.model = model
         self.tokenizer = tokenizer
-        self.dialogues = None if tokenizer is None else Dialogues(tokenizer)
+        self._encoder = None if tokenizer is None else Encoder(tokenizer)
         self.most_tokens = most_tokens
 
-    def encoder(self) -> Any:
+    @property
+    def encoder(self) -> Encoder:
         """The tokenizer for text that comes in.
 
         Raises:
             UserError: there is none.
         """
-        if self.dialogues is None:
+        if self._encoder is None:
             raise UserError("this network has no tokenizer: give token ids.")
-        return self.dialogues.tokenizer
+        return self._encoder
 
     # ---- bodies ----------------------------------------------------------------------------------------
 
     def of_chat(self, body: Chat) -> Plan:
         """Plan the answer to a chat."""
-        _ = self.encoder()
-        assert self.dialogues is not None
         if body.phrasings:
-            before, content, behind = self.dialogues.parts(body.messages)
+            before, content, behind = self.encoder.around_last(body.messages)
             phrasings = [content, *body.phrasings]
-            questions, _ = self.with_encoder(lambda tokenizer: read_questions(phrasings, tokenizer, before, behind))
+            questions, _ = self.encoder.call(lambda tokenizer: read_questions(phrasings, tokenizer, before, behind))
             return self._fused(body, questions, Fusion())
-        return self._plan(body, [self.dialogues.ids(body.messages)], [None], to_the_end=True)
+        return self._plan(body, [self.encoder.dialogue(body.messages)], [None], to_the_end=True)
 
     def of_completion(self, body: Completion) -> Plan:
         """Plan the continuation of prompts, or what fills their gaps."""
@@ -142,31 +154,24 @@ class Planner:
         fusion = Fusion(method=body.method, positions=body.positions, correction=body.correction)
         require("method", body.method, body.method != "vote", "an answer is written once, so choose another")
         parts = (body.prefix, body.suffix, body.separator, body.weights)
-        questions, single = self.with_encoder(lambda tokenizer: read_questions(body.phrasings, tokenizer, *parts))
+        questions, single = self.encoder.call(lambda tokenizer: read_questions(body.phrasings, tokenizer, *parts))
         require("phrasings", body.phrasings, single, "give those of one question")
         return self._fused(body, questions, fusion)
 
     def of_score(self, body: Score) -> tuple[list[list[int]], list[int]]:
         """Return the token ids of each text to score, and how many at its beginning are given."""
         rows = self._ids(body.input)
-        if self.dialogues is None:
+        if self._encoder is None:
             return rows, [0] * len(rows)
-        begin = self.with_encoder(lambda tokenizer: begin_tokens(tokenizer))
+        begin = self.encoder.call(begin_tokens)
         if not body.given:
             return rows, [len(begin) if row[: len(begin)] == begin else 0 for row in rows]
         for text in [body.input] if isinstance(body.input, str) else body.input:
             require("given", body.given, isinstance(text, str), "put its token ids before those of the input")
         [given] = self._ids(body.given)
         texts = [body.input] if isinstance(body.input, str) else [str(text) for text in body.input]
-        behind = self.with_encoder(lambda tokenizer: [continuing_tokens(tokenizer, text) for text in texts])
+        behind = self.encoder.call(lambda tokenizer: [continuing_tokens(tokenizer, text) for text in texts])
         return [[*given, *row] for row in behind], [len(given)] * len(behind)
-
-    def with_encoder(self, function: Callable[[Any], Result]) -> Result:
-        """Call a function of the tokenizer for text that comes in, of which there is one call at a time."""
-        encoder = self.encoder()
-        assert self.dialogues is not None
-        with self.dialogues.lock:
-            return function(encoder)
 
     # ---- parts of a plan -------------------------------------------------------------------------------
 
@@ -219,17 +224,17 @@ class Planner:
     def _ids(self, prompt: Any) -> list[list[int]]:
         """Token ids of prompts without gaps."""
         begin = self.model.config.bos_token_id
-        if self.dialogues is None:
+        if self._encoder is None:
             rows, _ = prompt_ids(prompt, None, begin)
         else:
-            rows, _ = self.with_encoder(lambda tokenizer: prompt_ids(prompt, tokenizer, begin))
+            rows, _ = self.encoder.call(lambda tokenizer: prompt_ids(prompt, tokenizer, begin))
         for number, row in enumerate(rows):
             if BLANK in row:
                 raise FieldError("prompt", f"prompt {number} has a gap ({BLANK}): give gaps: true, too.")
         return rows
 
     def _with_gap(self, row: Sequence[int], suffix: str, tokens: int) -> list[int]:
-        behind = self.with_encoder(lambda tokenizer: continuing_tokens(tokenizer, suffix))
+        behind = self.encoder.call(lambda tokenizer: continuing_tokens(tokenizer, suffix))
         return [*row, *[BLANK] * tokens, *behind]
 
     def _plan(
@@ -238,12 +243,15 @@ class Planner:
     ) -> Plan:  # fmt: skip
         config = self.model.config
         order = self.order(body)
-        from_left = resolve(order, config)[0].name == LEFT_TO_RIGHT.name
+        from_left = resolve(order, config)[0].kind.causal
         new_tokens = self._new_tokens(body, config.context_length if to_the_end and from_left else NEW_TOKENS)
         if isinstance(prompt, list) and texts is not None:
             self._check_room(prompt)
-        encoder = None if self.dialogues is None else self.dialogues.tokenizer
-        read = prompts_for(order, prompt, encoder, config, new_tokens, gap_tokens)
+
+        def read_by(tokenizer: PreTrainedTokenizerBase | None) -> Prompts:
+            return prompts_for(order, prompt, tokenizer, config, new_tokens, gap_tokens)
+
+        read = read_by(None) if self._encoder is None else self._encoder.call(read_by)
         plan = Plan(
             prompts=[row for row in read.rows for _ in range(body.n)],
             modes=[mode for mode in read.modes for _ in range(body.n)],
@@ -260,7 +268,7 @@ class Planner:
         new_tokens = self._new_tokens(body)
         check_questions(self.model.config, questions, fusion, new_tokens, range(len(questions)))
         mode, order = resolve(order, self.model.config)
-        if mode.name != LEFT_TO_RIGHT.name:
+        if not mode.kind.causal:
             require("method", fusion.method, fusion.method == "attention", "others are for answers from left to right")
         layouts = [question.layout(fusion.positions).token_ids for question in questions]
         plan = Plan(
@@ -284,20 +292,23 @@ class Planner:
                 )  # fmt: skip
 
     def _check(self, body: Writing, plan: Plan) -> None:
-        """Refuse what the modes of a plan do not know, by making its first sample."""
+        """Refuse what the modes of a plan do not know."""
         samplers = [order for _, order in plan.modes if isinstance(order, DiffusionSampler)]
         draws = body.temperature > 0 or any(sampler.draws for sampler in samplers)
         require("n", body.n, body.n == 1 or draws, "at temperature 0 all texts are the same, so give one above 0")
         for mode, order in plan.modes:
-            if mode.name != LEFT_TO_RIGHT.name:
-                for name in ("frequency_penalty", "presence_penalty"):
-                    only = "it is for texts from left to right, so leave it out"
-                    require(name, getattr(body, name), not getattr(body, name), only)
-            if mode.name in (LEFT_TO_RIGHT.name, ANY_ORDER.name):
-                plan.sampling.check_filters()
-            else:
-                assert isinstance(order, str | DiffusionSampler)
-                sampler_of_order(order, plan.sampling)
+            decoder_of(mode, order, self.model, plan.options)
+            penalties = ("frequency_penalty", "presence_penalty")
+            for name in () if mode.kind.causal else penalties:
+                value = getattr(body, name)
+                require(name, value, not value, "it is for texts from left to right, so leave it out")
+            if type(entry_of(mode)) in OWN_MODES and (mode.kind.causal or not plan.fused):
+                continue
+            for name in ("logit_bias", *penalties):
+                value = getattr(body, name)
+                require(name, value, not value, "scores are not changed in this mode, so leave it out")
+            known = not body.alternatives
+            require("logprobs", body.alternatives, known, "no others than the token's own are known in this mode")
         if self.tokenizer is not None:
             for prompt in plan.prompts if not plan.fused else ():
                 text_of(self.tokenizer, prompt, plan.stops)
@@ -326,6 +337,6 @@ def _sampler(body: Writing) -> DiffusionSampler:
         if name is None and given.keys() <= SAMPLER_FIELDS:
             return DiffusionSampler(**given)
         of_preset = {option: given.pop(option) for option in PRESET_OPTIONS if option in given}
-        return preset(name or "llada", **of_preset).replace(**given)
+        return DiffusionSampler.preset(name or "llada", **of_preset).replace(**given)
     except UserError as error:
         raise FieldError("sampler", str(error)) from None

@@ -1,16 +1,19 @@
-"""From a plan to the samples that the engine writes: text, choice and group of each, by its mode."""
+"""From a plan to the samples that the engine writes: text, choice and group of each, by its mode.
+
+The modes of the package have groups that samples of several requests share. Another one, which is registered, writes by
+its own decoder, whose steps take turns with the passes of the others.
+"""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from anyorder.api.dispatch import Order, text_of
-from anyorder.api.text import Continuation
+from anyorder.api.text import Continuation, text_of
 from anyorder.decoding.any_order.decoder import texts_of
-from anyorder.decoding.any_order.reader import TwoStreamReader
+from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.cache import NoCache
 from anyorder.decoding.diffusion.decoder import assemble
 from anyorder.decoding.diffusion.reader import CanvasReader
@@ -22,14 +25,30 @@ from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import Choose, by_sampling
 from anyorder.decoding.sampling import Sampling
-from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode
-from anyorder.serving.groups import CanvasGroup, CausalGroup, FixedGroup, Group, Sample, TwoStreamGroup
+from anyorder.model.modes import Mode
+from anyorder.modes import ModeEntry, decoder_of, entry_of
+from anyorder.modes.any_order import AnyOrderMode
+from anyorder.modes.diffusion import BlocksMode, DiffusionMode
+from anyorder.modes.left_to_right import LeftToRightMode
+from anyorder.serving.groups import (
+    CanvasGroup,
+    CausalGroup,
+    DecodedText,
+    DecoderGroup,
+    FixedGroup,
+    Group,
+    Sample,
+    TwoStreamGroup,
+)
 from anyorder.serving.plans import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
+
+Parts = list[dict[str, Any]]
+"""Of each sample of a mode, the arguments of `Sample` that depend on the mode."""
 
 
 def samples_of(plan: Plan, model: Llama, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
@@ -51,79 +70,101 @@ def samples_of(plan: Plan, model: Llama, tokenizer: PreTrainedTokenizerBase | No
 
 
 def _parts(
-    plan: Plan, model: Llama, mode: Mode, order: Order, prompts: Sequence[Sequence[int]], rows: Sequence[int]
-) -> list[dict[str, Any]]:
-    """What differs between modes: text, choice and group of each prompt."""
+    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
+) -> Parts:
+    make = _MAKERS.get(type(entry_of(mode)), _by_decoder)
+    return make(plan, model, mode, order, prompts, sample_ids)
+
+
+def _causal(
+    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
+) -> Parts:
     config = model.config
-    if mode.name == LEFT_TO_RIGHT.name:
-        longest = config.context_length
-        texts = [
-            CausalText(row, prompt, rng, config.eos_token_ids, min(len(prompt) + plan.new_tokens, longest))
-            for row, prompt, rng in zip(rows, prompts, plan.sampling.generators(rows), strict=True)
-        ]
-        choose = _by_sampling(replace(plan.sampling, seed=0))
-        if config.cacheable is not None and any(text.limit > config.cacheable for text in texts):
-            return _together(texts, CausalReader(model, texts), choose)
-        return [_part(text, choose, LEFT_TO_RIGHT.name, lambda: CausalGroup(model)) for text in texts]
-    if mode.name == ANY_ORDER.name:
-        in_order: Any = order
-        choose = _by_sampling(replace(plan.sampling, seed=0))
-        canvases = texts_of(model, prompts, in_order, plan.sampling, rows)
-        return [_part(text, choose, ANY_ORDER.name, lambda: TwoStreamGroup(model)) for text in canvases]
-    assert isinstance(order, str | DiffusionSampler)
+    texts = [
+        CausalText(
+            sample_id, prompt, rng, config.eos_token_ids, min(len(prompt) + plan.new_tokens, config.context_length)
+        )
+        for sample_id, prompt, rng in zip(sample_ids, prompts, plan.sampling.generators(sample_ids), strict=True)
+    ]
+    choose = _by_sampling(replace(plan.sampling, seed=0))
+    if config.cacheable is not None and any(text.limit > config.cacheable for text in texts):
+        return _together(texts, FixedGroup(CausalReader(model, texts)), choose)
+    return [_part(text, choose, mode, lambda: CausalGroup(model)) for text in texts]
+
+
+def _any_order(
+    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
+) -> Parts:
+    choose = _by_sampling(replace(plan.sampling, seed=0))
+    texts = texts_of(model, prompts, order, plan.sampling, sample_ids)
+    return [_part(text, choose, mode, lambda: TwoStreamGroup(model)) for text in texts]
+
+
+def _canvases(
+    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
+) -> Parts:
     sampler = sampler_of_order(order, plan.sampling)
-    filled, reader, choose = assemble(model, prompts, sampler, mode=mode, rows=rows, seed=plan.sampling.seed)
-    choose = _chooser(sampler, mode.mask_token_id, config.eos_token_ids)
+    texts, reader, _ = assemble(model, prompts, sampler, mode=mode, sample_ids=sample_ids, seed=plan.sampling.seed)
+    choose = _chooser(sampler, mode.mask_token_id, model.config.eos_token_ids)
     never = {"never": None if sampler.may_choose_mask else mode.mask_token_id}
     if not isinstance(reader.policy, NoCache) or reader.guidance:
-        return [part | never for part in _together(filled, reader, choose)]
+        return [part | never for part in _together(texts, FixedGroup(reader), choose)]
     block_length = reader.block_length
 
     def new_group() -> Group:
-        return CanvasGroup(lambda texts: CanvasReader(model, texts, mode, NoCache(), block_length=block_length))
+        return CanvasGroup(lambda rows: CanvasReader(model, rows, mode, NoCache(), block_length=block_length))
 
-    return [_part(text, choose, (mode, block_length), new_group) | never for text in filled]
+    return [_part(text, choose, (mode, block_length), new_group) | never for text in texts]
 
 
-def _part(text: Any, choose: Choose[Any], kind: Any, new_group: Any) -> dict[str, Any]:
+def _by_decoder(
+    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int],
+    layout: CanvasLayout = PLAIN,
+) -> Parts:  # fmt: skip
+    decoder = decoder_of(mode, order, model, plan.options, layout)
+    texts = [
+        DecodedText(sample_id, prompt, rng, model.config.eos_token_ids)
+        for sample_id, prompt, rng in zip(sample_ids, prompts, plan.sampling.generators(sample_ids), strict=True)
+    ]
+    group = DecoderGroup(lambda stop: decoder(prompts, sample_ids, stop))
+    return _together(texts, group, None)
+
+
+_MAKERS: dict[type[ModeEntry], Callable[..., Parts]] = {
+    LeftToRightMode: _causal, AnyOrderMode: _any_order, DiffusionMode: _canvases, BlocksMode: _canvases,
+}  # fmt: skip
+"""What makes the samples of the package's own modes; not of those derived from them, which may write otherwise."""
+
+
+def _part(text: Any, choose: Choose[Any] | None, kind: Any, new_group: Any) -> dict[str, Any]:
     return {"text": text, "choose": choose, "kind": kind, "new_group": new_group}
 
 
-def _together(texts: Sequence[Any], reader: Any, choose: Choose[Any]) -> list[dict[str, Any]]:
+def _together(texts: Sequence[Any], group: Group, choose: Choose[Any] | None) -> Parts:
     """Texts that begin together, in a group of their own."""
-    kind, group = object(), FixedGroup(reader)
+    kind = object()
     return [_part(text, choose, kind, lambda: group) for text in texts]
 
 
 def _answers(plan: Plan, model: Llama, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
     """The samples that answer a question in several phrasings."""
     mode, order = plan.modes[0]
-    rows, questions = range(len(plan.fused)), list(plan.fused)
-    limits = check_questions(model.config, questions, plan.fusion, plan.new_tokens, rows)
-    ends = model.config.eos_token_ids
-    choose = _by_sampling(replace(plan.sampling, seed=0))
-    prompts = plan.prompts
-    if mode.name == LEFT_TO_RIGHT.name:
-        rngs = plan.sampling.generators(rows)
-        texts = [
-            answer_to(question, plan.fusion, limit, row, rng, ends)
-            for question, limit, row, rng in zip(questions, limits, rows, rngs, strict=True)
-        ]
-        parts = _together(texts, fusion_reader(model, texts, questions, plan.fusion), choose)
+    sample_ids, questions = range(len(plan.fused)), list(plan.fused)
+    limits = check_questions(model.config, questions, plan.fusion, plan.new_tokens, sample_ids)
+    ends, prompts = model.config.eos_token_ids, plan.prompts
+    if mode.kind.causal:
+        texts = {
+            answer_to(question, plan.fusion, limit, sample_id, rng, ends): question
+            for question, limit, sample_id, rng in zip(
+                questions, limits, sample_ids, plan.sampling.generators(sample_ids), strict=True
+            )
+        }
+        group = FixedGroup(fusion_reader(model, texts, plan.fusion))
+        parts = _together(list(texts), group, _by_sampling(replace(plan.sampling, seed=0)))
     else:
         fused = FusedCanvases(questions, plan.fusion, limits, model.device)
         prompts = fused.canvases
-        if mode.name == ANY_ORDER.name:
-            in_order: Any = order
-            canvases = texts_of(model, prompts, in_order, plan.sampling, rows, fused.lengths)
-            parts = _together(canvases, TwoStreamReader(model, canvases, use_cache=True, fused=fused), choose)
-        else:
-            assert isinstance(order, str | DiffusionSampler)
-            sampler = sampler_of_order(order, plan.sampling)
-            filled, reader, choose = assemble(
-                model, prompts, sampler, mode=mode, rows=rows, seed=plan.sampling.seed, fused=fused
-            )
-            parts = _together(filled, reader, choose)
+        parts = _by_decoder(plan, model, mode, order, prompts, sample_ids, fused)
     return [
         Sample(
             prompt=prompt, prompt_text=None, end_token_ids=ends, scores=plan.scores, follows=plan.follows,
@@ -145,5 +186,5 @@ def _by_sampling(sampling: Sampling) -> Choose[Any]:
 
 
 @functools.lru_cache(maxsize=256)
-def _chooser(sampler: DiffusionSampler, mask_token_id: int, end_token_ids: Sequence[int]) -> Choose[Any]:
+def _chooser(sampler: DiffusionSampler, mask_token_id: Any, end_token_ids: Sequence[int]) -> Choose[Any]:
     return sampler.chooser(mask_token_id, end_token_ids)

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.api.dispatch import resolve
 from anyorder.decoding.checks import check_token_ids
 from anyorder.errors import UserError
 from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
 from anyorder.likelihood.exact import left_to_right_log_prob, log_prob
-from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, refuse_unless_causal
+from anyorder.model.modes import refuse_unless_causal
+from anyorder.modes import entry_of, resolve
+from anyorder.modes.any_order import AnyOrderMode
+from anyorder.modes.diffusion import DiffusionMode
+from anyorder.modes.left_to_right import LeftToRightMode
 from anyorder.orders.kinds import LeftToRight, MostConfident
 from anyorder.orders.plan import GroupPlan
 from anyorder.serving.groups import Alternative
@@ -68,13 +71,18 @@ def score_text(
         UserError: the network does not write in this order, or nothing is left to be scored.
     """
     mode, in_order = resolve(order, model.config)
-    given = max(given, 1) if mode.name == LEFT_TO_RIGHT.name else given
+    entry = entry_of(mode)
+    given = max(given, 1) if mode.kind.causal else given
     check_scored(model, ids, given)
-    if mode.name not in (LEFT_TO_RIGHT.name, ANY_ORDER.name):
+    scored = range(given, len(ids))
+    if not isinstance(entry, LeftToRightMode | AnyOrderMode):
         method = MonteCarlo(samples=samples, seed=seed)
-        [bound] = diffusion_log_prob(
-            model, [ids], [range(given, len(ids))], mode=mode, method=method, on_copies=lambda _: on_pass()
-        )  # fmt: skip
+        if isinstance(entry, DiffusionMode):
+            [bound] = diffusion_log_prob(
+                model, [ids], [scored], mode=mode, method=method, on_copies=lambda _: on_pass()
+            )  # fmt: skip
+        else:
+            [bound] = entry.log_probs(model, mode, [ids], [scored], order=in_order, seed=seed, method=method)
         return TextScore(
             log_prob=bound.log_prob, standard_error=bound.standard_error, exact=bound.exact,
             tokens=bound.tokens, of_tokens=None,
@@ -83,7 +91,7 @@ def score_text(
         raise UserError(f"order is {order!r}, which depends on what is written: give one that is known before.")
     is_given = [[at < given for at in range(len(ids))]]
     predicted = [[at >= given for at in range(len(ids))]]
-    by_streams = mode.name == ANY_ORDER.name
+    by_streams = isinstance(entry, AnyOrderMode)
     plan = GroupPlan.from_masks(is_given, predicted, in_order if by_streams else LeftToRight(), seed)  # type: ignore[arg-type]
     found = (log_prob if by_streams else left_to_right_log_prob)(model, [list(ids)], plan)
     of_tokens = [

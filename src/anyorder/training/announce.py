@@ -1,4 +1,4 @@
-"""What a training says of itself when it begins: for a log file, which shows at once what runs."""
+"""The lines that a training logs when it begins."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from anyorder.training.settings import Run
 
 
 def first_line(run: Run, *, tuning: bool, processes: int) -> str:
-    """The settings that tell trainings apart, before anything is read."""
+    """The settings by which trainings differ most, before anything is read."""
     parts = {
         "network": run.init or "from scratch",
         "data": run.data,

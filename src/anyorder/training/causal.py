@@ -35,7 +35,7 @@ def train_causal(
         model: the network; trained in place, and ready to write afterwards.
         ids_NL: int64 `[rows, length]`, token ids.
         steps, batch_size, learning_rate, weight_decay, seed: see `Training`.
-        callbacks: told about each step and, every 10, of the mean loss.
+        callbacks: called at each step and, every 10, with the mean loss.
 
     Returns:
         Mean loss of the last steps (at most 10) in nats per token.

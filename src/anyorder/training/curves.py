@@ -11,7 +11,7 @@ Log = list[dict[str, float]]
 
 
 def with_bits_per_byte(log: Log, bytes_per_token: float | None) -> Log:
-    """The log, with each loss on validation data also in bits per byte, which vocabularies do not change.
+    """Add each loss on validation data in bits per byte, which vocabularies do not change.
 
     Args:
         log: entries with "eval_<name>" in nats per token.
@@ -27,7 +27,7 @@ def with_bits_per_byte(log: Log, bytes_per_token: float | None) -> Log:
 
 
 def draw_curves(logs: Mapping[str, Log], file: Path, *, level: Mapping[str, float] | None = None) -> None:
-    """Draws losses over steps into a PNG: lines for training, dots for validation.
+    """Draw losses over steps into a PNG: lines for training, dots for validation.
 
     Args:
         logs: for each name a log.
@@ -42,12 +42,12 @@ def draw_curves(logs: Mapping[str, Log], file: Path, *, level: Mapping[str, floa
         colour = f"C{number}"
         trained = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
         axes.plot(*zip(*trained, strict=True), color=colour, linewidth=1, label=name)
-        looks = sorted({key for entry in log for key in entry if _is_look(key)})
-        for marker, key in zip("osv^D", looks, strict=False):
-            seen = [(entry["step"], entry[key]) for entry in log if key in entry]
-            # Of one objective, dots of the same colour speak for themselves.
-            label = f"{name}: {key.removeprefix('eval_')}" if len(looks) > 1 else None
-            axes.plot(*zip(*seen, strict=True), marker, color=colour, markersize=4, label=label)
+        evaluated = sorted({key for entry in log for key in entry if _is_loss_in_nats(key)})
+        for marker, key in zip("osv^D", evaluated, strict=False):
+            points = [(entry["step"], entry[key]) for entry in log if key in entry]
+            # The dots of a single objective, in the colour of its line, need no label.
+            label = f"{name}: {key.removeprefix('eval_')}" if len(evaluated) > 1 else None
+            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=4, label=label)
     for label, nats in (level or {}).items():
         axes.axhline(nats, color="grey", linestyle=":", linewidth=1)
         axes.annotate(label, (1, nats), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
@@ -60,5 +60,5 @@ def draw_curves(logs: Mapping[str, Log], file: Path, *, level: Mapping[str, floa
     figure.savefig(file, format="png", dpi=120)
 
 
-def _is_look(key: str) -> bool:
+def _is_loss_in_nats(key: str) -> bool:
     return key.startswith("eval_") and not key.endswith("_bits_per_byte")

@@ -22,11 +22,14 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from anyorder.errors import UserError
+from anyorder.model.experts import routings_of
 from anyorder.model.llama import Llama
 from anyorder.objectives import TrainingInputs, summed_loss
+from anyorder.training.balance import Balance
 from anyorder.training.interruption import Interruption
 from anyorder.training.progress import Progress
 from anyorder.training.samples import InputsMaker, Samples, StreamedSamples
+from anyorder.training.settings import Training
 from anyorder.utils.files import SEAL, DiskError, damage, disk_error, seal
 
 CHECKPOINT = "checkpoint-"
@@ -36,29 +39,35 @@ PARTIAL = ".partial"
 """Folder of a checkpoint that is being written."""
 
 
-class LessonLoss(nn.Module):
-    """What `Trainer` trains: the network, called with training inputs; wrappers for several processes go around it."""
+class ModelWithLoss(nn.Module):
+    """The module that `Trainer` trains: it maps training inputs to a loss; wrappers for several processes go around."""
 
-    def __init__(self, network: Llama) -> None:
+    def __init__(self, model: Llama) -> None:
         super().__init__()
-        self.network = network
-        self._no_split_modules = sorted({type(layer).__name__ for layer in network.model.layers})
+        self.model = model
+        self.balance: Balance | None = None
+        self._no_split_modules = sorted({type(layer).__name__ for layer in model.model.layers})
 
     def forward(self, inputs: TrainingInputs) -> Tensor:
-        """The summed loss, see `summed_loss`."""
-        return summed_loss(self.network, inputs)
+        """The summed loss, see `summed_loss`; in training, with the term that keeps experts equally busy."""
+        if self.balance is None or not self.training:
+            return summed_loss(self.model, inputs)
+        with routings_of(self.model) as routings:
+            summed = summed_loss(self.model, inputs)
+        return summed + self.balance.term(routings, inputs.count)
 
 
 class ObjectiveTrainer(Trainer):
     """Trains a network on the samples of one objective.
 
     Args:
-        network: trained in place.
+        model: the network, trained in place.
         samples: of the whole training.
         maker: makes training inputs of them.
         validation: for each name, samples and what makes training inputs of them.
-        describe: writes what else a checkpoint needs to be loaded as a network into its folder.
+        describe: callback, called with the folder of a checkpoint; writes there what else loading it needs.
         keep: checkpoints that stay, the latest ones.
+        balance: how experts are kept equally busy; None: they are not counted.
         interruption: ends the training early, with a checkpoint.
         callbacks: called at each step and each entry of the log.
         options: further ones of `Trainer`.
@@ -66,23 +75,24 @@ class ObjectiveTrainer(Trainer):
 
     def __init__(
         self,
-        network: Llama,
+        model: Llama,
         samples: Samples | StreamedSamples,
         maker: InputsMaker,
         *,
         validation: Mapping[str, tuple[Samples, InputsMaker]] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
         keep: int = 2,
+        balance: Training | None = None,
         interruption: Interruption | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
     ) -> None:
-        self.network, self.samples = network, samples
-        self.wrapped = LessonLoss(network)
-        looked_at = {name: others for name, (others, _) in (validation or {}).items()}
+        self.samples = samples
+        self.wrapped = ModelWithLoss(model)
+        validation_samples = {name: others for name, (others, _) in (validation or {}).items()}
         self.progress, self.interruption = Progress(), interruption
         super().__init__(
-            model=self.wrapped, train_dataset=samples, eval_dataset=looked_at or None, data_collator=maker,
+            model=self.wrapped, train_dataset=samples, eval_dataset=validation_samples or None, data_collator=maker,
             callbacks=[self.progress, *([] if interruption is None else [interruption]), *callbacks], **options,
         )  # fmt: skip
         # The sum over a step is divided by the step's own count, so no mean over batches is taken afterwards.
@@ -92,6 +102,11 @@ class ObjectiveTrainer(Trainer):
         self.folder = Path(self.args.output_dir)
         self.describe = describe
         self.keep = keep
+        if balance is not None and model.config.experts is not None:
+            self.wrapped.balance = Balance(
+                model, balance, lambda counts: self.accelerator.reduce(counts.double(), "sum")
+            )
+            self.add_callback(self.wrapped.balance)
 
     # ---- losses -----------------------------------------------------------------------------------
 
@@ -127,6 +142,7 @@ class ObjectiveTrainer(Trainer):
         """As `Trainer` does, with losses and times of the whole training, not of the piece since it was resumed."""
         if "loss" in logs:
             logs["loss"] = self.progress.log(self._mean(self.progress.unlogged), self.state.global_step)
+            logs |= {} if self.wrapped.balance is None else self.wrapped.balance.logged()
         if "train_loss" in logs:
             total = self.progress.logged + self._mean(self.progress.unlogged)
             logs["train_loss"] = total / max(self.state.global_step, 1)
@@ -144,7 +160,7 @@ class ObjectiveTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The loss of each objective on its validation samples, always with the same draws."""
+        """Compute the loss of each objective on its validation samples, always with the same draws."""
         self.model_wrapped.eval()
         found = {}
         for name, (samples, maker) in self.validation.items():
@@ -165,7 +181,7 @@ class ObjectiveTrainer(Trainer):
     # ---- checkpoints ------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Written beside its place, then renamed into it: a killed process leaves no half of one."""
+        """Write a checkpoint beside its place, then rename it: a killed process leaves no half of one."""
         name = f"{CHECKPOINT}{self.state.global_step}"
         folder = self.folder
         partial = folder / PARTIAL
@@ -205,7 +221,7 @@ class ObjectiveTrainer(Trainer):
         return str(self.folder / PARTIAL)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The weights that are trained, whole on every kind of sharding, and what `describe` writes."""
+        """Write the weights that are trained, whole on every kind of sharding, and what `describe` writes."""
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         state: dict[str, Any] = get_model_state_dict(self.wrapped, options=options)
         if not self.args.should_save:
@@ -213,8 +229,8 @@ class ObjectiveTrainer(Trainer):
         folder = Path(output_dir) if output_dir else self.folder
         folder.mkdir(parents=True, exist_ok=True)
         weights = {
-            name: state[f"network.{name}"].contiguous()
-            for name, weight in self.network.named_parameters()
+            name: state[f"model.{name}"].contiguous()
+            for name, weight in self.wrapped.model.named_parameters()
             if weight.requires_grad
         }
         save_file(weights, folder / WEIGHTS, {"format": "pt"})
@@ -224,7 +240,7 @@ class ObjectiveTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         set_model_state_dict(
             self.wrapped,
-            {f"network.{name}": weight for name, weight in load_file(folder / WEIGHTS).items()},
+            {f"model.{name}": weight for name, weight in load_file(folder / WEIGHTS).items()},
             options=StateDictOptions(full_state_dict=True, strict=False),
         )
         kept = folder / PROGRESS
@@ -256,7 +272,7 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Hands a folder's files to the disk, so that a name never stands for less than it says."""
+    """Flush a folder's files to the disk, so that no name is there before its content."""
     for path in (*folder.iterdir(), folder):
         handle = os.open(path, os.O_RDONLY)
         try:

@@ -24,7 +24,7 @@ TENSORBOARD = "runs"
 """Folder of TensorBoard's files, beside the checkpoints."""
 
 
-def write_network(network: Llama, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
+def write_network(model: Llama, tokenizer: PreTrainedTokenizerBase, output: Path) -> None:
     """Write the network among the files of its training, in place of one that a resumed training had left.
 
     Nothing can be loaded without `config.json`, which goes first and comes last: a killed process leaves no half.
@@ -35,7 +35,7 @@ def write_network(network: Llama, tokenizer: PreTrainedTokenizerBase, output: Pa
     partial = output / PARTIAL
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     try:
-        checkpoints.save_model(network, partial, tokenizer=tokenizer)
+        checkpoints.save_model(model, partial, tokenizer=tokenizer)
         sync(partial)
         (output / CONFIG).unlink(missing_ok=True)
         for file in sorted(partial.iterdir(), key=lambda file: file.name == CONFIG):

@@ -16,7 +16,9 @@ import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from anyorder.errors import UserError
+from anyorder.modes import LearningOptions, entry_of
 from anyorder.objectives import Objective
+from anyorder.training.balance import check_balance
 from anyorder.training.curves import Log
 from anyorder.training.engine import PARTIAL, ObjectiveTrainer, check_checkpoint, whole_checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
 @checked()
 def fit(
-    network: Llama,
-    objective: Objective,
+    model: Llama,
+    objective: Objective | str,
     rows: Rows | Iterable[Row],
     training: Training,
     *,
@@ -43,20 +45,21 @@ def fit(
     callbacks: Sequence[TrainerCallback] = (),
     report_to: Sequence[str] = (),
 ) -> Log:
-    """Trains a network in place, on the device that accelerate chooses, and leaves it ready to write.
+    """Train a network in place, on the device that accelerate chooses, and leave it ready to write.
 
     AdamW with beta 0.9 and 0.95, and gradients of at most `training.clip`.
 
     Args:
-        network: whose trainable weights change.
-        objective: what is learnt.
+        model: the network, whose trainable weights change.
+        objective: makes the training inputs; or the name of a mode of the network, for that mode's objective with
+            its usual options.
         rows: prepared data; those that have no length are taken as they come, not shuffled.
-        training: how.
+        training: steps, batches, optimizer and checkpoints.
         folder: where checkpoints go; None makes none.
         resume: go on from the latest checkpoint in the folder, as if nothing had happened: on a CPU bit for bit.
-        validation: for each name an objective and rows, on which the loss is taken without learning.
-        describe: writes what a checkpoint needs beside the weights to be loaded as a network.
-        callbacks: told about each step and each entry of the log.
+        validation: for each name an objective and rows, on which the loss is computed without training.
+        describe: callback, called with the folder of a checkpoint; writes there what loading it needs beside weights.
+        callbacks: called at each step and each entry of the log.
         report_to: further places for the log, such as "tensorboard".
 
     Returns:
@@ -69,6 +72,10 @@ def fit(
             process trains into `folder`, or there is nothing to resume or it is damaged.
     """
     check_machine(training, report_to)
+    check_balance(training, model.config)
+    if isinstance(objective, str):
+        mode = model.config.mode(objective)
+        objective = entry_of(mode).objective(mode, LearningOptions())
     if isinstance(rows, Sized) and len(rows) == 0:
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
     if training.epochs is not None and not isinstance(rows, Sized):
@@ -86,15 +93,15 @@ def fit(
             check_checkpoint(latest[0])
         arguments = _arguments(
             training, output, saves=folder is not None, report_to=report_to,
-            find_unused=network.query_rows is not None,
+            find_unused=model.query_rows is not None,
         )  # fmt: skip
         per_step = training.batch_size * training.accumulation * arguments.world_size
         trainer = ObjectiveTrainer(
-            network,
+            model,
             _samples(rows, training.total_steps * per_step, training.seed),
             InputsMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
             validation={
-                # Its own draws, the same at every look.
+                # Its own draws, the same at every evaluation.
                 name: (
                     Samples(others, len(others), training.seed, shuffle=False),
                     InputsMaker(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
@@ -103,6 +110,7 @@ def fit(
             },
             describe=describe,
             keep=training.keep,
+            balance=training,
             interruption=None if folder is None else Interruption(alone=arguments.world_size == 1),
             args=arguments,
             callbacks=callbacks,
@@ -111,12 +119,12 @@ def fit(
         _train(trainer, latest[0] if resume else None)
         if validation:
             trainer.evaluate()
-    network.eval()
+    model.eval()
     return list(trainer.state.log_history)
 
 
 def check_machine(training: Training, report_to: Sequence[str] = ()) -> None:
-    """Whether this machine has what a training needs; nothing is written.
+    """Check that this machine has what a training needs; nothing is written.
 
     Raises:
         UserError: a package is missing, or there is no GPU for float16.
@@ -147,7 +155,7 @@ def _output(folder: Path | None) -> Iterator[Path]:
 
 
 def _train(trainer: ObjectiveTrainer, checkpoint: Path | None) -> None:
-    """To the end, or to a signal or an exception, where the last whole step is kept."""
+    """Train to the end, or to a signal or an exception, where the last whole step is kept."""
     interruption = trainer.interruption
     if interruption is None:
         trainer.train()
@@ -167,12 +175,12 @@ def _train(trainer: ObjectiveTrainer, checkpoint: Path | None) -> None:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one of several that writes."""
+    """Whether this process is the one that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def processes() -> int:
-    """How many were started to share this training."""
+    """Number of processes that share this training."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -185,7 +193,7 @@ def _samples(rows: Rows | Iterable[Row], total: int, seed: int) -> Samples | Str
 def _arguments(
     training: Training, output: Path, *, saves: bool, report_to: Sequence[str], find_unused: bool
 ) -> TrainingArguments:  # fmt: skip
-    """`Trainer`'s own names for all that."""
+    """`Trainer`'s form of the settings."""
     strategies: dict[str, Any] = {
         "save_strategy": "steps" if saves and training.save_every else "no",
         "save_steps": training.save_every or 1,

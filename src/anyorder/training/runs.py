@@ -15,24 +15,26 @@ import torch
 from transformers import TrainerCallback
 
 from anyorder import checkpoints
+from anyorder.checkpoints.adapt import adapt
 from anyorder.checkpoints.chat_template.render import chat_template, given_template
-from anyorder.checkpoints.config_json import config_to_json
+from anyorder.checkpoints.config_json import config_of_our_tensors
 from anyorder.checkpoints.huggingface import CONFIG
 from anyorder.checkpoints.json_files import read_json, write_json
-from anyorder.data import prepare, report_of
+from anyorder.data import DataConfig, prepare, report_of
 from anyorder.data.chat import Chat
 from anyorder.data.records import not_read
 from anyorder.errors import UserError
 from anyorder.huggingface import AnyOrderForCausalLM
+from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.objectives import Mixture
 from anyorder.training.announce import first_line, summary
+from anyorder.training.build import build_model, build_objective, lost_modes, with_mask, with_own_mode
 from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
+from anyorder.training.disk_space import check_disk_space, rescue
 from anyorder.training.engine import whole_checkpoints
 from anyorder.training.folder import CHECKPOINTS, CURVES, LOG, SETTINGS, nothing_trained, write_network
 from anyorder.training.loop import check_machine, fit, is_first_process, processes
-from anyorder.training.recipes import lost_modes, network_of, objective_of, prepared, with_own_mode
-from anyorder.training.room import check_room, rescue
 from anyorder.training.settings import Run
 from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, check_place, claimed, whole_file
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAY_CHANGE = ("resume", "output", "data", "validation", "cache_dir", "keep", "workers", "tensorboard", "wandb")
-"""Settings that may differ where a training is resumed: they do not decide what is learnt, or the data show it."""
+"""Settings that may differ where a training is resumed: they do not decide what is trained on, or the data show it."""
 
 
 @checked()
@@ -52,13 +54,13 @@ def run(
     callbacks: Sequence[TrainerCallback] = (),
     tell: Callable[[str], None] = lambda line: None,
 ) -> Log:
-    """Trains as the settings say, and leaves the network in the output folder, with `log.json` and `loss.png`.
+    """Train, and leave the network in the output folder, with `log.json` and `loss.png`.
 
     Args:
-        settings: all that decides the training.
-        tuning: learn the answers of prompts and dialogues, not whole texts.
-        callbacks: told about each step.
-        tell: told what goes on, a line at a time.
+        settings: the settings.
+        tuning: train on the answers of prompts and dialogues, not on whole texts.
+        callbacks: called at each step.
+        tell: callback, called with each line that is to be shown.
 
     Returns:
         The log: "loss" in nats per token (in fine-tuning by masked diffusion, the mean over samples), "eval_..." for
@@ -81,41 +83,45 @@ def run(
 
 
 def _reports(settings: Run) -> list[str]:
-    """The packages that are sent the log."""
+    """The packages that log the training, too."""
     return [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
 
 
 def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], tell: Callable[[str], None]) -> Log:
     given = settings
-    model, tokenizer = network_of(settings)
+    model, tokenizer = build_model(settings)
     settings = with_own_mode(settings, model.config)
     if lost := lost_modes(settings, model.config):
         tell(f"the trained network will no longer write by {' and '.join(lost)}: a mixture keeps what it teaches")
     if tuning:
         _chatting(settings, model, tokenizer)
-    model, objective = prepared(settings, model, tokenizer, tuning=tuning)
-    prepare_rows = functools.partial(_rows, settings, model, tokenizer, tuning=tuning, tell=tell)
+    model, mask_token_id = with_mask(settings, model, tokenizer, tuning=tuning)
+    prepare_rows = functools.partial(
+        _rows, settings, model.config, tokenizer, mask_token_id=mask_token_id, tuning=tuning, tell=tell
+    )
     rows = prepare_rows(settings.data, streaming=settings.streaming)
-    parts = objective.parts if isinstance(objective, Mixture) else [objective]
-    names = list(settings.parts) or [str(settings.objective)]
+    if settings.steps is None:
+        settings = settings.in_steps(len(rows), processes())
+    objective = build_objective(settings, mask_token_id, model.config, tuning=tuning)
+    model = adapt(model, objective.modes, seed=settings.seed)
     validation, bytes_per_token = {}, None
     if settings.validation is not None:
         others = prepare_rows(settings.validation)
+        parts = objective.parts if isinstance(objective, Mixture) else [objective]
+        names = list(settings.parts) or [str(settings.objective)]
         validation = {name: (part, others) for name, part in zip(names, parts, strict=True)}
         bytes_per_token = report_of(others).bytes_per_token
-    if settings.steps is None:
-        settings = settings.in_steps(len(rows), processes())
-        hidden = next((mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None), -1)
-        objective = objective_of(settings, hidden, model.config, tuning=tuning)  # whose schedules go by steps
     tell(summary(settings, model, None if settings.streaming else len(rows), processes=processes()))
-    face = AnyOrderForCausalLM.of(model).train()
-    adapted = _adapted(face, settings.lora_rank, settings.seed) if settings.lora_rank else None
+    hf_model = AnyOrderForCausalLM.of(model).train()
+    adapted = _adapted(hf_model, settings.lora_rank, settings.seed) if settings.lora_rank else None
     if settings.activation_checkpointing:
-        face.gradient_checkpointing_enable()
+        hf_model.gradient_checkpointing_enable()
 
     def describe(folder: Path) -> None:
         if adapted is None:  # so that a checkpoint is a network that can be loaded
-            write_json(folder / CONFIG, config_to_json(model.config) | {"dtype": "float32", "torch_dtype": "float32"})
+            write_json(
+                folder / CONFIG, config_of_our_tensors(model.config) | {"dtype": "float32", "torch_dtype": "float32"}
+            )
             checkpoints.write_tokenizer(tokenizer, folder)
 
     place = settings.output / CHECKPOINTS
@@ -123,24 +129,24 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
     resume = settings.resume and bool(whole_checkpoints(place))
     first = is_first_process()
     if first:
-        check_room(settings, face)
+        check_disk_space(settings, hf_model)
         settings.output.mkdir(parents=True, exist_ok=True)
         if not resume:
             _write(settings.output / SETTINGS, lambda file: write_json(file, json.loads(_as_json(given))))
 
     @functools.cache
     def trained() -> Llama:
-        network: Llama = face if adapted is None else adapted.merge_and_unload()
-        return network
+        merged: Llama = hf_model if adapted is None else adapted.merge_and_unload()
+        return merged
 
     try:
         log = fit(
-            face, objective, rows, settings, folder=place, resume=resume, validation=validation, describe=describe,
-            callbacks=callbacks, report_to=_reports(settings),
+            hf_model, objective, rows, settings, folder=place, resume=resume, validation=validation,
+            describe=describe, callbacks=callbacks, report_to=_reports(settings),
         )  # fmt: skip
         log = with_bits_per_byte(log, bytes_per_token)
         if first:
-            _leave(settings, trained(), tokenizer, log)
+            _write_results(settings, trained(), tokenizer, log)
     except DiskError as error:
         if first:
             raise rescue(settings, error, trained(), tokenizer) from error
@@ -149,7 +155,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
 
 
 def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the tokenizer the template that is learnt, and the network the token by which its answers end, first."""
+    """Give the tokenizer the template that is trained on, and the network the token by which its answers end, first."""
     ends = model.config.eos_token_ids
     end_token_id = next(iter(ends), None)
     if settings.template is None:
@@ -164,7 +170,7 @@ def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -
 
 
 def _check_output(settings: Run) -> None:
-    """Before minutes are spent: a new folder, or one whose training has these settings."""
+    """Check that the folder is new, or that its training has these settings, before minutes are spent."""
     if not settings.resume:
         if nothing_trained(settings.output):
             shutil.rmtree(settings.output)
@@ -173,7 +179,11 @@ def _check_output(settings: Run) -> None:
     file = settings.output / SETTINGS
     if not file.is_file():
         raise UserError(f"output is {str(settings.output)!r}, where no training began: leave out resume.")
-    before, now = read_json(file), json.loads(_as_json(settings))
+    # Settings that an earlier version did not have were as by default.
+    defaults = {
+        field.name: field.default for field in dataclasses.fields(Run) if field.default is not dataclasses.MISSING
+    }
+    before, now = defaults | read_json(file), json.loads(_as_json(settings))
     changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
     # What the training began with comes first: to give it again may be all that lacks.
     for name in sorted(changed, key=lambda name: not _is_given(before.get(name))):
@@ -194,17 +204,17 @@ def _as_json(settings: Run) -> str:
 
 
 def _rows(
-    settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase, source: Path, *, tuning: bool,
-    tell: Callable[[str], None], streaming: bool = False,
+    settings: Run, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, source: Path, *, mask_token_id: int | None,
+    tuning: bool, tell: Callable[[str], None], streaming: bool = False,
 ) -> Any:  # fmt: skip
-    """A `datasets.Dataset`, or an iterable one."""
-    masks = {mode.mask_token_id for mode in model.config.modes if mode.mask_token_id is not None}
-    dataset: Any = prepare(
-        source, tokenizer, settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
-        template=settings.template, end_token_id=next(iter(model.config.eos_token_ids), None), mask_token_ids=masks,
-        vocab_size=model.config.vocab_size, skip_bad_lines=settings.skip_bad_lines, cache_dir=settings.cache_dir,
-        streaming=streaming, last_answer_only=settings.last_answer_only,
+    """Prepare a `datasets.Dataset`, or an iterable one."""
+    data = DataConfig(
+        length=settings.length, kind="sft" if tuning else "pretrain", documents=settings.documents,
+        template=settings.template, end_token_id=next(iter(config.eos_token_ids), None),
+        mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=config.vocab_size,
+        skip_bad_lines=settings.skip_bad_lines, last_answer_only=settings.last_answer_only,
     )  # fmt: skip
+    dataset: Any = prepare(source, tokenizer, data, cache_dir=settings.cache_dir, streaming=streaming)
     if not streaming:
         report = report_of(dataset)
         if report.left_out:
@@ -214,21 +224,20 @@ def _rows(
     return dataset
 
 
-def _adapted(face: AnyOrderForCausalLM, rank: int, seed: int) -> Any:
-    """Low-rank adapters (arXiv 2106.09685) in all projections; query rows, which are new, are trained whole."""
+def _adapted(model: AnyOrderForCausalLM, rank: int, seed: int) -> Any:
+    """Add low-rank adapters (arXiv 2106.09685) to all projections; query rows, which are new, are trained whole."""
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    whole = [] if face.query_rows is None else ["query_rows"]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # PEFT draws the first weights
-        adapted = peft.get_peft_model(face, config)
-    for name in whole:
-        face.get_submodule(name).requires_grad_(True)
+        adapted = peft.get_peft_model(model, config)
+    if model.query_rows is not None:
+        model.query_rows.requires_grad_(True)
     return adapted
 
 
-def _leave(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, log: Log) -> None:
-    """The network, the log and the curves, each whole or not at all."""
+def _write_results(settings: Run, trained: Llama, tokenizer: PreTrainedTokenizerBase, log: Log) -> None:
+    """Write the network, the log and the curves, each whole or not at all."""
     write_network(trained, tokenizer, settings.output)
     _write(settings.output / LOG, lambda file: write_json(file, {"log": log}))
     _write(settings.output / CURVES, lambda file: draw_curves({str(settings.objective): log}, file))

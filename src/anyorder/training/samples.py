@@ -1,4 +1,4 @@
-"""From prepared rows to training inputs: in which order samples come, and their numbers, from which all draws follow.
+"""From prepared rows to training inputs: the order of the samples, and their numbers, which decide all random draws.
 
 Shape suffixes: B batch, L tokens of a sample.
 """
@@ -106,9 +106,9 @@ class InputsMaker:
     """Collates samples into `{"training inputs": TrainingInputs}`; runs where data are loaded, which needs no network.
 
     Attributes:
-        objective: what is to be learnt.
+        objective: makes the training inputs.
         seed: with the numbers of sample and step, decides all draws.
-        samples_per_step: of an optimizer step, over all processes; tells the step of a sample.
+        samples_per_step: of an optimizer step, over all processes; from it follows the step of a sample.
     """
 
     objective: Objective

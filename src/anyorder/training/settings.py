@@ -1,15 +1,17 @@
-"""How a training goes, as frozen records that are checked when they are built; nothing here needs PyTorch."""
+"""The settings of a training, as frozen records that are checked when they are built; nothing here needs PyTorch."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, Self
 
 from anyorder.errors import UserError
-from anyorder.orders.names import MIXTURE, OBJECTIVES, objective_named
+from anyorder.model.modes import KINDS, ModeKind
+from anyorder.orders.names import MIXTURE, objective_named, objectives
 from anyorder.utils.annotations import Listed, check_fields
 
 STEPS = 1000
@@ -21,26 +23,28 @@ LEARNING_RATES = {"from scratch": 1e-3, "init": 1e-4, "sft": 2e-5, "adapters": 2
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """The part that every training has, whatever is learnt from which data.
+    """The settings that every training has, whatever its objective and its data.
 
     Attributes:
         steps: Optimizer steps; 1000 unless given, or epochs are.
-        epochs: Instead of steps, how many times the data are learnt; 0.5 takes half of them.
+        epochs: Instead of steps, how many times the data are read; 0.5 takes half of them.
         batch_size: Samples that a process reads at a time.
         accumulation: Batches of each process whose gradients make one step; the same as one larger batch.
-        learning_rate: The highest, at the end of the warm-up. Unless given, 1e-3 from scratch, 1e-4 for whole texts
-            from init, 2e-5 for answers, 2e-4 for low-rank adapters; small networks bear more.
+        learning_rate: The highest, at the end of the warm-up; 1e-3 unless given.
         warmup: Steps in which the learning rate rises to that; below 1, a share of all steps.
         schedule: How the learning rate goes on: cosine and linear fall to 0 at the last step, constant stays.
         weight_decay: Of the matrices; norms and biases have none.
         clip: Length to which longer gradients are cut.
+        balance_loss: Weight of a term of the loss that keeps experts of a mixture equally busy, such as 0.01.
+        balance_bias: Step by which the bias of a busy expert falls after each optimizer step, and that of an idle one
+            rises, such as 0.001; for mixtures with such biases.
         precision: What the products are computed in; weights and optimizer stay float32. float16 needs a GPU, and
             scales the loss.
-        activation_checkpointing: Compute layers again backwards instead of keeping what they made: less memory, a
-            third more time.
+        activation_checkpointing: Compute layers again in the backward pass instead of keeping what they made: less
+            memory, a third more time.
         seed: Decides first weights, the order of the samples, and all draws.
         log_every: Steps between two entries of the log, each the mean loss since the last one.
-        evaluate_every: Steps between two looks at the validation data; 0 only looks at the end.
+        evaluate_every: Steps between two evaluations on the validation data; 0 evaluates at the end alone.
         save_every: Steps between two checkpoints, from which a training can be resumed; there is one at the end, too. 0
             makes none, unless the training is interrupted.
         keep: Checkpoints that stay, the latest ones.
@@ -59,6 +63,8 @@ class Training:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.1
     clip: float = 1.0
+    balance_loss: float = 0.0
+    balance_bias: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     activation_checkpointing: bool = False
     seed: int = 0
@@ -77,7 +83,9 @@ class Training:
         for name in ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
             value = getattr(self, name)
             self._require(name, value is None or value > 0, "give a number above 0")
-        for name in ("warmup", "weight_decay", "evaluate_every", "save_every", "workers"):
+        for name in (
+            "warmup", "weight_decay", "balance_loss", "balance_bias", "evaluate_every", "save_every", "workers",
+        ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "give 0 or a number above")
         self._require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
         fewer = self.steps is None or self.warmup < self.steps
@@ -118,9 +126,9 @@ class Run(Training):
     Attributes:
         data: File or folder of JSON, text or tables.
         output: New folder for the trained network, its curves and its checkpoints.
-        objective: What is learnt: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of
-            several in given shares; also the name of the mode that it teaches, such as diffusion or
-            blocks:32. Unless given, what the network of init writes by, and from scratch autoregressive.
+        objective: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of several in given
+            shares; also the name of the mode that it trains, such as diffusion or blocks:32. Unless given, that of
+            the default mode of the network of init, and from scratch autoregressive.
         init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
             made from the data.
@@ -128,20 +136,24 @@ class Run(Training):
         width: Hidden size of a network from scratch.
         layers: Layers of a network from scratch.
         heads: Attention heads of a network from scratch.
+        shape: Instead of these, a config.json of the network from scratch, such as that of anyorder configs; its
+            vocabulary and special tokens become the tokenizer's.
         length: Tokens of a sample.
         rope_scaling: How the rotary embeddings of a network of init are scaled for samples longer than those that it
             was trained on; the factor follows from length.
-        validation: File or folder of data that are not learnt, on which the loss is taken.
-        documents: Of plain text, what is one document: the file, what stands between empty lines, or a line.
+        validation: File or folder of data for validation, on which the loss is computed without training.
+        documents: Of plain text, what is one document: the file, the lines between empty ones, or a line.
         template: Chat template of dialogues, in Jinja or a file with it; the tokenizer's own, or a plain one, unless
             given.
         skip_bad_lines: Leave out lines that cannot be used, and say how many, instead of stopping at the first.
-        last_answer_only: For fine-tuning, learn only the last answer of each dialogue.
-        streaming: Read and tokenise data anew while they are learnt, in the order of the files, for what does not fit
+        last_answer_only: For fine-tuning, train on the last answer of each dialogue alone.
+        streaming: Read and tokenise data anew during the training, in the order of the files, for what does not fit
             on the disk twice.
         cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
         shares: For a mixture, objectives with their shares, such as masked-diffusion=0.5; may be repeated.
-        order_schedule: For permutation, the orders that are learnt, and how they change.
+        learning_rate: The highest, at the end of the warm-up. Unless given, 1e-3 from scratch, 1e-4 for whole texts
+            from init, 2e-5 for answers, 2e-4 for low-rank adapters; small networks bear more.
+        order_schedule: For permutation, the orders of the samples, and how they change.
         predicted: For permutation, the share of the tokens that is predicted; each costs a row.
         block_length: For block diffusion, tokens of a block; those of the network of init, or 32, unless given.
         mask_token: For diffusion, the token that hides others, as text or id; added to the vocabulary if it has none.
@@ -167,6 +179,7 @@ class Run(Training):
     width: int = 256
     layers: int = 6
     heads: int = 4
+    shape: Path | None = None
     length: int = 256
     rope_scaling: Literal["linear", "yarn", "llama3"] | None = None
     validation: Path | None = None
@@ -215,18 +228,22 @@ class Run(Training):
         if self.objective is None and self.init is None:
             object.__setattr__(self, "objective", "autoregressive")
         defaults = {item.name: item.default for item in fields(self)}
-        for name, objectives in NEEDS.items():
+        for name in NEEDS:
+            owners = objectives_with(name)
             unknown = self.objective is None  # until the network has been read
-            if getattr(self, name) != defaults[name] and not unknown and not objectives & {self.objective, *self.parts}:
+            if getattr(self, name) != defaults[name] and not unknown and not owners & {self.objective, *self.parts}:
                 raise UserError(
                     f"{name} is {getattr(self, name)!r} for the objective {self.objective!r}, which does not have it: "
-                    f"leave it out, or choose {' or '.join(sorted(objectives))}."
+                    f"leave it out, or choose {' or '.join(sorted(owners))}."
                 )
         for name in FROM_SCRATCH:
             if self.init is not None and getattr(self, name) != defaults[name]:
                 raise UserError(
                     f"{name} is {getattr(self, name)} beside init, which decides it: leave out one of them."
                 )
+        for name in ("width", "layers", "heads"):
+            alone = self.shape is None or getattr(self, name) == defaults[name]
+            self._require(name, alone, f"shape says the same, so leave out {name} or shape")
         looks = not self.evaluate_every or self.validation is not None
         self._require("evaluate_every", looks, "give validation data to look at, or leave it out")
         if self.objective == MIXTURE and len(self.parts) < 2:
@@ -238,7 +255,7 @@ class Run(Training):
         for text in self.shares:
             words, equals, share = text.partition("=")
             if not _is_share(share):
-                raise UserError(f"shares has {text!r}: give objective=number, such as {OBJECTIVES[0]}=0.5.")
+                raise UserError(f"shares has {text!r}: give objective=number, such as {objectives()[0]}=0.5.")
             name, length = objective_named(words, "shares")
             if name == MIXTURE:
                 raise UserError(f"shares has {text!r}, a mixture within a mixture: name what it is made of.")
@@ -255,16 +272,19 @@ class Run(Training):
             object.__setattr__(self, "block_length", length)
 
     def completed(self, *, tuning: bool) -> Run:
-        """The settings with the learning rate of what is trained, unless they name one.
+        """Complete the settings by the learning rate of what is trained, unless they name one.
 
         Args:
-            tuning: learn the answers of prompts and dialogues, not whole texts.
+            tuning: train on the answers of prompts and dialogues, not on whole texts.
 
         Raises:
-            UserError: there is no network to tune.
+            UserError: there is no network to tune, or a setting is of whole texts.
         """
         if tuning and self.init is None:
             raise UserError("init is not given, the network to fine-tune: give one, or train one with pretrain first.")
+        if tuning and self.random_length_prob != Run.random_length_prob:
+            given = f"random_length_prob is {self.random_length_prob}, but answers are not cropped"
+            raise UserError(f"{given}: leave it out, or give whole texts to pretrain.")
         if self.learning_rate is not None:
             return self
         kind = "adapters" if self.lora_rank else "sft" if tuning else "from scratch" if self.init is None else "init"
@@ -277,23 +297,22 @@ class Run(Training):
         return {name: float(share) for name, _, share in named}
 
 
-FROM_SCRATCH = ("vocab_size", "width", "layers", "heads")
+FROM_SCRATCH = ("vocab_size", "width", "layers", "heads", "shape")
 """Fields that describe a network that is made, so that none is read."""
 
-DIFFUSION = {"masked-diffusion", "block-diffusion"}
-
-NEEDS: dict[str, set[str]] = {
-    "order_schedule": {"permutation"},
-    "predicted": {"permutation"},
-    "block_length": {"block-diffusion"},
-    "mask_token": DIFFUSION,
-    "times": DIFFUSION,
-    "eps": DIFFUSION,
-    "random_length_prob": {"masked-diffusion"},
-    "shifted": {"masked-diffusion"},
-    "opening_steps": {"masked-diffusion"},
+NEEDS: dict[str, Callable[[ModeKind], bool]] = {
+    **dict.fromkeys(("order_schedule", "predicted"), lambda kind: kind.query_rows),
+    "block_length": lambda kind: kind.blocks,
+    "mask_token": lambda kind: kind.mask_token,
+    **dict.fromkeys(("times", "eps"), lambda kind: kind.diffuses),
+    **dict.fromkeys(("random_length_prob", "shifted", "opening_steps"), lambda kind: kind.diffuses and not kind.blocks),
 }
-"""Fields that some objectives alone have."""
+"""Fields that only objectives of some modes have, and of which."""
+
+
+def objectives_with(field: str) -> set[str]:
+    """The objectives that have one of the fields in `NEEDS`."""
+    return {kind.objective for kind in KINDS.values() if NEEDS[field](kind)}
 
 
 def _is_share(text: str) -> bool:

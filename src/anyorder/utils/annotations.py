@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 from anyorder.errors import UserError
+from anyorder.utils.numbers import is_whole
 from anyorder.utils.other_names import other_name
 
 Listed = Annotated[str, "no commas"]
@@ -42,7 +43,7 @@ SHOWN = 100
 
 
 def check_fields(record: Any, called: str = "{}") -> None:
-    """Compares the fields of a dataclass with their annotations; the first line of its `__post_init__`.
+    """Compare the fields of a dataclass with their annotations; the first line of its `__post_init__`.
 
     Args:
         record: an instance; fields that are converted are set anew, in a frozen one too.
@@ -62,7 +63,7 @@ def check_fields(record: Any, called: str = "{}") -> None:
 def checked(
     *read_inside: str,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
-    """A decorator: the function compares its arguments with its annotations first.
+    """Return a decorator: the function compares its arguments with its annotations first.
 
     A keyword for which there is no parameter, but a name of ours or one that is much like it, is refused with that
     name; others stay Python's own TypeError.
@@ -77,7 +78,7 @@ def checked(
 
 
 def fitted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments by name, compared with the annotations of the function or record, and converted.
+    """Return arguments by name, compared with the annotations of the function or record, and converted.
 
     Raises:
         UserError: one is of another kind.
@@ -137,7 +138,7 @@ def _refuse_other_names(
 
 
 def shown(value: object) -> str:
-    """A value in the words of an error: its `repr`, shortened."""
+    """Return a value in the words of an error: its `repr`, shortened."""
     shape = getattr(value, "shape", None)
     if shape:
         return f"{type(value).__name__} of shape {list(shape)}"
@@ -196,13 +197,13 @@ def _a(noun: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The number in a NumPy scalar, or in an array or tensor without dimensions."""
+    """Return the number in a NumPy scalar, or in an array or tensor without dimensions."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def _whole(value: Any) -> int:
     number = _plain(value)
-    if not isinstance(number, int) or isinstance(number, bool):
+    if not is_whole(number):
         raise UnfitError
     if abs(number) > LARGEST:
         raise UnfitError("a smaller number")
@@ -278,7 +279,7 @@ class TokenizerLike:
 
 
 def is_tokenizer(value: Any) -> bool:
-    """Whether an object can be called and decodes, as tokenizers and processors of transformers do."""
+    """Return whether an object can be called and decodes, as tokenizers and processors of transformers do."""
     return callable(value) and hasattr(value, "decode")
 
 
@@ -295,7 +296,7 @@ NETWORK_FIRST = "the network first and then the tokenizer, as model, tokenizer =
 SIMPLE[TokenizerLike] = Kind("a tokenizer: model, tokenizer = anyorder.load(path)", _tokenizer, "tokenizers")
 
 BY_NAME = {"PreTrainedTokenizerBase": TokenizerLike}
-"""What names stand for that modules import for type checkers alone."""
+"""Replacements of names that modules import for type checkers alone."""
 
 
 # ---- from annotations to kinds ----------------------------------------------------------------------
@@ -311,7 +312,7 @@ def _fields(record: Any) -> dict[str, Kind]:
 
 
 def _names_of(module: str) -> Mapping[str, Any]:
-    """Of a module; of code that is run from a file or a notebook, which may be no module, none are known."""
+    """Return the names of a module; none of code from a file or a notebook, which may be no module."""
     return vars(sys.modules[module]) if module in sys.modules else {}
 
 
@@ -320,7 +321,7 @@ def _kinds(annotations: Mapping[str, Any], module: Mapping[str, Any]) -> dict[st
 
 
 class _Names(dict[str, Any]):
-    """A module's names, where one that is imported for type checkers alone stands for anything, or see `BY_NAME`."""
+    """A module's names, where one that is imported for type checkers alone admits anything, or see `BY_NAME`."""
 
     def __missing__(self, name: str) -> Any:
         return getattr(builtins, name, BY_NAME.get(name, Any))
@@ -330,12 +331,12 @@ def _evaluated(annotation: Any, module: Mapping[str, Any]) -> Any:
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
     try:
         return typing.get_type_hints(holder, globalns=dict(module), localns=_Names(module), include_extras=True)["it"]
-    except (TypeError, AttributeError):  # `module.Class` or `Alias[int]`, where the first name stands for anything
+    except (TypeError, AttributeError):  # `module.Class` or `Alias[int]`, where the first name admits anything
         return Any
 
 
 def _kind(hint: Any) -> Kind:
-    """What a type hint admits; of hints that it does not know, anything."""
+    """Return what a type hint admits; of hints that it does not know, anything."""
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any or hint is object:
         return ANYTHING
@@ -361,7 +362,7 @@ def _kind(hint: Any) -> Kind:
 
 
 def _limited(kind: Kind, limits: Sequence[float]) -> Kind:
-    """Numbers of a kind that are no larger."""
+    """Return numbers of a kind that are no larger."""
 
     def fit(value: Any) -> Any:
         fitted = kind.fit(value)
@@ -387,7 +388,7 @@ def _union(kinds: Sequence[Kind]) -> Kind:
         words = list(dict.fromkeys(word for word in words if word))
         return " or ".join(words) if len(words) < 3 else f"{', '.join(words[:-1])}, or {words[-1]}"
 
-    # A string has no NUL where it may stand for a path.
+    # A string has no NUL where it may be a path.
     if SIMPLE[Path] in kinds and SIMPLE[str] in kinds:
         kinds = [SIMPLE_PATH if kind == SIMPLE[Path] else kind for kind in kinds if kind != SIMPLE[str]]
     last = [kind for kind in kinds if kind == SIMPLE[None]]
@@ -415,7 +416,7 @@ def _literal(options: Sequence[Any]) -> Kind:
 
 
 def _items(value: Any) -> list[Any]:
-    """The items of what has some in order: a list, a tuple, a range, an array, no string and no mapping."""
+    """Return the items of what has some in order: a list, a tuple, a range, an array, no string and no mapping."""
     ordered = isinstance(value, Sequence) or (hasattr(value, "__len__") and hasattr(value, "__getitem__"))
     if not ordered or isinstance(value, (str, bytes, Mapping)) or getattr(value, "ndim", 1) == 0:
         raise UnfitError
@@ -430,7 +431,9 @@ def _sequence(item: Kind) -> Kind:
         except UnfitError:
             raise UnfitError from None
         same = all(new is old for new, old in zip(fitted, items, strict=True))
-        return value if same or not isinstance(value, (list, tuple)) else type(value)(fitted)
+        if isinstance(value, Sequence) and (same or not isinstance(value, (list, tuple))):
+            return value
+        return type(value)(fitted) if isinstance(value, tuple) else fitted  # arrays become lists
 
     of = f"a list of {item.many or item.wanted}" if item != ANYTHING else "a list"
     return Kind(of, fit, of.replace("a list", "lists", 1))
@@ -479,9 +482,9 @@ PLAIN = (
 
 
 def _object(kind: type) -> Kind:
-    """Objects of a class, and what stands for them, such as a network with adapters around it; no plain data.
+    """Admit objects of a class and what may replace them, such as a network with adapters around it; no plain data.
 
-    Nothing stands for records and for PyTorch's own, such as tensors.
+    Nothing may replace records and PyTorch's own, such as tensors.
     """
     alone = kind.__module__.partition(".")[0] == "torch" or dataclasses.is_dataclass(kind)
 

@@ -1,7 +1,7 @@
 """Output that appears whole or not at all: it is written beside its place, then renamed into it.
 
 One process at a time writes to a place. While it does, it holds the lock `.NAME.lock` beside the place, and what it
-has written so far is `.NAME.partial`. The system releases the lock of a process that was killed, so whoever holds the
+has written so far is `.NAME.partial`. The system releases the lock of a process that was killed, so the holder of the
 lock may remove what an earlier one has left.
 
 A place that is taken is refused, except within `overwriting(True)`: then what is there stays until the new output is
@@ -67,13 +67,13 @@ def overwriting(force: bool) -> Iterator[None]:
 
 
 def is_overwriting() -> bool:
-    """Whether outputs that are there already are overwritten."""
+    """Return whether outputs that are there already are overwritten."""
     return _OVERWRITING.get()
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A folder to write in, which becomes `target` when the block ends well and is removed otherwise.
+    """Provide a folder to write in, which becomes `target` when the block ends well and is removed otherwise.
 
     Raises:
         BeingWrittenError: another process writes to `target`.
@@ -90,7 +90,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A file to write, which becomes `target` when the block ends well and is removed otherwise.
+    """Provide a file to write, which becomes `target` when the block ends well and is removed otherwise.
 
     Args:
         target: the file.
@@ -111,8 +111,8 @@ def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def growing_folder(target: Path, is_worth_keeping: Callable[[Path], bool]) -> Iterator[None]:
-    """While a folder is written that is of use before it is whole: within `overwriting(True)`, the old one is kept
-    beside it, and comes back if the block fails before the new one is worth keeping.
+    """Protect an old folder while one is written that is of use before it is whole: within `overwriting(True)`, keep it
+    beside the new one, and put it back if the block fails before that is worth keeping.
 
     Args:
         target: the folder, which the block makes.
@@ -136,7 +136,7 @@ def growing_folder(target: Path, is_worth_keeping: Callable[[Path], bool]) -> It
 
 @contextmanager
 def _moved_away(target: Path) -> Iterator[None]:
-    """What is at a place moves aside, is removed when the block ends well, and comes back otherwise."""
+    """Move aside what is at a place; remove it when the block ends well, and put it back otherwise."""
     old = _old(target)
     if old.exists() and not target.exists():
         old.rename(target)  # of a process that was killed in between
@@ -193,7 +193,7 @@ def claimed(target: Path) -> Iterator[None]:
 
 
 def check_place(target: Path, *, folder: bool) -> None:
-    """Whether a folder or a file can be written there, as far as can be told without writing.
+    """Refuse a place where no folder or file can be written, as far as is known without writing.
 
     Raises:
         UserError: the place is taken, or cannot be written.
@@ -232,7 +232,7 @@ def _refuse_to_remove(folder: Path) -> None:
 
 
 def disk_error(error: BaseException) -> str | None:
-    """Why the system refused to write, if that is what an exception reports; libraries in Rust and C++ raise their own.
+    """Return why the system refused to write, if an exception reports that; libraries in Rust and C++ raise their own.
 
     Returns:
         The reason, such as "No space left on device"; None for any other exception.
@@ -252,7 +252,7 @@ def _unwritable(target: Path, reason: str) -> DiskError:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """A free name in the folder of `target`, so that the renaming stays within one file system."""
+    """Provide a free name in the folder of `target`, so that the renaming stays within one file system."""
     target = target.absolute()
     partial = target.with_name(f".{target.name}.partial")
     with claimed(target):
@@ -285,7 +285,7 @@ def seal(folder: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `seal` has sealed, such as "rows.arrow has changed"; None if nothing is.
+    """Return what is wrong with a folder that `seal` has sealed, such as "rows.arrow has changed"; None if nothing is.
 
     Files that were added later do not count.
     """

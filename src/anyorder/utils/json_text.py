@@ -8,7 +8,7 @@ from typing import Any
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:
-    """JSON text of plain data, in which numbers that are not finite are null.
+    """Return JSON text of plain data, in which numbers that are not finite are null.
 
     A probability of 0 has such a logarithm, and so has a mean of nothing.
     """

@@ -121,7 +121,7 @@ _NAMES = {
 
 
 def other_name(option: str, known: Collection[str]) -> str | None:
-    """What an option of another program is called here, if the command has that.
+    """Return what an option of another program is called here, if the command has that.
 
     Args:
         option: the name without dashes.
@@ -135,5 +135,5 @@ def other_name(option: str, known: Collection[str]) -> str | None:
 
 
 def other_names() -> dict[str, list[str]]:
-    """For each option of ours, the names that lead to it."""
+    """Return for each option of ours the names that lead to it."""
     return {ours: theirs.split() for ours, theirs in _NAMES.items()}

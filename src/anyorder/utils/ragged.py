@@ -23,7 +23,7 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device, *, filling: int = 0
         The numbers, int64 `[B, R]`, and which of them are no padding, boolean `[B, R]`.
     """
     width = max(map(len, rows), default=0)
-    shape = (len(rows), width)  # which a list of no rows does not tell
+    shape = (len(rows), width)  # which a list of no rows does not have
     padded = torch.tensor([[*row, *[filling] * (width - len(row))] for row in rows], dtype=torch.int64, device=device)
     return padded.view(shape), _valid(rows, width, device).view(shape)
 

@@ -51,13 +51,13 @@ def writer(layers: str = "plain", *end_token_ids: int) -> Llama:
 
 def fill(
     canvases: Sequence[Sequence[int]], order: AnyOrder, *, layers: str = "plain", ends: Sequence[int] = (),
-    rows: Sequence[int] | None = None, temperature: float = 1.0, **options: Any,
+    sample_ids: Sequence[int] | None = None, temperature: float = 1.0, **options: Any,
 ) -> Generation:  # fmt: skip
     model = writer(layers, *ends)
-    rows = range(len(canvases)) if rows is None else rows
+    sample_ids = range(len(canvases)) if sample_ids is None else sample_ids
     sampling = options.pop("sampling", Sampling(temperature=temperature, seed=3))
-    steps = any_order_steps(model, canvases, order, sampling=sampling, rows=rows, **options)
-    return collect(steps, canvases, rows, model.config.eos_token_ids)
+    steps = any_order_steps(model, canvases, order, sampling=sampling, sample_ids=sample_ids, **options)
+    return collect(steps, canvases, sample_ids, model.config.eos_token_ids)
 
 
 def plan_of(generation: Generation, canvases: Sequence[Sequence[int]], row: int) -> GroupPlan:
@@ -76,7 +76,7 @@ def test_cached_is_uncached_and_a_batch_is_one_by_one(name: str, layers: str) ->
     together = fill(CANVASES, ORDERS[name], layers=layers)
     same(together, fill(CANVASES, ORDERS[name], layers=layers, use_cache=False))
     for row, canvas in enumerate(CANVASES):
-        alone = fill([canvas], ORDERS[name], layers=layers, rows=[row])
+        alone = fill([canvas], ORDERS[name], layers=layers, sample_ids=[row])
         assert {event.row for event in alone.trace.events} == {row}
         same(row_of(together, row), alone)
     assert together.trace.passes == 1 + max(event.step for event in together.trace.events)
@@ -132,7 +132,9 @@ def test_every_backend_writes_the_same() -> None:
     )
     sampling = Sampling(temperature=1.0)
     one, other = (
-        collect(any_order_steps(model, CANVASES, Random(), sampling=sampling, rows=range(4)), CANVASES, range(4), ())
+        collect(
+            any_order_steps(model, CANVASES, Random(), sampling=sampling, sample_ids=range(4)), CANVASES, range(4), ()
+        )
         for model in (plain, eager)
     )
     same(one, other)
@@ -144,7 +146,9 @@ def test_narrow_weights_write_in_any_order_too(kind: str) -> None:
     model = to_int8(model) if kind == "int8" else model.to(getattr(torch, kind))
     runs = []
     for use_cache in (True, False):
-        steps = any_order_steps(model, CANVASES, Random(), sampling=Sampling(), rows=range(4), use_cache=use_cache)
+        steps = any_order_steps(
+            model, CANVASES, Random(), sampling=Sampling(), sample_ids=range(4), use_cache=use_cache
+        )
         runs.append(collect(steps, CANVASES, range(4), ()))
     for one, other in zip(*(run.trace.events for run in runs), strict=True):
         assert one.position == other.position
@@ -197,7 +201,7 @@ def test_the_first_group_is_written_from_nothing_but_its_place() -> None:
     for position in range(4):
         order = [position, *(other for other in range(4) if other != position)]
         steps = any_order_steps(
-            blind, [[BLANK] * 4], GroupPlan.from_order(order), sampling=Sampling(temperature=0), rows=[0]
+            blind, [[BLANK] * 4], GroupPlan.from_order(order), sampling=Sampling(temperature=0), sample_ids=[0]
         )
         log_probs.add(round(next(iter(steps)).written[0].log_prob, 12))
     assert len(log_probs) == 1, "without them, rotary embeddings alone cannot tell"
@@ -229,9 +233,14 @@ def test_the_trace_records_the_order_taken() -> None:
 
 
 def test_random_orders_depend_on_seed_and_row_alone() -> None:
-    def positions(seed: int, rows: Sequence[int]) -> dict[int, list[int]]:
-        out = fill([[BLANK] * 8] * len(rows), Random(), rows=rows, sampling=Sampling(temperature=1.0, seed=seed))
-        return {row: [event.position for event in out.trace.events if event.row == row] for row in rows}
+    def positions(seed: int, sample_ids: Sequence[int]) -> dict[int, list[int]]:
+        out = fill(
+            [[BLANK] * 8] * len(sample_ids),
+            Random(),
+            sample_ids=sample_ids,
+            sampling=Sampling(temperature=1.0, seed=seed),
+        )
+        return {row: [event.position for event in out.trace.events if event.row == row] for row in sample_ids}
 
     batch = positions(0, range(4))
     assert batch | positions(0, [2]) == batch
@@ -360,19 +369,19 @@ def test_end_tokens_end_what_stop_reads() -> None:
 )  # fmt: skip
 def test_what_cannot_be_filled(canvases: list[list[int]], order: Order | GroupPlan, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        any_order_steps(writer(), canvases, order, sampling=Sampling(), rows=range(len(canvases)))
+        any_order_steps(writer(), canvases, order, sampling=Sampling(), sample_ids=range(len(canvases)))
 
 
 def test_a_network_without_query_rows_is_told_how_to_get_them() -> None:
     with pytest.raises(
         UserError, match=r"not by 'any-order': train it for that from this checkpoint, with `anyorder pre"
     ):
-        any_order_steps(network(), [[BLANK]], LeftToRight(), sampling=Sampling(), rows=[0])
+        any_order_steps(network(), [[BLANK]], LeftToRight(), sampling=Sampling(), sample_ids=[0])
 
 
 def test_scores_that_are_no_numbers() -> None:
     broken = network(modes=(ANY_ORDER,)).double()
     broken.lm_head.weight.data[3] = torch.nan
-    steps = any_order_steps(broken, [[BLANK]], LeftToRight(), sampling=Sampling(), rows=[0])
+    steps = any_order_steps(broken, [[BLANK]], LeftToRight(), sampling=Sampling(), sample_ids=[0])
     with pytest.raises(UserError, match="scores for row 0 are NaN"):
         next(iter(steps))

@@ -40,19 +40,19 @@ ORDERS: dict[str, Order] = {
 
 def fill(
     canvases: Sequence[Sequence[int]], order: GroupPlan | Order, *, draft: int = 3, model: Llama | None = None,
-    rows: Sequence[int] | None = None, temperature: float = 1.0, seed: int = 3, **options: Any,
+    sample_ids: Sequence[int] | None = None, temperature: float = 1.0, seed: int = 3, **options: Any,
 ) -> Generation:  # fmt: skip
     model = writer() if model is None else model
-    rows = range(len(canvases)) if rows is None else rows
+    sample_ids = range(len(canvases)) if sample_ids is None else sample_ids
     sampling = options.pop("sampling", Sampling(temperature=temperature, seed=seed))
     speculative = Speculative(order=order, draft=draft)
-    steps = speculative_steps(model, canvases, speculative, sampling=sampling, rows=rows, **options)
-    return collect(steps, canvases, rows, model.config.eos_token_ids)
+    steps = speculative_steps(model, canvases, speculative, sampling=sampling, sample_ids=sample_ids, **options)
+    return collect(steps, canvases, sample_ids, model.config.eos_token_ids)
 
 
 def one_by_one(canvases: Sequence[Sequence[int]], order: Any, model: Llama, sampling: Sampling) -> Generation:
     rows = range(len(canvases))
-    steps = any_order_steps(model, canvases, order, sampling=sampling, rows=rows)
+    steps = any_order_steps(model, canvases, order, sampling=sampling, sample_ids=rows)
     return collect(steps, canvases, rows, model.config.eos_token_ids)
 
 
@@ -113,12 +113,12 @@ def test_power_is_as_stated() -> None:
 def test_the_test_finds_the_variant_that_does_not_draw_from_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """sigma-GPT draws a rejected token anew from p, not from max(0, p - q): that is biased, and this test sees it."""
 
-    def biased(place: Any, draft: Any) -> tuple[int, bool]:
-        token_id = draft.choice.token_id
-        u = torch.rand((), dtype=torch.float64, generator=place.rng)
-        if u * draft.probability_V[token_id] < place.probability_V[token_id]:
-            return token_id, True
-        return int(speculation.draw(place.probability_V[None], [place.rng])), False
+    def biased(p_V: torch.Tensor, draft: Any, rng: torch.Generator) -> tuple[int, bool]:
+        if draft is not None:
+            u = torch.rand((), dtype=torch.float64, generator=rng)
+            if u * draft.probability_V[draft.token_id] < p_V[draft.token_id]:
+                return draft.token_id, True
+        return int(speculation.draw(p_V[None], [rng])), False
 
     monkeypatch.setattr(speculation, "_judged", biased)
     found, expected = counted(*CASES["left to right"], draft=3, seed=0)
@@ -135,7 +135,7 @@ def test_cached_is_uncached_and_a_batch_is_one_by_one(name: str, layers: str) ->
     together = fill(CANVASES, ORDERS[name], model=model)
     same(together, fill(CANVASES, ORDERS[name], model=model, use_cache=False))
     for row, canvas in enumerate(CANVASES):
-        same(row_of(together, row), fill([canvas], ORDERS[name], model=model, rows=[row]))
+        same(row_of(together, row), fill([canvas], ORDERS[name], model=model, sample_ids=[row]))
 
 
 @pytest.mark.parametrize("name", ORDERS)

@@ -26,6 +26,7 @@ from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.modes import Mode, blocks, diffusion
 from anyorder.model.rope import Rotary
+from anyorder.model.self_attention import ATTENTIONS, SelfAttention
 from anyorder.visibility import not_after
 from tests.decoding import literal_diffusion as literal
 
@@ -58,9 +59,9 @@ def write(
     **options: Any,
 ) -> Generation:  # fmt: skip
     model = model or network()
-    rows = options.pop("rows", range(len(canvases)))
-    steps = diffusion_steps(model, canvases, sampler, mode=mode, rows=rows, **options)
-    return collect(steps, canvases, rows, model.config.eos_token_ids)
+    sample_ids = options.pop("sample_ids", range(len(canvases)))
+    steps = diffusion_steps(model, canvases, sampler, mode=mode, sample_ids=sample_ids, **options)
+    return collect(steps, canvases, sample_ids, model.config.eos_token_ids)
 
 
 def masked(canvas: Sequence[int]) -> list[int]:
@@ -200,7 +201,7 @@ def test_any_row_of_a_ragged_batch_is_what_it_is_alone(name: str, mode: str) -> 
     model, sampler = network(torch.float64), SAMPLERS[name]
     batch = write(GAPS, sampler, model=model, mode=MODES[mode], seed=5)
     for row, canvas in enumerate(GAPS):
-        alone = write([canvas], sampler, model=model, mode=MODES[mode], rows=[row], seed=5)
+        alone = write([canvas], sampler, model=model, mode=MODES[mode], sample_ids=[row], seed=5)
         assert alone.sequences == [batch.sequences[row]]
         assert alone.stopped == [batch.stopped[row]]
         theirs = [event for event in batch.trace.events if event.row == row]
@@ -235,7 +236,7 @@ def test_ragged_gaps(canvases: list[list[int]], name: str) -> None:
     sampler, model = SAMPLERS[name].replace(steps=None), network(torch.float64)
     batch = write(canvases, sampler, model=model)
     for row, canvas in enumerate(canvases):
-        assert write([canvas], sampler, model=model, rows=[row]).sequences == [batch.sequences[row]]
+        assert write([canvas], sampler, model=model, sample_ids=[row]).sequences == [batch.sequences[row]]
 
 
 @pytest.mark.parametrize("block_length", [8, 4])
@@ -329,6 +330,26 @@ def test_what_is_read_in_each_pass(
     assert wanted == ([1, 4, 3, 2, 1, 3, 2, 1] if "blocks" in mode else [4, 3, 2, 1, 4, 3, 2, 1])
 
 
+def test_an_attention_from_outside_need_not_leave_rows_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It computes all rows of the last layer, of which those of the queries are taken."""
+    widths: list[int] = []
+
+    class Outside(SelfAttention):
+        def forward(self, rows_BRE: Tensor, *arguments: Any) -> Tensor:
+            out_BRE = super().forward(rows_BRE, *arguments)
+            assert out_BRE.shape == rows_BRE.shape
+            widths.append(out_BRE.shape[1])
+            return out_BRE
+
+    monkeypatch.setitem(ATTENTIONS, "outside", Outside)
+    model = Llama(network().config.replace(attention="outside"), backend="eager")
+    model.load_state_dict(network().state_dict())
+    canvases = [continuation(prompt, 8) for prompt in PROMPTS]
+    sampler = DiffusionSampler(cache="dual", block_length=4)
+    assert write(canvases, sampler, model=model).sequences == write(canvases, sampler).sequences
+    assert set(widths) == {15, 4}
+
+
 def test_rows_of_a_batch_renew_their_keys_together(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     read, _ = widths(model, monkeypatch)
@@ -387,7 +408,9 @@ def test_the_stop_condition_reads_what_stands_before_the_first_mask() -> None:
         seen.append(list(text))
         return len(text) >= 5
 
-    generation = write([continuation([1, 2, 3], 16)], DiffusionSampler(), model=network(ends=()), rows=[6], stop=stop)
+    generation = write(
+        [continuation([1, 2, 3], 16)], DiffusionSampler(), model=network(ends=()), sample_ids=[6], stop=stop
+    )
     assert generation.stopped == ["stop"]
     assert generation.written == [seen[-1]]
     assert [len(text) for text in seen] == sorted(len(text) for text in seen)
@@ -429,7 +452,7 @@ def test_one_step_draws_from_the_softmax_of_the_logits_over_the_temperature() ->
 def test_large_logits_do_not_overflow() -> None:
     choose = TokenChooser(mask_token_id=2, end_token_ids=(), temperature=0.5)
     logits_NV = torch.tensor([[3e4, 1e4, -3e4], [900.0, 899.0, 0.0]])
-    texts, _, _ = assemble(network(), [[BLANK], [BLANK]], DiffusionSampler(), mode=DIFFUSION, rows=range(2))
+    texts, _, _ = assemble(network(), [[BLANK], [BLANK]], DiffusionSampler(), mode=DIFFUSION, sample_ids=range(2))
     for _ in range(50):
         choices = choose(logits_NV.clone(), {text: [0] for text in texts})
         assert choices.token_ids[0] == 0
@@ -474,7 +497,7 @@ def test_canvases_that_cannot_be_filled_are_refused_at_once(
     canvas: list[int], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        diffusion_steps(network(), [canvas], DiffusionSampler(**options), mode=DIFFUSION, rows=[0])
+        diffusion_steps(network(), [canvas], DiffusionSampler(**options), mode=DIFFUSION, sample_ids=[0])
     assert str(caught.value) == message
 
 

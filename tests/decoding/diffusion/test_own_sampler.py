@@ -114,7 +114,9 @@ def test_rows_of_a_batch_are_what_they_are_alone(
 
     batch = write(canvases, sampler(), model=model, mode=MODES[mode])
     for row, canvas in enumerate(canvases):
-        assert write([canvas], sampler(), model=model, mode=MODES[mode], rows=[row]).sequences == [batch.sequences[row]]
+        assert write([canvas], sampler(), model=model, mode=MODES[mode], sample_ids=[row]).sequences == [
+            batch.sequences[row]
+        ]
 
 
 def test_a_function_is_told_where_its_candidates_are() -> None:
@@ -125,7 +127,7 @@ def test_a_function_is_told_where_its_candidates_are() -> None:
         assert candidates.probabilities.shape == (len(seen), 40)
         return torch.zeros(len(seen))
 
-    write([[1, BLANK, BLANK], [BLANK, 2, 3]], DiffusionSampler(confidence=spied, steps=1), rows=[4, 2])
+    write([[1, BLANK, BLANK], [BLANK, 2, 3]], DiffusionSampler(confidence=spied, steps=1), sample_ids=[4, 2])
     assert seen == [(4, 1), (4, 2), (2, 0)]
 
 

@@ -16,25 +16,25 @@ EVEN: dict[str, Any] = {"uneven": "refuse", "aligned": False}
 def test_lengths_and_steps_that_divide() -> None:
     canvas = continuation([1, 2, 3], 12)
     assert plan_blocks(canvas, 0, block_length=4, steps=6, **EVEN) == [
-        Block(3, 7, 2),
-        Block(7, 11, 2),
-        Block(11, 15, 2),
+        Block(3, 7, 4, 2),
+        Block(7, 11, 4, 2),
+        Block(11, 15, 4, 2),
     ]
-    assert plan_blocks(canvas, 0, block_length=None, steps=5, **EVEN) == [Block(3, 15, 5)]
-    assert plan_blocks(canvas, 0, block_length=12, steps=None, **EVEN) == [Block(3, 15, 12)]
+    assert plan_blocks(canvas, 0, block_length=None, steps=5, **EVEN) == [Block(3, 15, 12, 5)]
+    assert plan_blocks(canvas, 0, block_length=12, steps=None, **EVEN) == [Block(3, 15, 12, 12)]
 
 
 def test_aligned_blocks_are_counted_from_the_first_position() -> None:
     canvas = continuation([1, 2, 3, 4, 5, 6], 7)
     blocks = plan_blocks(canvas, 0, block_length=4, steps=7, uneven="refuse", aligned=True)
-    assert blocks == [Block(4, 8, 3), Block(8, 12, 2), Block(12, 13, 2)]
+    assert blocks == [Block(4, 8, 2, 3), Block(8, 12, 4, 2), Block(12, 13, 1, 2)]
 
 
 def test_blocks_without_a_gap_are_left_out() -> None:
     canvas = [1, BLANK, 2, 3, 4, BLANK]
     assert plan_blocks(canvas, 0, block_length=2, steps=None, uneven="distribute", aligned=False) == [
-        Block(1, 3, 1),
-        Block(5, 6, 1),
+        Block(1, 3, 1, 1),
+        Block(5, 6, 1, 1),
     ]
 
 

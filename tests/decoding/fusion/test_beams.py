@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyorder.decoding.beams import write_by_beam_search
 from anyorder.decoding.fusion.question import METHODS, Fusion, Question
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation
@@ -19,6 +18,7 @@ from anyorder.model.cache import Cache
 from anyorder.model.llama import Llama
 from tests.decoding.fusion.test_decoder import fusions, logits, net, questions
 from tests.decoding.fusion.writing import write_fused
+from tests.writers import write_left_to_right
 
 ENDS = (7, 21)
 LOOP = settings(max_examples=6, deadline=None)
@@ -35,9 +35,12 @@ def write_fused_by_beam_search(
 def test_one_segment_is_plain_beam_search(question: Question, beams: int, penalty: float) -> None:
     model = net(eos_token_ids=ENDS)
     one = Question(segments=question.segments[:1], prefix=question.prefix, suffix=question.suffix)
-    options: dict[str, Any] = {"beams": beams, "max_new_tokens": 5, "repetition_penalty": penalty}
-    plain = write_by_beam_search(model, [[*one.prefix, *one.segments[0], *one.suffix]], **options)
-    fused = write_fused_by_beam_search(model, [one], fusion=Fusion(), **options)
+    options: dict[str, Any] = {"max_new_tokens": 5}
+    prompt, sampling = [*one.prefix, *one.segments[0], *one.suffix], Sampling(repetition_penalty=penalty)
+    plain = write_left_to_right(model, [prompt], num_beams=beams, sampling=sampling, **options)
+    fused = write_fused_by_beam_search(
+        model, [one], fusion=Fusion(), beams=beams, repetition_penalty=penalty, **options
+    )
     assert fused.sequences == plain.sequences
     assert fused.stopped == plain.stopped
     for mine, theirs in zip(fused.trace.events, plain.trace.events, strict=True):
@@ -57,7 +60,7 @@ def test_cached_is_masked_and_a_batch_is_one_by_one(asked: list[Question], fusio
     batch = write_fused_by_beam_search(model, asked, **options)
     assert batch.sequences == write_fused_by_beam_search(model, asked, use_cache=False, **options).sequences
     for row, question in enumerate(asked):
-        alone = write_fused_by_beam_search(model, [question], rows=[row], **options)
+        alone = write_fused_by_beam_search(model, [question], sample_ids=[row], **options)
         assert alone.sequences == [batch.sequences[row]]
         mine = [event.log_prob for event in batch.trace.events if event.row == row]
         assert [event.log_prob for event in alone.trace.events] == pytest.approx(mine, abs=1e-9)

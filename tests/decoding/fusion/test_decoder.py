@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 import anyorder
 from anyorder.decoding.fusion.decoder import answer_to, fusion_reader
 from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.prefill import masked_pass, read_joined
 from anyorder.decoding.fusion.question import METHODS, Fusion, Question
-from anyorder.decoding.fusion.reader import FusedReader
+from anyorder.decoding.fusion.reader import FusedReader, masked_pass, read_joined
 from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
-from anyorder.decoding.left_to_right.decoder import write_left_to_right
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -26,6 +24,7 @@ from anyorder.model.rope import DynamicRotary
 from tests.decoding.fusion.writing import write_fused
 from tests.decoding.fusion_oracle import fused_logits, single_logits
 from tests.model.networks import LAYERS, VOCABULARY, network
+from tests.writers import write_left_to_right
 
 LOOP = settings(max_examples=12, deadline=None)
 
@@ -65,7 +64,7 @@ def logits(model: Llama, question: Question, answer: tuple[int, ...] = (), **opt
     """Of the token after the answer so far, which is read token by token."""
     use_cache, fusion = options.pop("use_cache", True), Fusion(**options)
     text = answer_to(question, fusion, len(answer) + 1, 0, torch.Generator())
-    reader = fusion_reader(model, [text], [question], fusion, use_cache)
+    reader = fusion_reader(model, {text: question}, fusion, use_cache)
     out = reader.logits({text: text.queries()})
     for token in answer:
         text.tokens.append(token)
@@ -268,7 +267,7 @@ def test_cached_is_masked_and_a_batch_is_one_by_one(
     options: dict[str, Any] = {"fusion": fusion, "max_new_tokens": 4}
     batch = write_fused(model, asked, **options)
     masked = write_fused(model, asked, use_cache=False, **options)
-    alone = [write_fused(model, [question], rows=[row], **options) for row, question in enumerate(asked)]
+    alone = [write_fused(model, [question], sample_ids=[row], **options) for row, question in enumerate(asked)]
     for other in (masked.trace.events, sorted(event for one in alone for event in one.trace.events)):
         events = sorted(batch.trace.events)
         assert [event[:4] for event in events] == [event[:4] for event in sorted(other)]
@@ -296,7 +295,7 @@ def test_draws_depend_on_the_seed_and_the_number_of_the_question_alone() -> None
         options: dict[str, Any] = {"max_new_tokens": 8, "fusion": Fusion(method=method)}
         sampling = Sampling(temperature=1.5, seed=4)
         batch = write_fused(model, asked, sampling=sampling, **options)
-        second = write_fused(model, asked[1:], sampling=sampling, rows=[1], **options)
+        second = write_fused(model, asked[1:], sampling=sampling, sample_ids=[1], **options)
         assert batch.written[1] == second.written[0]
         other = write_fused(model, asked, sampling=Sampling(temperature=1.5, seed=5), **options)
         assert batch.written != other.written
@@ -309,7 +308,7 @@ def test_the_cache_grows_with_prefix_and_sum_of_segments() -> None:
     for count in (1, 4, 9):
         question = Question(segments=((3, 4, 5),) * count, prefix=prefix, suffix=suffix)
         text = answer_to(question, Fusion(), answer, 0, torch.Generator())
-        reader = FusedReader(model, [text], [question], Fusion())
+        reader = FusedReader(model, {text: question}, Fusion())
         reader.logits({text: text.queries()})
         assert reader.cache is not None
         assert reader.cache.extent == len(prefix) + 3 * count + len(suffix)
@@ -333,7 +332,8 @@ def test_equal_questions_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = net()
     asked = [Question(segments=((1, 2), (number,)), suffix=(4,)) for number in (3, 5, 3)]
     alone = [
-        write_fused(model, [question], rows=[row], max_new_tokens=3).written[0] for row, question in enumerate(asked)
+        write_fused(model, [question], sample_ids=[row], max_new_tokens=3).written[0]
+        for row, question in enumerate(asked)
     ]
     rows = shapes_read(monkeypatch)
     assert write_fused(model, asked, max_new_tokens=3).written == alone
@@ -410,9 +410,9 @@ def test_mistakes_name_the_question() -> None:
     model = net()
     asked = [Question(segments=((1,),)), Question(segments=())]
     with pytest.raises(UserError, match="question 7 has 0 phrasings"):
-        write_fused(model, asked, max_new_tokens=2, rows=[3, 7])
-    with pytest.raises(UserError, match=r"rows is \[1, 1\] for 2 questions"):
-        write_fused(model, asked, max_new_tokens=2, rows=[1, 1])
+        write_fused(model, asked, max_new_tokens=2, sample_ids=[3, 7])
+    with pytest.raises(UserError, match=r"sample_ids is \[1, 1\] for 2 questions"):
+        write_fused(model, asked, max_new_tokens=2, sample_ids=[1, 1])
     with pytest.raises(UserError, match="there are 0 questions"):
         write_fused(model, [], max_new_tokens=2)
     with pytest.raises(UserError, match="max_new_tokens is 0: give a whole number above 0"):

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.fusion.prefill import read_joined
 from anyorder.decoding.fusion.question import METHODS, Fusion, Question
+from anyorder.decoding.fusion.reader import read_joined
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -65,7 +65,7 @@ def test_recalled_is_read(
     for one, two in zip(fresh.cache.layers, recalled.cache.layers, strict=True):
         torch.testing.assert_close(one.keys[:, :-1][present], two.keys[:, :-1][present], rtol=0, atol=1e-12)
         torch.testing.assert_close(one.values[:, :-1][present], two.values[:, :-1][present], rtol=0, atol=1e-12)
-    for mine, theirs in zip(fresh.segments, recalled.segments, strict=True):
+    for mine, theirs in zip(fresh.rows, recalled.rows, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 

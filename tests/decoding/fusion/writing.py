@@ -14,12 +14,13 @@ from anyorder.model.llama import Llama
 
 def write_fused(
     model: Llama, questions: Sequence[Question], *, fusion: Fusion = Fusion(), max_new_tokens: int,  # noqa: B008
-    sampling: Sampling = Sampling(), rows: Sequence[int] | None = None, **options: Any,  # noqa: B008
+    sampling: Sampling = Sampling(), sample_ids: Sequence[int] | None = None, **options: Any,  # noqa: B008
 ) -> Generation:  # fmt: skip
     """The steps of the answers, taken to their end."""
-    rows = range(len(questions)) if rows is None else rows
+    sample_ids = range(len(questions)) if sample_ids is None else sample_ids
     steps = fusion_steps(
-        model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling, rows=rows, **options
-    )
+        model, questions, fusion=fusion, max_new_tokens=max_new_tokens, sampling=sampling, sample_ids=sample_ids,
+        **options,
+    )  # fmt: skip
     prompts = [question.layout(fusion.positions).token_ids for question in questions]
-    return collect(steps, prompts, rows, model.config.eos_token_ids)
+    return collect(steps, prompts, sample_ids, model.config.eos_token_ids)

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from anyorder.decoding.left_to_right import bursts, decoder
-from anyorder.decoding.left_to_right.decoder import left_to_right_steps, write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.rope import DynamicRotary
 from tests.decoding.left_to_right.test_decoder import PROMPTS, network, same, with_ends
+from tests.writers import write_left_to_right
 
 
 def uncompiled(function: Any, model: Llama) -> Any:
@@ -36,14 +37,14 @@ def _uncompiled() -> Any:
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps of each call."""
     steps: list[int] = []
-    plain = bursts.GreedyCalls.__call__
+    plain = bursts.burst
 
     def counted(*arguments: Any) -> Any:
         columns = plain(*arguments)
         steps.append(len(columns))
         return columns
 
-    monkeypatch.setattr(bursts.GreedyCalls, "__call__", counted)
+    monkeypatch.setattr(bursts, "burst", counted)
     return steps
 
 
@@ -93,7 +94,7 @@ def test_dynamic_rotary_is_read_anew_beyond_the_trained_length(calls: list[int])
 
 
 def test_only_where_all_is_known_beforehand(calls: list[int]) -> None:
-    """Who asks after each token, draws, or looks back is given one token a call."""
+    """A stop condition, draws and a repetition penalty need one token a call."""
     for options in (
         {"stop": lambda row, written: len(written) > 3},
         {"sampling": Sampling(temperature=0.7)},
@@ -105,7 +106,7 @@ def test_only_where_all_is_known_beforehand(calls: list[int]) -> None:
 
 
 def test_not_for_a_large_network(calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """There a token takes long, and whoever watches wants to see it."""
+    """There a token takes long, so that each is yielded as it is written."""
     monkeypatch.setattr("anyorder.model.compiled.SMALL", 0)
     write_left_to_right(network(), PROMPTS, max_new_tokens=6, compile=True)
     assert calls == []
@@ -113,7 +114,14 @@ def test_not_for_a_large_network(calls: list[int], monkeypatch: pytest.MonkeyPat
 
 def test_a_reader_who_leaves_early_has_seen_the_same() -> None:
     steps = left_to_right_steps(
-        with_ends(), [[1, 2]], max_new_tokens=30, sampling=Sampling(), stop=None, use_cache=True, rows=[0], compile=True
+        with_ends(),
+        [[1, 2]],
+        max_new_tokens=30,
+        sampling=Sampling(),
+        stop=None,
+        use_cache=True,
+        sample_ids=[0],
+        compile=True,
     )
     seen = [next(steps).written[0].token_id for _ in range(5)]
     assert seen == one_by_one(with_ends(), [[1, 2]], 5).written[0]

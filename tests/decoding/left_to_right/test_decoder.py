@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from anyorder.decoding.left_to_right.decoder import left_to_right_steps, write_left_to_right
+from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation
 from anyorder.errors import UserError
@@ -21,6 +21,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
 from anyorder.utils.ragged import pad_right
 from anyorder.visibility import causal
+from tests.writers import write_left_to_right
 
 END = 7
 PROMPTS = [[1, 2, 3], [4], [5, 6, 8, 9, 10, 11, 12], [13, 14]]
@@ -92,7 +93,7 @@ def test_cached_equals_uncached_and_a_batch_equals_one_by_one(kinds: str, backen
     batch = write_left_to_right(model, PROMPTS, max_new_tokens=20, sampling=sampling)
     same(batch, write_left_to_right(model, PROMPTS, max_new_tokens=20, sampling=sampling, use_cache=False))
     for row, prompt in enumerate(PROMPTS):
-        alone = write_left_to_right(model, [prompt], max_new_tokens=20, sampling=sampling, rows=[row])
+        alone = write_left_to_right(model, [prompt], max_new_tokens=20, sampling=sampling, sample_ids=[row])
         same(alone, row_of(batch, row))
 
 
@@ -107,7 +108,7 @@ def test_ragged_prompts(prompts: list[list[int]], temperature: float, seed: int)
     batch = write_left_to_right(network(), prompts, max_new_tokens=6, sampling=sampling)
     same(batch, write_left_to_right(network(), prompts, max_new_tokens=6, sampling=sampling, use_cache=False))
     for row, prompt in enumerate(prompts):
-        alone = write_left_to_right(network(), [prompt], max_new_tokens=6, sampling=sampling, rows=[row])
+        alone = write_left_to_right(network(), [prompt], max_new_tokens=6, sampling=sampling, sample_ids=[row])
         same(alone, row_of(batch, row))
 
 
@@ -182,7 +183,7 @@ def test_a_cached_step_reads_one_token_of_each_row(monkeypatch: pytest.MonkeyPat
 
 
 def test_trace_tells_steps_positions_and_passes() -> None:
-    trace = write_left_to_right(network(), PROMPTS[:2], max_new_tokens=3, rows=[5, 9]).trace
+    trace = write_left_to_right(network(), PROMPTS[:2], max_new_tokens=3, sample_ids=[5, 9]).trace
     where = [(event.step, event.row, event.position) for event in trace.events]
     assert where == [(0, 5, 3), (0, 9, 1), (1, 5, 4), (1, 9, 2), (2, 5, 5), (2, 9, 3)]
     assert trace.passes == 3
@@ -210,7 +211,7 @@ def test_stop_condition_gets_the_row_and_what_was_written() -> None:
         asked.append((row, list(written)))
         return row == 8 and len(written) == 2
 
-    generation = write_left_to_right(network(), PROMPTS[:2], max_new_tokens=4, stop=stop, rows=[3, 8])
+    generation = write_left_to_right(network(), PROMPTS[:2], max_new_tokens=4, stop=stop, sample_ids=[3, 8])
     assert generation.stopped == ["length", "stop"]
     assert [len(written) for written in generation.written] == [4, 2]
     assert asked[0] == (3, generation.written[0][:1])
@@ -227,14 +228,14 @@ def test_nobody_writes_beyond_the_trained_length() -> None:
 def test_steps_come_one_by_one() -> None:
     """Streaming: the first step is there before the second is computed, and mistakes come before the first."""
     steps = left_to_right_steps(
-        network(), PROMPTS, max_new_tokens=5, sampling=Sampling(), stop=None, use_cache=True, rows=range(4)
+        network(), PROMPTS, max_new_tokens=5, sampling=Sampling(), stop=None, use_cache=True, sample_ids=range(4)
     )
     assert [event.row for event in next(steps).written] == [0, 1, 2, 3]
     assert torch.is_grad_enabled(), "the decoder's no_grad must not leak out between steps"
     assert len(list(steps)) == 4
     with pytest.raises(UserError, match="max_new_tokens"):
         left_to_right_steps(
-            network(), PROMPTS, max_new_tokens=0, sampling=Sampling(), stop=None, use_cache=True, rows=range(4)
+            network(), PROMPTS, max_new_tokens=0, sampling=Sampling(), stop=None, use_cache=True, sample_ids=range(4)
         )
 
 
@@ -256,8 +257,12 @@ def test_steps_come_one_by_one() -> None:
             "shorten it to at most 31, which leaves room to write.",
         ),
         ([[1]], {"max_new_tokens": 0}, "max_new_tokens is 0: give a whole number above 0."),
-        ([[1]], {"rows": [0, 1]}, "rows is [0, 1] for 1 prompts: give each prompt a number of its own."),
-        ([[1], [2]], {"rows": [3, 3]}, "rows is [3, 3] for 2 prompts: give each prompt a number of its own."),
+        ([[1]], {"sample_ids": [0, 1]}, "sample_ids is [0, 1] for 1 prompts: give each prompt a number of its own."),
+        (
+            [[1], [2]],
+            {"sample_ids": [3, 3]},
+            "sample_ids is [3, 3] for 2 prompts: give each prompt a number of its own.",
+        ),
     ],
 )
 def test_mistakes_are_named(prompts: list[list[int]], options: dict[str, Any], message: str) -> None:

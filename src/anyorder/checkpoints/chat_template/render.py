@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anyorder.checkpoints.chat_template import process as child
+from anyorder.checkpoints.tokenizer.encoding import begin_tokens
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -88,8 +89,9 @@ def chat_template(tokenizer: PreTrainedTokenizerBase, end_token_id: int | None =
         return str(own.get("default") or next(iter(own.values())))
     end = _written(tokenizer, tokenizer.eos_token_id if end_token_id is None else end_token_id)
     bos = tokenizer.bos_token_id
-    begins = bos is not None and tokenizer("a", verbose=False)["input_ids"][:1] == [bos]
-    return _PLAIN.replace("BEGIN", _written(tokenizer, bos if begins else None)).replace("END", end)
+    return _PLAIN.replace("BEGIN", _written(tokenizer, bos if begin_tokens(tokenizer)[:1] == [bos] else None)).replace(
+        "END", end
+    )
 
 
 def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -99,7 +101,7 @@ def tool_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
 
 
 def _written(tokenizer: PreTrainedTokenizerBase, token_id: int | None) -> str:
-    """What writes a token in a template."""
+    """Return what writes a token in a template."""
     return "" if token_id is None else "{{ " + json.dumps(tokenizer.convert_ids_to_tokens(token_id)) + " }}"
 
 
@@ -305,7 +307,7 @@ class _Service:
             self._process = None
 
     def forked(self) -> None:
-        """In a new process, leave that of the parent alone."""
+        """Forget the parent's process in a new one."""
         self._lock = threading.Lock()
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout):

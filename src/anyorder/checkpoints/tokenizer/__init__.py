@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anyorder.checkpoints import llama2c
+from anyorder.checkpoints.gguf_file import SUFFIX
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.json_files import read_json, write_json
+from anyorder.checkpoints.tokenizer import gguf
 from anyorder.checkpoints.tokenizer.folder import TOKENIZER, load_built, load_tokenizer_json, with_settings
 from anyorder.checkpoints.tokenizer.pieces import BYTES, SPECIAL, pieces_tokenizer, tokenizer_pieces
 from anyorder.checkpoints.tokenizer.sentencepiece import sentencepiece_backend
@@ -43,7 +45,9 @@ FILES = (TOKENIZER, MODEL, CONFIG)
 
 
 def has_tokenizer(path: str | Path) -> bool:
-    """Whether a folder has a tokenizer."""
+    """Return whether a folder, or a GGUF file, has a tokenizer."""
+    if Path(path).suffix == SUFFIX:
+        return gguf.holds_tokenizer(Path(path))
     return any((Path(path) / name).is_file() for name in FILES)
 
 
@@ -77,6 +81,8 @@ def load_tokenizer(
         raise UserError(f"folder {str(path)!r} has no tokenizer.json: name the file or folder of the tokenizer.")
     if path.suffix == ".model":
         return _load_model(path, Settings())
+    if path.suffix == SUFFIX:
+        return _of_gguf(path)
     pieces, scores = llama2c.read_pieces(path)
     try:
         return pieces_tokenizer(pieces, scores)
@@ -84,8 +90,15 @@ def load_tokenizer(
         raise UserError(f"{str(path)!r}: {error}") from error
 
 
+def _of_gguf(path: Path) -> PreTrainedTokenizerBase:
+    tokenizer = gguf.read_tokenizer(path)
+    if tokenizer is None:
+        raise UserError(f"{str(path)!r} holds no tokenizer: name the file or folder of one.")
+    return tokenizer
+
+
 def _load_model(path: Path, settings: Settings) -> PreTrainedTokenizerFast:
-    """The tokenizer of a SentencePiece or tiktoken file, with the settings of its folder."""
+    """Return the tokenizer of a SentencePiece or tiktoken file, with the settings of its folder."""
     backend, special = (
         tiktoken_backend(path) if is_tiktoken(path) else sentencepiece_backend(path, legacy=settings.legacy)
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import AddedToken, Tokenizer, processors
 
 from anyorder.checkpoints.json_files import read_json
+from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.checkpoints.tokenizer.settings import BY_OPTIONS, Settings, read_settings
 from anyorder.errors import UserError
 
@@ -27,7 +28,7 @@ STOCK = {"DreamTokenizer": "Qwen2Tokenizer"}
 
 
 def load_tokenizer_json(folder: Path) -> PreTrainedTokenizerFast:
-    """The tokenizer of `tokenizer.json`, whatever class is named beside it.
+    """Return the tokenizer of `tokenizer.json`, whatever class is named beside it.
 
     Raises:
         UserError: a file is damaged.
@@ -41,7 +42,7 @@ def load_tokenizer_json(folder: Path) -> PreTrainedTokenizerFast:
 
 
 def load_built(folder: Path) -> PreTrainedTokenizerBase:
-    """A tokenizer in another form, such as `vocab.json` with `merges.txt`, as transformers builds it.
+    """Return a tokenizer in another form, such as `vocab.json` with `merges.txt`, as transformers builds it.
 
     Raises:
         UserError: transformers cannot.
@@ -55,12 +56,12 @@ def load_built(folder: Path) -> PreTrainedTokenizerBase:
     is_ours = config.is_file() and read_json(config).get("model_type") == "anyorder"
     options = {"config": transformers.PreTrainedConfig()} if is_ours and loader is transformers.AutoTokenizer else {}
     with _readable(folder):
-        # Otherwise transformers asks whether to run code that came with the folder, and waits for an answer.
+        # Otherwise transformers waits for a person to allow code that came with the folder.
         built: PreTrainedTokenizerBase = loader.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, **options
         )
     # Where the vocabulary's file is missing, some classes come without any.
-    if not set(built(PROBE, add_special_tokens=False)["input_ids"]) - {built.unk_token_id}:
+    if not set(plain_tokens(built, PROBE)) - {built.unk_token_id}:
         raise UserError(
             f"folder {str(folder)!r} has the settings of a tokenizer and no vocabulary: fetch its tokenizer.json, "
             "tokenizer.model or vocab.json with merges.txt as well."
@@ -69,7 +70,7 @@ def load_built(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def with_settings(backend: Tokenizer, settings: Settings, path: Path) -> PreTrainedTokenizerFast:
-    """A tokenizer of transformers around a backend, which it changes.
+    """Return a tokenizer of transformers around a backend, which it changes.
 
     Args:
         backend: the vocabulary; gets the added tokens.
@@ -125,7 +126,7 @@ def _set_ends(backend: Tokenizer, settings: Settings) -> None:
 
 
 def ends(backend: Tokenizer, begin: str | None, end: str | None) -> processors.TemplateProcessing:
-    """The post-processor that puts a begin token before each text and an end token behind it, as far as given."""
+    """Return the post-processor that puts a begin token before each text and an end token behind it, where given."""
 
     def around(text: str, number: int) -> list[str]:
         return [f"{part}:{number}" for part in (begin, text, end) if part is not None]

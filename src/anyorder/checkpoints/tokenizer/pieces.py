@@ -35,7 +35,7 @@ PROBES = (
 
 
 def pieces_tokenizer(pieces: Sequence[str], scores: Sequence[float]) -> PreTrainedTokenizerFast:
-    """A fast tokenizer from SentencePiece's byte-pair pieces, in the order of their ids, and their scores.
+    """Return a fast tokenizer from SentencePiece's byte-pair pieces, in the order of their ids, and their scores.
 
     Encoding begins with `<s>`; decoding drops the space that SentencePiece puts before every text.
 
@@ -76,7 +76,7 @@ def _mergeable(pieces: Sequence[str], scores: Sequence[float]) -> dict[str, floa
 
 
 def bpe_merges(score: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Every way to make a piece of two others, best score first, as SentencePiece would choose.
+    """Return every way to make a piece of two others, best score first, as SentencePiece would choose.
 
     Where scores are equal (runs of spaces), the longest left part comes first: SentencePiece then takes the leftmost
     pair and so grows one run from the left.
@@ -91,7 +91,7 @@ def bpe_merges(score: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def tokenizer_pieces(tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], list[float]]:
-    """The pieces of a tokenizer in the order of their ids, and scores that give the same merges: the inverse.
+    """Return the pieces of a tokenizer in the order of their ids, and scores that give the same merges: the inverse.
 
     Raises:
         UserError: it is not of Llama 2's kind.
@@ -129,7 +129,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _scores(merges: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Scores of the pieces that merges make, each one lower; equal where the merges of several pieces are mixed."""
+    """Return scores of the pieces that merges make, each one lower; equal where merges of several are mixed."""
     last = {"".join(pair): index for index, pair in enumerate(merges)}
     score: dict[str, float] = {}
     current, end = 0.0, -1

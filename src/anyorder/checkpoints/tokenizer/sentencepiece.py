@@ -51,12 +51,12 @@ class Model:
     escapes: bool
 
     def of_type(self, *types: int) -> list[str]:
-        """The pieces of these types."""
+        """Return the pieces of these types."""
         return [piece for piece, _, its_type in self.pieces if its_type in types]
 
 
 def sentencepiece_backend(path: Path, *, legacy: bool = True) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer of a SentencePiece model, and its special tokens by name.
+    """Return the tokenizer of a SentencePiece model, and its special tokens by name.
 
     Args:
         path: the file.
@@ -75,8 +75,7 @@ def sentencepiece_backend(path: Path, *, legacy: bool = True) -> tuple[Tokenizer
         raise UserError(
             f"{str(path)!r} is no model of SentencePiece or tiktoken: give a folder with tokenizer.json."
         ) from error
-    reason = _why_not(model)
-    backend = None if reason else _build(model, legacy=legacy)
+    backend, reason = backend_of(model, legacy=legacy)
     if backend is not None and any(backend.encode(text).ids != theirs.encode(text) for text in _probes(model)):
         reason = "its rules are beyond a fast tokenizer"
     if reason or backend is None:
@@ -86,12 +85,22 @@ def sentencepiece_backend(path: Path, *, legacy: bool = True) -> tuple[Tokenizer
         )
     ids = {"bos_token": theirs.bos_id(), "eos_token": theirs.eos_id(), "unk_token": theirs.unk_id()}
     special = {name: model.pieces[token_id][0] for name, token_id in ids.items() if token_id >= 0}
-    # Behind spaces, not before them: all tokens are found in normalized text where a space begins the whole text alone.
-    backend.add_special_tokens(
-        [AddedToken(piece, special=True, normalized=_is_first_only(model, legacy)) for piece in _special(model)]
-    )
+    add_special(backend, model, legacy=legacy)
     backend.post_processor = ends(backend, special.get("bos_token"), None)
     return backend, special
+
+
+def backend_of(model: Model, *, legacy: bool) -> tuple[Tokenizer | None, str | None]:
+    """Build the tokenizer of a model, without special tokens; None with the reason where a fast one cannot hold it."""
+    reason = _why_not(model)
+    return (None, reason) if reason else (_build(model, legacy=legacy), None)
+
+
+def add_special(backend: Tokenizer, model: Model, *, legacy: bool) -> None:
+    """Make the control tokens of a model special tokens of its tokenizer."""
+    # Behind spaces, not before them: all tokens are found in normalized text where a space begins the whole text alone.
+    normalized = _is_first_only(model, legacy)
+    backend.add_special_tokens([AddedToken(piece, special=True, normalized=normalized) for piece in _special(model)])
 
 
 def _special(model: Model) -> list[str]:
@@ -103,7 +112,7 @@ def _is_first_only(model: Model, legacy: bool) -> bool:
 
 
 def _why_not(model: Model) -> str | None:
-    """Why a fast tokenizer cannot hold a model, if something in its file says so."""
+    """Return why a fast tokenizer cannot hold a model, if something in its file says so."""
     names = [piece for piece, _, _ in model.pieces]
     if model.kind not in (UNIGRAM, BPE):
         return "it is made of words or characters, not of byte pairs or unigrams"
@@ -158,7 +167,7 @@ def _build(model: Model, *, legacy: bool) -> Tokenizer:
 
 
 def _unigram_score(model: Model, piece: str, score: float, its_type: int) -> float:
-    """The score of a piece; SentencePiece gives those that users defined one that nearly always wins."""
+    """Return the score of a piece; SentencePiece gives those that users defined one that nearly always wins."""
     if its_type != USER_DEFINED:
         return score
     best = max(score for _, score, its_type in model.pieces if its_type == NORMAL)
@@ -166,7 +175,7 @@ def _unigram_score(model: Model, piece: str, score: float, its_type: int) -> flo
 
 
 def _normalizers(model: Model, *, legacy: bool) -> list[normalizers.Normalizer]:
-    """SentencePiece's rules for characters and spaces, in its order."""
+    """Return SentencePiece's rules for characters and spaces, in its order."""
     steps: list[normalizers.Normalizer] = []
     if model.charsmap:
         charsmap = normalizers.Precompiled(model.charsmap)
@@ -194,7 +203,7 @@ def _normalizers(model: Model, *, legacy: bool) -> list[normalizers.Normalizer]:
 
 
 def _probes(model: Model) -> Iterator[str]:
-    """Texts of the model's own pieces: each that is matched whole, and some of the others, in several surroundings."""
+    """Yield texts of the model's own pieces: each that is matched whole, and some others, in several surroundings."""
     yield from PROBES
     normal = model.of_type(NORMAL)
     some = [piece.replace(SPACE, " ") for piece in normal[:: max(1, len(normal) // 400)]]
@@ -211,7 +220,7 @@ def _probes(model: Model) -> Iterator[str]:
 
 
 def read_model(data: bytes) -> Model:
-    """What a model's file says; a message of Protocol Buffers, whose fields are numbered.
+    """Return what a model's file says; a message of Protocol Buffers, whose fields are numbered.
 
     Raises:
         ValueError, IndexError, struct.error: the file is none, or not whole.
@@ -247,7 +256,7 @@ def _bytes(value: bytes | int) -> bytes:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
-    """The fields of a message: their number, and an integer or the bytes of what they hold."""
+    """Yield the fields of a message: their number, and an integer or the bytes of what they hold."""
     at = 0
     while at < len(data):
         key, at = _varint(data, at)
@@ -269,7 +278,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, bytes | int]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """An integer of seven bits a byte, and where what follows it begins."""
+    """Return an integer of seven bits a byte, and where what follows it begins."""
     value = shift = 0
     while True:
         value |= (data[at] & 0x7F) << shift

@@ -14,6 +14,7 @@ from tokenizers import AddedToken
 from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.tokenizer.encoding import SURROGATE
 from anyorder.errors import UserError
+from anyorder.utils.numbers import is_whole
 
 CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS_MAP = "special_tokens_map.json"
@@ -64,11 +65,11 @@ class Settings:
     legacy: bool = True
 
     def completed(self, special: Mapping[str, str]) -> Settings:
-        """The same with these special tokens by name, such as "bos_token", where none is named."""
+        """Return the same with these special tokens by name, such as "bos_token", where none is named."""
         return replace(self, options={**special, **self.options})
 
     def with_normalized(self, normalized: bool) -> Settings:
-        """The same with added tokens that are found in normalized text, or in the text as it is."""
+        """Return the same with added tokens that are found in normalized text, or in the text as it is."""
         added = {
             token_id: AddedToken(
                 token.content, single_word=token.single_word, lstrip=token.lstrip, rstrip=token.rstrip,
@@ -79,7 +80,7 @@ class Settings:
         return replace(self, added=added)
 
     def with_class_defaults(self, vocabulary: Collection[str]) -> Settings:
-        """The same with the special tokens that the class has unless others are named, if the vocabulary has them."""
+        """Return the same with the special tokens of the class where none are named, if the vocabulary has them."""
         import transformers
 
         known = getattr(transformers, self.its_class, None) if self.its_class else None
@@ -94,7 +95,7 @@ class Settings:
 
 
 def read_settings(folder: Path) -> Settings:
-    """The settings in a folder's files; nothing where there are none.
+    """Return the settings in a folder's files; nothing where there are none.
 
     Raises:
         UserError: a file is damaged, or a field is of another type than it must be.
@@ -127,7 +128,7 @@ def read_settings(folder: Path) -> Settings:
 
 
 def _templates(folder: Path) -> str | dict[str, str] | None:
-    """Chat templates in files of their own, which come before those in the configuration."""
+    """Return chat templates in files of their own, which come before those in the configuration."""
     files = {"default": folder / TEMPLATE} if (folder / TEMPLATE).is_file() else {}
     files |= {file.stem: file for file in sorted((folder / TEMPLATES).glob("*.jinja"))}
     try:
@@ -148,7 +149,7 @@ class _Fields:
         raise UserError(f"field {name!r} of {str(self.file)!r} is {_short(self.fields[name])}: {remedy}.")
 
     def single(self, name: str) -> Any:
-        """A field of the table; None where it is missing or null."""
+        """Return a field of the table; None where it is missing or null."""
         value, kinds = self.fields.get(name), KINDS[name]
         if value is None:
             return None
@@ -163,7 +164,7 @@ class _Fields:
         return value
 
     def token(self, name: str, value: object) -> str | AddedToken:
-        """A token as text, or as an object with its flags."""
+        """Return a token as text, or as an object with its flags."""
         text = value.get("content") if isinstance(value, dict) else value
         if isinstance(text, str) and SURROGATE.search(text):
             self.refuse(name, "give tokens of whole characters, no surrogate alone")
@@ -182,9 +183,9 @@ class _Fields:
         )
 
     def special_tokens(self) -> dict[str, Any]:
-        """Special tokens by name, and a list of those without one.
+        """Return special tokens by name, and a list of those without one.
 
-        A null stands: there is no such token, also where the class has one by default.
+        A null counts: there is no such token, also where the class has one by default.
         """
         tokens: dict[str, Any] = {}
         extra: list[str | AddedToken] = []
@@ -204,7 +205,7 @@ class _Fields:
         return tokens | ({"extra_special_tokens": extra} if extra else {})
 
     def chat_template(self) -> str | dict[str, str] | None:
-        """One template, or several by name."""
+        """Return one template, or several by name."""
         name = "chat_template"
         value = self.fields.get(name)
         if value is None or isinstance(value, str):
@@ -217,7 +218,7 @@ class _Fields:
         return value or None
 
     def added_tokens_decoder(self) -> dict[int, AddedToken]:
-        """Added tokens by id, as transformers 4 and later write them."""
+        """Return added tokens by id, as transformers 4 and later write them."""
         name = "added_tokens_decoder"
         value = self.fields[name]
         if not isinstance(value, dict) or not all(key.isdecimal() and len(key) < 10 for key in value):
@@ -226,9 +227,9 @@ class _Fields:
         return {key: token if isinstance(token, AddedToken) else AddedToken(token) for key, token in tokens.items()}
 
     def added_tokens(self, special: Collection[str]) -> dict[int, AddedToken]:
-        """Added tokens by id, as the file of older versions has them."""
+        """Return added tokens by id, as the file of older versions has them."""
         for name, token_id in self.fields.items():
-            if not isinstance(token_id, int) or isinstance(token_id, bool) or not 0 <= token_id < 2**31:
+            if not is_whole(token_id) or not 0 <= token_id < 2**31:
                 self.refuse(name, "give the id of a token")
             self.token(name, name)
         return {

@@ -24,13 +24,13 @@ LLAMA4_RANKS = 200_000
 
 
 def is_tiktoken(path: Path) -> bool:
-    """Whether a file begins as tiktoken's do: a line with a token in base64 and its rank. SentencePiece is binary."""
+    """Return whether a file begins as tiktoken's do: with a token in base64 and its rank. SentencePiece is binary."""
     with path.open("rb") as file:
         return re.fullmatch(rb"[A-Za-z0-9+/]+=* \d+\r?\n?", file.readline(1000)) is not None
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """The tokens of a tiktoken file and their ranks, which are their ids and the order in which they are merged.
+    """Return the tokens of a tiktoken file and their ranks, which are their ids and the order in which they are merged.
 
     Raises:
         UserError: the file is damaged or not whole.
@@ -51,7 +51,7 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def tiktoken_backend(path: Path) -> tuple[Tokenizer, dict[str, str]]:
-    """The tokenizer of a tiktoken file, whose ids equal tiktoken's, and its special tokens by name.
+    """Return the tokenizer of a tiktoken file, whose ids equal tiktoken's, and its special tokens by name.
 
     Raises:
         UserError: the file is damaged, or of Llama 4.

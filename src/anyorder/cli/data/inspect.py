@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from anyorder.cli._console import PlainConsole
 
 ANSWER = ("⟦", "⟧")
-"""What stands around a text that is learnt; it is shown in green as well where the terminal has colours."""
+"""What surrounds a text that is trained on; it is printed in green as well where the terminal has colours."""
 
 SHOWN = 320
 """Characters of a part that are shown: the first and the last of a longer one."""
@@ -41,10 +41,10 @@ def command(
         source: File of JSON, text or a table, or folder of such files.
         tokenizer: Checkpoint, folder or file of the tokenizer; not needed where the data are token ids.
         length: Tokens in a row.
-        kind: What is learnt, whole texts (pretrain) or answers (sft).
+        kind: What is trained on, whole texts (pretrain) or answers (sft).
         unpacked: Give each text a row of its own, instead of laying texts end to end.
         documents: What is one document of a plain text.
-        last_answer_only: Of each dialogue, learn only the last answer (sft).
+        last_answer_only: Of each dialogue, train on the last answer alone (sft).
         template: Chat template, a text in Jinja or a file; the tokenizer's own unless given.
         mask_token_id: Token that may not be in the data; the tokenizer's mask token unless given.
         vocab_size: Number of tokens there are; the tokenizer's unless given.
@@ -52,7 +52,7 @@ def command(
     """
     from anyorder.checkpoints import load_tokenizer
     from anyorder.cli._console import PlainConsole
-    from anyorder.data import inspect_data
+    from anyorder.data import DataConfig, inspect_data
     from anyorder.data.records import BadLines, not_read
 
     if examples < 0:
@@ -63,13 +63,19 @@ def command(
         raise UserError("tokenizer is missing: give --tokenizer, or for data of token ids --vocab_size.")
     if mask_token_id is None and loaded is not None:
         mask_token_id = loaded.mask_token_id
+    config = DataConfig(
+        length=length, kind=kind, packed=not unpacked, documents=documents, template=template,
+        mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=vocab_size,
+        last_answer_only=last_answer_only,
+    )  # fmt: skip
     with PlainConsole(stderr=True).status(f"reading {source}") as status:
         found = inspect_data(
-            source, loaded, length, examples=examples, kind=kind, packed=not unpacked, documents=documents,
-            mask_token_ids=() if mask_token_id is None else (mask_token_id,), vocab_size=vocab_size,
-            last_answer_only=last_answer_only, template=template,
+            source,
+            loaded,
+            config,
+            examples=examples,
             progress=lambda records: status.update(f"reading {source}: {records} records"),
-        )  # fmt: skip
+        )
     report = found.report
     _print_counts(console, vars(report), length, packed=kind == "pretrain" and not unpacked)
     if found.lengths:
@@ -93,7 +99,7 @@ def _print_counts(console: PlainConsole, report: dict[str, Any], length: int, *,
     if report["truncated"]:
         table.add_row("cut", f"{report['truncated']:,} records whose answers are longer than a row")
     if report["bytes_per_token"] is not None:
-        table.add_row("text", f"{report['bytes_per_token']:.2f} bytes per token that is learnt")
+        table.add_row("text", f"{report['bytes_per_token']:.2f} bytes per token that is trained on")
     if report["left_out"]:
         table.add_row("left out", f"{len(report['left_out']):,} lines, listed below")
     console.print(table)
@@ -110,13 +116,13 @@ def _print_lengths(console: PlainConsole, lengths: list[tuple[int, int]]) -> Non
 def _print_row(console: PlainConsole, tokenizer: Any, row: dict[str, Any]) -> None:
     from rich.text import Text
 
-    learnt = sum(end - begin for begin, end in row["turns"]) if "turns" in row else len(row["input_ids"])
-    console.print(f"\nsample {row['sample']}: {len(row['input_ids'])} tokens, {learnt} of them learnt")
-    for ids, is_learnt in _parts(row):
+    targets = sum(end - begin for begin, end in row["turns"]) if "turns" in row else len(row["input_ids"])
+    console.print(f"\nsample {row['sample']}: {len(row['input_ids'])} tokens, {targets} of them trained on")
+    for ids, is_target in _parts(row):
         text = " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids)
         if len(text) > SHOWN:
             text = f"{text[: SHOWN // 2]} ... {text[-SHOWN // 2 :]}"
-        if is_learnt:
+        if is_target:
             console.print(Text(text.join(ANSWER), style="green"), end="", soft_wrap=True)
         else:
             console.print(Text(text), end="", soft_wrap=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from anyorder.cli._options import ModelOptions
 from anyorder.utils.annotations import Listed
 
 
@@ -18,17 +19,13 @@ def command(
     draws: int = 4,
     seed: int = 0,
     batch_size: int = 16,
-    tokenizer: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    attention: str = "auto",
-    revision: str | None = None,
+    loading: ModelOptions,
     json: bool = False,
 ) -> None:
-    """Say how probable a model finds texts, in each of several orders; of diffusion, a bound, marked by ≤.
+    """Compute how probable a model finds texts, in each of several orders; of diffusion, a bound, marked by ≤.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         data: File or folder of JSONL, JSON or text; it is cut into texts of equal length.
         orders: An order, such as left-to-right, any-order, random, groups:4 or diffusion; may be repeated. What the
             model writes unless given.
@@ -39,11 +36,7 @@ def command(
         draws: Draws of each random order, averaged.
         seed: Decides random orders.
         batch_size: Texts to read at a time; changes speed and memory alone.
-        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
-        dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
-        device: Such as cpu or cuda; auto takes a GPU where there is one.
-        attention: auto, eager, sdpa, flex or flash.
-        revision: Branch, tag or commit of a model on the hub.
+        loading: how the model is read.
         json: Print one JSON object a line instead of a table.
     """
     import dataclasses
@@ -52,7 +45,6 @@ def command(
     from rich.progress import Progress
     from rich.table import Table
 
-    import anyorder
     from anyorder.cli._console import PlainConsole
     from anyorder.evaluation.order_search import by_likelihood
     from anyorder.evaluation.texts import cut_texts, gap_marks, orders_by_name
@@ -60,16 +52,14 @@ def command(
 
     marks = gap_marks(length, gap)
     notes = PlainConsole(stderr=True)
-    with notes.status(f"reading {model}"):
-        network, words = anyorder.load(
-            model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
-        )
-        rows = cut_texts(data, words, network.config, length=length, most=texts)
-    named = orders_by_name(orders, network.config)
+    loaded, tokenizer = loading.load(model, notes)
+    with notes.status(f"reading {data}"):
+        rows = cut_texts(data, tokenizer, loaded.config, length=length, most=texts)
+    named = orders_by_name(orders, loaded.config)
     with Progress(console=notes, transient=True) as progress:
         task = progress.add_task("reading texts", total=len(named) * draws * len(rows))
         found = by_likelihood(
-            network, rows, named, [marks] * len(rows), draws=draws, seed=seed, batch_size=batch_size,
+            loaded, rows, named, [marks] * len(rows), draws=draws, seed=seed, batch_size=batch_size,
             done=lambda count: progress.advance(task, count),
         )  # fmt: skip
     if json:

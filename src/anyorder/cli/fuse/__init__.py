@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from dataclasses import asdict
 
+from anyorder.cli._options import ModelOptions, SamplingOptions
+from anyorder.cli.fuse._options import AnswerOptions, FusionOptions, PartOptions
 from anyorder.errors import UserError
 from anyorder.utils.annotations import Listed
 
@@ -15,95 +17,51 @@ def command(
     model: str,
     phrasings: list[str] = [],  # noqa: B006 (never changed)
     *,
-    prefix: str = "",
-    suffix: str = "",
-    separator: str = "",
-    method: str = "attention",
-    positions: str = "shared",
-    correction: str = "1/N",
+    parts: PartOptions,
+    fusion: FusionOptions,
     weights: list[Listed] = [],  # noqa: B006 (never changed)
-    keep: int | None = None,
-    order: str | None = None,
-    tokenizer: str | None = None,
-    max_new_tokens: int = 64,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    min_p: float | None = None,
-    repetition_penalty: float = 1.0,
-    stop: list[str] = [],  # noqa: B006 (never changed)
-    seed: int = 0,
-    num_beams: int = 1,
-    dtype: str = "auto",
-    device: str = "auto",
-    attention: str = "auto",
-    revision: str | None = None,
+    answer: AnswerOptions,
+    sampling: SamplingOptions,
+    loading: ModelOptions,
     json: bool = False,
 ) -> None:
     """Answer one question from several phrasings, read apart.
 
-    Each phrasing is read by itself, between prefix and suffix; the answer looks at all of them. How much attention
-    each of them got is told behind the answer. For the questions of a data set: `anyorder fuse run --help`,
+    Each phrasing is read by itself, between prefix and suffix; the answer attends to all of them. How much attention
+    each of them got is printed behind the answer. For the questions of a data set: `anyorder fuse run --help`,
     `anyorder fuse score --help`, `anyorder fuse compare --help`.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         phrasings: The question, said several times, each in quotes.
-        prefix: Text before each phrasing, such as examples.
-        suffix: Text behind all of them, such as " A:"; let it begin with its space.
-        separator: Text that each phrasing ends with.
-        method: attention, logit-mean, probability-mean, max, lowest-entropy, contrast, attention+logit-mean or vote.
-        positions: Where phrasings are read: shared, running, right or spread; right did best where it was measured.
-        correction: 1/N, none, length, or ape:TEMPERATURE,SCALE.
+        parts: text around the phrasings.
+        fusion: how several phrasings become one answer.
         weights: How much each phrasing counts: a number for each, such as 2,1,1; or confidence, or likelihood.
-        keep: Use only this many phrasings of the highest weights.
-        order: Mode of the answer, such as left-to-right, random, groups:4 or diffusion; that of the model
-            unless given.
-        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
-        max_new_tokens: Tokens to write at most.
-        temperature: 0 always takes the most probable token; above 0, tokens are drawn.
-        top_k: Draw only from this many most probable tokens.
-        top_p: Draw only from the fewest tokens whose probabilities add up to this.
-        min_p: Draw only from tokens at least this many times as probable as the most probable one.
-        repetition_penalty: Above 1, tokens that the question or the answer has already become rarer.
-        stop: Text that ends the answer; may be repeated.
-        seed: Decides what is drawn.
-        num_beams: Above 1, beam search with so many beams.
-        dtype: Of the weights: auto (as stored), float32, bfloat16, float16, float64, or int8.
-        device: Such as cpu or cuda; auto takes a GPU where there is one.
-        attention: auto, eager, sdpa, flex or flash.
-        revision: Branch, tag or commit of a model on the hub.
+        answer: what is written.
+        sampling: how tokens are chosen.
+        loading: how the model is read.
         json: Print one JSON object instead of text.
     """
     if not phrasings:
         raise UserError("there are 0 phrasings: write at least one behind the model, each in quotes.")
 
     import anyorder
-    from anyorder.api.dispatch import resolve
     from anyorder.cli._console import PlainConsole
     from anyorder.decoding.fusion.question import Fusion
-    from anyorder.model.modes import LEFT_TO_RIGHT
+    from anyorder.modes import resolve
     from anyorder.utils.json_text import json_text
 
-    Fusion(method=method, positions=positions, correction=correction)  # a wrong name is told before a network is read
+    # A wrong name is refused before a model is read.
+    Fusion(method=fusion.method, positions=fusion.positions, correction=fusion.correction)
 
     notes = PlainConsole(stderr=True)
-    with notes.status(f"reading {model}"):
-        network, words = anyorder.load(
-            model, dtype=dtype, device=device, attention=attention, tokenizer=tokenizer, revision=revision
-        )
-    mode, _ = resolve(order, network.config)
-    attended = method == "attention" and mode.name == LEFT_TO_RIGHT.name
-    options: dict[str, Any] = {
-        "prefix": prefix, "suffix": suffix, "separator": separator, "method": method, "positions": positions,
-        "correction": correction, "order": order, "max_new_tokens": max_new_tokens, "temperature": temperature,
-        "top_k": top_k, "top_p": top_p, "min_p": min_p, "repetition_penalty": repetition_penalty,
-        "stop": stop or None, "seed": seed,
-    }  # fmt: skip
+    loaded, tokenizer = loading.load(model, notes)
+    mode, _ = resolve(answer.order, loaded.config)
+    attended = fusion.method == "attention" and mode.kind.causal
+    options = {**asdict(parts), **asdict(fusion), **asdict(answer), **asdict(sampling), "stop": answer.stop or None}
     with notes.status("writing"):
         out = anyorder.fuse(
-            network, words, phrasings, weights=_weights(weights), keep=keep, num_beams=num_beams,
-            attention_share=attended, **options,
+            loaded, tokenizer, phrasings, weights=_weights(weights), attention_share=attended, **options
         )  # fmt: skip
     if json:
         record = {
@@ -120,9 +78,9 @@ def command(
     notes.print(out.trace.summary(), style="dim", soft_wrap=True)
 
 
-def _weights(words: list[str]) -> str | list[float] | None:
-    """Numbers, or the name of what gives them."""
+def _weights(given: list[str]) -> str | list[float] | None:
+    """Return numbers, or the name of a score."""
     try:
-        return [float(number) for number in words] or None
+        return [float(number) for number in given] or None
     except ValueError:
-        return ",".join(words)
+        return ",".join(given)

@@ -1,4 +1,4 @@
-"""What the commands that ask many questions share."""
+"""Shared by the commands that ask many questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def question_progress(console: PlainConsole) -> Iterator[Progress]:
-    """Bars that count questions; the last state of each as a line where there is no terminal."""
+    """Show bars that count questions; without a terminal, print the last state of each as a line."""
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -38,11 +38,11 @@ def question_progress(console: PlainConsole) -> Iterator[Progress]:
 
 
 def load(console: PlainConsole, model: str, **options: Any) -> tuple[Llama, PreTrainedTokenizerBase]:
-    """A network with its tokenizer, which questions need."""
+    """Read a model with its tokenizer, which questions need."""
     import anyorder
 
     with console.status(f"reading {model}"):
-        network, words = anyorder.load(model, **options)
-    if words is None:
+        loaded, tokenizer = anyorder.load(model, **options)
+    if tokenizer is None:
         raise UserError(f"model {model!r} has no tokenizer: name one with --tokenizer.")
-    return network, words
+    return loaded, tokenizer

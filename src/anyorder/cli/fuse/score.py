@@ -6,12 +6,12 @@ from pathlib import Path
 
 
 def command(results: str, *, lemmatize: bool = False, seed: int = 0) -> None:
-    """Say how many answers of a results file are right.
+    """Print how many answers of a results file are right.
 
     Args:
         results: Feather file of `anyorder fuse run`, or one with the same columns.
         lemmatize: Add the lemmas of predictions and answers to the file, and count an answer as right if the lemmas
-            of one that counts stand in it one after another.
+            of one that counts are in it one after another.
         seed: Of the resampling behind the intervals, which hold 95 %.
     """
     from rich import box

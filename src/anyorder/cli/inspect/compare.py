@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyorder.cli._options import CheckpointOptions
 from anyorder.utils.annotations import Listed
 
 if TYPE_CHECKING:
@@ -22,16 +23,13 @@ def command(
     repeats: int = 1,
     samples: int = 64,
     drift: bool = False,
-    tokenizer: str | None = None,
-    dtype: str = "auto",
-    device: str = "auto",
-    revision: str | None = None,
+    loading: CheckpointOptions,
     json: Path | None = None,
 ) -> None:
     """Write the same prompts by several samplers, and compare speed and likelihood.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         prompts: Texts to continue, each in quotes.
         method: An order such as left-to-right or groups:4, or a preset of diffusion with options, such as
             fast-dllm,block_length=8,threshold=0.9; may be repeated. Those that suit the model unless given.
@@ -39,19 +37,15 @@ def command(
         seed: Decides what is drawn.
         repeats: Runs of each, taking turns; their median time counts.
         samples: Masked copies of each text that its likelihood is estimated from, where the model diffuses.
-        drift: Tell, too, how far approximate caches are from passes over everything: the divergence of their
+        drift: Measure, too, how far approximate caches are from passes over everything: the divergence of their
             distributions in nats, and the share of most probable tokens that they change.
-        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
-        dtype: Of the weights: auto (as stored), float32, bfloat16, float16 or float64.
-        device: Such as cpu or cuda; auto takes a GPU where there is one.
-        revision: Branch, tag or commit of a model on the hub.
+        loading: how the model is read.
         json: New file for all of it.
     """
     import dataclasses
 
     from rich.table import Table
 
-    import anyorder
     from anyorder.api.text import GAP
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
@@ -67,10 +61,10 @@ def command(
     methods = {words: method_named(words) for words in _with_options(method)} or None
     likelihood = MonteCarlo(samples=samples)
     notes = PlainConsole(stderr=True)
-    with notes.status(f"reading {model}") as status:
-        network, words = anyorder.load(model, dtype=dtype, device=device, tokenizer=tokenizer, revision=revision)
+    loaded, tokenizer = loading.load(model, notes)
+    with notes.status("writing") as status:
         compared = compare_sampling_methods(
-            network, prompts, methods, tokenizer=words, max_new_tokens=max_new_tokens, seed=seed, repeats=repeats,
+            loaded, prompts, methods, tokenizer=tokenizer, max_new_tokens=max_new_tokens, seed=seed, repeats=repeats,
             likelihood=likelihood, drift=drift, on_method=lambda name: status.update(f"writing by {name}"),
         )  # fmt: skip
     table = Table(box=None, pad_edge=False)
@@ -102,7 +96,7 @@ def command(
 
 
 def _with_options(parts: Sequence[str]) -> list[str]:
-    """Each method with its options, which have an equals sign, behind it again."""
+    """Return each method with its options, which have an equals sign, behind it again."""
     methods: list[str] = []
     for part in parts:
         methods[-1:] = [f"{methods[-1]},{part}"] if methods and "=" in part else [*methods[-1:], part]
@@ -110,7 +104,7 @@ def _with_options(parts: Sequence[str]) -> list[str]:
 
 
 def _drift(one: Compared) -> tuple[str, str]:
-    """The cells of a method's drift, empty where its cache is exact or none."""
+    """Return the cells of a method's drift, empty where its cache is exact or none."""
     if one.drift is None or one.changed is None:
         return "", ""
     return f"{one.drift:.3f}", f"{one.changed:.1%}"

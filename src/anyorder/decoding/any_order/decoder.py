@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from anyorder.decoding.any_order.reader import TwoStreamReader
 from anyorder.decoding.any_order.text import AnyOrderText, Content
-from anyorder.decoding.canvas import BLANK, check_canvases
+from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
@@ -22,7 +22,6 @@ from anyorder.orders.kinds import LeftToRight, MostConfident
 from anyorder.orders.plan import GroupPlan
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
 
 
@@ -32,37 +31,37 @@ def any_order_steps(
     order: AnyOrder,
     *,
     sampling: Sampling,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     stop: Stop | None = None,
     use_cache: bool = True,
-    fused: FusedCanvases | None = None,
+    layout: CanvasLayout = PLAIN,
 ) -> Iterator[Step]:
-    """Fills canvases, each step as soon as it is taken; mistakes are raised at once.
+    """Fill canvases; yield each step as soon as it is taken. Errors of the caller are raised at once.
 
-    The tokens of a group are drawn independently of each other. A text that nothing given stands behind ends with an
-    end token: what is left behind it is not written.
+    The tokens of a group are drawn independently of each other. A text that ends in blanks ends with an end token; the
+    positions behind it are not written.
 
     Args:
         model: the network; its configuration names the end tokens and the trained length.
         canvases: token ids with `BLANK` where a token is to be written, of any lengths.
-        order: a plan for these texts, in which they are given what they are given in the canvases; an order of the
-            places to be written, where all that is given is one group; or the network's own choice.
+        order: a plan for these texts, which gives the tokens that the canvases give; an order of the positions to be
+            written, where all given tokens are one group; or the network's own choice.
         sampling: how a token is chosen. Its seed decides random orders, too.
-        rows: number of each canvas, which decides its random draws.
-        stop: asked about the text up to the first place that is left, where that grew and nothing given stands behind.
-        use_cache: False reads all again in each pass: the slow, obvious twin.
-        fused: where phrasings of questions stand in these canvases; None where there are none.
+        sample_ids: number of each canvas, which decides its random draws.
+        stop: called with the text up to the first blank, whenever that has changed; not for texts with gaps.
+        use_cache: False reads all again in each pass (slow reference path).
+        layout: of the canvases.
 
     Raises:
         UserError: the network has no query rows, a canvas cannot be filled, or the plan is one for other texts.
     """
-    lengths = None if fused is None else fused.lengths
-    texts = texts_of(model, canvases, order, sampling, rows, lengths)
-    return decode(texts, TwoStreamReader(model, texts, use_cache=use_cache, fused=fused), by_sampling(sampling), stop)
+    texts = texts_of(model, canvases, order, sampling, sample_ids, layout.lengths)
+    reader = TwoStreamReader(model, texts, use_cache=use_cache, layout=layout)
+    return decode(texts, reader, by_sampling(sampling), stop)
 
 
-def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows: Sequence[int]) -> GroupPlan:
-    """The plan that an order makes for canvases; a plan is checked against them.
+def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, sample_ids: Sequence[int]) -> GroupPlan:
+    """Return the plan that an order makes for canvases; check a plan against them.
 
     Raises:
         UserError: the plan is for other texts.
@@ -71,47 +70,48 @@ def plan_for(canvases: Sequence[Sequence[int]], order: AnyOrder, seed: int, rows
     if not isinstance(order, GroupPlan):
         predicted = [[not is_given for is_given in row] for row in given]
         fixed = LeftToRight() if isinstance(order, MostConfident) else order
-        return GroupPlan.from_masks(given, predicted, fixed, seed, rows)
+        return GroupPlan.from_masks(given, predicted, fixed, seed, sample_ids)
     if len(order.rank_BL) != len(canvases):
         raise UserError(
             f"the plan is for {len(order.rank_BL)} texts, but there are {len(canvases)}: plan each of them."
         )
-    for sample, (row, wanted) in enumerate(zip(rows, given, strict=True)):
+    for sample, (sample_id, is_given) in enumerate(zip(sample_ids, given, strict=True)):
         planned = order.given_BL[sample, order.valid_BL[sample]].tolist()
-        if len(planned) != len(wanted):
+        if len(planned) != len(is_given):
             remedy = "make a plan of that length, or change max_new_tokens"
             raise UserError(
-                f"the plan is for a text of {len(planned)} tokens, but prompt {row} has {len(wanted)} with those to be "
-                f"written: {remedy}."
+                f"the plan is for a text of {len(planned)} tokens, but prompt {sample_id} has {len(is_given)} with "
+                f"those to be written: {remedy}."
             )
-        if planned != wanted:
-            at = [one == other for one, other in zip(planned, wanted, strict=True)].index(False)
+        if planned != is_given:
+            at = [one == other for one, other in zip(planned, is_given, strict=True)].index(False)
             is_so, remedy = ("is to be written", "leave it out of") if planned[at] else ("is given", "mark it in")
             raise UserError(
-                f"token {at} of prompt {row} {is_so}, but not in the plan: {remedy} the plan's given tokens."
+                f"token {at} of prompt {sample_id} {is_so}, but not in the plan: {remedy} the plan's given tokens."
             )
     return order
 
 
 def texts_of(
-    model: Llama, canvases: Sequence[Sequence[int]], order: AnyOrder, sampling: Sampling, rows: Sequence[int],
+    model: Llama, canvases: Sequence[Sequence[int]], order: AnyOrder, sampling: Sampling, sample_ids: Sequence[int],
     lengths: Sequence[int] | None = None,
 ) -> list[AnyOrderText]:  # fmt: skip
-    """Canvases with the order in which each is filled; `lengths` as `check_canvases` takes them.
+    """Return canvases with the order in which each is filled; `lengths` as `check_canvases` takes them.
 
     Raises:
         UserError: see `any_order_steps`.
     """
     model.config.mode("any-order")
-    check_canvases(model.config, canvases, rows, lengths)
-    plan = plan_for(canvases, order, sampling.seed, rows)
+    check_canvases(model.config, canvases, sample_ids, lengths)
+    plan = plan_for(canvases, order, sampling.seed, sample_ids)
     size = order.size if isinstance(order, MostConfident) else None
     texts = []
-    for sample, (row, canvas, rng) in enumerate(zip(rows, canvases, sampling.generators(rows), strict=True)):
+    rngs = sampling.generators(sample_ids)
+    for sample, (sample_id, canvas) in enumerate(zip(sample_ids, canvases, strict=True)):
         position_L = plan.position[sample].tolist()
         groups = [[position_L[index] for index in group] for group in plan.steps[sample]]
         given = _given(canvas, plan.rank_BL[sample, plan.valid_BL[sample]].tolist())
-        texts.append(AnyOrderText(row, canvas, rng, model.config.eos_token_ids, groups, given, size))
+        texts.append(AnyOrderText(sample_id, canvas, rngs[sample], model.config.eos_token_ids, groups, given, size))
     return texts
 
 

@@ -7,13 +7,13 @@ vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from anyorder.decoding.any_order.text import AnyOrderText, Content
-from anyorder.decoding.fusion.canvases import FusedCanvases
+from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.visibility import bidirectional, groups
 
@@ -37,18 +37,18 @@ class TwoStreamReader(Reader[AnyOrderText]):
     Args:
         model: a network with query rows.
         texts: the batch.
-        use_cache: False reads all again in each pass: the slow, obvious twin.
-        fused: where phrasings of questions stand in the texts; None where there are none.
+        use_cache: False reads all again in each pass (slow reference path).
+        layout: of the texts as canvases.
     """
 
     passes = 0
 
     def __init__(
-        self, model: Llama, texts: Sequence[AnyOrderText], *, use_cache: bool, fused: FusedCanvases | None = None
+        self, model: Llama, texts: Sequence[AnyOrderText], *, use_cache: bool, layout: CanvasLayout = PLAIN
     ) -> None:
         self.model = model
         self.texts = texts
-        self.fused = fused
+        self.layout = layout
         self.cache = model.new_cache(len(texts), max(len(text.tokens) for text in texts)) if use_cache else None
         self.seen: list[list[Content]] = [[] for _ in texts]
 
@@ -76,9 +76,7 @@ class TwoStreamReader(Reader[AnyOrderText]):
         valid_BR = valid_BR.bool()
         labels = {"position": position_BR, "rank": rank_BR, "stream": stream_BR}
         visibility = bidirectional() if simple and self.cache is not None else groups()
-        others: dict[str, Any] = {}
-        if self.fused is not None:
-            visibility, labels, others = self.fused.narrow(range(len(rows)), visibility, labels)
+        visibility, labels, others = self.layout.narrow(range(len(rows)), visibility, labels)
         views = model.prepare(visibility, labels, n_keys=n_keys, valid=valid_BR, cache=self.cache, **others)
         hidden_BRE = model.two_streams(ids_BR[:, :n_keys], labels["position"][:, n_keys:], views, self.cache)
         return model.logits(hidden_BRE[:, n_keys:][valid_BR[:, n_keys:]])
@@ -104,8 +102,8 @@ def _columns(
     rows = [
         [(at, rank, 0, token_id, 1) for at, token_id, rank in of_text]
         + [(0, 0, 0, 0, 0)] * (n_keys - len(of_text))
-        + [(at, rank, 1, 0, 1) for at, rank in asked]
-        + [(0, 0, 1, 0, 0)] * (width - len(asked))
-        for of_text, asked in zip(content, queries, strict=True)
+        + [(at, rank, 1, 0, 1) for at, rank in of_queries]
+        + [(0, 0, 1, 0, 0)] * (width - len(of_queries))
+        for of_text, of_queries in zip(content, queries, strict=True)
     ]
     return torch.tensor(rows, device=device).unbind(-1)

@@ -1,22 +1,22 @@
 """Writing in a fixed order in fewer passes than groups, from exactly the same distribution.
 
 Any-subset speculative decoding (AS-ARM, arXiv 2504.20456). The network that drafts is the one that judges. A first pass
-asks about several groups at once, none of which knows of the others: the first of them is what the next pass would have
-written, the others are drafts. A second pass reads the drafts and asks about the same places in their order. A draft x
-stays with probability min(1, p(x) / q(x)), q being what it was drawn from and p what it should have been drawn from;
-otherwise a token is drawn from max(0, p - q) instead, and the drafts behind its group, which had seen x, are dropped.
-When all drafts of a text stay, the second pass has also told what comes behind them.
+predicts several groups at once, independently of each other: the first of them is what the next pass would have
+written, the others are drafts. A second pass reads the drafts and predicts the same positions in their order. A draft x
+is accepted with probability min(1, p(x) / q(x)), q being what it was drawn from and p what it should have been drawn
+from; otherwise a token is drawn from max(0, p - q) instead, and the drafts behind its group, which had seen x, are
+dropped. When all drafts of a text are accepted, the second pass has also predicted the group behind them.
 
 Two passes write two groups at least, and the last group takes one, so there are never more passes than groups.
 
-Shape suffixes: N places asked about in all texts, V vocabulary.
+Shape suffixes: N queries of all texts, V vocabulary.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -25,10 +25,9 @@ from torch import Tensor
 from anyorder.decoding.any_order.decoder import texts_of
 from anyorder.decoding.any_order.reader import Query, TwoStreamReader
 from anyorder.decoding.any_order.text import AnyOrderText, Content
-from anyorder.decoding.loop import write_step
+from anyorder.decoding.loop import Choice, write_step
 from anyorder.decoding.sampling import Sampling, draw
-from anyorder.decoding.text import Choice
-from anyorder.decoding.trace import Step, Stop, StopReason, Written
+from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
 from anyorder.orders.kinds import MostConfident, Order
 from anyorder.orders.plan import GroupPlan
@@ -43,8 +42,8 @@ class Speculative:
     """An order that is written with speculation: in fewer passes, from the same distribution.
 
     Attributes:
-        order: a plan or an order; the network cannot choose it, since drafts need to know what comes next.
-        draft: groups that a pass asks about, the first of which is no draft.
+        order: a plan or an order; the network cannot choose it, since the groups to draft must be known before.
+        draft: groups that a pass predicts, the first of which is no draft.
 
     Raises:
         UserError: there is nothing to draft, or no fixed order.
@@ -67,169 +66,154 @@ def speculative_steps(
     order: Speculative,
     *,
     sampling: Sampling,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     stop: Stop | None = None,
     use_cache: bool = True,
 ) -> Iterator[Step]:
-    """Fills canvases as `any_order_steps` does, whose arguments these are; a step is a pass."""
-    texts = texts_of(model, canvases, order.order, sampling, rows)
-    return _steps(model, texts, order.draft, sampling, stop, use_cache)
+    """Fill canvases as `any_order_steps` does, whose arguments these are; a step is a pass."""
+    texts = texts_of(model, canvases, order.order, sampling, sample_ids)
+    return _Speculation(TwoStreamReader(model, texts, use_cache=use_cache), order.draft, sampling, stop).steps()
 
 
-@torch.no_grad()
-def _steps(
-    model: Llama, texts: Sequence[AnyOrderText], draft: int, sampling: Sampling, stop: Stop | None, use_cache: bool
-) -> Iterator[Step]:
-    reader = TwoStreamReader(model, texts, use_cache=use_cache)
-    writing = list(texts)
-    for number in itertools.count():
-        step = _Writing(2 * number, stop)
-        places = {text.sample_id: _next_places(text, draft) for text in writing}
-        _ask(reader, texts, {text.sample_id: text.fresh for text in writing}, places, sampling)
-        drafts = {text.sample_id: _drafts(places[text.sample_id]) for text in writing}
-        for text in writing:
-            step.write(text, [drafts[text.sample_id][position].choice for position in text.groups[0]])
-        yield step.done()
-
-        writing = [text for text in writing if text.sample_id not in step.stopped]
-        if not writing:
-            return
-        step = _Writing(2 * number + 1, stop)
-        content = {text.sample_id: list(text.fresh) for text in writing}
-        for text in writing:
-            read, places[text.sample_id] = _in_their_order(text, drafts[text.sample_id])
-            content[text.sample_id] += read
-        _ask(reader, texts, content, places, sampling)
-        for text in writing:
-            _judge(text, places[text.sample_id], drafts[text.sample_id], step)
-        # Those that were rejected, and all that saw them; what is fresh has not been read as it is.
-        reader.forget([min((row.rank for row in text.fresh), default=text.rank) for text in texts])
-        yield step.done()
-
-        writing = [text for text in writing if text.sample_id not in step.stopped]
-        if not writing:
-            return
-
-
-class _Place:
-    """A place that a pass asks about, and what the pass says of it.
+class _Prediction(NamedTuple):
+    """The distribution of the token at a position.
 
     Attributes:
-        rank: it is asked about given all ranks below.
-        history: the tokens there, in any order.
-        probability_V: what a token is drawn from there.
-        log_prob_V: what the trace tells.
+        query: the position and its rank.
+        probability_V: to draw a token from.
+        log_prob_V: for the trace.
     """
 
-    def __init__(self, text: AnyOrderText, position: int, rank: int, history: list[int]) -> None:
-        self.position = position
-        self.rank = rank
-        self.history = history
-        self.rng = text.rng
-        self.probability_V = self.log_prob_V = torch.empty(0)
+    query: Query
+    probability_V: Tensor
+    log_prob_V: Tensor
 
     def choice(self, token_id: int) -> Choice:
-        """A token, as it is written."""
+        """Return a token at this position, as it is written."""
         log_prob = float(self.log_prob_V[token_id])
-        return Choice(self.position, token_id, log_prob, log_prob)
+        return Choice(self.query.position, token_id, log_prob, log_prob)
 
 
 class _Draft(NamedTuple):
-    """A token, and what it was drawn from."""
+    """A token, and the distribution that it was drawn from."""
 
-    choice: Choice
+    token_id: int
     probability_V: Tensor
 
 
-def _next_places(text: AnyOrderText, draft: int) -> list[_Place]:
-    """Those of the next groups, all of them asked about as if they came next."""
-    history = text.history
-    return [_Place(text, position, text.rank, history) for group in text.groups[:draft] for position in group]
+class _Speculation:
+    """Texts that are written by drafts.
 
+    Args:
+        reader: of the texts.
+        draft, sampling, stop: see `Speculative` and `any_order_steps`.
 
-def _in_their_order(text: AnyOrderText, drafts: Mapping[int, _Draft]) -> tuple[list[Content], list[_Place]]:
-    """Drafts as rows that are read, group by group; and their places, with those of the group behind them."""
-    read: list[Content] = []
-    places: list[_Place] = []
-    for rank, group in enumerate(text.groups, start=text.rank):
-        history = text.history + [row.token_id for row in read]
-        places += [_Place(text, position, rank, history) for position in group]
-        if any(position not in drafts for position in group):
-            break
-        read += [Content(position, drafts[position].choice.token_id, rank) for position in group]
-    return read, places
+    Attributes:
+        writing: texts that are not complete.
+        drafts: of each of them, by position.
+    """
 
-
-def _drafts(places: Sequence[_Place]) -> dict[int, _Draft]:
-    """A token for each place, by position."""
-    tokens = draw(torch.stack([place.probability_V for place in places]), [place.rng for place in places])
-    return {
-        place.position: _Draft(place.choice(token_id), place.probability_V)
-        for place, token_id in zip(places, tokens.tolist(), strict=True)
-    }
-
-
-class _Writing:
-    """A step while it is made."""
-
-    def __init__(self, number: int, stop: Stop | None) -> None:
-        self.number = number
+    def __init__(self, reader: TwoStreamReader, draft: int, sampling: Sampling, stop: Stop | None) -> None:
+        self.reader = reader
+        self.draft = draft
+        self.sampling = sampling
         self.stop = stop
-        self.written: list[Written] = []
-        self.stopped: dict[int, StopReason] = {}
-        self.drafted = self.accepted = 0
+        self.writing = list(reader.texts)
+        self.drafts: dict[AnyOrderText, dict[int, _Draft]] = {}
 
-    def write(self, text: AnyOrderText, choices: Sequence[Choice]) -> bool:
-        """Write a group; return whether the groups that were to follow still do."""
-        following = text.groups[1:]
-        group = write_step(self.number, [(text, choices)], self.stop)
-        self.written += group.written
-        self.stopped |= group.stopped
-        return text.groups == following
+    @torch.no_grad()
+    def steps(self) -> Iterator[Step]:
+        """Draft and judge in turn until all texts are complete."""
+        for number in itertools.count():
+            step = self._judge(number) if number % 2 else self._draft(number)
+            yield step
+            self.writing = [text for text in self.writing if text.sample_id not in step.stopped]
+            if not self.writing:
+                return
 
-    def done(self) -> Step:
-        return Step(tuple(self.written), self.stopped, drafted=self.drafted, accepted=self.accepted)
+    def _draft(self, number: int) -> Step:
+        """Predict the next groups, each as if it came next; write the first, and keep the others as drafts."""
+        queries = {
+            text: [Query(position, text.rank) for group in text.groups[: self.draft] for position in group]
+            for text in self.writing
+        }
+        choices = []
+        for text, predictions in self._predict({text: [] for text in self.writing}, queries).items():
+            probability_NV = torch.stack([prediction.probability_V for prediction in predictions])
+            tokens = draw(probability_NV, [text.rng] * len(predictions)).tolist()
+            self.drafts[text] = {
+                prediction.query.position: _Draft(token_id, prediction.probability_V)
+                for prediction, token_id in zip(predictions, tokens, strict=True)
+            }
+            first = list(zip(predictions, tokens, strict=True))[: len(text.groups[0])]
+            choices.append((text, [prediction.choice(token_id) for prediction, token_id in first]))
+        return write_step(number, choices, self.stop)
+
+    def _judge(self, number: int) -> Step:
+        """Read the drafts, predict them in their order and the group behind them, and write what is accepted."""
+        drafts: dict[AnyOrderText, list[Content]] = {text: [] for text in self.writing}
+        queries: dict[AnyOrderText, list[Query]] = {text: [] for text in self.writing}
+        for text in self.writing:
+            known = self.drafts[text]
+            for rank, group in enumerate(text.groups, start=text.rank):
+                queries[text] += [Query(position, rank) for position in group]
+                if any(position not in known for position in group):
+                    break
+                drafts[text] += [Content(position, known[position].token_id, rank) for position in group]
+        predictions = self._predict(drafts, queries)
+        steps = [step for text in self.writing for step in self._accepted(number, text, predictions[text])]
+        # Those that were rejected, and all that saw them; what is fresh has not been read as it is.
+        texts = self.reader.texts
+        self.reader.forget([min((row.rank for row in text.fresh), default=text.rank) for text in texts])
+        return Step(
+            written=tuple(event for step in steps for event in step.written),
+            stopped={sample_id: why for step in steps for sample_id, why in step.stopped.items()},
+            drafted=sum(step.drafted for step in steps),
+            accepted=sum(step.accepted for step in steps),
+        )
+
+    def _predict(
+        self, drafts: Mapping[AnyOrderText, Sequence[Content]], queries: Mapping[AnyOrderText, Sequence[Query]]
+    ) -> dict[AnyOrderText, list[_Prediction]]:
+        """Run one pass over what is fresh and the drafts; complete texts are neither read nor predicted."""
+        texts = self.reader.texts
+        content = [[*text.fresh, *drafts[text]] if text in queries else [] for text in texts]
+        logits_NV = self.reader.read(content, [queries.get(text, ()) for text in texts])
+        history = None if self.sampling.repetition_penalty == 1 else [
+            [*text.history, *(row.token_id for row in drafts[text] if row.rank < query.rank)]
+            for text, of_text in queries.items()
+            for query in of_text
+        ]  # fmt: skip
+        probability_NV, log_prob_NV = self.sampling.distribution(logits_NV, history)
+        distributions = zip(probability_NV.cpu(), log_prob_NV.cpu(), strict=True)
+        return {
+            text: [_Prediction(query, *next(distributions)) for query in of_text] for text, of_text in queries.items()
+        }
+
+    def _accepted(self, number: int, text: AnyOrderText, predictions: Sequence[_Prediction]) -> Iterator[Step]:
+        """Write the drafts of a text, group by group, until one is rejected or there are none."""
+        for _, group in itertools.groupby(predictions, key=lambda prediction: prediction.query.rank):
+            choices, drafted, accepted, following = [], 0, 0, text.groups[1:]
+            for prediction in group:
+                draft = self.drafts[text].get(prediction.query.position)
+                token_id, is_draft = _judged(prediction.probability_V, draft, text.rng)
+                choices.append(prediction.choice(token_id))
+                drafted += draft is not None
+                accepted += is_draft
+            step = write_step(number, [(text, choices)], self.stop)
+            yield replace(step, drafted=drafted, accepted=accepted)
+            # Behind an end token, positions are taken away that the drafts of later groups have seen.
+            if accepted < len(choices) or text.groups != following or step.stopped:
+                return
+            text.fresh = []  # read as it is
 
 
-def _ask(
-    reader: TwoStreamReader, texts: Sequence[AnyOrderText], content: Mapping[int, Sequence[Content]],
-    places: Mapping[int, Sequence[_Place]], sampling: Sampling,
-) -> None:  # fmt: skip
-    """One pass: tells each place its distribution. What is not written any more is neither read nor asked about."""
-    asked = [places[text.sample_id] if text.sample_id in content else () for text in texts]
-    queries = [[Query(place.position, place.rank) for place in of_text] for of_text in asked]
-    logits_NV = reader.read([content.get(text.sample_id, ()) for text in texts], queries)
-    flat = [place for of_text in asked for place in of_text]
-    probability_NV, log_prob_NV = sampling.distribution(logits_NV, [place.history for place in flat])
-    for place, probability_V, log_prob_V in zip(flat, probability_NV.cpu(), log_prob_NV.cpu(), strict=True):
-        place.probability_V, place.log_prob_V = probability_V, log_prob_V
-
-
-def _judge(text: AnyOrderText, places: Sequence[_Place], drafts: Mapping[int, _Draft], step: _Writing) -> None:
-    """Writes the drafts of a text, group by group, until one is rejected or there are none."""
-    for _, group in itertools.groupby(places, key=lambda place: place.rank):
-        choices: list[Choice] = []
-        goes_on = True
-        for place in group:
-            if place.position not in drafts:  # behind all drafts, so that there is nothing to judge
-                choices.append(_drafts([place])[place.position].choice)
-                goes_on = False
-                continue
-            token_id, stays = _judged(place, drafts[place.position])
-            choices.append(place.choice(token_id))
-            goes_on &= stays
-            step.drafted += 1
-            step.accepted += stays
-        goes_on &= step.write(text, choices)
-        if not goes_on or text.sample_id in step.stopped:
-            return
-        text.fresh = []  # read as it is
-
-
-def _judged(place: _Place, draft: _Draft) -> tuple[int, bool]:
-    """The draft, or the token that stands instead of it; and whether it is the draft."""
-    p_V, q_V, token_id = place.probability_V, draft.probability_V, draft.choice.token_id
-    u = torch.rand((), dtype=torch.float64, generator=place.rng)
+def _judged(p_V: Tensor, draft: _Draft | None, rng: torch.Generator) -> tuple[int, bool]:
+    """Return a token of the distribution p, and whether it is the draft; without a draft, one that is drawn."""
+    if draft is None:
+        return int(draw(p_V[None], [rng])), False
+    token_id, q_V = draft
+    u = torch.rand((), dtype=torch.float64, generator=rng)
     if u * q_V[token_id] < p_V[token_id]:
         return token_id, True
-    return int(draw((p_V - q_V).clamp(min=0)[None], [place.rng])), False
+    return int(draw((p_V - q_V).clamp(min=0)[None], [rng])), False

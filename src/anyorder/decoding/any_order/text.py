@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.text import Choice, Text
+from anyorder.decoding.loop import Choice, Text
 
 
 class Content(NamedTuple):

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from anyorder.model.modes import Mode
-
 if TYPE_CHECKING:
     from anyorder.decoding.diffusion.row import CanvasRow
 
@@ -81,12 +79,3 @@ class CompleteBlocks(CachePolicy):
 
     def reads(self, row: CanvasRow) -> range:
         return range(min(row.logits_at(row.block.start), row.complete), row.sight)
-
-
-def policy_named(name: CacheName, mode: Mode, refresh: int | None) -> CachePolicy:
-    """Return the policy of this name for a mode; in a network with blocks, "prefix" and "dual" are one."""
-    if name == "none":
-        return NoCache()
-    if mode.block_length is not None:
-        return CompleteBlocks()
-    return BlockCache(dual=name == "dual", refresh=refresh)

@@ -50,24 +50,24 @@ Confidence = Callable[[Candidates], Tensor]
 
 
 def probability(candidates: Candidates) -> Tensor:
-    """The probability of the token."""
+    """Return the probability of the token."""
     return candidates.probabilities.gather(-1, candidates.token_ids.unsqueeze(1)).squeeze(1)
 
 
 def margin(candidates: Candidates) -> Tensor:
-    """The difference between the two highest probabilities."""
+    """Return the difference between the two highest probabilities."""
     best_N2 = candidates.probabilities.topk(2, dim=-1).values
     return best_N2[:, 0] - best_N2[:, 1]
 
 
 def negative_entropy(candidates: Candidates) -> Tensor:
-    """Of the distribution, in nats."""
+    """Return the negative entropy of the distribution, in nats."""
     probabilities_NV = candidates.probabilities
     return (probabilities_NV * (probabilities_NV + TINY).log()).sum(-1)
 
 
 def uniform(candidates: Candidates) -> Tensor:
-    """A random number from 0 to 1, from the row's own source."""
+    """Return a random number from 0 to 1, from the row's own source."""
     drawn = [torch.rand(1, dtype=torch.float64, generator=row.rng) for row in candidates.rows]
     return torch.cat(drawn).to(candidates.token_ids.device)
 
@@ -94,7 +94,8 @@ class TokenChooser:
         mask_token_id: never chosen unless `may_choose_mask`; it counts in confidence, though, as in published code.
         end_token_ids: the tokens that `suppress_end` suppresses.
         confidence: a function of `CONFIDENCES`, or another one.
-        temperature, top_k, top_p, tempered_confidence, suppress_end, may_choose_mask: see `DiffusionSampler`.
+        temperature, top_k, top_p, tempered_confidence, suppress_end, min_new_tokens, may_choose_mask: see
+            `DiffusionSampler`.
     """
 
     mask_token_id: int
@@ -105,6 +106,7 @@ class TokenChooser:
     top_p: float | None = None
     tempered_confidence: bool = False
     suppress_end: Literal["no", "choice", "confidence"] = "no"
+    min_new_tokens: int = 0
     may_choose_mask: bool = False
 
     def __call__(self, logits_NV: Tensor, queries: Queries[CanvasRow]) -> Choices:
@@ -112,16 +114,22 @@ class TokenChooser:
         rows = [row for row, positions in queries.items() for _ in positions]
         positions = [position for of_row in queries.values() for position in of_row]
         ends = torch.tensor(self.end_token_ids, dtype=torch.int64, device=logits_NV.device)
-        closed = [self.suppress_end == "choice" or at in row.early for row, at in zip(rows, positions, strict=True)]
-        closed_N1 = torch.tensor(closed, dtype=torch.bool, device=logits_NV.device).unsqueeze(1)
-        logits_NV[:, ends] = logits_NV[:, ends].masked_fill(closed_N1, -torch.inf)
+        if self.suppress_end == "choice":
+            logits_NV[:, ends] = -torch.inf
+        elif self.min_new_tokens:
+            written = [row.given[:at].count(False) for row, at in zip(rows, positions, strict=True)]
+            early_N1 = torch.tensor(written, device=logits_NV.device).unsqueeze(1) < self.min_new_tokens
+            logits_NV[:, ends] = logits_NV[:, ends].masked_fill(early_N1, -torch.inf)
         token_ids, log_probs = self._tokens(logits_NV, [row.rng for row in rows])
+
         judged_NV = self.filtered(logits_NV) if self.tempered_confidence else logits_NV
-        if self.suppress_end != "confidence" or self.confidence is uniform:  # random order ignores it, as published
-            return Choices(token_ids, log_probs, self.confidence(Candidates(judged_NV, token_ids, rows, positions)))
-        judged_NV = judged_NV.index_fill(1, ends, -torch.inf)
+        # Random order ignores the suppression, as published.
+        suppresses = self.suppress_end == "confidence" and self.confidence is not uniform
+        if suppresses:
+            judged_NV = judged_NV.index_fill(1, ends, -torch.inf)
         confidence = self.confidence(Candidates(judged_NV, token_ids, rows, positions))
-        confidence[torch.isin(token_ids, ends)] = -torch.inf
+        if suppresses:
+            confidence[torch.isin(token_ids, ends)] = -torch.inf
         return Choices(token_ids, log_probs, confidence)
 
     def _tokens(self, logits_NV: Tensor, rngs: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.canvas import blanks, check_canvases
+from anyorder.decoding.canvas import PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.diffusion.confidence import TokenChooser
 from anyorder.decoding.diffusion.reader import CanvasReader
 from anyorder.decoding.diffusion.row import CanvasRow
@@ -22,7 +22,6 @@ from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
-    from anyorder.decoding.fusion.canvases import FusedCanvases
     from anyorder.model.llama import Llama
     from anyorder.model.modes import Mode
 
@@ -33,64 +32,57 @@ def diffusion_steps(
     sampler: DiffusionSampler,
     *,
     mode: Mode,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     seed: int = 0,
     stop: Stop | None = None,
-    fused: FusedCanvases | None = None,
+    layout: CanvasLayout = PLAIN,
 ) -> Iterator[Step]:
-    """Fill canvases; yield each step as soon as it is taken. Mistakes are raised at once.
+    """Fill canvases; yield each step as soon as it is taken. Errors of the caller are raised at once.
 
     Args:
         model: the network; its configuration names the end tokens and the trained length.
         canvases: token ids with `BLANK` where a token is to be written, of any lengths.
         sampler: schedule, choice of tokens, commit rule and cache.
         mode: the network's "diffusion" or "blocks".
-        rows: number of each canvas, which decides its random draws.
+        sample_ids: number of each canvas, which decides its random draws.
         seed: decides them too.
         stop: called with the text up to the first mask, whenever that has changed.
-        fused: where phrasings of questions lie in these canvases; None where there are none.
+        layout: of the canvases.
 
     Raises:
         UserError: a canvas that cannot be filled, or in which the sampler's lengths and steps do not divide.
     """
-    texts, reader, choose = assemble(model, canvases, sampler, mode=mode, rows=rows, seed=seed, fused=fused)
+    texts, reader, choose = assemble(
+        model, canvases, sampler, mode=mode, sample_ids=sample_ids, seed=seed, layout=layout
+    )
     return decode(texts, reader, choose, stop)
 
 
 def assemble(
-    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode, rows: Sequence[int],
-    seed: int = 0, fused: FusedCanvases | None = None,
+    model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode,
+    sample_ids: Sequence[int], seed: int = 0, layout: CanvasLayout = PLAIN,
 ) -> tuple[list[CanvasRow], CanvasReader, TokenChooser]:  # fmt: skip
     """Return what `decode` takes to fill canvases; the arguments are those of `diffusion_steps`."""
-    check_canvases(model.config, canvases, rows, None if fused is None else fused.lengths)
-    _refuse_mask_tokens(canvases, rows, mode)
-    if mode.block_length is not None:
-        if fused is not None:
-            raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
-        sampler = sampler.replace(block_length=sampler.block_length or mode.block_length)
+    check_canvases(model.config, canvases, sample_ids, layout.lengths)
     assert mode.mask_token_id is not None, "a network that diffuses has one"
-    end_token_ids, policy, aligned = model.config.eos_token_ids, sampler.policy(mode), mode.block_length is not None
+    aligned, block_length = mode.block_length is not None, sampler.block_length or mode.block_length
+    end_token_ids, policy = model.config.eos_token_ids, sampler.policy(mode)
     texts = []
-    for row, canvas, rng in zip(rows, canvases, Sampling(seed=seed).generators(rows), strict=True):
+    for sample_id, canvas, rng in zip(sample_ids, canvases, Sampling(seed=seed).generators(sample_ids), strict=True):
+        if mode.mask_token_id in canvas:
+            at = list(canvas).index(mode.mask_token_id)
+            remedy = "give a gap where a token is to be written"
+            raise UserError(f"prompt {sample_id} has the mask token {mode.mask_token_id} at position {at}: {remedy}.")
         blocks = plan_blocks(
-            canvas, row, block_length=sampler.block_length, steps=sampler.steps, uneven=sampler.uneven, aligned=aligned
+            canvas, sample_id, block_length=block_length, steps=sampler.steps, uneven=sampler.uneven, aligned=aligned
         )
         text = CanvasRow(
-            row, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, cache=policy,
+            sample_id, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, cache=policy,
             edit=sampler.edit, grow=sampler.grow, stop_at_end=sampler.stop_at_end,
-            early=blanks(canvas)[: sampler.min_new_tokens],
         )  # fmt: skip
         texts.append(text)
-    block_length = sampler.block_length if aligned else None
     reader = CanvasReader(
-        model, texts, mode, policy, block_length=block_length, guidance=sampler.cfg_scale, fused=fused
-    )
+        model, texts, mode, policy, block_length=block_length if aligned else None, guidance=sampler.cfg_scale,
+        layout=layout,
+    )  # fmt: skip
     return texts, reader, sampler.chooser(mode.mask_token_id, end_token_ids)
-
-
-def _refuse_mask_tokens(canvases: Sequence[Sequence[int]], rows: Sequence[int], mode: Mode) -> None:
-    for row, canvas in zip(rows, canvases, strict=True):
-        if mode.mask_token_id in canvas:
-            at = list(canvas).index(mode.mask_token_id or 0)
-            remedy = "give a gap where a token is to be written"
-            raise UserError(f"prompt {row} has the mask token {mode.mask_token_id} at position {at}: {remedy}.")

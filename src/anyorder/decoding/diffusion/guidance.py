@@ -6,5 +6,5 @@ from torch import Tensor
 
 
 def guided(logits: Tensor, free: Tensor, scale: float) -> Tensor:
-    """Logits that move away from those that were `free` of what is given; `scale` 0 moves them nowhere."""
+    """Move logits away from those that were computed `free` of the given tokens; `scale` 0 changes nothing."""
     return free + (scale + 1) * (logits - free)

@@ -7,19 +7,17 @@ with logits of their own, W at most in one row of the batch, V tokens of the voc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.diffusion.row import CanvasRow
-from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.modes import Mode
-from anyorder.model.self_attention import SelfAttention
 from anyorder.utils.ragged import pad
 from anyorder.visibility import bidirectional, not_after
 
@@ -37,7 +35,7 @@ class CanvasReader(Reader[CanvasRow]):
         cache: what a pass reads.
         block_length: tokens of a block, in a network where no block sees later ones; otherwise None.
         guidance: scale of classifier-free guidance; 0 for none.
-        fused: where phrasings of questions lie in the canvases; None where there are none.
+        layout: of the canvases.
     """
 
     passes = 0
@@ -51,7 +49,7 @@ class CanvasReader(Reader[CanvasRow]):
         *,
         block_length: int | None = None,
         guidance: float = 0.0,
-        fused: FusedCanvases | None = None,
+        layout: CanvasLayout = PLAIN,
     ) -> None:
         self.model = model
         self.rows = list(rows)
@@ -60,7 +58,7 @@ class CanvasReader(Reader[CanvasRow]):
         self.block_length = block_length
         self.visibility = bidirectional() if block_length is None else not_after("block")
         self.guidance = guidance
-        self.fused = fused
+        self.layout = layout
         self.mask_token_id = -1 if mode.mask_token_id is None else mode.mask_token_id
         self.number = {row: b for b, row in enumerate(rows)}
         tokens_BL, _ = pad([row.tokens for row in rows], model.device)
@@ -76,72 +74,51 @@ class CanvasReader(Reader[CanvasRow]):
     def logits(self, queries: Queries[CanvasRow]) -> Tensor:
         """Read what the cache policy says, and return the logits of the queries, `[N, V]`."""
         self.passes += 1
-        self._note_fresh(queries)
-        # A cache is of the whole batch; without one, rows that rest are left out.
+        device, shifted = self.ids_BL.device, self.mode.shifted
+        # 1. Bring the ids up to date with what was written.
+        fresh = [(self.number[row], position, row.tokens[position]) for row in queries for position in row.fresh]
+        if fresh:
+            row_N, position_N, token_N = torch.tensor(fresh, device=device).unbind(1)
+            self.ids_BL[row_N, position_N] = token_N
+        # 2. Select positions. A cache is of the whole batch; without one, rows that rest are left out.
         rows = self.rows if self.cache is not None else list(queries)
         reads: list[Sequence[int]] = [self.policy.reads(row) if row in queries else range(0) for row in rows]
+        at_BR, valid_BR = pad(reads, device)
+        # 3. Find the network row of each query. Shifted positions 0 and 1 share one, whose logits are computed once.
         columns = [
-            list(
-                map(read.index, map(self.mode.row, queries.get(row, ())) if self.mode.shifted else queries.get(row, ()))
-            )
+            list(map(read.index, map(self.mode.row, queries.get(row, ())) if shifted else queries.get(row, ())))
             for row, read in zip(rows, reads, strict=True)
         ]
-        if not self.mode.shifted:
-            return self._logits(rows, reads, columns)
-        # Positions 0 and 1 are predicted by one network row, whose logits are computed once: so they are the same.
-        once = [sorted(set(of_row)) for of_row in columns]
-        logits_MV = self._logits(rows, reads, once)
-        places: list[int] = []
-        before = 0
-        for of_row, own in zip(columns, once, strict=True):
-            places += [before + own.index(column) for column in of_row]
-            before += len(own)
-        return logits_MV[places]
-
-    def _note_fresh(self, queries: Queries[CanvasRow]) -> None:
-        """Bring the ids up to date with what was written."""
-        places = [(self.number[row], position, row.tokens[position]) for row in queries for position in row.fresh]
-        if places:
-            row_N, position_N, token_N = torch.tensor(places, device=self.ids_BL.device).unbind(1)
-            self.ids_BL[row_N, position_N] = token_N
-
-    def _logits(
-        self, rows: Sequence[CanvasRow], reads: Sequence[Sequence[int]], columns: Sequence[Sequence[int]]
-    ) -> Tensor:
-        """Return the logits of these columns of what is read of each row, row after row."""
-        device = self.ids_BL.device
+        once = [list(dict.fromkeys(of_row)) for of_row in columns] if shifted else columns
+        column_BW, query_BW = pad(once, device)
+        # 4. Run the network; for guidance, also on the same rows without what is given.
         numbers = [self.number[row] for row in rows]
-        at_BR, valid_BR = pad(reads, device)
-        column_BW, wanted_BW = pad(columns, device)
         ids_BR = self.ids_BL[numbers].gather(1, at_BR)
         if self.guidance:
             free_BR = ids_BR.masked_fill(self.given_BL[numbers].gather(1, at_BR), self.mask_token_id)
             ids_BR = torch.cat((ids_BR, free_BR))
             at_BR, valid_BR, column_BW = (half.repeat(2, 1) for half in (at_BR, valid_BR, column_BW))
             numbers = [*numbers, *numbers]
-        hidden_BWE = self._read(ids_BR, at_BR, valid_BR, numbers, column_BW)
-        logits_MV = self.model.logits(hidden_BWE[: len(rows)][wanted_BW])
-        if not self.guidance:
+        hidden_BWE = self._hidden(ids_BR, at_BR, valid_BR, numbers, column_BW)
+        logits_MV = self.model.logits(hidden_BWE[: len(rows)][query_BW])
+        if self.guidance:
+            logits_MV = guided(logits_MV, self.model.logits(hidden_BWE[len(rows) :][query_BW]), self.guidance)
+        if once == columns:
             return logits_MV
-        return guided(logits_MV, self.model.logits(hidden_BWE[len(rows) :][wanted_BW]), self.guidance)
+        pairs = [(b, column) for b, of_row in enumerate(once) for column in of_row]
+        number = {pair: index for index, pair in enumerate(pairs)}
+        return logits_MV[[number[b, column] for b, of_row in enumerate(columns) for column in of_row]]
 
-    def _read(
+    def _hidden(
         self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, numbers: Sequence[int], column_BW: Tensor
     ) -> Tensor:
         """Run the network; return these columns after the last layer, which computes no others."""
-        labels, visibility = {"position": at_BR}, self.visibility
+        labels = {"position": at_BR}
         if self.block_length is not None:
             labels["block"] = at_BR // self.block_length
-        others: dict[str, Any] = {}
-        if self.fused is not None:
-            visibility, labels, others = self.fused.narrow(numbers, visibility, labels)
-        # An attention from outside may not know how to leave rows out.
-        narrows = type(self.model.model.layers[-1].self_attn) is SelfAttention
+        visibility, labels, others = self.layout.narrow(numbers, self.visibility, labels)
         views = self.model.prepare(
             visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,
-            slots=None if self.cache is None else at_BR, wanted=column_BW if narrows else None, **others,
+            slots=None if self.cache is None else at_BR, queries=column_BW, **others,
         )  # fmt: skip
-        hidden_BRE = self.model.hidden(ids_BR, views, self.cache)
-        if narrows:
-            return hidden_BRE
-        return hidden_BRE[torch.arange(len(ids_BR), device=ids_BR.device).unsqueeze(1), column_BW]
+        return self.model.hidden(ids_BR, views, self.cache)

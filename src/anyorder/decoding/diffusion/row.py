@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from anyorder.decoding.canvas import BLANK, blanks
 from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.commit import Commit, Progress
 from anyorder.decoding.diffusion.schedule import Block
-from anyorder.decoding.text import Choice, Text
+from anyorder.decoding.loop import Choice, Text
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode
 
@@ -26,7 +26,6 @@ class CanvasRow(Text):
         mode: of writing, with the mask token.
         blocks: to write, from left to right, at least one.
         commit, cache, edit, grow, stop_at_end: see `DiffusionSampler`.
-        early: positions where no end token may be chosen.
         sample_id, canvas, rng, end_token_ids: see `Text`.
 
     Attributes:
@@ -51,7 +50,6 @@ class CanvasRow(Text):
         edit: float | None = None,
         grow: bool = False,
         stop_at_end: bool = False,
-        early: Iterable[int] = (),
     ) -> None:
         super().__init__(sample_id, canvas, rng, end_token_ids)
         self.mode = mode
@@ -61,11 +59,9 @@ class CanvasRow(Text):
         self.edit = edit
         self.grow = grow
         self.stop_at_end = stop_at_end
-        self.early = frozenset(early)
         self.step = self.complete = self._edited = 0
         self.given = [token_id != BLANK for token_id in canvas]
         self.fresh = [position for position, is_given in enumerate(self.given) if is_given]
-        self._masks = self._masked_in_block()
 
     @property
     def block(self) -> Block:
@@ -102,7 +98,8 @@ class CanvasRow(Text):
 
     def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:
         """Write the choices that the rule selects, and the edits; go to the next block where this one is complete."""
-        committed = self._selected([choice for choice in choices if self.tokens[choice.position] == BLANK])
+        masked = [choice for choice in choices if self.tokens[choice.position] == BLANK]
+        committed = self._selected(masked) if masked else []
         if self.edit is not None:
             committed += [choice for choice in choices if self._edits(choice, self.edit)]
             self.reread()
@@ -112,13 +109,14 @@ class CanvasRow(Text):
         self.fresh = [choice.position for choice in written]
         self.complete = self.block.start
         self._advance(bool(committed))
-        return committed if self.blocks else [*committed, *self._left_masked()]
+        if not self.blocks and self.mode.mask_token_id is not None:
+            # The steps are over: what is left masked is in the trace as mask tokens.
+            committed += [Choice(position, self.mode.mask_token_id, 0.0, 0.0) for position in blanks(self.tokens)]
+        return committed
 
     def _selected(self, masked: Sequence[Choice]) -> list[Choice]:
-        if not masked:
-            return []
         positions = [choice.position for choice in masked]
-        progress = Progress(masks=self._masks, step=self.step, steps=self.block.steps)
+        progress = Progress(masks=self.block.masks, step=self.step, steps=self.block.steps)
         selected = set(self.rule.select([choice.confidence for choice in masked], positions, progress))
         if not selected <= set(positions) or not (selected or self.rule.planned):
             raise UserError(
@@ -134,24 +132,14 @@ class CanvasRow(Text):
     def _advance(self, committed: bool) -> None:
         """Count the step, and begin the next block where this one is complete."""
         self.step += 1
-        if self._masked_in_block() and not (self.rule.planned and self.step >= self.block.steps):
+        masked = BLANK in self.tokens[self.block.start : self.block.stop]
+        if masked and not (self.rule.planned and self.step >= self.block.steps):
             return
         self._edited += 1
         if self.edit is not None and committed and self._edited <= EDITING_STEPS:
             return
         self.blocks = self.blocks[1:]
         self.step = self._edited = 0
-        if self.blocks:
-            self._masks = self._masked_in_block()
-
-    def _masked_in_block(self) -> int:
-        return self.tokens[self.block.start : self.block.stop].count(BLANK)
-
-    def _left_masked(self) -> list[Choice]:
-        """Return the mask tokens of a row whose steps are over, as its trace shows them."""
-        mask = self.mode.mask_token_id
-        assert mask is not None, "a network that diffuses has one"
-        return [Choice(position, mask, 0.0, 0.0) for position in blanks(self.tokens)]
 
     @property
     def remaining(self) -> bool:

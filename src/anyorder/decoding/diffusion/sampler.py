@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from anyorder.decoding.diffusion.cache import CacheName, CachePolicy, policy_named
+from anyorder.decoding.diffusion.cache import BlockCache, CacheName, CachePolicy, CompleteBlocks, NoCache
 from anyorder.decoding.diffusion.commit import Commit, Factor, PerStep, Threshold, Timesteps
 from anyorder.decoding.diffusion.confidence import CONFIDENCES, Confidence, ConfidenceName, TokenChooser
 from anyorder.decoding.diffusion.schedule import Uneven
@@ -43,7 +43,7 @@ class DiffusionSampler:
         commit: which of the candidates are written in a step: see `Commit`.
         edit: a token that was written in the block is replaced by another that is more probable than this; the only
             rule that changes a written token. None: none is.
-        cfg_scale: classifier-free guidance: scores move away from those of a network that is shown no given token.
+        cfg_scale: classifier-free guidance: scores move away from those without the given tokens.
         suppress_end: end tokens are never chosen ("choice"), or are the least sure ("confidence").
         min_new_tokens: no end token is chosen at so many of the first positions to be written.
         stop_at_end: a row that is written up to an end token is complete; otherwise the whole canvas is written. Rows
@@ -115,21 +115,79 @@ class DiffusionSampler:
         return TokenChooser(
             mask_token_id=mask_token_id, end_token_ids=end_token_ids, confidence=confidence,
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, suppress_end=self.suppress_end,
-            tempered_confidence=self.tempered_confidence, may_choose_mask=self.may_choose_mask,
+            min_new_tokens=self.min_new_tokens, tempered_confidence=self.tempered_confidence,
+            may_choose_mask=self.may_choose_mask,
         )  # fmt: skip
 
     def policy(self, mode: Mode) -> CachePolicy:
-        """Return the cache policy for a network's mode."""
-        return policy_named(self.cache, mode, self.refresh) if isinstance(self.cache, str) else self.cache
+        """Return the cache policy for a network's mode; in a network with blocks, "prefix" and "dual" are one."""
+        if isinstance(self.cache, CachePolicy):
+            return self.cache
+        if self.cache == "none":
+            return NoCache()
+        if mode.block_length is not None:
+            return CompleteBlocks()
+        return BlockCache(dual=self.cache == "dual", refresh=self.refresh)
 
     def replace(self, **changes: Any) -> DiffusionSampler:
-        """A copy with some fields changed, checked again."""
+        """Return a copy with some fields changed, checked again."""
         return dataclasses.replace(self, **changes)
 
     @classmethod
-    def preset(cls, name: str, **options: Any) -> DiffusionSampler:
-        """A published sampler: see `preset`."""
-        return preset(name, **options)
+    def preset(
+        cls,
+        name: str,
+        *,
+        steps: int | None = None,
+        block_length: int | None = None,
+        temperature: float = 0.0,
+        cfg_scale: float = 0.0,
+        remasking: str | None = None,
+        cache: CacheName | None = None,
+        threshold: float | None = None,
+        factor: float | None = None,
+    ) -> DiffusionSampler:
+        """Return a published sampler; what is not given is as published, and steps are one a token.
+
+        Args:
+            name: "llada" (one block unless `block_length` is given), "llada-semi-ar" (blocks of 32), "dream-maskgit",
+                "dream-margin", "dream-entropy", "fast-dllm" (blocks of 32, dual cache), or of networks with blocks,
+                "sdar", "llada2", and "llada2.1", which edits what it has written.
+            steps: for the whole text.
+            block_length: blocks of so many tokens, from left to right.
+            temperature: 0 takes the most probable token.
+            cfg_scale: classifier-free guidance.
+            remasking: what is written first, by LLaDA's or Dream's name or ours: "low_confidence", "random",
+                "maskgit_plus", "topk_margin" or "entropy".
+            cache: "none", "prefix" or "dual".
+            threshold: writes all that are surer than this, at least one, instead of so many a step.
+            factor: writes the n-th surest if it is as sure as 1 - factor / (n + 1), instead of so many a step.
+
+        Raises:
+            UserError: there is no such sampler, or an option cannot be.
+        """
+        if name not in PRESETS:
+            raise UserError(f"preset is {name!r}: choose one of {', '.join(PRESETS)}.")
+        if remasking is not None and remasking not in REMASKING:
+            raise UserError(f"remasking is {remasking!r}: choose one of {', '.join(REMASKING)}.")
+        if threshold is not None and factor is not None:
+            raise UserError(f"threshold is {threshold} beside factor {factor}: give one of them.")
+        published = PRESETS[name]
+        commit = published.commit
+        if threshold is not None:
+            commit = Threshold(threshold)
+        elif factor is not None:
+            commit = Factor(factor, last_together=name == "fast-dllm")
+        return published.replace(
+            steps=steps,
+            block_length=block_length or published.block_length,
+            temperature=temperature,
+            cfg_scale=cfg_scale,
+            confidence=published.confidence if remasking is None else REMASKING[remasking],
+            cache=cache or published.cache,
+            commit=commit,
+            may_choose_mask=published.may_choose_mask and commit.planned,
+        )
 
 
 _LLADA = DiffusionSampler(uneven="refuse", may_choose_mask=True)
@@ -142,6 +200,9 @@ PRESETS: dict[str, DiffusionSampler] = {
     "dream-margin": _DREAM.replace(confidence="margin"),
     "dream-entropy": _DREAM.replace(confidence="entropy"),
     "fast-dllm": DiffusionSampler(uneven="refuse", block_length=32, cache="dual"),
+    "sdar": DiffusionSampler(commit=Threshold(0.85), cache="prefix", stop_at_end=True),
+    "llada2": DiffusionSampler(commit=Threshold(0.95), cache="prefix", stop_at_end=True),
+    "llada2.1": DiffusionSampler(commit=Threshold(0.95), edit=0.9, cache="prefix", stop_at_end=True),
 }
 
 REMASKING: dict[str, ConfidenceName] = {
@@ -156,71 +217,13 @@ REMASKING: dict[str, ConfidenceName] = {
 """What LLaDA calls the remasking strategy and Dream the algorithm, and our own names."""
 
 
-def preset(
-    name: str,
-    *,
-    steps: int | None = None,
-    block_length: int | None = None,
-    temperature: float = 0.0,
-    cfg_scale: float = 0.0,
-    remasking: str | None = None,
-    cache: CacheName | None = None,
-    threshold: float | None = None,
-    factor: float | None = None,
-) -> DiffusionSampler:
-    """A published sampler; what is not given is as published, and steps are one a token.
-
-    Args:
-        name: "llada" (one block unless `block_length` is given), "llada-semi-ar" (blocks of 32), "dream-maskgit",
-            "dream-margin", "dream-entropy", or "fast-dllm" (blocks of 32, dual cache).
-        steps: for the whole text.
-        block_length: blocks of so many tokens, from left to right.
-        temperature: 0 takes the most probable token.
-        cfg_scale: classifier-free guidance.
-        remasking: what is written first, by LLaDA's or Dream's name or ours: "low_confidence", "random",
-            "maskgit_plus", "topk_margin" or "entropy".
-        cache: "none", "prefix" or "dual".
-        threshold: writes all that are surer than this, at least one, instead of so many a step.
-        factor: writes the n-th surest if it is as sure as 1 - factor / (n + 1), instead of so many a step.
-
-    Raises:
-        UserError: there is no such sampler, or an option cannot be.
-    """
-    if name not in PRESETS:
-        raise UserError(f"preset is {name!r}: choose one of {', '.join(PRESETS)}.")
-    if remasking is not None and remasking not in REMASKING:
-        raise UserError(f"remasking is {remasking!r}: choose one of {', '.join(REMASKING)}.")
-    published = PRESETS[name]
-    commit = _commit(published, threshold, factor, last_together=name == "fast-dllm")
-    return published.replace(
-        steps=steps,
-        block_length=block_length or published.block_length,
-        temperature=temperature,
-        cfg_scale=cfg_scale,
-        confidence=published.confidence if remasking is None else REMASKING[remasking],
-        cache=cache or published.cache,
-        commit=commit,
-        may_choose_mask=published.may_choose_mask and commit.planned,
-    )
-
-
-def _commit(
-    published: DiffusionSampler, threshold: float | None, factor: float | None, *, last_together: bool
-) -> Commit:
-    if threshold is not None and factor is not None:
-        raise UserError(f"threshold is {threshold} beside factor {factor}: give one of them.")
-    if threshold is not None:
-        return Threshold(threshold)
-    return published.commit if factor is None else Factor(factor, last_together=last_together)
-
-
 def sampler_of_order(order: str | DiffusionSampler, sampling: Sampling, *, use_cache: bool = True) -> DiffusionSampler:
-    """The sampler that an order stands for.
+    """Return the sampler of an order.
 
     Args:
         order: "diffusion", one block of all that is written, a token a step; "blocks:32" or "blocks", block by block
             with an exact cache until an end token; or a sampler, whose temperature and filters count.
-        sampling: what else `anyorder.generate` was told.
+        sampling: of `anyorder.generate`.
         use_cache: False does without the exact cache of "blocks".
 
     Raises:

@@ -1,4 +1,4 @@
-"""How much attention rows pay to groups of keys.
+"""Attention that rows pay to groups of keys.
 
 The attention that a row pays to a group is what it would read if the values of the group's keys were 1 and those of all
 others 0. So each layer attends once more, with the backend and the mask that it has, and no weight is ever taken apart.
@@ -9,26 +9,23 @@ Shape suffixes: B batch, R rows, K keys, E hidden size, G key-value heads, D hea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from anyorder.attention import attend
 from anyorder.decoding.fusion.layout import SEGMENT
-from anyorder.decoding.fusion.prefill import masked_pass
 from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.reader import masked_pass
 from anyorder.errors import UserError
+from anyorder.model.llama import Llama, Views
 from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama, Views
 
 
 @torch.no_grad()
 def attention_shares(model: Llama, ids_BR: Tensor, views: Views, group_BR: Tensor, groups: int) -> Tensor:
-    """The attention that each row pays to each group of keys, the mean over layers and heads.
+    """Return the attention that each row pays to each group of keys, the mean over layers and heads.
 
     Args:
         model: the network.
@@ -63,7 +60,7 @@ def attention_shares(model: Llama, ids_BR: Tensor, views: Views, group_BR: Tenso
 
 
 def _shares(q_BRHD: Tensor, k_BKGD: Tensor, view: View, group_BR: Tensor, groups: int) -> Tensor:
-    """Of one layer; each column of the values stands for a group, so a call does as many as a head is wide."""
+    """Return the shares of one layer. A column of the values is a group, so a call does as many as a head is wide."""
     width = k_BKGD.shape[-1]
     shares = []
     for first in range(0, groups, width):
@@ -76,7 +73,7 @@ def _shares(q_BRHD: Tensor, k_BKGD: Tensor, view: View, group_BR: Tensor, groups
 def segment_shares(
     model: Llama, questions: Sequence[Question], fusion: Fusion, written: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """The attention that the rows which chose each answer's tokens paid to each phrasing; the mean over tokens.
+    """Return the attention that the rows which chose an answer's tokens paid to each phrasing, the mean over tokens.
 
     What is missing to 1 went to prefix, suffix and answer. One pass over each question and its answer.
 

@@ -8,25 +8,25 @@ Shape suffixes: B canvases, L positions of the longest, R positions that are rea
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from anyorder.decoding.canvas import BLANK
-from anyorder.decoding.fusion.layout import SEGMENT, Piece, lay_out
+from anyorder.decoding.canvas import BLANK, CanvasLayout
+from anyorder.decoding.fusion.layout import SEGMENT, lay_out
 from anyorder.decoding.fusion.question import Fusion, Question
 from anyorder.decoding.fusion.weighting import corrected
 from anyorder.visibility import Visibility, key_is, query_is, same
 
 
 def apart() -> Visibility:
-    """Phrasings do not see each other; narrows another visibility."""
+    """Return the visibility in which no phrasing sees another one, to narrow that of a mode."""
     return ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
 
 
-class FusedCanvases:
+class FusedCanvases(CanvasLayout):
     """Canvases of fused questions and their answers.
 
     Args:
@@ -43,34 +43,23 @@ class FusedCanvases:
     def __init__(
         self, questions: Sequence[Question], fusion: Fusion, answers: Sequence[int], device: torch.device
     ) -> None:  # fmt: skip
-        layouts = [question.layout(fusion.positions) for question in questions]
-        pieces = [Piece.whole(layout, [BLANK] * new) for layout, new in zip(layouts, answers, strict=True)]
-        self.canvases = [[*layout.token_ids, *answer] for layout, _, _, answer in pieces]
-        self.lengths = [layout.next_place + len(answer) for layout, _, _, answer in pieces]
-        self._rows = lay_out(pieces, device)
+        layouts = [
+            question.layout(fusion.positions).extended([BLANK] * count)
+            for question, count in zip(questions, answers, strict=True)
+        ]
+        self.canvases = [list(layout.token_ids) for layout in layouts]
+        self.lengths = [layout.next_place for layout in layouts]
+        self._rows = lay_out([layout.whole for layout in layouts], device)
         self._place_BL = self._rows.rotary_positions
-        self._bias, self._tempered = corrected(questions, fusion.correction)
+        self._corrections = corrected(questions, fusion.correction)
 
     def narrow(
-        self, rows: Sequence[int], visibility: Visibility, labels: Mapping[str, Tensor]
+        self, rows: Sequence[int], visibility: Visibility, labels: dict[str, Tensor]
     ) -> tuple[Visibility, dict[str, Tensor], dict[str, Any]]:
-        """Keep phrasings apart in a pass.
-
-        Args:
-            rows: indices of the canvases that are read.
-            visibility: of the mode.
-            labels: of what is read, with "position" `[rows, places]`, the index in the canvas.
-
-        Returns:
-            The narrowed visibility; the labels, with positions that phrasings share; the other arguments of
-            `Llama.prepare`.
-        """
+        """Keep phrasings apart, and let them share positions; see `CanvasLayout.narrow`."""
         at_BR = labels["position"]
         row_B = torch.tensor(rows, device=at_BR.device)
         own = {name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()}
-        others = {
-            "bias": [term.select(row_B) for term in self._bias],
-            "tempered": self._tempered,
-            "rotary_positions": None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR),
-        }
+        place_BR = None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR)
+        others = {"rotary_positions": place_BR, "corrections": self._corrections.select(row_B)}
         return visibility & apart(), {**labels, **own}, others

@@ -6,29 +6,25 @@ the loop is that of all decoding.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import torch
 
-from anyorder.decoding.beams import BeamSearch, beam_steps
 from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader, elect, members_of
 from anyorder.decoding.fusion.question import HYBRID, Fusion, Question, check_questions
 from anyorder.decoding.fusion.reader import FusedReader
 from anyorder.decoding.fusion.store import SegmentStore
+from anyorder.decoding.left_to_right.beams import beam_steps
 from anyorder.decoding.left_to_right.reader import BeamReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama
+from anyorder.model.llama import Llama
 
 ALONE = Fusion(correction="none")
-"""How a single phrasing is read."""
+"""How a single phrasing is read: with one segment there is nothing to correct."""
 
 
 def fusion_steps(
@@ -39,7 +35,7 @@ def fusion_steps(
     max_new_tokens: int,
     sampling: Sampling,
     stop: Stop | None = None,
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     beams: int = 1,
     use_cache: bool = True,
     store: SegmentStore | None = None,
@@ -57,7 +53,7 @@ def fusion_steps(
         max_new_tokens: tokens to write per answer at most; no answer goes beyond the trained length either.
         sampling: how a token is chosen.
         stop: called after each token that is no end token, with the number of the question; the token itself stays.
-        rows: number of each question, which decides its random draws.
+        sample_ids: number of each question, which decides its random draws.
         beams: above 1, beam search with so many, which draws nothing; `stop` is then called for each beam.
         use_cache: False reads everything again for each token.
         store: keeps the keys of prefixes and phrasings, and recalls them.
@@ -66,60 +62,57 @@ def fusion_steps(
     Raises:
         UserError: a question that the network cannot read or answer, in a sentence that names the remedy.
     """
-    limits = check_questions(model.config, questions, fusion, max_new_tokens, rows)
-    if fusion.method == "vote" and beams > 1:
-        raise UserError(f"num_beams is {beams} with the method 'vote', which counts answers: leave out one.")
+    limits = check_questions(model.config, questions, fusion, max_new_tokens, sample_ids)
     if fusion.method == "vote":
-        members, numbers = members_of(questions, rows)
+        if beams > 1:
+            raise UserError(f"num_beams is {beams} with the method 'vote', which counts answers: leave out one.")
+        members = members_of(questions, sample_ids)
         steps = fusion_steps(
-            model, members, fusion=ALONE, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop, rows=numbers,
-            use_cache=use_cache, store=store,
+            model, list(members.values()), fusion=ALONE, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop,
+            sample_ids=list(members), use_cache=use_cache, store=store,
         )  # fmt: skip
-        return elect(steps, questions, rows, same_answer)
-    repeated = [question for question in questions for _ in range(beams)]
-    texts = [
-        answer_to(question, fusion, limit, row, rng, model.config.eos_token_ids)
-        for question, limit, row, rng in zip(questions, limits, rows, sampling.generators(rows), strict=True)
+        return elect(steps, questions, sample_ids, same_answer)
+    asked = zip(questions, limits, sample_ids, sampling.generators(sample_ids), strict=True)
+    texts = {
+        answer_to(question, fusion, limit, sample_id, rng, model.config.eos_token_ids): question
+        for question, limit, sample_id, rng in asked
         for _ in range(beams)
-    ]
-    reader = fusion_reader(model, texts, repeated, fusion, use_cache, store)
+    }
+    reader = fusion_reader(model, texts, fusion, use_cache, store)
     if beams > 1:
-        search = BeamSearch(beams=beams, repetition_penalty=sampling.repetition_penalty)
-        return beam_steps(texts, reader, search, stop)
-    return decode(texts, reader, by_sampling(sampling), stop)
+        return beam_steps(list(texts), reader, beams, sampling, stop)
+    return decode(list(texts), reader, by_sampling(sampling), stop)
 
 
 def fusion_reader(
-    model: Llama,
-    texts: Sequence[CausalText],
-    questions: Sequence[Question],
-    fusion: Fusion,
-    use_cache: bool = True,
+    model: Llama, questions: Mapping[CausalText, Question], fusion: Fusion, use_cache: bool = True,
     store: SegmentStore | None = None,
-) -> BeamReader:
-    """The reader of these answers, one for each question, by this method."""
+) -> BeamReader:  # fmt: skip
+    """Return the reader of a method, for these answers with their questions."""
 
     def ensemble(method: str) -> BeamReader:
-        members = [question.members(unconditional=method == "contrast") for question in questions]
-        answers = {
-            text: [answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng) for member in of_text]
-            for text, of_text in zip(texts, members, strict=True)
+        members = {
+            text: {
+                answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng): member
+                for member in question.members(unconditional=method == "contrast")
+            }
+            for text, question in questions.items()
         }
-        flat = itertools.chain.from_iterable
-        reader = FusedReader(
-            model, list(flat(answers.values())), list(flat(members)), ALONE, use_cache=use_cache, store=store
-        )
-        return PooledReader(reader, answers, [question.shares for question in questions], POOLS[method])
+        shares = {text: question.shares for text, question in questions.items()}
+        all_members = {answer: member for of_text in members.values() for answer, member in of_text.items()}
+        reader = FusedReader(model, all_members, ALONE, use_cache=use_cache, store=store)
+        return PooledReader(reader, members, shares, POOLS[method])
 
     if fusion.method in POOLS:
         return ensemble(fusion.method)
-    fused = FusedReader(model, texts, questions, fusion, use_cache=use_cache, store=store)
+    fused = FusedReader(model, questions, fusion, use_cache=use_cache, store=store)
     return HybridReader(fused, ensemble("logit-mean")) if fusion.method == HYBRID else fused
 
 
 def answer_to(
-    question: Question, fusion: Fusion, new_tokens: int, row: int, rng: torch.Generator, ends: Sequence[int] = ()
+    question: Question, fusion: Fusion, new_tokens: int, sample_id: int, rng: torch.Generator,
+    end_token_ids: Sequence[int] = (),
 ) -> CausalText:  # fmt: skip
-    """The text of so many tokens at most behind the layout of a question."""
+    """Return the text of at most this many tokens behind the layout of a question."""
     prompt = question.layout(fusion.positions).token_ids
-    return CausalText(row, prompt, rng, ends, len(prompt) + new_tokens)
+    return CausalText(sample_id, prompt, rng, end_token_ids, len(prompt) + new_tokens)

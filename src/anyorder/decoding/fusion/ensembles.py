@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,30 +33,30 @@ Pool = Callable[[Tensor, Tensor], Tensor]
 
 
 def logit_mean(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The mean of logits: that of log-probabilities, which differs from it by one number for all tokens."""
+    """Return the mean of logits: that of log-probabilities, which differs from it by one number for all tokens."""
     return (weight_N1 * log_probs_NV).sum(0)
 
 
 def probability_mean(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The mean of probabilities."""
+    """Return the logarithm of the mean of probabilities."""
     return (weight_N1.log() + log_probs_NV).logsumexp(0)
 
 
 def highest(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The highest probability of each token."""
+    """Return the highest log-probability of each token."""
     return log_probs_NV.amax(0)
 
 
 def lowest_entropy(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """The distribution of the lowest entropy."""
+    """Return the distribution of the lowest entropy."""
     entropy_N = -(log_probs_NV.exp() * log_probs_NV).nan_to_num(0.0).sum(-1)
     return log_probs_NV[entropy_N.argmin()]
 
 
 def contrast(log_probs_NV: Tensor, weight_N1: Tensor) -> Tensor:
-    """Naive Bayes context extension (Su 2023): the surest phrasing, away from the answer without one.
+    """Return the surest distribution, moved away from the last one, which is without any phrasing.
 
-    The last row is the distribution without any phrasing.
+    This is naive Bayes context extension (Su 2023).
     """
     surest_V = lowest_entropy(log_probs_NV[:-1], weight_N1)
     return (1 + CONTRAST) * surest_V - CONTRAST * log_probs_NV[-1]
@@ -72,14 +72,14 @@ POOLS: dict[str, Pool] = {
 """By the name of the method."""
 
 MEMBER = 2**32
-"""Member i of a vote on question q draws as prompt number q + i * MEMBER; the first one as the question."""
+"""Member i of a vote on question q draws as sample q + i * MEMBER; the first one as the question."""
 
 WEIGHED = ("logit-mean", "probability-mean")
 """Those that take weights into account."""
 
 
 def pooled(pool: Pool, log_probs_NV: Tensor, weights: Sequence[float]) -> Tensor:
-    """The scores `[V]` that a pool makes of log-probabilities and weights."""
+    """Return the scores `[V]` that a pool makes of log-probabilities and weights."""
     return pool(log_probs_NV, log_probs_NV.new_tensor(weights).unsqueeze(1))
 
 
@@ -94,15 +94,12 @@ class PooledReader(BeamReader):
     """
 
     def __init__(
-        self,
-        reader: BeamReader,
-        members: Mapping[CausalText, Sequence[CausalText]],
-        weights: Sequence[Sequence[float]],
-        pool: Pool,
-    ) -> None:
+        self, reader: BeamReader, members: Mapping[CausalText, Collection[CausalText]],
+        weights: Mapping[CausalText, Sequence[float]], pool: Pool,
+    ) -> None:  # fmt: skip
         self.reader = reader
         self.members = members
-        self.weights = dict(zip(members, weights, strict=True))
+        self.weights = weights
         self.pool = pool
 
     @property
@@ -116,20 +113,18 @@ class PooledReader(BeamReader):
             for member in self.members[text]:
                 member.tokens[member.first :] = text.tokens[text.first :]
         members = {member: member.queries() for text in queries for member in self.members[text]}
-        log_probs_MV = log_softmax(self.reader.logits(members))
-        of_texts = log_probs_MV.split([len(self.members[text]) for text in queries])
-        return torch.stack(
-            [
-                pooled(self.pool, log_probs_NV, self.weights[text])
-                for text, log_probs_NV in zip(queries, of_texts, strict=True)
-            ]
-        )
+        of_texts = log_softmax(self.reader.logits(members)).split([len(self.members[text]) for text in queries])
+        scores = [
+            pooled(self.pool, log_probs_NV, self.weights[text])
+            for text, log_probs_NV in zip(queries, of_texts, strict=True)
+        ]
+        return torch.stack(scores)
 
     def reorder(self, parents: Sequence[int]) -> None:
-        """Let each text go on from the keys of the text with this index."""
-        number = itertools.count()
-        rows = [[next(number) for _ in members] for members in self.members.values()]
-        self.reader.reorder([row for parent in parents for row in rows[parent]])
+        """Reorder the members of each text; see `BeamReader.reorder`."""
+        row = itertools.count()
+        rows_of = [[next(row) for _ in members] for members in self.members.values()]
+        self.reader.reorder([row for parent in parents for row in rows_of[parent]])
 
 
 class HybridReader(BeamReader):
@@ -144,11 +139,11 @@ class HybridReader(BeamReader):
         return sum(reader.passes for reader in self.readers)
 
     def logits(self, queries: Queries[CausalText]) -> Tensor:
-        """The mean, `[texts of the pass, vocabulary]`."""
+        """Return the mean of log-probabilities, `[texts of the pass, vocabulary]`."""
         return torch.stack([log_softmax(reader.logits(queries)) for reader in self.readers]).mean(0)
 
     def reorder(self, parents: Sequence[int]) -> None:
-        """Let each text go on from the keys of the text with this index."""
+        """Reorder the texts of each reader; see `BeamReader.reorder`."""
         for reader in self.readers:
             reader.reorder(parents)
 
@@ -156,40 +151,36 @@ class HybridReader(BeamReader):
 # ---- votes ---------------------------------------------------------------------------------------------------------
 
 
-def members_of(questions: Sequence[Question], rows: Sequence[int]) -> tuple[list[Question], list[int]]:
-    """Each phrasing as a question of its own, and their numbers."""
-    members = [
-        (member, row + index * MEMBER)
-        for row, question in zip(rows, questions, strict=True)
+def members_of(questions: Sequence[Question], sample_ids: Sequence[int]) -> dict[int, Question]:
+    """Return each phrasing as a question of its own, by its number."""
+    return {
+        sample_id + index * MEMBER: member
+        for sample_id, question in zip(sample_ids, questions, strict=True)
         for index, member in enumerate(question.members())
-    ]
-    return [member for member, _ in members], [number for _, number in members]
+    }
 
 
 def elect(
-    steps: Iterator[Step],
+    steps: Iterable[Step],
     questions: Sequence[Question],
-    rows: Sequence[int],
+    sample_ids: Sequence[int],
     same_answer: Callable[[Sequence[int]], Hashable],
 ) -> Iterator[Step]:
-    """The answer of each question that has the most weight; of several such, the likeliest. One step.
+    """Yield one step: the answer of each question that has the most weight; of several such, the likeliest.
 
     Args:
         steps: write the answers to `members_of` the questions.
-        questions, rows, same_answer: as in `fusion_steps`.
+        questions, sample_ids, same_answer: as in `fusion_steps`.
     """
+    taken = list(steps)
     events: dict[int, list[Written]] = defaultdict(list)
-    stopped: dict[int, StopReason] = {}
-    passes = 0
-    for step in steps:
-        stopped |= step.stopped
-        passes += step.passes
-        for event in step.written:
-            events[event.row].append(event)
+    for event in itertools.chain.from_iterable(step.written for step in taken):
+        events[event.row].append(event)
+    reasons = {number: why for step in taken for number, why in step.stopped.items()}
     found: list[Written] = []
-    reasons: dict[int, StopReason] = {}
-    for row, question in zip(rows, questions, strict=True):
-        numbers = [row + index * MEMBER for index in range(len(question.segments))]
+    stopped: dict[int, StopReason] = {}
+    for sample_id, question in zip(sample_ids, questions, strict=True):
+        numbers = list(members_of([question], [sample_id]))
         keys = [same_answer([event.token_id for event in events[number]]) for number in numbers]
         votes: dict[Hashable, float] = defaultdict(float)
         for key, share in zip(keys, question.shares, strict=True):
@@ -198,6 +189,6 @@ def elect(
         candidates = [number for number, key in zip(numbers, keys, strict=True) if votes[key] >= most]
         best = max(candidates, key=lambda number: sum(event.log_prob for event in events[number]))
         start = question.layout("shared").length
-        found += [event._replace(row=row, position=start + event.step) for event in events[best]]
-        reasons[row] = stopped[best]
-    yield Step(tuple(sorted(found)), reasons, passes)
+        found += [event._replace(row=sample_id, position=start + event.step) for event in events[best]]
+        stopped[sample_id] = reasons[best]
+    yield Step(tuple(sorted(found)), stopped, sum(step.passes for step in taken))

@@ -8,8 +8,9 @@ Shape suffixes: B pieces, R rows of the longest, L tokens.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -26,6 +27,8 @@ length of the longest."""
 
 PREFIX, SEGMENT, ANSWER = 0, 1, 2
 """The label "part"; the suffix is part of the answer."""
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,35 +64,54 @@ class FusionLayout:
         """The tokens before the segments."""
         return self.token_ids[: self.prefix_length]
 
-    def labels(self, answer: int = 0, device: torch.device | None = None) -> dict[str, Tensor]:
-        """Labels of the rows, each `[1, length + answer]`, followed by those of an answer of so many tokens.
+    @property
+    def whole(self) -> Piece:
+        """All tokens."""
+        return Piece(self, 0, self.length)
+
+    @functools.cached_property
+    def segment_numbers(self) -> tuple[int, ...]:
+        """The label "segment" of each token: 0 in the prefix, 1 to N in the segments, N + 1 behind them."""
+        spans = enumerate(self.segment_spans, start=1)
+        inside = [number for number, (start, end) in spans for _ in range(start, end)]
+        behind = [len(self.segment_spans) + 1] * (self.length - self.suffix_start)
+        return (*[0] * self.prefix_length, *inside, *behind)
+
+    def extended(self, token_ids: Sequence[int]) -> FusionLayout:
+        """Return the layout with these tokens behind it, such as those of an answer."""
+        end = self.next_place + len(token_ids)
+        places = (*self.places, *map(float, range(self.next_place, end)))
+        return replace(self, token_ids=(*self.token_ids, *token_ids), places=places, next_place=end)
+
+    def labels(self, answer: int = 0, device: torch.device = CPU) -> dict[str, Tensor]:
+        """Return the labels of the rows, each `[1, length + answer]`, with those of an answer of so many tokens.
 
         "order" is the index in the sequence, "part" a constant of this module, "segment" 0 for the prefix, 1 to N for
         the segments and N + 1 behind them, "position" the position of the token, rounded down.
         """
-        labels = self._rows(answer, device).labels
-        return {"order": torch.arange(self.length + answer, device=device).unsqueeze(0), **labels}
+        return lay_out([self.extended([0] * answer).whole], device).ordered
 
-    def rotary_positions(self, answer: int = 0, device: torch.device | None = None) -> Tensor:
-        """`places` and those of the answer, float64 `[1, length + answer]`."""
-        return self._rows(answer, device).places
-
-    def _rows(self, answer: int, device: torch.device | None) -> Rows:
-        return lay_out([Piece.whole(self, (0,) * answer)], torch.device("cpu") if device is None else device)
+    def rotary_positions(self, answer: int = 0, device: torch.device = CPU) -> Tensor:
+        """Return `places` and those of an answer of so many tokens, float64 `[1, length + answer]`."""
+        return lay_out([self.extended([0] * answer).whole], device).places
 
 
 class Piece(NamedTuple):
-    """The tokens from `start` to `end`, exclusive, of a layout with an answer behind it."""
+    """The tokens of a layout from `start` to `end`, exclusive."""
 
     layout: FusionLayout
     start: int
     end: int
-    answer: Sequence[int] = ()
 
-    @classmethod
-    def whole(cls, layout: FusionLayout, answer: Sequence[int] = ()) -> Piece:
-        """All of the layout and the answer."""
-        return cls(layout, 0, layout.length + len(answer), answer)
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return self.end - self.start
+
+    @property
+    def place(self) -> float:
+        """Rotary position of the first token."""
+        return self.layout.places[self.start]
 
     @property
     def empty(self) -> Piece:
@@ -97,17 +119,10 @@ class Piece(NamedTuple):
         return self._replace(end=self.start)
 
     @property
-    def columns(self) -> tuple[Sequence[int], Sequence[float], Sequence[int]]:
-        """The token id, the place and the label "segment" of each token."""
+    def columns(self) -> tuple[tuple[int, ...], tuple[float, ...], tuple[int, ...]]:
+        """The token id, the rotary position and the label "segment" of each token."""
         layout, part = self.layout, slice(self.start, self.end)
-        spans, last = layout.segment_spans, layout.next_place + len(self.answer)
-        numbers = [number for number, (start, end) in enumerate(spans, start=1) for _ in range(start, end)]
-        behind = [len(spans) + 1] * (layout.length + len(self.answer) - layout.suffix_start)
-        return (
-            (*layout.token_ids, *self.answer)[part],
-            (*layout.places, *range(layout.next_place, last))[part],
-            [*[0] * layout.prefix_length, *numbers, *behind][part],
-        )
+        return layout.token_ids[part], layout.places[part], layout.segment_numbers[part]
 
 
 class Rows(NamedTuple):
@@ -130,9 +145,14 @@ class Rows(NamedTuple):
         """`places` where some are fractions; None where all equal the label "position"."""
         return self.places if bool((self.places != self.labels["position"]).any()) else None
 
+    @property
+    def ordered(self) -> dict[str, Tensor]:
+        """The labels of whole layouts, with "order", the index in the sequence."""
+        return {"order": torch.arange(self.ids.shape[1], device=self.ids.device).expand_as(self.ids), **self.labels}
+
 
 def lay_out(pieces: Sequence[Piece], device: torch.device) -> Rows:
-    """The tokens, positions and labels of pieces, one row of the batch for each."""
+    """Return tokens, positions and labels of pieces, one row of the batch for each."""
     ids, places, segments = zip(*(piece.columns for piece in pieces), strict=True)
     id_BR, valid_BR = pad(ids, device)
     segment_BR, _ = pad(segments, device)
@@ -168,29 +188,25 @@ def concatenate_paraphrases_with_positions(
         if not len(segment):
             raise UserError(f"phrasing {number} has no token: give at least one word, or leave the phrasing out.")
     longest = max(map(len, whole), default=0)
-    ids, places = list(prefix), [float(place) for place in range(len(prefix))]
-    spans = []
+    ids, places, spans = list(prefix), [float(place) for place in range(len(prefix))], []
     for segment in whole:
-        start, length = len(prefix), len(segment)
-        if positions == "running":
-            start = len(ids)
-        elif positions == "right":
-            start += longest - length
-        step = longest / length if positions == "spread" else 1.0
+        length = len(segment)
+        starts = {"running": len(ids), "right": len(prefix) + longest - length}
+        start, step = starts.get(positions, len(prefix)), longest / length if positions == "spread" else 1.0
         spans.append((len(ids), len(ids) + length))
         ids += segment
         places += [start + index * step for index in range(length)]
-    behind = len(ids) if positions == "running" else len(prefix) + longest
-    return FusionLayout(
-        token_ids=(*ids, *suffix),
+    before_suffix = FusionLayout(
+        token_ids=tuple(ids),
         segment_spans=tuple(spans),
         suffix_start=len(ids),
-        places=(*places, *(float(behind + index) for index in range(len(suffix)))),
-        next_place=behind + len(suffix),
+        places=tuple(places),
+        next_place=len(ids) if positions == "running" else len(prefix) + longest,
     )
+    return before_suffix.extended(suffix)
 
 
 def create_segment_isolation_mask(layout: FusionLayout) -> Tensor:
-    """Which token of a layout sees which, boolean `[length, length]`: `visibility.segments()` on its labels."""
+    """Return which token of a layout sees which, boolean `[length, length]`: `visibility.segments()` on its labels."""
     labels = layout.labels()
     return isolated_segments().mask(labels, labels)[0]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.checks import check_max_new_tokens, check_rows, check_token_ids
+from anyorder.decoding.checks import check_max_new_tokens, check_sample_ids, check_token_ids
 from anyorder.decoding.fusion.ensembles import POOLS, WEIGHED
 from anyorder.decoding.fusion.layout import POSITIONS, FusionLayout, concatenate_paraphrases_with_positions
 from anyorder.decoding.fusion.weighting import Correction, read_correction
@@ -46,7 +46,7 @@ class Question:
     _layouts: dict[str, FusionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def layout(self, positions: str) -> FusionLayout:
-        """The layout under these positions, one of `POSITIONS`, made once."""
+        """Return the layout under these positions, one of `POSITIONS`; it is made once."""
         if positions not in self._layouts:
             self._layouts[positions] = concatenate_paraphrases_with_positions(
                 self.segments, self.prefix, self.suffix, positions
@@ -60,12 +60,12 @@ class Question:
         return [weight / sum(weights) for weight in weights]
 
     def only(self, indices: Sequence[int]) -> Question:
-        """The question in these phrasings alone."""
+        """Return the question in these phrasings alone."""
         weights = None if self.weights is None else tuple(self.weights[index] for index in indices)
         return replace(self, segments=tuple(self.segments[index] for index in indices), weights=weights)
 
     def members(self, *, unconditional: bool = False) -> list[Question]:
-        """Each phrasing as a question of its own; at the end, if wanted, the question without any."""
+        """Return each phrasing as a question of its own; at the end, if wanted, the question without any."""
         segments = [(segment,) for segment in self.segments]
         return [replace(self, segments=own, weights=None) for own in (*segments, *[()] * unconditional)]
 
@@ -97,30 +97,32 @@ class Fusion:
 
 
 def check_questions(
-    config: ModelConfig, questions: Sequence[Question], fusion: Fusion, max_new_tokens: int, rows: Sequence[int]
+    config: ModelConfig, questions: Sequence[Question], fusion: Fusion, max_new_tokens: int, sample_ids: Sequence[int]
 ) -> list[int]:
-    """The number of tokens that each answer may have; refuse questions that the network cannot read.
+    """Return how many tokens each answer may have; refuse questions that the network cannot read.
 
     Raises:
         UserError: see `fusion_steps`.
     """
-    check_rows(rows, len(questions), "question")
+    check_sample_ids(sample_ids, len(questions), "question")
     check_max_new_tokens(max_new_tokens)
-    names = [f"question {row}" for row in rows] if len(questions) > 1 else ["the question"]
-    rooms = [_room(config, question, fusion, name) for question, name in zip(questions, names, strict=True)]
-    return [min(max_new_tokens, room) for room in rooms]
+    limits = []
+    for question, sample_id in zip(questions, sample_ids, strict=True):
+        name = f"question {sample_id}" if len(questions) > 1 else "the question"
+        _check_parts(config, question, fusion, name)
+        limits.append(min(max_new_tokens, _room(config, question, fusion, name)))
+    return limits
 
 
-def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) -> int:
-    """The number of tokens that can be written behind a question."""
-    if not question.segments:
+def _check_parts(config: ModelConfig, question: Question, fusion: Fusion, name: str) -> None:
+    """Refuse phrasings, weights and tokens that cannot be."""
+    count, weights = len(question.segments), question.weights
+    if not count:
         raise UserError(f"{name} has 0 phrasings: give at least one.")
-    weights = question.weights
     if weights is not None:
-        if len(weights) != len(question.segments) or not all(0 < weight < float("inf") for weight in weights):
+        if len(weights) != count or not all(0 < weight < math.inf for weight in weights):
             raise UserError(
-                f"weights of {name} are {list(weights)}: give a number above 0 for each of its "
-                f"{len(question.segments)} phrasings."
+                f"weights of {name} are {list(weights)}: give a number above 0 for each of its {count} phrasings."
             )
         if fusion.method in UNWEIGHED and len(set(weights)) > 1:
             raise UserError(
@@ -131,23 +133,24 @@ def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) ->
         raise UserError(
             f"method 'contrast' also asks without any phrasing, and {name} has nothing else: give a prefix or a suffix."
         )
-    check_token_ids(config, itertools.chain(question.prefix, *question.segments, question.suffix), name)
+    check_token_ids(config, question.layout(fusion.positions).token_ids, name)
+
+
+def _room(config: ModelConfig, question: Question, fusion: Fusion, name: str) -> int:
+    """Return how many tokens can be written behind a question, at least one."""
     positions = fusion.positions if fusion.method in ("attention", HYBRID) else "shared"
-    layout = question.layout(positions)
-    cacheable = config.cacheable
-    longest = config.context_length if cacheable is None else min(config.context_length, cacheable)
-    room = longest - layout.next_place
-    if room < 1:
-        lengths = [len(segment) for segment in question.segments]
-        segments = ("all phrasings", sum(lengths)) if positions == "running" else ("the longest phrasing", max(lengths))
-        parts = [("the prefix", len(question.prefix)), segments, ("the suffix", len(question.suffix))]
-        part = max(parts, key=lambda part: part[1])[0]
-        described = ", ".join(f"{part_name} {length}" for part_name, length in parts)
-        remedy = f"shorten {part} by {1 - room}"
-        if positions == "running" and layout.next_place - sum(lengths) + max(lengths) < longest:
-            remedy += ", or take the positions 'shared'"
-        raise UserError(
-            f"{name} reaches over {layout.next_place} positions ({described}) and the network over {longest}, one of "
-            f"which is for the answer: {remedy}."
-        )
-    return room
+    taken = question.layout(positions).next_place
+    longest = min(config.context_length, config.cacheable or config.context_length)
+    if taken < longest:
+        return longest - taken
+    lengths = [len(segment) for segment in question.segments]
+    segments = ("all phrasings", sum(lengths)) if positions == "running" else ("the longest phrasing", max(lengths))
+    parts = [("the prefix", len(question.prefix)), segments, ("the suffix", len(question.suffix))]
+    remedy = f"shorten {max(parts, key=lambda part: part[1])[0]} by {taken - longest + 1}"
+    if positions == "running" and question.layout("shared").next_place < longest:
+        remedy += ", or take the positions 'shared'"
+    described = ", ".join(f"{part} {length}" for part, length in parts)
+    raise UserError(
+        f"{name} reaches over {taken} positions ({described}) and the network over {longest}, one of which is for the "
+        f"answer: {remedy}."
+    )

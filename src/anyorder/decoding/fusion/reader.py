@@ -1,42 +1,200 @@
-"""Logits of the next token of answers that see all phrasings of their questions."""
+"""Reading questions up to their answers, and then the answers, token by token.
+
+A prefix is read once for all segments behind it. All segments of all questions are then one batch, each behind the keys
+of its prefix, so plain causal attention keeps them apart. Their keys are joined per question, for suffix and answer to
+be read over the joined cache.
+
+Shape suffixes: B rows of a batch, R tokens of a row, Q questions, S slots or rows of all questions, N rows of one
+question, E hidden size, V vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from anyorder.decoding.fusion.layout import ANSWER
-from anyorder.decoding.fusion.prefill import masked_pass, next_logits, prefill
+from anyorder.attention import NO_CORRECTIONS, Corrections
+from anyorder.decoding.fusion.ensembles import logit_mean, pooled
+from anyorder.decoding.fusion.layout import ANSWER, FusionLayout, Piece, Rows, lay_out
+from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.store import SegmentStore
+from anyorder.decoding.fusion.weighting import corrected
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
+from anyorder.model.cache import Cache
+from anyorder.model.llama import Llama, Views
+from anyorder.utils.ragged import log_softmax, pad
+from anyorder.visibility import causal, segments
 
-if TYPE_CHECKING:
-    from anyorder.decoding.fusion.question import Fusion, Question
-    from anyorder.decoding.fusion.store import SegmentStore
-    from anyorder.model.llama import Llama
+
+class Joined(NamedTuple):
+    """Prefix and segments of each question, read.
+
+    Attributes:
+        cache: their keys and values, one sample per question, with room for what follows.
+        rows: for each question those of its prefix and of each segment, `[tokens, hidden]`, after the last layer.
+        passes: forward passes made.
+    """
+
+    cache: Cache
+    rows: list[list[Tensor]]
+    passes: int
 
 
-class FusedReader(CausalReader):
-    """Reads answers as `CausalReader` reads texts, over the joined keys of their questions and with a bias.
+class Prefilled(NamedTuple):
+    """Questions, read up to their answers.
+
+    Attributes:
+        cache: keys and values, one sample per question.
+        logits: of the first token of each answer, `[questions, vocabulary]`.
+        corrections: for whatever is read over the cache.
+        passes: forward passes made.
+    """
+
+    cache: Cache
+    logits: Tensor
+    corrections: Corrections
+    passes: int
+
+
+@torch.no_grad()
+def prefill(
+    model: Llama, questions: Sequence[Question], fusion: Fusion, new_tokens: int, store: SegmentStore | None = None
+) -> Prefilled:  # fmt: skip
+    """Read prefixes and segments, then suffixes over all segments, leaving room for `new_tokens` behind them."""
+    layouts = [question.layout(fusion.positions) for question in questions]
+    corrections = corrected(questions, fusion.correction)
+    suffixes = [Piece(layout, layout.suffix_start, layout.length) for layout in layouts]
+    joined = read_joined(model, layouts, max(suffix.length for suffix in suffixes) + new_tokens, store)
+    of_suffix, passes = _read(model, suffixes, joined.cache, corrections=corrections)
+    last = []
+    for suffix_RE, (prefix_RE, *of_segments) in zip(of_suffix, joined.rows, strict=True):
+        ending = [suffix_RE] if len(suffix_RE) else of_segments or [prefix_RE]
+        last.append(torch.cat([rows_RE[-1:] for rows_RE in ending]))
+    return Prefilled(joined.cache, next_logits(model, questions, last), corrections, joined.passes + passes)
+
+
+def next_logits(model: Llama, questions: Sequence[Question], last: Sequence[Tensor]) -> Tensor:
+    """Return the logits of the next token of each answer, `[questions, vocabulary]`.
 
     Args:
         model: the network.
-        texts: the batch; the prompt of each is the layout of its question.
-        questions: the question of each text; equal ones are read once.
+        questions: the questions.
+        last: of each question, the last row `[1, hidden]`; the last row of each segment, `[segments, hidden]`, where
+            nothing is read behind them, so that no row sees all of them. Then log-probabilities are averaged.
+    """
+    logits_SV = model.logits(torch.cat(list(last))).split([len(rows_NE) for rows_NE in last])
+    wide = torch.promote_types(model.dtype, torch.float32)
+    return torch.stack(
+        [
+            logits_NV[0].to(wide)
+            if len(logits_NV) == 1
+            else pooled(logit_mean, log_softmax(logits_NV), question.shares)
+            for question, logits_NV in zip(questions, logits_SV, strict=True)
+        ]
+    )
+
+
+@torch.no_grad()
+def masked_pass(
+    model: Llama, questions: Sequence[Question], fusion: Fusion, answers: Sequence[Sequence[int]]
+) -> tuple[Rows, Views]:  # fmt: skip
+    """Prepare to read each question and its answer as one masked sequence, without a cache."""
+    layouts = [question.layout(fusion.positions) for question in questions]
+    rows = lay_out([layout.extended(ids).whole for layout, ids in zip(layouts, answers, strict=True)], model.device)
+    views = model.prepare(
+        segments(), rows.ordered, valid=rows.valid, rotary_positions=rows.rotary_positions,
+        corrections=corrected(questions, fusion.correction),
+    )  # fmt: skip
+    return rows, views
+
+
+@torch.no_grad()
+def read_joined(model: Llama, layouts: Sequence[FusionLayout], more: int, store: SegmentStore | None = None) -> Joined:
+    """Read the prefixes and segments that are not in the store, leaving room for `more` tokens behind them."""
+    prefixes = {layout.prefix: Piece(layout, 0, layout.prefix_length) for layout in layouts}
+    cache = model.new_cache(len(prefixes), max(map(len, prefixes)))
+    of_prefix, prefix_passes = _read(model, list(prefixes.values()), cache, store)
+    number_of = {prefix: number for number, prefix in enumerate(prefixes)}
+
+    # A question without segments has an empty piece, whose row of the batch holds its prefix.
+    pieces = [[Piece(layout, *span) for span in layout.segment_spans or [(0, 0)]] for layout in layouts]
+    flat = [piece for of_question in pieces for piece in of_question]
+    copies = torch.tensor([number_of[piece.layout.prefix] for piece in flat], device=model.device)
+    cache = cache.gather(copies, capacity=cache.capacity + max(piece.length for piece in flat))
+    of_piece, passes = _read(model, flat, cache, store)
+
+    numbers = [part_N.tolist() for part_N in torch.arange(len(flat)).split([len(parts) for parts in pieces])]
+    rows = [
+        [of_prefix[number_of[layout.prefix]], *(of_piece[number] for number in own[: len(layout.segment_spans)])]
+        for layout, own in zip(layouts, numbers, strict=True)
+    ]
+    return Joined(_join(cache, layouts, numbers, more), rows, prefix_passes + passes)
+
+
+def _read(
+    model: Llama, pieces: Sequence[Piece], cache: Cache, store: SegmentStore | None = None,
+    corrections: Corrections = NO_CORRECTIONS,
+) -> tuple[list[Tensor], int]:  # fmt: skip
+    """Read pieces behind what the cache holds, each row seeing all keys up to its position.
+
+    Returns:
+        The rows of each piece after the last layer, `[tokens, hidden]`, and the number of forward passes.
+    """
+    recalled = {} if store is None else store.recall(pieces, cache)
+    missing = [piece.empty if b in recalled else piece for b, piece in enumerate(pieces)]
+    rows = lay_out(missing, model.device)
+    if not rows.ids.shape[1]:
+        nothing = torch.zeros(0, model.config.hidden_size, dtype=model.dtype, device=model.device)
+        return [recalled.get(b, nothing) for b in range(len(pieces))], 0
+    views = model.prepare(
+        causal(), rows.labels, valid=rows.valid, cache=cache, rotary_positions=rows.rotary_positions,
+        corrections=corrections,
+    )  # fmt: skip
+    hidden_BRE = model.hidden(rows.ids, views, cache)
+    found = [recalled.get(b, hidden_BRE[b, : piece.length]) for b, piece in enumerate(missing)]
+    if store is not None:
+        store.keep(missing, cache, found)
+    return found, 1
+
+
+def _join(cache: Cache, layouts: Sequence[FusionLayout], numbers: Sequence[Sequence[int]], more: int) -> Cache:
+    """Join the samples of each question, one per segment, to one that holds its prefix once."""
+    copied = [  # sample and slot of each key of a question
+        [(own[0], slot) for slot in range(layout.prefix_length)]
+        + [
+            (number, layout.prefix_length + index)
+            for number, (start, end) in zip(own, layout.segment_spans, strict=False)
+            for index in range(end - start)
+        ]
+        for layout, own in zip(layouts, numbers, strict=True)
+    ]
+    sample_QS, keep_QS = pad([[sample for sample, _ in of_question] for of_question in copied], cache.present.device)
+    slot_QS, _ = pad([[slot for _, slot in of_question] for of_question in copied], cache.present.device)
+    return cache.gather(sample_QS, slot_QS, keep_QS, keep_QS.shape[1] + more)
+
+
+class FusedReader(CausalReader):
+    """Reads answers as `CausalReader` reads texts, over the joined keys of their questions and with corrections.
+
+    Args:
+        model: the network.
+        questions: the question of each text of the batch, whose prompt is the layout of that question; equal questions
+            are read once.
         fusion: the positions and the correction.
         use_cache: False reads question and answer again for each token, as one masked sequence.
         store: keeps and recalls the keys of prefixes and segments.
     """
 
     def __init__(
-        self, model: Llama, texts: Sequence[CausalText], questions: Sequence[Question], fusion: Fusion, *,
-        use_cache: bool = True, store: SegmentStore | None = None,
+        self, model: Llama, questions: Mapping[CausalText, Question], fusion: Fusion, *, use_cache: bool = True,
+        store: SegmentStore | None = None,
     ) -> None:  # fmt: skip
-        super().__init__(model, texts, use_cache=use_cache)
-        self.question_of = dict(zip(texts, questions, strict=True))
+        super().__init__(model, list(questions), use_cache=use_cache)
+        self.questions = questions
         self.fusion = fusion
         self.store = store
 
@@ -46,25 +204,24 @@ class FusedReader(CausalReader):
         return self.capacity
 
     def _position(self, text: CausalText) -> int:
-        layout = self.question_of[text].layout(self.fusion.positions)
+        layout = self.questions[text].layout(self.fusion.positions)
         return layout.next_place + len(text.tokens) - text.first - 1
 
     def _prefill(self) -> Tensor:
-        questions = list(dict.fromkeys(self.question_of.values()))
+        of_texts = list(self.questions.values())
+        different = list(dict.fromkeys(of_texts))
         new_tokens = max(text.limit - text.first for text in self.texts)
-        read = prefill(self.model, questions, self.fusion, new_tokens, self.store)
+        read = prefill(self.model, different, self.fusion, new_tokens, self.store)
         self.passes += read.passes - 1  # of which one is counted already
-        copies = torch.tensor([questions.index(question) for question in self.question_of.values()])
-        copies = copies.to(self.model.device)
-        self.cache = read.cache if len(questions) == len(copies) else read.cache.gather(copies)
-        self.bias, self.tempered = [term.select(copies) for term in read.bias], read.tempered
-        counts = [[len(question.segments)] for question in self.question_of.values()]
-        segment_B1 = torch.tensor(counts, device=self.model.device) + 1
+        copies = torch.tensor([different.index(question) for question in of_texts], device=self.model.device)
+        self.cache = read.cache if len(different) == len(of_texts) else read.cache.gather(copies)
+        self.corrections = read.corrections.select(copies)
+        segment_B1 = torch.tensor([[len(question.segments) + 1] for question in of_texts], device=self.model.device)
         self.labels = {"part": torch.full_like(segment_B1, ANSWER), "segment": segment_B1}
         return read.logits[copies]
 
     def _reread(self, texts: Sequence[CausalText]) -> Tensor:
-        questions = [self.question_of[text] for text in texts]
+        questions = [self.questions[text] for text in texts]
         answers = [text.tokens[text.first :] for text in texts]
         rows, views = masked_pass(self.model, questions, self.fusion, answers)
         last = []

@@ -1,4 +1,4 @@
-"""How good the network finds each phrasing, to weigh phrasings or to keep the best of them.
+"""Scores of phrasings by the network, to weigh phrasings or to keep the best of them.
 
 Shape suffixes: R tokens of a phrasing, E hidden size, V vocabulary.
 """
@@ -8,43 +8,42 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import torch
 
-from anyorder.decoding.fusion.prefill import prefill, read_joined
 from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.reader import prefill, read_joined
 from anyorder.errors import UserError
+from anyorder.model.llama import Llama
+from anyorder.utils.numbers import check_positive
 from anyorder.utils.ragged import log_probs_of
-
-if TYPE_CHECKING:
-    from anyorder.model.llama import Llama
 
 
 @torch.no_grad()
 def confidence(model: Llama, questions: Sequence[Question]) -> list[list[float]]:
-    """How probable the most probable first token of the answer is, behind the phrasing alone."""
+    """Return how probable the most probable first token of the answer is, behind the phrasing alone."""
     alone = [member for question in questions for member in question.members()]
-    highest = iter(prefill(model, alone, Fusion(), 0).logits.softmax(-1).amax(-1).tolist())
-    return [[next(highest) for _ in question.segments] for question in questions]
+    highest_N = prefill(model, alone, Fusion(), 0).logits.softmax(-1).amax(-1)
+    counts = [len(question.segments) for question in questions]
+    return [of_question.tolist() for of_question in highest_N.split(counts)]
 
 
 @torch.no_grad()
 def likelihood(model: Llama, questions: Sequence[Question]) -> list[list[float]]:
-    """How probable the tokens of the phrasing are behind the prefix: their geometric mean.
+    """Return how probable the tokens of the phrasing are behind the prefix: their geometric mean.
 
-    Without a prefix the first token is not counted.
+    Without a prefix the first token is not counted; a phrasing of that token alone is as probable as any token.
     """
     joined = read_joined(model, [question.layout("shared") for question in questions], 0)
     found = []
-    for question, before_1E, segments in zip(questions, joined.before, joined.segments, strict=True):
+    for question, (prefix_RE, *of_segments) in zip(questions, joined.rows, strict=True):
         of_question = []
-        for ids, rows_RE in zip(question.segments, segments, strict=True):
-            logits_RV = model.logits(torch.cat((before_1E, rows_RE[:-1])))
-            counted = torch.tensor(ids[len(ids) - len(logits_RV) :], dtype=torch.long, device=model.device)
-            log_probs_R = log_probs_of(logits_RV, counted)
-            uniform = -math.log(model.config.vocab_size)
-            of_question.append(math.exp(float(log_probs_R.mean()) if len(counted) else uniform))
+        for ids, rows_RE in zip(question.segments, of_segments, strict=True):
+            logits_RV = model.logits(torch.cat((prefix_RE[-1:], rows_RE[:-1])))
+            counted_R = torch.tensor(ids, device=model.device)[len(ids) - len(logits_RV) :]
+            log_probs_R = log_probs_of(logits_RV, counted_R)
+            mean = float(log_probs_R.mean()) if len(counted_R) else -math.log(model.config.vocab_size)
+            of_question.append(math.exp(mean))
         found.append(of_question)
     return found
 
@@ -57,7 +56,7 @@ SCORES: dict[str, Callable[[Llama, Sequence[Question]], list[list[float]]]] = {
 
 
 def weigh(model: Llama, questions: Sequence[Question], by: str) -> list[Question]:
-    """The questions with such weights.
+    """Return the questions with these scores as weights.
 
     Raises:
         UserError: the name is unknown.
@@ -72,16 +71,13 @@ def weigh(model: Llama, questions: Sequence[Question], by: str) -> list[Question
 
 
 def best(question: Question, keep: int) -> list[int]:
-    """Which so many phrasings have the highest weights, in their order; of equals the first ones.
-
-    Of a question that has no more it is all.
+    """Return the indices of the `keep` phrasings of the highest weights, in their order; of equals the first ones.
 
     Raises:
         UserError: the number is below 1, or phrasings have no weights.
     """
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-        raise UserError(f"keep is {keep!r}: give a whole number above 0, or None for all phrasings.")
+    check_positive("keep", keep, ", or None for all phrasings")
     if question.weights is None:
         raise UserError(f"keep is {keep} without weights: give weights='confidence', 'likelihood', or numbers.")
-    weights = question.weights
-    return sorted(sorted(range(len(weights)), key=lambda index: -weights[index])[:keep])
+    by_weight = sorted(enumerate(question.weights), key=lambda entry: -entry[1])
+    return sorted(index for index, _ in by_weight[:keep])

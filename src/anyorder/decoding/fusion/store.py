@@ -1,7 +1,7 @@
 """Keys and values of prefixes and phrasings on disk, so that what was read once need not be read again.
 
-What is recalled is exact: a phrasing counts as the same only behind the same prefix, read by the same network, and at
-the same place. A phrasing without a prefix has looked at nothing but itself, so its keys can be turned to any place.
+What is recalled is exact: a phrasing counts as the same only behind the same prefix, read by the same model, and at
+the same place. A phrasing without a prefix has attended to itself alone, so its keys can be rotated to any place.
 
 Shapes: N layers, R tokens, G key-value heads, D head dimension, E hidden size.
 """
@@ -11,9 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,20 +21,17 @@ from torch import Tensor
 
 from anyorder.decoding.fusion.layout import Piece, lay_out
 from anyorder.errors import UserError
+from anyorder.model.cache import Cache
+from anyorder.model.llama import Llama
 from anyorder.model.rope import rotate
 from anyorder.utils.files import BeingWrittenError, whole_file
 
-if TYPE_CHECKING:
-    from anyorder.model.cache import Cache
-    from anyorder.model.llama import Llama
-
 SAMPLED = 1024
-"""Weights of each tensor that enter the fingerprint of a network."""
+"""Weights of each tensor that enter the fingerprint of a model."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """A part of a question that has been read.
+class Entry(NamedTuple):
+    """A piece of a question that has been read.
 
     Attributes:
         keys, values: of all layers, `[layers, tokens, kv_heads, head_dim]`.
@@ -52,7 +48,7 @@ class SegmentStore:
 
     Args:
         folder: made where it is missing.
-        model: the network that reads; a folder can hold what several have read.
+        model: the model that reads; a folder can hold the keys of several.
 
     Raises:
         UserError: there is a file in the folder's place.
@@ -64,10 +60,10 @@ class SegmentStore:
             raise UserError(f"store {str(folder)!r} is a file: give a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.model = model
-        self.network = _fingerprint(model)
+        self.fingerprint = _fingerprint(model)
 
     def recall(self, pieces: Sequence[Piece], cache: Cache) -> dict[int, Tensor]:
-        """Append to the cache what was read of these pieces before: the rows `[tokens, hidden]` by index of the piece.
+        """Append the stored pieces to the cache; return their rows `[tokens, hidden]` by index of the piece.
 
         Raises:
             UserError: a file is damaged.
@@ -76,40 +72,37 @@ class SegmentStore:
         if found:
             rows = lay_out([piece if b in found else piece.empty for b, piece in enumerate(pieces)], self.model.device)
             slots_BR = cache.put(rows.labels, rows.valid)
-            for number, layer in enumerate(cache.layers):
-                keys, values = (layer.keys.new_zeros((*slots_BR.shape, *layer.keys.shape[2:])) for _ in range(2))
-                for b, entry in found.items():
-                    keys[b, : len(entry.rows)] = entry.keys[number]
-                    values[b, : len(entry.rows)] = entry.values[number]
-                layer.update(keys, values, slots_BR, 0)
+            for b, entry in found.items():
+                slots_R = slots_BR[b, : len(entry.rows)]
+                for layer, keys_RGD, values_RGD in zip(cache.layers, entry.keys, entry.values, strict=True):
+                    layer.keys[b, slots_R], layer.values[b, slots_R] = keys_RGD, values_RGD
         return {b: entry.rows for b, entry in found.items()}
 
-    def keep(self, pieces: Sequence[Piece], cache: Cache, first: Sequence[int], rows: Sequence[Tensor]) -> None:
+    def keep(self, pieces: Sequence[Piece], cache: Cache, rows: Sequence[Tensor]) -> None:
         """Write each piece that has tokens to its file, whole or not at all; existing files stay.
 
         Args:
             pieces: one for each sample of the cache.
-            cache: holds their keys and values.
-            first: slot of the first token of each.
+            cache: the keys and values of each are the last ones of its sample.
             rows: after the last layer, `[tokens, hidden]` of each.
         """
-        for b, piece in enumerate(pieces):
-            if piece.end == piece.start or (file := self._file(piece)).exists():
+        for b, (piece, end) in enumerate(zip(pieces, cache.next_slot.tolist(), strict=True)):
+            if not piece.length or (file := self._file(piece)).exists():
                 continue
-            slots = slice(first[b], first[b] + piece.end - piece.start)
+            slots = slice(end - piece.length, end)
             tensors = {
                 "keys": torch.stack([layer.keys[b, slots] for layer in cache.layers]),
                 "values": torch.stack([layer.values[b, slots] for layer in cache.layers]),
                 "rows": rows[b].contiguous(),
             }
-            place = repr(piece.layout.places[piece.start])
+            place = repr(piece.place)
             metadata = {"place": place, "checksum": _checksum(place, *tensors.values())}
             with suppress(BeingWrittenError), whole_file(file, replace=True) as partial:
                 save_file(tensors, partial, metadata=metadata)
 
     def _find(self, piece: Piece) -> Entry | None:
-        """What the file of a piece holds, its keys turned to the place of the piece; None where there is no file."""
-        if piece.end == piece.start or not (file := self._file(piece)).is_file():
+        """Read the file of a piece, its keys rotated to the place of the piece; None where there is no file."""
+        if not piece.length or not (file := self._file(piece)).is_file():
             return None
         try:
             with safe_open(file, "pt", device=str(self.model.device)) as stored:
@@ -120,21 +113,18 @@ class SegmentStore:
                 raise ValueError("its contents have changed")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(f"{str(file)!r} is damaged ({error}): delete it, and its text is read again.") from error
-        return Entry(self._turned(keys, piece.layout.places[piece.start] - place), values, rows)
+        return Entry(self._turned(keys, piece.place - place), values, rows)
 
     def _file(self, piece: Piece) -> Path:
-        layout, start, end, _ = piece
-        before = layout.prefix if start >= layout.prefix_length else ()
-        places = layout.places[start:end]
-        anywhere = start == 0 or not before
-        if any(kind.chunk is not None for kind in self.model.config.layers):
-            anywhere = False  # chunks are cut at fixed places
-        first = places[0] if anywhere else 0.0
-        key = ("with checksum", self.network, before, layout.token_ids[start:end], [place - first for place in places])
+        before = piece.layout.token_ids[: min(piece.start, piece.layout.prefix_length)]
+        token_ids, places, _ = piece.columns
+        chunked = any(kind.chunk is not None for kind in self.model.config.layers)  # at fixed places
+        first = 0.0 if before or chunked else piece.place
+        key = ("with checksum", self.fingerprint, before, token_ids, [place - first for place in places])
         return self.folder / f"{hashlib.sha256(repr(key).encode()).hexdigest()[:40]}.safetensors"
 
     def _turned(self, keys_NRGD: Tensor, by: float) -> Tensor:
-        """Keys as they are so many positions further on."""
+        """Rotate keys by this many positions."""
         if by == 0:
             return keys_NRGD
         config = self.model.config
@@ -157,7 +147,7 @@ def _checksum(place: str, *tensors: Tensor) -> str:
 
 
 def _fingerprint(model: Llama) -> str:
-    """Tells networks apart by their shape and by some of their weights."""
+    """Return a hash that tells models apart by their shape and by some of their weights."""
     digest = hashlib.sha256(f"{model.config!r} {model.dtype}".encode())
     for name, weight in sorted(model.state_dict().items()):
         flat = weight.detach().flatten()

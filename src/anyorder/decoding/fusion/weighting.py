@@ -2,6 +2,8 @@
 
 N copies of the same text take N times the attention of one. So -log N is added to the scores of the answer's rows
 towards all segments, and log(N w) towards a segment of weight w; weights add up to 1.
+
+Shape suffixes: B questions, N segments of a question.
 """
 
 from __future__ import annotations
@@ -12,12 +14,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
-from anyorder.attention import BiasTerm, Tempered
+from anyorder.attention import BiasTerm, Corrections, Tempered
 from anyorder.decoding.fusion.layout import SEGMENT
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
-from anyorder.visibility import Visibility, key_is, query_is
+from anyorder.visibility import key_is, query_is
 
 if TYPE_CHECKING:
     from anyorder.decoding.fusion.question import Question
@@ -53,7 +56,7 @@ Correction = str | APE
 
 
 def read_correction(correction: Correction) -> Correction:
-    """A correction, checked; "ape:0.9,0.8" becomes `APE(0.9, 0.8)`.
+    """Check a correction, and return it; "ape:0.9,0.8" becomes `APE(0.9, 0.8)`.
 
     Raises:
         UserError: it is unknown.
@@ -71,37 +74,27 @@ def read_correction(correction: Correction) -> Correction:
     return APE(temperature, scale)
 
 
-def corrected(questions: Sequence[Question], correction: Correction) -> tuple[list[BiasTerm], Tempered | None]:
-    """The bias on the scores of `TOWARDS_SEGMENTS`, one value per question, and their tempering.
+def corrected(questions: Sequence[Question], correction: Correction) -> Corrections:
+    """Return the corrections of the scores of `TOWARDS_SEGMENTS`, one value per question.
 
     Args:
         questions: one per sample of the batch.
         correction: "1/N", "none", "length" (as 1/N, and each segment counts as if it had the mean length), or `APE`.
     """
-    added = [_log_weights(question, correction) for question in questions]
-    most = max(map(len, added))
-    by_relation: dict[Visibility, list[float]]
-    if all(len(set(of_question)) <= 1 for of_question in added):  # one number for all segments of a question
-        by_relation = {TOWARDS_SEGMENTS: [of_question[0] if of_question else 0.0 for of_question in added]}
+    added = [torch.tensor(_log_weights(question, correction), dtype=torch.float64) for question in questions]
+    added_BN = pad_sequence(added, batch_first=True)
+    if all(len(values_N.unique()) <= 1 for values_N in added):  # one number for all segments of a question
+        columns = {TOWARDS_SEGMENTS: added_BN[:, 0]}
     else:
-        by_relation = {
-            TOWARDS_SEGMENTS & key_is("segment", index + 1): [
-                (*of_question, *[0.0] * most)[index] for of_question in added
-            ]
-            for index in range(most)
-        }
-    terms = [
-        BiasTerm(relation, torch.tensor(values, dtype=torch.float64))
-        for relation, values in by_relation.items()
-        if any(values)
-    ]
+        columns = {TOWARDS_SEGMENTS & key_is("segment", n + 1): added_B for n, added_B in enumerate(added_BN.T)}
+    bias = [BiasTerm(relation, added_B) for relation, added_B in columns.items() if added_B.any()]
     if isinstance(correction, APE):
-        return terms, Tempered(TOWARDS_SEGMENTS, correction.temperature, correction.scale)
-    return terms, None
+        return Corrections(bias, Tempered(TOWARDS_SEGMENTS, correction.temperature, correction.scale))
+    return Corrections(bias)
 
 
 def _log_weights(question: Question, correction: Correction) -> list[float]:
-    """The value added to the scores towards each segment of a question."""
+    """Return the value added to the scores towards each segment of a question."""
     count, lengths = len(question.segments), [len(segment) for segment in question.segments]
     # Exactly 0 where the weights are equal, so that no bias is left of them.
     equal = len(set(question.shares)) == 1

@@ -15,11 +15,10 @@ from torch._higher_order_ops.while_loop import while_loop
 
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
-from anyorder.decoding.loop import Choose, decode, write_step
+from anyorder.decoding.loop import Choice, Choose, decode, write_step
 from anyorder.decoding.sampling import Sampling
-from anyorder.decoding.text import Choice
 from anyorder.decoding.trace import Step
-from anyorder.model.compiled import CannotCompile, Compiled, compiled
+from anyorder.model.compiled import CannotCompile, compiled
 from anyorder.model.step import one_token, step_extent
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AT_MOST = 16
-"""Tokens of a call: few enough that who watches sees the text grow."""
+"""Tokens of a call: few enough that a text that is streamed still grows steadily."""
 
 GREEDY = Sampling()
 
@@ -41,7 +40,7 @@ def greedy_tokens(
     model: Llama, token_B1: Tensor, position_B1: Tensor, left_B1: Tensor, cache: Cache, extent: int, end_E: Tensor,
     token_BN: Tensor, log_prob_BN: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Writes tokens, as `one_token` and `Sampling.choose` would one after the other, until no row has any left.
+    """Write tokens, as `one_token` and `Sampling.choose` would one after the other, until no row has any left.
 
     Args:
         model: the network.
@@ -76,7 +75,7 @@ def greedy_tokens(
 
 
 def repeat(going: Callable[..., Tensor], write: Callable[..., State], state: State) -> State:
-    """What `write` makes of its own results while they are `going`: in a compiled function, a compiled loop."""
+    """Apply `write` to its own results while they are `going`; in a compiled function, this is a compiled loop."""
     if torch.compiler.is_compiling():
         result: State = while_loop(going, write, state)
         return result
@@ -87,14 +86,13 @@ def repeat(going: Callable[..., Tensor], write: Callable[..., State], state: Sta
 
 @torch.no_grad()
 def burst_steps(texts: Sequence[CausalText], reader: CausalReader, choose: Choose[CausalText]) -> Iterator[Step]:
-    """Write most probable tokens, up to `AT_MOST` in a call, until all texts are complete or bursts impossible.
+    """Write most probable tokens, up to `AT_MOST` in a call, for as long as that is possible; the rest one by one.
 
     Args:
         texts: the batch of the reader.
         reader: with a cache, which the first step fills as usual.
         choose: takes the most probable token.
     """
-    greedy = GreedyCalls(reader.model)
     step = next(decode(texts, reader, choose, stop=None))
     yield step
     writing = [text for text in texts if text.sample_id not in step.stopped]
@@ -103,13 +101,13 @@ def burst_steps(texts: Sequence[CausalText], reader: CausalReader, choose: Choos
         # A text that stops before the others is at its end or its own limit; the limit of the cache holds for all.
         together = min(AT_MOST, reader.cacheable + 1 - max(len(text.tokens) for text in writing))
         if together < 1:
-            return
+            break
         left = [min(text.limit - len(text.tokens), together) if text in writing else 0 for text in texts]
         try:
-            columns = greedy([text.tokens for text in texts], left, reader.cache)
+            columns = burst(reader.model, [text.tokens for text in texts], left, reader.cache)
         except CannotCompile as error:
             logger.warning("tokens are written one by one: several cannot be compiled (%s)", error)
-            return
+            break
         for token_B, log_prob_B in columns:
             choices = [
                 (text, [Choice(len(text.tokens), token_id, log_prob, log_prob)])
@@ -120,38 +118,32 @@ def burst_steps(texts: Sequence[CausalText], reader: CausalReader, choose: Choos
             yield step
             writing = [text for text in writing if text.sample_id not in step.stopped]
             number += 1
+    if writing:
+        yield from decode(writing, reader, choose, stop=None, first_step=number)
 
 
-class GreedyCalls:
-    """`greedy_tokens` of one network, compiled, for rows that are lists of tokens."""
+def burst(
+    model: Llama, sequences: Sequence[Sequence[int]], left: Sequence[int], cache: Cache
+) -> list[tuple[list[int], list[float]]]:
+    """Call the compiled `greedy_tokens`; return the tokens and log-probabilities of all rows, step by step.
 
-    def __init__(self, model: Llama) -> None:
-        self.model = model
-        self.compiled: Compiled = compiled(greedy_tokens, model)
-        self.end_E = torch.tensor(model.config.eos_token_ids or (-1,), device=model.device)
-        self.log_prob_dtype = torch.promote_types(model.dtype, torch.float32)
+    Args:
+        model: the network.
+        sequences: tokens of each row; the cache holds all of them but the last token, if the row is written on.
+        left: tokens to write in each row, at most `AT_MOST`; 0 in those that are complete.
+        cache: the keys of the rows.
 
-    def __call__(
-        self, sequences: Sequence[Sequence[int]], left: Sequence[int], cache: Cache
-    ) -> list[tuple[list[int], list[float]]]:
-        """Tokens of all rows and their log-probabilities, one step after the other.
-
-        Args:
-            sequences: the rows; the cache holds all of each but the last token, if it is written on.
-            left: tokens to write in each, at most `AT_MOST`; 0 in those that are complete.
-            cache: the keys of the rows.
-
-        Raises:
-            CannotCompile: at the first call.
-        """
-        token_BN = torch.zeros((len(sequences), AT_MOST), dtype=torch.long, device=self.model.device)
-        log_prob_BN = torch.zeros_like(token_BN, dtype=self.log_prob_dtype)
-        rows_3B1 = [[[ids[-1]] for ids in sequences], [[len(ids) - 1] for ids in sequences], [[n] for n in left]]
-        last_B1, position_B1, left_B1 = (torch.tensor(row_B1, device=self.model.device) for row_B1 in rows_3B1)
-        keys = max(len(ids) + n - 1 for ids, n in zip(sequences, left, strict=True) if n > 0)
-        steps = self.compiled(
-            self.model, last_B1, position_B1, left_B1, cache, step_extent(keys, cache.capacity), self.end_E,
-            token_BN, log_prob_BN,
-        )  # fmt: skip
-        written = slice(int(steps))
-        return list(zip(token_BN.T[written].tolist(), log_prob_BN.T[written].tolist(), strict=True))
+    Raises:
+        CannotCompile: at the first call.
+    """
+    token_BN = torch.zeros((len(sequences), AT_MOST), dtype=torch.long, device=model.device)
+    log_prob_BN = torch.zeros_like(token_BN, dtype=torch.promote_types(model.dtype, torch.float32))
+    end_E = torch.tensor(model.config.eos_token_ids or (-1,), device=model.device)
+    rows_3B1 = [[[ids[-1]] for ids in sequences], [[len(ids) - 1] for ids in sequences], [[n] for n in left]]
+    last_B1, position_B1, left_B1 = (torch.tensor(row_B1, device=model.device) for row_B1 in rows_3B1)
+    keys = max(len(ids) + n - 1 for ids, n in zip(sequences, left, strict=True) if n > 0)
+    steps = compiled(greedy_tokens, model)(
+        model, last_B1, position_B1, left_B1, cache, step_extent(keys, cache.capacity), end_E, token_BN, log_prob_BN
+    )
+    written = slice(int(steps))
+    return list(zip(token_BN.T[written].tolist(), log_prob_BN.T[written].tolist(), strict=True))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from anyorder.attention import NO_CORRECTIONS
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.compiled import CannotCompile, Compiled
@@ -21,7 +22,6 @@ from anyorder.utils.ragged import pad_right
 from anyorder.visibility import causal
 
 if TYPE_CHECKING:
-    from anyorder.attention import BiasTerm, Tempered
     from anyorder.model.cache import Cache
     from anyorder.model.llama import Llama
 
@@ -42,13 +42,13 @@ class CausalReader(BeamReader):
     Args:
         model: the network.
         texts: the batch.
-        use_cache: False computes all rows again in each pass: the slow, obvious twin.
+        use_cache: False computes all rows again in each pass (slow reference path).
         one_token: the compiled one-token step; None for an uncompiled one.
 
     Attributes:
         cache: what was read; None before the first pass, and where texts are too long for one.
         capacity: tokens of the longest text.
-        labels, bias, tempered: of each new token, labels `[B, 1]` besides the position, and corrections of scores.
+        labels, corrections: of each new token, labels `[B, 1]` besides the position, and what changes its scores.
     """
 
     passes = 0
@@ -63,8 +63,7 @@ class CausalReader(BeamReader):
         self.cache: Cache | None = None
         self.capacity = max(text.limit for text in texts)
         self.labels: dict[str, Tensor] = {}
-        self.bias: Sequence[BiasTerm] = ()
-        self.tempered: Tempered | None = None
+        self.corrections = NO_CORRECTIONS
 
     @property
     def cacheable(self) -> int:
@@ -110,8 +109,8 @@ class CausalReader(BeamReader):
                 self.one_token = None
                 logger.warning("writing goes on uncompiled: the one-token step cannot be compiled (%s)", error)
         views = self.model.prepare(
-            causal(), {"position": position_B1, **self.labels}, valid=valid_B1, cache=self.cache, bias=self.bias,
-            tempered=self.tempered,
+            causal(), {"position": position_B1, **self.labels}, valid=valid_B1, cache=self.cache,
+            corrections=self.corrections,
         )  # fmt: skip
         return self.model.logits(self.model.hidden(ids_B1, views, self.cache)[:, 0])
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from anyorder.decoding.text import Choice, Text
+from anyorder.decoding.loop import Choice, Text
 
 
 class CausalText(Text):

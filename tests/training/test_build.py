@@ -16,9 +16,16 @@ from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
-from anyorder.objectives import BlockDiffusion, MaskedDiffusion, MaskedDiffusionTuning
-from anyorder.training import loop
-from anyorder.training.recipes import lost_modes, objective_of, with_own_mode
+from anyorder.objectives import (
+    Annealing,
+    BlockDiffusion,
+    MaskedDiffusion,
+    MaskedDiffusionTuning,
+    Objective,
+    Permutation,
+)
+from anyorder.training import loop, runs
+from anyorder.training.build import build_objective, lost_modes, with_own_mode
 from anyorder.training.settings import Run, Training
 from tests.cli.test_main import mistake
 from tests.model.networks import network
@@ -44,7 +51,7 @@ def test_a_network_keeps_its_own_way(mode: Mode, objective: str, shifted: bool, 
     config = network().config.replace(modes=(mode,))
     run = with_own_mode(settings(), config)
     assert (run.objective, run.shifted, run.block_length) == (objective, shifted, block_length)
-    (taught,) = objective_of(run, MASK, config, tuning=False).modes
+    (taught,) = build_objective(run, MASK, config, tuning=False).modes
     assert taught == mode
     assert lost_modes(run, config) == []
 
@@ -80,15 +87,15 @@ def test_a_setting_of_another_way_is_refused_when_the_network_is_known() -> None
 def test_noise_as_the_settings_say() -> None:
     config = network().config.replace(modes=(diffusion(MASK),), eos_token_ids=(2,))
     run = with_own_mode(settings(eps=0.01, random_length_prob=0.2), config)
-    whole = objective_of(run, MASK, config, tuning=False)
+    whole = build_objective(run, MASK, config, tuning=False)
     assert isinstance(whole, MaskedDiffusion)
     assert (whole.eps, whole.random_length) == (0.01, 0.2)
     with pytest.raises(UserError, match="but answers are not cropped: leave it out"):
-        objective_of(run, MASK, config, tuning=True)
-    tuned = objective_of(with_own_mode(settings(eps=0.01), config), MASK, config, tuning=True)
+        run.completed(tuning=True)
+    tuned = build_objective(with_own_mode(settings(eps=0.01), config), MASK, config, tuning=True)
     assert isinstance(tuned, MaskedDiffusionTuning)
     assert tuned.eps == 0.01
-    in_blocks = objective_of(
+    in_blocks = build_objective(
         with_own_mode(settings(objective="block-diffusion", eps=0.5), config), MASK, config, tuning=True
     )
     assert isinstance(in_blocks, BlockDiffusion)
@@ -96,6 +103,27 @@ def test_noise_as_the_settings_say() -> None:
     for name, value in (("eps", 0.0), ("random_length_prob", 1.5)):
         with pytest.raises(UserError, match=f"{name} is {value}: give a"):
             settings(objective="masked-diffusion", **{name: value})
+
+
+def test_a_schedule_goes_by_the_steps_that_epochs_amount_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[Objective, int]] = []
+
+    def fit(model: Llama, objective: Objective, rows: object, training: Training, **others: object) -> None:
+        found.append((objective, training.total_steps))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "fit", fit)
+    (tmp_path / "d.txt").write_text("some words and more of them\n" * 100)
+    settings = Run(
+        data=tmp_path / "d.txt", output=tmp_path / "out", cache_dir=tmp_path / "c", objective="permutation",
+        order_schedule="left-to-random", epochs=3, batch_size=2, length=16, vocab_size=280, width=16, layers=1, heads=2,
+    )  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        runs.run(settings)
+    ((objective, steps),) = found
+    assert isinstance(objective, Permutation)
+    assert isinstance(objective.schedule, Annealing)
+    assert objective.schedule.steps == steps > 3
 
 
 def test_float16_needs_a_gpu_and_scales_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

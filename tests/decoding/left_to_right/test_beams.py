@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.beams import write_by_beam_search
+from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
-from tests.writers import END, TEXT, byte_tokenizer, chain
+from tests.writers import END, TEXT, byte_tokenizer, chain, write_left_to_right
 
 ENDS = (7, 21)
 
@@ -50,10 +50,14 @@ NETWORK = network()
 )
 def test_a_ragged_batch_equals_one_by_one(prompts: list[list[int]], beams: int, penalty: float) -> None:
     """Also where some prompts leave less room than others, and where padding might be penalized."""
-    options: dict[str, Any] = {"beams": beams, "max_new_tokens": 6, "repetition_penalty": penalty}
-    batch = write_by_beam_search(NETWORK, prompts, **options)
+    options: dict[str, Any] = {
+        "num_beams": beams,
+        "max_new_tokens": 6,
+        "sampling": Sampling(repetition_penalty=penalty),
+    }
+    batch = write_left_to_right(NETWORK, prompts, **options)
     for row, prompt in enumerate(prompts):
-        alone = write_by_beam_search(NETWORK, [prompt], rows=[row], **options)
+        alone = write_left_to_right(NETWORK, [prompt], sample_ids=[row], **options)
         assert alone.sequences == [batch.sequences[row]]
         assert alone.written == [batch.written[row]]
         assert alone.stopped == [batch.stopped[row]]
@@ -65,13 +69,13 @@ def test_a_ragged_batch_equals_one_by_one(prompts: list[list[int]], beams: int, 
 
 def test_a_better_text_than_the_greedy_one_is_found() -> None:
     model = network(eos_token_ids=())
-    beams = write_by_beam_search(model, [[1, 2, 3]], beams=4, max_new_tokens=8).trace
+    beams = write_left_to_right(model, [[1, 2, 3]], num_beams=4, max_new_tokens=8).trace
     greedy = anyorder.generate(model, None, [1, 2, 3], max_new_tokens=8).trace
     assert sum(event.log_prob for event in beams.events) > sum(event.log_prob for event in greedy.events) + 1e-3
 
 
 def test_trace_tells_steps_positions_log_probs_and_passes() -> None:
-    generation = write_by_beam_search(NETWORK, [[1, 2, 3], [5]], beams=3, max_new_tokens=4, rows=[4, 2])
+    generation = write_left_to_right(NETWORK, [[1, 2, 3], [5]], num_beams=3, max_new_tokens=4, sample_ids=[4, 2])
     assert generation.trace.passes == 4
     assert [event.step for event in generation.trace.events] == sorted(event.step for event in generation.trace.events)
     for row, prompt, ids in zip([4, 2], [[1, 2, 3], [5]], generation.sequences, strict=True):
@@ -85,21 +89,21 @@ def test_trace_tells_steps_positions_log_probs_and_passes() -> None:
 
 def test_nobody_writes_beyond_the_longest_text() -> None:
     model = network(eos_token_ids=())
-    generation = write_by_beam_search(model, [[1] * 30, [2, 3], [4] * 31], beams=2, max_new_tokens=50)
+    generation = write_left_to_right(model, [[1] * 30, [2, 3], [4] * 31], num_beams=2, max_new_tokens=50)
     assert [len(ids) for ids in generation.sequences] == [32] * 3
     assert generation.stopped == ["length"] * 3
 
 
 def test_a_stop_condition_ends_beams() -> None:
     model = network(eos_token_ids=())
-    free = write_by_beam_search(model, [[1, 2]], beams=3, max_new_tokens=8)
+    free = write_left_to_right(model, [[1, 2]], num_beams=3, max_new_tokens=8)
     asked: list[int] = []
 
     def stop(row: int, written: Sequence[int]) -> bool:
         asked.append(row)
         return len(written) == 3
 
-    ended = write_by_beam_search(model, [[1, 2], [3]], beams=3, max_new_tokens=8, stop=stop, rows=[6, 9])
+    ended = write_left_to_right(model, [[1, 2], [3]], num_beams=3, max_new_tokens=8, stop=stop, sample_ids=[6, 9])
     assert [len(ids) for ids in ended.written] == [3, 3]
     assert ended.stopped == ["stop", "stop"]
     assert set(asked) == {6, 9}
@@ -109,7 +113,7 @@ def test_a_stop_condition_ends_beams() -> None:
 def test_end_tokens_are_told_from_padding() -> None:
     for end in range(40):
         model = network(eos_token_ids=(end,))
-        generation = write_by_beam_search(model, [[1, 2], [3]], beams=2, max_new_tokens=5)
+        generation = write_left_to_right(model, [[1, 2], [3]], num_beams=2, max_new_tokens=5)
         for written, why in zip(generation.written, generation.stopped, strict=True):
             assert (written.index(end) + 1 if end in written else 5) == len(written)
             assert why == ("end" if written[-1] == end else "length")
@@ -132,6 +136,6 @@ def test_text_ends_before_a_stop_string() -> None:
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match=r"max_new_tokens is 0: give a whole number above 0\."):
-        write_by_beam_search(NETWORK, [[1]], beams=2, max_new_tokens=0)
+        write_left_to_right(NETWORK, [[1]], num_beams=2, max_new_tokens=0)
     with pytest.raises(UserError, match="prompt 1 has 0 tokens"):
-        write_by_beam_search(NETWORK, [[1], []], beams=2, max_new_tokens=1)
+        write_left_to_right(NETWORK, [[1], []], num_beams=2, max_new_tokens=1)

@@ -1,4 +1,4 @@
-"""Room on the disk: checked before a training, and what becomes of the weights where there is none at its end."""
+"""Space on the disk: checked before a training, and what becomes of the weights where there is none at its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TRAINED_BYTES = 12
 """Of a checkpoint, for each weight that is trained: itself and two means of AdamW, all float32."""
 
 
-def check_room(settings: Run, network: Llama) -> None:
+def check_disk_space(settings: Run, model: Llama) -> None:
     """Compare the free bytes of the disk with what a training will write.
 
     Raises:
@@ -32,8 +32,8 @@ def check_room(settings: Run, network: Llama) -> None:
     there = len(whole_checkpoints(settings.output / CHECKPOINTS))
     written = -(-settings.total_steps // settings.save_every) if settings.save_every else 0
     count = max(0, min(settings.keep + 1, written) - there)  # one more while it is written
-    each = TRAINED_BYTES * sum(weight.numel() for weight in network.parameters() if weight.requires_grad)
-    whole = sum(weight.nbytes for weight in network.parameters())
+    each = TRAINED_BYTES * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    whole = sum(weight.nbytes for weight in model.parameters())
     place = next(place for place in (settings.output, *settings.output.absolute().parents) if place.exists())
     free = shutil.disk_usage(place).free
     if free < count * each + whole:
@@ -44,11 +44,11 @@ def check_room(settings: Run, network: Llama) -> None:
         )
 
 
-def rescue(settings: Run, error: DiskError, network: Llama, tokenizer: PreTrainedTokenizerBase) -> UserError:
+def rescue(settings: Run, error: DiskError, model: Llama, tokenizer: PreTrainedTokenizerBase) -> UserError:
     """Keep weights that the disk refused in the folder for temporary files, unless the last checkpoint has them.
 
     Returns:
-        What is to be raised.
+        The error to raise.
     """
     there = whole_checkpoints(settings.output / CHECKPOINTS)
     what = f"{error.what} ({error.reason})"
@@ -57,7 +57,7 @@ def rescue(settings: Run, error: DiskError, network: Llama, tokenizer: PreTraine
     remedy = "make room, then go on with resume" if there else "make room"
     place = Path(tempfile.mkdtemp(prefix="anyorder-")) / settings.output.name
     try:
-        checkpoints.save_model(network, place, tokenizer=tokenizer)
+        checkpoints.save_model(model, place, tokenizer=tokenizer)
     except UserError:  # that disk is full as well
         shutil.rmtree(place.parent, ignore_errors=True)
         return UserError(f"{what}, nor can {str(place)!r}: {remedy}.")

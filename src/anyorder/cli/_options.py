@@ -1,0 +1,176 @@
+"""Options that several commands share, or that belong together: a dataclass for each group.
+
+A command that has one of them for a parameter takes its fields as options of their own (`anyorder.cli._signature`).
+Nothing heavy is imported before a method of these is called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from anyorder.utils.annotations import check_fields
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.cli._console import PlainConsole
+    from anyorder.model.llama import Llama
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionGroup:
+    """A group of options.
+
+    Raises:
+        UserError: a value is of another kind than its option.
+    """
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointOptions(OptionGroup):
+    """How a checkpoint is read.
+
+    Attributes:
+        tokenizer: Folder, file or hub id of the tokenizer, if it is not with the model.
+        dtype: Of the weights: auto (as stored), float32, bfloat16, float16, float64, or int8 (those of the
+            projections rounded to 8 bits).
+        device: Such as cpu or cuda; auto takes a GPU where there is one.
+        revision: Branch, tag or commit of a model on the hub.
+    """
+
+    tokenizer: str | None = None
+    dtype: str = "auto"
+    device: str = "auto"
+    revision: str | None = None
+
+    def load(self, model: str, console: PlainConsole) -> tuple[Llama, PreTrainedTokenizerBase | None]:
+        """Read a model and its tokenizer, and say so on the console meanwhile.
+
+        Raises:
+            UserError: see `anyorder.load`.
+        """
+        import anyorder
+
+        with console.status(f"reading {model}"):
+            return anyorder.load(model, **dataclasses.asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions(CheckpointOptions):
+    """How a checkpoint is read, and attention computed.
+
+    Attributes:
+        attention: auto, eager, sdpa, flex or flash.
+    """
+
+    attention: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions(OptionGroup):
+    """How tokens are chosen.
+
+    Attributes:
+        temperature: 0 always takes the most probable token; above 0, tokens are drawn.
+        top_k: Draw only from this many most probable tokens.
+        top_p: Draw only from the fewest tokens whose probabilities add up to this.
+        min_p: Draw only from tokens at least this many times as probable as the most probable one.
+        repetition_penalty: Above 1, tokens that the prompt or the text has already become rarer.
+        seed: Decides what is drawn, together with the number of the prompt.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiffusionOptions(OptionGroup):
+    """How diffusion samples; an option that is None was not given.
+
+    Attributes:
+        preset: Diffusion as published: llada, llada-semi-ar, dream-maskgit, dream-margin, dream-entropy, fast-dllm,
+            sdar, llada2 or llada2.1.
+        sampling_method: Diffusion in LLaDA's words: all at once, block by block on a canvas that grows until the end
+            token, or block by block on the whole canvas.
+        remasking_strategy: What diffusion writes first: low_confidence, random, topk_margin or entropy.
+        steps: Steps of diffusion for the whole text, one a token unless given.
+        block_length: Tokens of a block, where diffusion writes block by block.
+        cfg_scale: Classifier-free guidance of diffusion, none unless given.
+        cache: Keys that diffusion keeps within a block; prefix and dual are fast and approximate.
+        threshold: Diffusion writes all tokens that are surer than this, instead of so many a step.
+        factor: Diffusion writes the n-th surest token if it is as sure as 1 - factor / (n + 1).
+    """
+
+    preset: str | None = None
+    sampling_method: Literal["fixed_length", "semi_ar_origin", "semi_ar_padding"] | None = None
+    remasking_strategy: str | None = None
+    steps: int | None = None
+    block_length: int | None = None
+    cfg_scale: float | None = None
+    cache: Literal["none", "prefix", "dual"] | None = None
+    threshold: float | None = None
+    factor: float | None = None
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the options that were given."""
+        return [name for name, value in dataclasses.asdict(self).items() if value is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WritingOptions(OptionGroup):
+    """What is written, and how much at a time.
+
+    Attributes:
+        order: Mode, such as left-to-right, any-order, random, groups:4, confidence, diffusion or blocks:32; that of the
+            model unless given, or one that fills gaps.
+        max_new_tokens: Tokens to write per text at most.
+        gap_tokens: Tokens of each gap, [...] in the prompt; of several lengths, such as 2,4,8, the most probable one
+            is taken.
+        draft: Groups that a pass predicts in any order, the later ones as drafts: fewer passes, the same
+            distribution.
+        stop: Text that ends the writing; may be repeated.
+        num_samples: Texts to draw per prompt, one unless given.
+        num_beams: Above 1, beam search with so many beams.
+        batch_size: Texts to write at a time; changes speed and memory, not what is written.
+        compile: Whether the one-token step is compiled, which takes time at first use; auto does so where it pays.
+    """
+
+    order: str | None = None
+    max_new_tokens: int = 64
+    gap_tokens: list[int] = field(default_factory=list)
+    draft: int | None = None
+    stop: list[str] = field(default_factory=list)
+    num_samples: int | None = None
+    num_beams: int = 1
+    batch_size: int = 16
+    compile: Literal["auto", "always", "never"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions(OptionGroup):
+    """How texts are printed, and what is kept of them.
+
+    Attributes:
+        stream: Print the text while it is written, as a terminal always shows a single text.
+        show: Draw the text in the terminal while it fills, in whatever order; elsewhere it is printed at its end.
+        delay: Seconds to wait after each step that --show draws, such as 0.2.
+        json: Print one JSON object a line instead of text.
+        trace: New file for what was written where and when, which `anyorder inspect replay` shows.
+    """
+
+    stream: bool = False
+    show: bool = False
+    delay: float = 0.0
+    json: bool = False
+    trace: Path | None = None
