@@ -103,8 +103,8 @@ def overhead(client: httpx.Client, new: int, model: Any, words: Any, process: in
 
 def processor_seconds(process: int) -> float:
     """That a process has taken so far."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(") ")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
 def first_token(client: httpx.Client, ends: Sequence[int], new: int) -> dict[str, float]:

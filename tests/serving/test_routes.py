@@ -21,6 +21,7 @@ from anyorder.modes import register
 from anyorder.orders.kinds import LeftToRight
 from anyorder.orders.plan import GroupPlan
 from anyorder.serving.app import LARGEST_BODY, Server
+from tests.modes.table import own_modes
 from tests.serving.conftest import serving
 from tests.serving.test_openai_client import wait_until
 
@@ -269,7 +270,7 @@ CHAT: Any = {"messages": [{"role": "user", "content": "a"}]}
         ("/v1/completions", b"[" * 100_000, 400, "the body is not JSON (nested too deeply)"),
         ("/v1/completions", b'{"prompt": "a", "temperature": NaN}', 400, "NaN is no number of JSON"),
         ("/v1/completions", b"[1]", 400, "the body is [1]: give a JSON object"),
-        ("/v1/completions", b'{"prompt": "\\ud800"}', 400, "not UTF-8"),
+        ("/v1/completions", b'{"prompt": "\\ud800"}', 400, "half a character"),
         ("/v1/completions", {}, 400, "the field 'prompt' is missing"),
         ("/v1/completions", {"prompt": 5}, 400, "prompt is 5"),
         ("/v1/completions", {"prompt": [[1], "a", [2.5]]}, 400, "prompt is [[1], 'a', [2.5]]"),
@@ -403,6 +404,7 @@ def test_networks_of_one_mode_say_which(network: Network) -> None:
             assert "'left-to-right'" in response.json()["error"]["message"]
 
 
+@own_modes()
 def test_a_registered_mode_is_served(project_root: Path, network: Network) -> None:
     """By its own decoder, beside the others."""
     example = runpy.run_path(str(project_root / "examples" / "own_mode.py"))

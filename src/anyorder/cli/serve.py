@@ -18,7 +18,9 @@ def command(
     max_new_tokens: int | None = None,
     loading: ModelOptions,
 ) -> None:
-    """Serve a model over HTTP, by OpenAI's routes and some of its own; each request says how it is to be written.
+    """Serve a model over HTTP; each request says how it is to be written.
+
+    The routes are those of OpenAI, so that their clients work unchanged, and some of our own: see docs/serving.md.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from anyorder.model.cache import Cache
     from anyorder.model.llama import Llama
 
-SMALLEST_CAPACITY = 64
+SMALLEST_CAPACITY = 256
 """Cache slots of a sample at least; more are taken in powers of two."""
 
 
