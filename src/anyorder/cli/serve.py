@@ -18,7 +18,7 @@ def command(
     max_new_tokens: int | None = None,
     loading: ModelOptions,
 ) -> None:
-    """Serve a model over HTTP; each request says how it is to be written.
+    """Serve a model over HTTP, each request in the mode that it names.
 
     The routes are those of OpenAI, so that their clients work unchanged, and some of our own: see docs/serving.md.
 

@@ -54,7 +54,7 @@ Record = TypeVar("Record")
 LARGEST_BODY = 16 << 20
 """Bytes of a body at most."""
 
-BETWEEN_CHUNKS = 0.02
+BETWEEN_CHUNKS = 1 / 30
 """Seconds between two chunks of a stream at least: what is written meanwhile comes together."""
 
 QUIET = 15.0
