@@ -90,3 +90,24 @@ def test_ctrl_c_stops_the_answer_alone(
     assert code == 0
     assert err.count("stopped") == 1
     assert len(out.splitlines()) == 2
+
+
+def test_one_answer_by_generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`generate --chat` writes what `anyorder.chat` does; a system message implies it."""
+    model, tokenizer = anyorder.load(folder)
+    assert tokenizer is not None
+    messages = [{"role": "user", "content": "Once"}]
+    words = ["generate", str(folder), "Once", "--max_new_tokens", "6"]
+    assert main([*words, "--chat"]) == 0
+    answer = anyorder.chat(model, tokenizer, messages, max_new_tokens=6).text
+    assert capsys.readouterr().out.rstrip("\n") == str(answer).rstrip("\n")
+    assert main([*words, "--system", "upon"]) == 0
+    messages.insert(0, {"role": "system", "content": "upon"})
+    answer = anyorder.chat(model, tokenizer, messages, max_new_tokens=6).text
+    assert capsys.readouterr().out.rstrip("\n") == str(answer).rstrip("\n")
+
+
+def test_messages_are_not_made_messages_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "Once"}]}\n')
+    assert main(["generate", str(folder), "--prompts_file", str(tmp_path / "a.jsonl"), "--chat"]) == 2
+    assert "chat is given with a prompt that is no text, but messages" in capsys.readouterr().err
