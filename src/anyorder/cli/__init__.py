@@ -28,6 +28,7 @@ COMMANDS = (
     "generate",
     "chat",
     "fuse",
+    "serve",
     "pretrain",
     "sft",
     "configs",

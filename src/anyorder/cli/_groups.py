@@ -23,6 +23,7 @@ GROUPS: dict[str, Sequence[str]] = {
         "factor",
     ),
     "speed and memory": ("dtype", "device", "attention", "batch_size", "compile", "draft"),
+    "how it is served": ("host", "port", "api_key", "name", "max_running", "max_queued", "timeout"),
     "what is printed and kept": (
         "stream", "show", "delay", "json", "trace", "output", "html", "plot", "examples", "repeats", "samples", "drift",
         "force",
