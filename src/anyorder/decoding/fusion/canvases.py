@@ -51,7 +51,7 @@ class FusedCanvases(CanvasLayout):
         self.lengths = [layout.next_place for layout in layouts]
         self._rows = lay_out([layout.whole for layout in layouts], device)
         self._place_BL = self._rows.rotary_positions
-        self._corrections = corrected(questions, fusion.correction)
+        self._corrections = corrected(questions, fusion.correction, device)
 
     def narrow(
         self, rows: Sequence[int], visibility: Visibility, labels: dict[str, Tensor]
