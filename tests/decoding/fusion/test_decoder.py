@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import anyorder
 from anyorder.decoding.fusion.decoder import answer_to, fusion_reader
-from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.question import METHODS, Fusion, Question
+from anyorder.decoding.fusion.layout import POSITIONS, Question
+from anyorder.decoding.fusion.method import METHODS, Fusion
 from anyorder.decoding.fusion.reader import FusedReader, Prefiller, masked_pass
 from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
 from anyorder.decoding.sampling import Sampling

@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.fusion.question import METHODS, Fusion, Question
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import METHODS, Fusion
 from anyorder.decoding.fusion.reader import Prefiller
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.errors import UserError

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK, CanvasLayout
-from anyorder.decoding.fusion.layout import SEGMENT, lay_out
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import SEGMENT, Question, lay_out
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.fusion.weighting import corrected
 from anyorder.visibility import Visibility, key_is, query_is, same
 
-
-def apart() -> Visibility:
-    """Return the visibility in which no phrasing sees another one, to narrow that of a mode."""
-    return ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
+APART = ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
+"""The visibility in which no phrasing sees another one, to narrow that of a mode."""
 
 
 class FusedCanvases(CanvasLayout):
@@ -62,4 +60,4 @@ class FusedCanvases(CanvasLayout):
         own = {name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()}
         place_BR = None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR)
         others = {"rotary_positions": place_BR, "corrections": self._corrections.select(row_B)}
-        return visibility & apart(), {**labels, **own}, others
+        return visibility & APART, {**labels, **own}, others

@@ -4,8 +4,8 @@ A prefix is read once for all segments behind it. All segments of all questions 
 of its prefix, so plain causal attention keeps them apart. Their keys are joined per question, for suffix and answer to
 be read over the joined cache.
 
-Shape suffixes: B rows of a batch, R tokens of a row, Q questions, S slots or rows of all questions, N rows of one
-question, E hidden size, V vocabulary.
+Shape suffixes: B rows of a batch, R tokens of a row, Q questions, S slots or rows of all questions, N rows or
+samples of one question, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from anyorder.attention import NO_CORRECTIONS, Corrections
 from anyorder.decoding.fusion.ensembles import logit_mean, pooled
-from anyorder.decoding.fusion.layout import ANSWER, FusionLayout, Piece, Rows, lay_out
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import ANSWER, FusionLayout, Piece, Question, Rows, lay_out
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.decoding.fusion.weighting import corrected
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.model.cache import Cache
 from anyorder.model.llama import Llama, Views
-from anyorder.utils.ragged import log_softmax, pad
+from anyorder.utils.ragged import distinct, log_softmax, pad
 from anyorder.visibility import causal, segments
 
 
@@ -49,9 +49,14 @@ class Prefiller:
     def prefill(self, questions: Sequence[Question], fusion: Fusion, new_tokens: int) -> tuple[Cache, Tensor]:
         """Read prefixes and segments, then suffixes over all segments.
 
+        Args:
+            questions: the questions.
+            fusion: the positions and the correction.
+            new_tokens: tokens of an answer at most, for which the cache has room.
+
         Returns:
-            Keys and values, one sample per question, with room for `new_tokens` more; and the logits of the first token
-            of each answer, `[questions, vocabulary]`.
+            Keys and values, one sample per question; and the logits of the first token of each answer, `[questions,
+            vocabulary]`.
         """
         layouts = [question.layout(fusion.positions) for question in questions]
         suffixes = [Piece(layout, layout.suffix_start, layout.length) for layout in layouts]
@@ -65,11 +70,15 @@ class Prefiller:
 
     @torch.no_grad()
     def read_segments(self, layouts: Sequence[FusionLayout], more: int) -> tuple[Cache, list[list[Tensor]]]:
-        """Read prefixes and segments, as far as they are not in the store.
+        """Read prefixes and segments.
+
+        Args:
+            layouts: of the questions.
+            more: tokens that will be read behind the segments, at most.
 
         Returns:
-            Keys and values, one sample per question, which holds its prefix once, with room for `more` tokens; and for
-            each question the rows of its prefix and of each segment after the last layer, `[tokens, hidden]`.
+            Keys and values, one sample per question, which holds its prefix once; and for each question the rows of
+            its prefix and of each segment after the last layer, `[tokens, hidden]`.
         """
         prefixes = {layout.prefix: Piece(layout, 0, layout.prefix_length) for layout in layouts}
         cache = self.model.new_cache(len(prefixes), max(map(len, prefixes)))
@@ -91,7 +100,7 @@ class Prefiller:
         return _join(cache, layouts, numbers, more), rows
 
     def _recall_or_read(self, pieces: Sequence[Piece], cache: Cache) -> list[Tensor]:
-        """Do the same as `_read` for pieces that may be in the store, and keep there what was not."""
+        """Return what `_read` does; recall the pieces that are in the store, and read and store the others."""
         if self.store is None:
             return self._read(pieces, cache)
         recalled = self.store.recall(pieces, cache)
@@ -100,9 +109,7 @@ class Prefiller:
         self.store.keep(missing, cache, rows)
         return [recalled.get(b, rows_RE) for b, rows_RE in enumerate(rows)]
 
-    def _read(
-        self, pieces: Sequence[Piece], cache: Cache, corrections: Corrections = NO_CORRECTIONS
-    ) -> list[Tensor]:  # fmt: skip
+    def _read(self, pieces: Sequence[Piece], cache: Cache, corrections: Corrections = NO_CORRECTIONS) -> list[Tensor]:
         """Read pieces behind what the cache holds, each row seeing all keys up to its position.
 
         Returns:
@@ -125,11 +132,10 @@ def _join(cache: Cache, layouts: Sequence[FusionLayout], numbers: Sequence[Seque
     """Join the samples of each question, one per segment, to one that holds its prefix once."""
     samples, slots = [], []
     for layout, own in zip(layouts, numbers, strict=True):
+        first = layout.prefix_length  # slot at which a segment begins in its sample
+        samples.append([own[max(number - 1, 0)] for number in layout.segment_numbers[: layout.suffix_start]])
         lengths = [end - start for start, end in layout.segment_spans]
-        behind = [(number, layout.prefix_length, length) for number, length in zip(own, lengths, strict=False)]
-        parts = [(own[0], 0, layout.prefix_length), *behind]  # sample, first slot, number of slots
-        samples.append([sample for sample, _, length in parts for _ in range(length)])
-        slots.append([slot for _, first, length in parts for slot in range(first, first + length)])
+        slots.append([*range(first), *(first + index for length in lengths for index in range(length))])
     sample_QS, keep_QS = pad(samples, cache.present.device)
     slot_QS, _ = pad(slots, cache.present.device)
     return cache.gather(sample_QS, slot_QS, keep_QS, keep_QS.shape[1] + more)
@@ -146,14 +152,11 @@ def next_logits(model: Llama, questions: Sequence[Question], last: Sequence[Tens
     """
     logits_SV = model.logits(torch.cat(list(last))).split([len(rows_NE) for rows_NE in last])
     wide = torch.promote_types(model.dtype, torch.float32)
-    return torch.stack(
-        [
-            logits_NV[0].to(wide)
-            if len(logits_NV) == 1
-            else pooled(logit_mean, log_softmax(logits_NV), question.shares)
-            for question, logits_NV in zip(questions, logits_SV, strict=True)
-        ]
-    )
+    found = []
+    for question, logits_NV in zip(questions, logits_SV, strict=True):
+        several = len(logits_NV) > 1
+        found.append(pooled(logit_mean, log_softmax(logits_NV), question.shares) if several else logits_NV[0].to(wide))
+    return torch.stack(found)
 
 
 @torch.no_grad()
@@ -204,17 +207,15 @@ class FusedReader(CausalReader):
         return layout.next_place + len(text.tokens) - text.first - 1
 
     def _prefill(self) -> Tensor:
-        of_texts = list(self.questions.values())
-        different = list(dict.fromkeys(of_texts))
+        different, copies_B = distinct(list(self.questions.values()), self.model.device)
         new_tokens = max(text.limit - text.first for text in self.texts)
         prefiller = Prefiller(self.model, self.store)
         self.cache, logits_QV = prefiller.prefill(different, self.fusion, new_tokens)
         self.passes += prefiller.passes - 1  # of which one is counted already
-        if len(different) == len(of_texts):
+        if len(different) == len(self.texts):
             return logits_QV
-        copies = torch.tensor([different.index(question) for question in of_texts], device=self.model.device)
-        self.cache = self.cache.gather(copies)
-        return logits_QV[copies]
+        self.cache = self.cache.gather(copies_B)
+        return logits_QV[copies_B]
 
     def _reread(self, texts: Sequence[CausalText]) -> Tensor:
         questions = [self.questions[text] for text in texts]

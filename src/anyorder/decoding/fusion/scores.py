@@ -11,7 +11,8 @@ from dataclasses import replace
 
 import torch
 
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.fusion.reader import Prefiller
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama

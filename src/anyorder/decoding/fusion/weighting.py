@@ -11,19 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from anyorder.attention import BiasTerm, Corrections, Tempered
-from anyorder.decoding.fusion.layout import SEGMENT
+from anyorder.decoding.fusion.layout import SEGMENT, Question
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
 from anyorder.visibility import key_is, query_is
-
-if TYPE_CHECKING:
-    from anyorder.decoding.fusion.question import Question
 
 CORRECTIONS = ("1/N", "none", "length")
 """Corrections by name; "ape:T,S" is another one, see `APE`."""
