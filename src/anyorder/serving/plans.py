@@ -19,7 +19,8 @@ from anyorder.api.text import stop_strings, text_of
 from anyorder.checkpoints.tokenizer.encoding import begin_tokens, continuing_tokens
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
-from anyorder.decoding.fusion.question import Fusion, Question, check_questions
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import Fusion, check_questions
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode

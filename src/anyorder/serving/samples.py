@@ -20,7 +20,8 @@ from anyorder.decoding.diffusion.reader import CanvasReader
 from anyorder.decoding.diffusion.sampler import DiffusionSampler, sampler_of_order
 from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.fusion.decoder import answer_to, fusion_reader
-from anyorder.decoding.fusion.question import Question, check_questions
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import check_questions
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import Choose, by_sampling
