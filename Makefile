@@ -21,7 +21,7 @@ NEWEST := .venv/newest
 
 help:
 	@echo "make demo       train a small Llama on Python's own texts and let it write (about two minutes)"
-	@echo "make chat       fetch a small instruct network (0.1 GB) and talk with it"
+	@echo "make chat       fetch a small instruct network (0.1 GB) and talk with it in a browser"
 	@echo "make bench      measure speed against transformers (about a quarter of an hour)"
 	@echo "make docs       renew the pages and tables that are computed: docs/api.md, hardware.md, models.md"
 	@echo "make test       lint, types and fast tests"
@@ -51,7 +51,7 @@ demo: $(STAMP)
 	@$(BIN)/anyorder demo
 
 chat: $(REAL)
-	@$(BIN)/anyorder chat
+	@$(BIN)/anyorder serve --open
 
 bench: $(STAMP)
 	@$(BIN)/anyorder bench

