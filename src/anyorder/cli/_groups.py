@@ -8,8 +8,8 @@ GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
         "image", "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat",
-        "system", "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
-        "vocab_size", "mask_token_id", "gap", "texts", "draws",
+        "system", "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked",
+        "last_answer_only", "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),
     "what is written": (
         "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
