@@ -26,6 +26,7 @@ class Batches:
         model, tokenizer, prompt: as in `anyorder.generate`.
         options: how.
         gap_tokens: tokens of each gap of a text; `max_new_tokens` unless given.
+        sample_ids: number of each text, which decides its draws with the seed; 0, 1, 2, ... unless given.
 
     Attributes:
         rows: what decoders are given for each text; samples of one prompt follow each other.
@@ -42,6 +43,7 @@ class Batches:
         prompt: Prompt,
         options: Options,
         gap_tokens: int | None = None,
+        sample_ids: Sequence[int] | None = None,
     ) -> None:
         self._model, self._tokenizer, self._options = model, tokenizer, options
         read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens)
@@ -50,6 +52,8 @@ class Batches:
         self._decoders = {name: decoder_of(mode, order, model, options) for name, (mode, order) in modes.items()}
         self.single = read.single
         self.rows = [ids for ids in read.rows for _ in range(samples)]
+        self._sample_ids = range(len(self.rows)) if sample_ids is None else sample_ids
+        self._entry_of = {sample_id: entry for entry, sample_id in enumerate(self._sample_ids)}
         self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
         self._prompts = [text for text in read.texts for _ in range(samples)]
         self._stops = stop_strings(options.stop, tokenizer)
@@ -60,28 +64,30 @@ class Batches:
         size = self._options.batch_size or len(self.rows)
         stop = self._stopped if self._stops else None
         for start in range(0, len(self.rows), size):
-            sample_ids = range(start, min(start + size, len(self.rows)))
+            entries = range(start, min(start + size, len(self.rows)))
             # The texts of each mode are written at once, and then all are in the order of their prompts again.
             generations, written = [], []
             for mode, decoder in self._decoders.items():
-                own = [sample_id for sample_id in sample_ids if self._modes[sample_id] == mode]
+                own = [entry for entry in entries if self._modes[entry] == mode]
                 if not own:
                     continue
-                prompts = [self.rows[sample_id] for sample_id in own]
-                recorder = Recorder(prompts, own, self._model.config.eos_token_ids)
-                for step in recorder.watch(decoder(prompts, own, stop)):
+                prompts = [self.rows[entry] for entry in own]
+                sample_ids = [self._sample_ids[entry] for entry in own]
+                recorder = Recorder(prompts, sample_ids, self._model.config.eos_token_ids)
+                for step in recorder.watch(decoder(prompts, sample_ids, stop)):
                     if watch is not None:
                         watch(step)
                 generations.append(recorder.generation())
                 written += own
-            generation = Generation.join(generations).select([written.index(sample_id) for sample_id in sample_ids])
-            texts = None if self._texts is None else [self._texts[sample_id] for sample_id in sample_ids]
-            yield Finished.of(generation, texts, [self._prompts[sample_id] for sample_id in sample_ids])
+            generation = Generation.join(generations).select([written.index(entry) for entry in entries])
+            texts = None if self._texts is None else [self._texts[entry] for entry in entries]
+            yield Finished.of(generation, texts, [self._prompts[entry] for entry in entries])
 
     def _stopped(self, sample_id: int, written: Sequence[int]) -> bool:
         assert self._tokenizer is not None, "stop strings need it"
         assert self._texts is not None
+        entry = self._entry_of[sample_id]
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
-        text = Continuation(self._tokenizer, self.rows[sample_id], self._stops) if beams else self._texts[sample_id]
+        text = Continuation(self._tokenizer, self.rows[entry], self._stops) if beams else self._texts[entry]
         return text.read(written)

@@ -175,7 +175,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(
         ("max_new_tokens", "gap_tokens", "draft", "top_k", "num_samples", "num_beams", "batch_size", "steps",
          "block_length", "num_paraphrases", "max_samples", "counts", "texts", "draws", "gap", "new_tokens", "repeats",
-         "samples", "kv_heads", "vocab_size", "fuse keep", "fuse run keep", "data inspect length"),
+         "samples", "mask_samples", "kv_heads", "vocab_size", "fuse keep", "fuse run keep", "data inspect length"),
         _ABOVE,
     ),
     **dict.fromkeys(("top_p", "min_p"), _SHARE),
