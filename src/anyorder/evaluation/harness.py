@@ -242,7 +242,7 @@ class AnyOrderLM(TemplateLM):
                 self.model, self.mode, texts,
                 [range(len(context), len(text)) for (context, _), text in zip(batch, texts, strict=True)],
                 order=self._order, seed=self.seed, method=self._method,
-                sample_ids=[_number_of(context, continuation) for context, continuation in batch],
+                sample_ids=[number_of(context, continuation) for context, continuation in batch],
             )  # fmt: skip
             known = [bound.greedy for bound in bounds]
             if greedy and None in known:
@@ -347,7 +347,7 @@ class AnyOrderLM(TemplateLM):
         )  # fmt: skip
 
 
-def _number_of(*parts: object) -> int:
+def number_of(*parts: object) -> int:
     """Return the number of a request, by which it draws: its content decides it, so that a resumed run draws alike."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=6).digest(), "little")
 
@@ -358,6 +358,6 @@ def _numbers_of(requests: Sequence[Instance]) -> list[int]:
     numbers = []
     for request in requests:
         key = json.dumps(request.args)
-        numbers.append(_number_of(key, seen[key]))
+        numbers.append(number_of(key, seen[key]))
         seen[key] += 1
     return numbers

@@ -116,4 +116,6 @@ def _print(results: dict[str, Any]) -> None:
 
 
 def _number(value: Any) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else "" if value in (None, "N/A") else str(value)
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 10_000 else f"{value:.4g}"
+    return "" if value in (None, "N/A") else str(value)
