@@ -28,7 +28,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 
 TEXT = "Once upon a time there was a little girl named Lily, who loved to play outside in the sun."
-QUESTIONS = [
+QUESTIONS: list[dict[str, Any]] = [
     {"text": "Once upon a", "choices": ["time there was", "girl"], "answer": 0},
     {"text": "Lily loved to", "choices": ["sun", "play outside"], "answer": 1},
     {"text": "a little", "choices": ["girl named", "upon"], "answer": 0},
@@ -160,7 +160,12 @@ def test_a_run_goes_on_with_the_responses_that_are_kept(
             run(lm)
     left: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(lm, "_scored", lambda pairs: left.append(len(pairs)) or scored(pairs))
+
+        def counted(pairs: Any) -> Any:
+            left.append(len(pairs))
+            return scored(pairs)
+
+        patch.setattr(lm, "_scored", counted)
         assert run(lm)["results"] == whole["results"]
         assert left == [4]  # of 6, without the batch that was finished
         assert run(lm)["results"] == whole["results"]

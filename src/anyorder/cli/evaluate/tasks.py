@@ -7,24 +7,17 @@ from typing import Any
 
 from anyorder.cli._options import DiffusionOptions, ModelOptions, SamplingOptions
 from anyorder.cli._order_options import chosen_order
+from anyorder.cli.evaluate._options import TaskOptions
 from anyorder.errors import UserError
-from anyorder.utils.annotations import Listed
 
 
 def command(
     model: str,
     *,
-    tasks: list[Listed],
-    include_path: Path | None = None,
-    shots: int | None = None,
-    max_samples: int | None = None,
-    chat: bool = False,
-    system: str | None = None,
+    asking: TaskOptions,
     order: str | None = None,
-    max_new_tokens: int | None = None,
     mask_samples: int = 128,
     diffusion: DiffusionOptions,
-    seed: int = 1234,
     batch_size: int = 16,
     loading: ModelOptions,
     use_cache: Path | None = None,
@@ -37,19 +30,11 @@ def command(
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
-        tasks: A task or a group of tasks of the harness, such as hellaswag, a pattern such as mmlu_*, or a YAML file;
-            may be repeated.
-        include_path: Folder with YAML files of further tasks.
-        shots: Questions shown with their answer in front; as each task says unless given.
-        max_samples: Questions of each task at most, the first ones.
-        chat: Write questions by the tokenizer's chat template.
-        system: System message of the chat template.
+        asking: which tasks are run, and how questions are written.
         order: Order in which answers are scored and written, such as left-to-right, random, groups:4 or diffusion; that
             of the model unless given.
-        max_new_tokens: Tokens of written answers at most; as each task says unless given.
         mask_samples: Masked copies of each answer that a bound is estimated from, a multiple of 16.
         diffusion: how diffusion samples.
-        seed: Decides which questions are shown, random orders, masks and draws.
         batch_size: Answers at a time; changes speed and memory.
         loading: how the model is read.
         use_cache: Folder in which each response is kept, so that the same command goes on where it was.
@@ -60,29 +45,25 @@ def command(
 
     if importlib.util.find_spec("lm_eval") is None:
         raise UserError("tasks need the package lm-eval, which is not installed: pip install 'anyorder[eval]'.")
-    if system is not None and not chat:
-        raise UserError(f"system is {system!r} without --chat, whose template writes it: add --chat, or leave it out.")
     if log_samples and output is None:
         raise UserError("log_samples is given without output, the file that has them: add --output FILE.")
+    writing = chosen_order(order, diffusion, SamplingOptions())
 
     from anyorder.cli._console import PlainConsole
     from anyorder.evaluation.harness import AnyOrderLM
-    from anyorder.evaluation.tasks import TaskSettings, evaluate_tasks, load_tasks
+    from anyorder.evaluation.tasks import evaluate_tasks, load_tasks
     from anyorder.utils.files import whole_file
     from anyorder.utils.json_text import json_text
 
-    writing = chosen_order(order, diffusion, SamplingOptions())
-    settings = TaskSettings(
-        shots=shots, max_samples=max_samples, chat=chat, system=system, max_new_tokens=max_new_tokens, seed=seed
-    )
+    settings = asking.to_settings()
     notes = PlainConsole(stderr=True)
     with notes.status("reading tasks"):  # before a large model is read, so that mistakes are found at once
-        found = load_tasks(tasks, include_path, seed=seed)
+        tasks = load_tasks(asking.tasks, asking.include_path, seed=asking.seed)
     loaded, tokenizer = loading.load(model, notes)
     lm = AnyOrderLM(
-        loaded, tokenizer, order=writing, mask_samples=mask_samples, seed=seed, batch_size=batch_size
+        loaded, tokenizer, order=writing, mask_samples=mask_samples, seed=asking.seed, batch_size=batch_size
     )  # fmt: skip
-    results = evaluate_tasks(lm, found, settings, cache=use_cache, log_samples=log_samples)
+    results = evaluate_tasks(lm, tasks, settings, cache=use_cache, log_samples=log_samples)
     results["settings"] |= {"model": model, "revision": loading.revision, "dtype": loading.dtype}
     if output is not None:
         with whole_file(output) as partial:
