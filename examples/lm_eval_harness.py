@@ -2,8 +2,8 @@
 
 python examples/lm_eval_harness.py CHECKPOINT [ORDER]
 
-ORDER is one that the network writes in, such as groups:4 or diffusion. `anyorder evaluate tasks` does the same for tasks
-by their name.
+ORDER is one that the network writes in, such as groups:4 or diffusion. `anyorder evaluate tasks` does the same for
+tasks by their name.
 """
 
 import sys
