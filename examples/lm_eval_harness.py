@@ -1,8 +1,9 @@
 """Evaluate a checkpoint with lm-evaluation-harness, on a small task that needs no download.
 
-python examples/lm_eval_harness.py CHECKPOINT [TASK ...]
+python examples/lm_eval_harness.py CHECKPOINT [ORDER]
 
-TASK is a name that the harness knows, such as lambada_openai; these it fetches from the hub.
+ORDER is one that the network writes in, such as groups:4 or diffusion. `anyorder evaluate tasks` does the same for
+tasks by their name.
 """
 
 import sys
@@ -11,11 +12,10 @@ from typing import Any
 from datasets import Dataset
 from lm_eval import simple_evaluate
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import anyorder
-from anyorder import AnyOrderForCausalLM
+from anyorder.evaluation.harness import AnyOrderLM
 
 QUESTIONS = [
     {"text": "Lily was sad because she lost her", "choices": ["toy", "loud"], "answer": 0},
@@ -40,15 +40,12 @@ def own_task() -> ConfigurableTask:
     )
 
 
-def main(checkpoint: str, *tasks: str) -> None:
+def main(checkpoint: str, order: str | None = None) -> None:
     model, tokenizer = anyorder.load(checkpoint)
-    # The same network, as transformers' tools want it: nothing is copied.
-    face = AnyOrderForCausalLM.of(model)
-    harness = HFLM(pretrained=face, tokenizer=tokenizer, backend="causal", batch_size=4)
     evaluated: Any = simple_evaluate(
-        model=harness,
-        tasks=list(tasks) or [own_task()],
-        task_manager=TaskManager(include_defaults=bool(tasks)),  # reads its list of tasks, which takes a while
+        model=AnyOrderLM(model, tokenizer, order=order, batch_size=4),
+        tasks=[own_task()],
+        task_manager=TaskManager(include_defaults=False),  # the index of the harness's own tasks takes many seconds
         bootstrap_iters=0,
     )
     for task, measures in evaluated["results"].items():

@@ -29,7 +29,7 @@ from tests.pages import Reader, blocks_of
 
 PAGES = sorted(page.name for page in (Path(__file__).parent.parent / "docs").glob("*.md"))
 
-NEEDS_COMMANDS = ("hardware.md", "inspection.md", "tutorial.md")
+NEEDS_COMMANDS = ("evaluation.md", "hardware.md", "inspection.md", "tutorial.md")
 """Pages whose code reads what their commands leave."""
 
 

@@ -88,7 +88,7 @@ def test_what_is_long_or_of_another_program_is_refused_in_a_sentence(
     file = tmp_path / "x.gguf"
     file.write_bytes(b"GGUF")
     for words in (["generate", str(file), "p"], ["info", str(file)], ["convert", str(file), "out"]):
-        assert "x.gguf' is a GGUF file, which is written and not read: give the folder or" in mistake(capsys, *words)
+        assert "x.gguf' is no whole GGUF file (" in mistake(capsys, *words)
 
 
 def test_names_from_elsewhere_that_are_like_no_command() -> None:

@@ -55,7 +55,8 @@ def test_traces_plans_and_likelihoods_print_no_tensors() -> None:
     assert repr(TRACE) == f"Trace({COST})"
     plan = anyorder.GroupPlan.from_group_ids([[0, 1, 2, 3], [0, 1]], given=[1, 1])
     assert repr(plan) == "GroupPlan of 2 texts: 2 tokens given, 4 to be written, in 1 to 3 groups"
-    found = LogProb(token_BL=torch.full((4, 2), -1.0), predicted_BL=torch.ones((4, 2), dtype=torch.bool))
+    every_BL = torch.ones((4, 2), dtype=torch.bool)
+    found = LogProb(token_BL=torch.full((4, 2), -1.0), predicted_BL=every_BL, best_BL=every_BL)
     assert repr(found) == "LogProb of 4 texts: 8 tokens, total [-2.00, -2.00, -2.00, ...] nats, perplexity 2.718"
 
 

@@ -35,6 +35,7 @@ class Batches:
         options: how.
         gap_tokens: tokens of each gap of a text; `max_new_tokens` unless given.
         images: of the prompts; None where there are none.
+        sample_ids: number of each text, which decides its draws with the seed; 0, 1, 2, ... unless given.
 
     Attributes:
         rows: what decoders are given for each text; samples of one prompt follow each other.
@@ -52,6 +53,7 @@ class Batches:
         options: Options,
         gap_tokens: int | None = None,
         images: Images | None = None,
+        sample_ids: Sequence[int] | None = None,
     ) -> None:
         model = model if images is None else images.model
         self._model, self._tokenizer, self._options = model, tokenizer, options
@@ -61,6 +63,8 @@ class Batches:
         self._decoders = {name: decoder_of(mode, order, model, options) for name, (mode, order) in modes.items()}
         self.single = read.single
         self.rows = [ids for ids in read.rows for _ in range(samples)]
+        self._sample_ids = range(len(self.rows)) if sample_ids is None else sample_ids
+        self._entry_of = {sample_id: entry for entry, sample_id in enumerate(self._sample_ids)}
         self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
         self._prompts = [text for text in read.texts for _ in range(samples)]
         self._stops = stop_strings(options.stop, tokenizer)
@@ -70,30 +74,31 @@ class Batches:
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
         """Write one batch after the other; call `watch` with each step of a decoder."""
         stop = self._stopped if self._stops else None
-        for sample_ids in in_batches(len(self.rows), self._options.batch_size):
+        for entries in in_batches(len(self.rows), self._options.batch_size):
             # The texts of each mode are written at once, and then all are in the order of their prompts again.
             generations, written = [], []
             for mode, decoder in self._decoders.items():
-                own = [sample_id for sample_id in sample_ids if self._modes[sample_id] == mode]
+                own = [entry for entry in entries if self._modes[entry] == mode]
                 if not own:
                     continue
-                prompts = [self.rows[sample_id] for sample_id in own]
-                recorder = Recorder(
-                    [self._tokens[sample_id] for sample_id in own], own, self._model.config.eos_token_ids
-                )
-                for step in recorder.watch(decoder(prompts, own, stop)):
+                prompts = [self.rows[entry] for entry in own]
+                sample_ids = [self._sample_ids[entry] for entry in own]
+                tokens = [self._tokens[entry] for entry in own]
+                recorder = Recorder(tokens, sample_ids, self._model.config.eos_token_ids)
+                for step in recorder.watch(decoder(prompts, sample_ids, stop)):
                     if watch is not None:
                         watch(step)
                 generations.append(recorder.generation())
                 written += own
-            generation = Generation.join(generations).select([written.index(sample_id) for sample_id in sample_ids])
-            texts = None if self._texts is None else [self._texts[sample_id] for sample_id in sample_ids]
-            yield Finished.of(generation, texts, [self._prompts[sample_id] for sample_id in sample_ids])
+            generation = Generation.join(generations).select([written.index(entry) for entry in entries])
+            texts = None if self._texts is None else [self._texts[entry] for entry in entries]
+            yield Finished.of(generation, texts, [self._prompts[entry] for entry in entries])
 
     def _stopped(self, sample_id: int, written: Sequence[int]) -> bool:
         assert self._tokenizer is not None, "stop strings need it"
         assert self._texts is not None
+        entry = self._entry_of[sample_id]
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
-        text = Continuation(self._tokenizer, self._tokens[sample_id], self._stops) if beams else self._texts[sample_id]
+        text = Continuation(self._tokenizer, self._tokens[entry], self._stops) if beams else self._texts[entry]
         return text.read(written)

@@ -9,11 +9,11 @@ GROUPS: dict[str, Sequence[str]] = {
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
         "image", "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat",
         "system", "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked",
-        "last_answer_only", "vocab_size", "mask_token_id", "gap", "texts", "draws",
+        "last_answer_only", "vocab_size", "mask_token_id", "gap", "texts", "draws", "tasks", "include_path",
     ),
     "what is written": (
         "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
-        "gap_tokens", "stop", "count", "num_samples",
+        "gap_tokens", "stop", "count", "num_samples", "mask_samples",
     ),
     "heads and experts": ("kv_heads", "pooling", "experts", "expert_sample"),
     "how tokens are chosen": (
@@ -27,7 +27,7 @@ GROUPS: dict[str, Sequence[str]] = {
     "how it is served": ("host", "port", "api_key", "name", "max_running", "max_queued", "timeout", "open"),
     "what is printed and kept": (
         "stream", "show", "delay", "json", "trace", "output", "html", "plot", "examples", "repeats", "samples", "drift",
-        "force",
+        "use_cache", "log_samples", "force",
     ),
 }  # fmt: skip
 """Of commands with many options; `pretrain` and `sft` have those of their settings."""
@@ -73,5 +73,6 @@ OVERWRITE = {
     "inspect replay": "html",
     "inspect attention": "plot",
     "inspect compare": "json",
+    "evaluate tasks": "output",
 }
 """Of each command that takes `--force`, the option or word whose place it then overwrites."""

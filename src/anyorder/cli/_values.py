@@ -160,9 +160,6 @@ def _is_checkpoint(name: str, value: Any) -> None:
         there = Path(value).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # a name that no file can have, which the library explains
         return
-    if there and Path(value).suffix.lower() == ".gguf":
-        remedy = "give the folder or file that it was made from"
-        raise UserError(f"checkpoint {shown(str(value))} is a GGUF file, which is written and not read: {remedy}.")
     if not there and HUB_ID.fullmatch(str(value)) is None:
         raise UserError(f"checkpoint {shown(str(value))} is no folder or file here: check the path.")
 
@@ -175,7 +172,7 @@ CHECKS: dict[str, Check] = {
     **dict.fromkeys(
         ("max_new_tokens", "gap_tokens", "draft", "top_k", "num_samples", "num_beams", "batch_size", "steps",
          "block_length", "num_paraphrases", "max_samples", "counts", "texts", "draws", "gap", "new_tokens", "repeats",
-         "samples", "kv_heads", "vocab_size", "fuse keep", "fuse run keep", "data inspect length"),
+         "samples", "mask_samples", "kv_heads", "vocab_size", "fuse keep", "fuse run keep", "data inspect length"),
         _ABOVE,
     ),
     **dict.fromkeys(("top_p", "min_p"), _SHARE),

@@ -179,6 +179,7 @@ class Bound:
         tokens: that were scored.
         copies: of the text that were read.
         exact: nothing was drawn.
+        greedy: whether greedy decoding in the same order writes the tokens; None where scoring does not tell.
     """
 
     log_prob: float
@@ -186,6 +187,7 @@ class Bound:
     tokens: int
     copies: int
     exact: bool
+    greedy: bool | None = None
 
     @property
     def perplexity(self) -> float:

@@ -39,10 +39,12 @@ class LogProb:
     Attributes:
         token_BL: of each token that is predicted, given what its plan writes before it; 0 for all others.
         predicted_BL: which tokens are.
+        best_BL: which of those are the most probable token of the vocabulary at their place.
     """
 
     token_BL: Tensor
     predicted_BL: Tensor
+    best_BL: Tensor
 
     def __repr__(self) -> str:
         totals = ", ".join(f"{total:.2f}" for total in self.total[:3].tolist())
@@ -62,6 +64,11 @@ class LogProb:
     def per_token(self) -> Tensor:
         """The same in the mean over its tokens."""
         return self.total / self.predicted_BL.sum(1)
+
+    @property
+    def greedy(self) -> Tensor:
+        """Whether greedy decoding in the same order writes all that is predicted of each text, `[batch]`."""
+        return (self.best_BL | ~self.predicted_BL).all(1)
 
     @property
     def perplexity(self) -> float:
@@ -93,8 +100,7 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     valid_BK = rows.valid_BR[:, rows.n_keys :]
     target_N = ids_BL.gather(1, rows.query_BK)[valid_BK]
     sample_N = valid_BK.nonzero()[:, 0]
-    nats_N = log_probs_of(model.logits(hidden_BKE[valid_BK]), target_N)
-    return _placed(nats_N, sample_N, rows.query_BK[valid_BK], plan.predicted)
+    return _placed(model.logits(hidden_BKE[valid_BK]), target_N, sample_N, rows.query_BK[valid_BK], plan.predicted)
 
 
 @torch.no_grad()
@@ -123,8 +129,7 @@ def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     # The row of the token before; padding may lie between.
     row_BL = torch.where(plan.valid_BL, torch.arange(ids_BL.shape[1], device=ids_BL.device), -1).cummax(1).values
     logits_NV = model.logits(hidden_BLE[sample_N, row_BL[sample_N, at_N - 1]])
-    nats_N = log_probs_of(logits_NV, ids_BL[sample_N, at_N])
-    return _placed(nats_N, sample_N, at_N, plan.predicted)
+    return _placed(logits_NV, ids_BL[sample_N, at_N], sample_N, at_N, plan.predicted)
 
 
 def gap_log_prob(
@@ -244,7 +249,9 @@ def _without_images(model: Llama, ids_BL: Tensor, plan: GroupPlan) -> GroupPlan:
     return GroupPlan(rank_BL=rank_BL, given_BL=plan.given_BL | image_BL, valid_BL=valid_BL)
 
 
-def _placed(nats_N: Tensor, sample_N: Tensor, at_N: Tensor, predicted_BL: Tensor) -> LogProb:
-    token_BL = nats_N.new_zeros(predicted_BL.shape)
+def _placed(logits_NV: Tensor, target_N: Tensor, sample_N: Tensor, at_N: Tensor, predicted_BL: Tensor) -> LogProb:
+    nats_N = log_probs_of(logits_NV, target_N)
+    token_BL, best_BL = nats_N.new_zeros(predicted_BL.shape), torch.zeros_like(predicted_BL)
     token_BL[sample_N, at_N] = nats_N
-    return LogProb(token_BL=token_BL, predicted_BL=predicted_BL)
+    best_BL[sample_N, at_N] = logits_NV.argmax(-1) == target_N
+    return LogProb(token_BL=token_BL, predicted_BL=predicted_BL, best_BL=best_BL)

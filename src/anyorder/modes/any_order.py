@@ -80,8 +80,8 @@ class AnyOrderMode(ModeEntry):
         if isinstance(order, MostConfident):
             raise UserError(f"order is {order}, which depends on what is written: a given text has no such order.")
         plan = GroupPlan.from_masks(*marks(texts, scored), order or LeftToRight(), seed, samples=sample_ids)
-        totals = log_prob(model, texts, plan).total.tolist()
-        return exactly(totals, scored)
+        found = log_prob(model, texts, plan)
+        return exactly(found.total.tolist(), scored, found.greedy.tolist())
 
     def objective(self, mode: Mode, options: LearningOptions) -> Permutation:
         """Return the objective of all orders."""

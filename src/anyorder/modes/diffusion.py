@@ -55,9 +55,12 @@ class DiffusionMode(ModeEntry):
         self, model: Llama, mode: Mode, texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]], *,
         order: Any = None, seed: int = 0, sample_ids: Sequence[int] | None = None, method: Method | None = None,
     ) -> list[Bound]:  # fmt: skip
-        """Return a bound from random masks."""
+        """Return a bound from random masks; under the guidance of a sampler, the same sum, which is no bound."""
         method = MonteCarlo(samples=64, seed=seed) if method is None else method
-        return diffusion_log_prob(model, texts, scored, mode=mode, method=method, sample_ids=sample_ids)
+        guidance = order.cfg_scale if isinstance(order, DiffusionSampler) else 0.0
+        return diffusion_log_prob(
+            model, texts, scored, mode=mode, method=method, guidance=guidance, sample_ids=sample_ids
+        )
 
     def objective(self, mode: Mode, options: LearningOptions) -> Objective:
         """Return masked diffusion of whole texts, or of answers.

@@ -181,11 +181,20 @@ class ModeEntry(ABC):
         """
 
 
-def exactly(totals: Sequence[float], scored: Sequence[Sequence[int]]) -> list[Bound]:
-    """Return the log-probabilities of texts as bounds that are exact."""
+def exactly(
+    totals: Sequence[float], scored: Sequence[Sequence[int]], greedy: Sequence[bool] | None = None
+) -> list[Bound]:  # fmt: skip
+    """Return the log-probabilities of texts as bounds that are exact.
+
+    Args:
+        totals: of each text, in nats.
+        scored: positions of the scored tokens of each text.
+        greedy: whether greedy decoding writes those, if that is known.
+    """
+    known = [None] * len(totals) if greedy is None else greedy
     return [
-        Bound(log_prob=total, standard_error=0.0, tokens=len(positions), copies=1, exact=True)
-        for total, positions in zip(totals, scored, strict=True)
+        Bound(log_prob=total, standard_error=0.0, tokens=len(positions), copies=1, exact=True, greedy=is_greedy)
+        for total, positions, is_greedy in zip(totals, scored, known, strict=True)
     ]
 
 

@@ -39,8 +39,8 @@ class LeftToRightMode(ModeEntry):
         order: Any = None, seed: int = 0, sample_ids: Sequence[int] | None = None, method: Method | None = None,
     ) -> list[Bound]:  # fmt: skip
         """Score each token given all before it, and none behind it."""
-        totals = left_to_right_log_prob(model, texts, GroupPlan.from_masks(*marks(texts, scored))).total.tolist()
-        return exactly(totals, scored)
+        found = left_to_right_log_prob(model, texts, GroupPlan.from_masks(*marks(texts, scored)))
+        return exactly(found.total.tolist(), scored, found.greedy.tolist())
 
     def objective(self, mode: Mode, options: LearningOptions) -> Autoregressive:
         """Return the objective of the next token."""

@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-SUBCOMMANDS = ("likelihood",)
+SUBCOMMANDS = ("likelihood", "tasks")
