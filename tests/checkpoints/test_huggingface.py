@@ -159,7 +159,7 @@ def test_precise_angles_are_no_part_of_a_llama(tiny_config: ModelConfig) -> None
         (
             {"model_type": "gemma"},
             "model_type is 'gemma': .* reads 'llama', 'mistral', 'qwen2', 'qwen3', 'smollm3', 'mixtral', 'qwen3_moe', "
-            "'olmoe', 'llama4_text', 'anyorder'",
+            "'olmoe', 'llama4_text', 'llama4', 'anyorder'",
         ),
         ({"model_type": None}, "model_type is None: this version reads"),
         ({"architectures": ["LlamaForTokenClassification"]}, r"architectures is .*: .* reads 'LlamaForCausalLM'"),
