@@ -6,7 +6,7 @@ from anyorder.training.settings import Run
 
 
 def command(settings: Run) -> None:
-    """Train a network on whole texts, from scratch or from a checkpoint.
+    """Train a network on whole texts, from scratch or, with --init, from a checkpoint.
 
     Args:
         settings: all options.

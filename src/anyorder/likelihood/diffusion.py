@@ -28,6 +28,7 @@ from anyorder.decoding.checks import check_token_ids
 from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
+from anyorder.model.modes import masked_diffusion_mode
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.ragged import log_probs_of, pad_right
 from anyorder.utils.token_lists import Ids, token_lists
@@ -279,7 +280,9 @@ def _bound(groups: Sequence[Sequence[float]], tokens: int) -> Bound:
 
 def _default_mode(model: Llama) -> Mode:
     default = model.config.mode(model.config.default_mode)
-    return default if default.kind.diffuses else model.config.mode("diffusion")
+    if default.kind.diffuses:
+        return default
+    return masked_diffusion_mode(model.config.modes, default.name)
 
 
 def _check(

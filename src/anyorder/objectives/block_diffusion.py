@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.model.modes import Mode, blocks
+from anyorder.model.modes import Mode
 from anyorder.objectives.inputs import Batch, TrainingInputs, begins
 from anyorder.objectives.noise import Masking
 from anyorder.visibility import block_diffusion, documents
@@ -27,12 +27,14 @@ class BlockDiffusion(Masking):
 
     Attributes:
         block_length: tokens of a block.
+        mode_name: as in `Masking`.
 
     Raises:
         UserError: a field has a value that cannot be.
     """
 
     block_length: int
+    mode_name: str = "blocks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,8 +43,11 @@ class BlockDiffusion(Masking):
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Block by block."""
-        return (blocks(self.mask_token_id, self.block_length),)
+        """The mode of this name, with the conventions of the fields."""
+        mode = Mode(
+            name=self.mode_name, shifted=False, mask_token_id=self.mask_token_id, block_length=self.block_length
+        )  # fmt: skip
+        return (mode,)
 
     def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws times and masks by the sample."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.model.modes import Mode, diffusion
+from anyorder.model.modes import Mode
 from anyorder.objectives.inputs import Batch, TrainingInputs
 from anyorder.objectives.noise import Masking
 from anyorder.utils.rng import generator
@@ -43,8 +43,8 @@ class FullDiffusion(Masking):
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Diffusion."""
-        return (diffusion(self.mask_token_id, shifted=self.shifted),)
+        """The mode of this name, with the conventions of the fields."""
+        return (Mode(name=self.mode_name, shifted=self.shifted, mask_token_id=self.mask_token_id),)
 
     def visibility(self, step: int, seed: int) -> Visibility:
         """Everything in the own document; while the mask is being opened, less (DiffuLLaMA, arXiv 2410.17891)."""

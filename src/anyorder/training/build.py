@@ -25,7 +25,7 @@ from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders.kinds import LeftToRight, Random, Spans
 from anyorder.training.longer import extended
-from anyorder.training.settings import BLOCK_LENGTH, Run
+from anyorder.training.settings import BLOCK_LENGTH, NEEDS, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,8 +131,7 @@ def with_own_mode(run: Run, config: ModelConfig) -> Run:
     own = {mode.kind.objective: mode for mode in config.modes}
     trained = {objective, *run.parts}
     shifted, block_length = run.shifted, run.block_length
-    if "masked-diffusion" in own and "masked-diffusion" in trained:
-        shifted = shifted or own["masked-diffusion"].shifted
+    shifted = shifted or any(own[name].shifted for name in trained & own.keys() if NEEDS["shifted"](own[name].kind))
     blocked = [name for name in trained if (mode := mode_named(name)) and KINDS[mode].blocks]
     if block_length is None and blocked:
         block_length = own[blocked[0]].block_length if blocked[0] in own else BLOCK_LENGTH
@@ -163,10 +162,11 @@ def with_mask(
     Raises:
         UserError: answers are to be padded with end tokens, and the network has none.
     """
-    objectives = [name for name in (run.objective, *run.parts) if name]
-    if tuning and "masked-diffusion" in objectives and not model.config.eos_token_ids:
+    kinds = [KINDS[mode] for name in (run.objective, *run.parts) if name and (mode := mode_named(name))]
+    padded = tuning and any(kind.diffuses and not kind.blocks for kind in kinds)
+    if padded and not model.config.eos_token_ids:
         raise UserError("the network has no end token, by which answers end: name one in its config.json.")
-    if not any(KINDS[mode].mask_token for name in objectives if (mode := mode_named(name))):
+    if not any(kind.mask_token for kind in kinds):
         return model, None
     return with_mask_token(model, tokenizer, run.mask_token, run.seed)
 

@@ -129,7 +129,7 @@ class Run(Training):
         objective: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of several in given
             shares; also the name of the mode that it trains, such as diffusion or blocks:32. Unless given, that of
             the default mode of the network of init, and from scratch autoregressive.
-        init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
+        init: Checkpoint to start from: a folder, a file or a hub id.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
             made from the data.
         vocab_size: Tokens of a tokenizer that is made from the data.

@@ -79,3 +79,11 @@ class CompleteBlocks(CachePolicy):
 
     def reads(self, row: CanvasRow) -> range:
         return range(min(row.logits_at(row.block.start), row.complete), row.sight)
+
+
+CACHES: dict[str, CachePolicy] = {
+    "none": NoCache(),
+    "prefix": BlockCache(dual=False),
+    "dual": BlockCache(dual=True),
+}
+"""By the name in `DiffusionSampler.cache`, which takes a policy as well; networks with blocks have `CompleteBlocks`."""

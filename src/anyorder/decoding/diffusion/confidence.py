@@ -46,7 +46,15 @@ class Candidates(NamedTuple):
 
 
 Confidence = Callable[[Candidates], Tensor]
-"""The confidence of each candidate, `[N]`, the highest first; `[N, K]` for a commit rule that reads several numbers."""
+"""The confidence of each candidate, `[N]`, the highest first; `[N, K]` for a commit rule that reads several numbers.
+
+One that draws random numbers has an attribute `draws = True`: see `is_random`.
+"""
+
+
+def is_random(confidence: Confidence) -> bool:
+    """Whether a confidence draws random numbers, so that what is written depends on the seed."""
+    return bool(getattr(confidence, "draws", False))
 
 
 def probability(candidates: Candidates) -> Tensor:
@@ -66,17 +74,21 @@ def negative_entropy(candidates: Candidates) -> Tensor:
     return (probabilities_NV * (probabilities_NV + TINY).log()).sum(-1)
 
 
-def uniform(candidates: Candidates) -> Tensor:
-    """Return a random number from 0 to 1, from the row's own source."""
-    drawn = [torch.rand(1, dtype=torch.float64, generator=row.rng) for row in candidates.rows]
-    return torch.cat(drawn).to(candidates.token_ids.device)
+class Uniform:
+    """A random number from 0 to 1, from the generator of the text."""
+
+    draws = True
+
+    def __call__(self, candidates: Candidates) -> Tensor:
+        drawn = [torch.rand(1, dtype=torch.float64, generator=row.rng) for row in candidates.rows]
+        return torch.cat(drawn).to(candidates.token_ids.device)
 
 
 ConfidenceName = Literal["probability", "random", "margin", "entropy"]
 
 CONFIDENCES: dict[str, Confidence] = {
     "probability": probability,
-    "random": uniform,
+    "random": Uniform(),
     "margin": margin,
     "entropy": negative_entropy,
 }
@@ -124,7 +136,7 @@ class TokenChooser:
 
         judged_NV = self.filtered(logits_NV) if self.tempered_confidence else logits_NV
         # Random order ignores the suppression, as published.
-        suppresses = self.suppress_end == "confidence" and self.confidence is not uniform
+        suppresses = self.suppress_end == "confidence" and not is_random(self.confidence)
         if suppresses:
             judged_NV = judged_NV.index_fill(1, ends, -torch.inf)
         confidence = self.confidence(Candidates(judged_NV, token_ids, rows, positions))
