@@ -81,7 +81,8 @@ def test_it_writes_from_both_ends_whatever_stands_beside_it(both_ends: Llama) ->
     prompts = [[5, *[-1] * 7, 6], [8, 9]]
     out = anyorder.generate(both_ends, None, prompts, max_new_tokens=5, temperature=1.0, seed=1)
     turns = [
-        [event.position for event in out.trace.events if (event.row, event.step) == (0, step)] for step in range(4)
+        [event.position for event in out.trace.events if (event.sample_id, event.step) == (0, step)]
+        for step in range(4)
     ]
     assert turns == [[1, 2], [7], [3, 4], [5, 6]]
     assert [ids[: len(prompt)] for ids, prompt in zip(out.sequences[1:], prompts[1:], strict=True)] == prompts[1:]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from anyorder.api.output import Finished
 from anyorder.api.prompts import Prompt, prompts_for
-from anyorder.api.text import Continuation, stop_strings, text_of
+from anyorder.api.text import Continuation, detokenizer_of, stop_strings
 from anyorder.decoding.trace import Generation, Recorder, Step
 from anyorder.modes import Options, decoder_of
 
@@ -53,7 +53,7 @@ class Batches:
         self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
         self._prompts = [text for text in read.texts for _ in range(samples)]
         self._stops = stop_strings(options.stop, tokenizer)
-        self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self.rows]
+        self._texts = None if tokenizer is None else [detokenizer_of(tokenizer, ids, self._stops) for ids in self.rows]
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
         """Write one batch after the other; call `watch` with each step of a decoder."""
@@ -84,4 +84,4 @@ class Batches:
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
         text = Continuation(self._tokenizer, self.rows[sample_id], self._stops) if beams else self._texts[sample_id]
-        return text.read(written)
+        return text.update(written)

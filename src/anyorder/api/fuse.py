@@ -130,7 +130,7 @@ def fuse(
     fusion = Fusion(method=method, positions=positions, correction=correction)
     answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store, attention_share)
     generation, shares = answers.write()
-    texts = None if tokenizer is None else [answers.text_of(question) for question in questions]
+    texts = None if tokenizer is None else [answers.detokenizer_of(question) for question in questions]
     output = Finished.of(generation, texts).output(single=single)
     return FusedOutput(**vars(output), attention_share=(shares[0] if single else shares) if attention_share else None)
 
@@ -182,9 +182,9 @@ def stream_fused(
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
     if not single:
         raise UserError(f"phrasings are of {len(questions)} questions: give those of one, or use fuse.")
-    text = answers.text_of(questions[0])
+    text = answers.detokenizer_of(questions[0])
     kept, _ = answers.weighed(range(1))
-    prompts, steps = answers.steps(kept, range(1), lambda _, written: text.read(written))
+    prompts, steps = answers.steps(kept, range(1), lambda _, written: text.update(written))
     return Stream(pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
 
@@ -288,8 +288,8 @@ class _Answers:
             # Members of a vote have sample ids of their own. Beams are alternatives, none of which reads on where
             # another one ended.
             if sample_id not in texts or self.options.num_beams > 1:
-                texts[sample_id] = self.text_of(self.questions[sample_id % MEMBER])
-            return texts[sample_id].read(written)
+                texts[sample_id] = self.detokenizer_of(self.questions[sample_id % MEMBER])
+            return texts[sample_id].update(written)
 
         return stopped if self.stops else None
 
@@ -300,10 +300,10 @@ class _Answers:
         if self.tokenizer is None:
             return tuple(ids)
         text = Continuation(self.tokenizer, (), self.stops)
-        text.read(ids)
+        text.update(ids)
         return text.text.strip()
 
-    def text_of(self, question: Question) -> Continuation:
+    def detokenizer_of(self, question: Question) -> Continuation:
         """Return the incremental detokenizer of the answer to a question."""
         assert self.tokenizer is not None, "texts need it"
         before = question.suffix or question.segments[-1]

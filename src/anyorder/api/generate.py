@@ -14,7 +14,7 @@ from anyorder.api.batches import Batches
 from anyorder.api.gap_lengths import LikeliestLengths
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.prompts import Prompt, prompts_for
-from anyorder.api.text import GAP, Gaps, stop_strings, text_of
+from anyorder.api.text import GAP, Gaps, detokenizer_of, stop_strings
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Recorder, Step
 from anyorder.errors import UserError
@@ -233,8 +233,8 @@ def stream(
         order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache, compile=compile
     )
     write = decoder_of(mode, order, model, options)
-    text = text_of(tokenizer, read.rows[0], stop_strings(stop, tokenizer))
+    text = detokenizer_of(tokenizer, read.rows[0], stop_strings(stop, tokenizer))
     if isinstance(text, Gaps):
         raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")
-    steps = write(read.rows, range(1), lambda row, written: text.read(written))
+    steps = write(read.rows, range(1), lambda row, written: text.update(written))
     return Stream(pieces(steps, Recorder(read.rows, range(1), model.config.eos_token_ids), text, read.texts[0]))

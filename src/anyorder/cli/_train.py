@@ -20,7 +20,7 @@ def train(settings: Run, *, tuning: bool) -> None:
     first = os.environ.get("RANK", "0") == "0"
     console = PlainConsole(stderr=True, quiet=not first)
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         # In a file, a line stays one line.
         console.print(line, style="dim", soft_wrap=not console.is_terminal)
 
@@ -34,7 +34,7 @@ def train(settings: Run, *, tuning: bool) -> None:
     tokens = settings.batch_size * settings.accumulation * settings.length
     try:
         with _overwritten(settings), TrainingProgress(console, tokens_per_step=tokens) as progress:
-            log = run(settings, tuning=tuning, callbacks=[progress], tell=tell)
+            log = run(settings, tuning=tuning, callbacks=[progress], report=report)
     except KeyboardInterrupt:
         if whole_checkpoints(settings.output / CHECKPOINTS):
             console.print(f"\n`--resume` with the same options goes on from the last checkpoint in {settings.output}.")

@@ -38,14 +38,14 @@ def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
         )
     begin, end = _present(fields, len(ids))
     _refuse_packed(fields, begin, end)
-    turns = None if loss_mask is None else _spans(loss_mask[begin:end])
-    if turns == ():
+    answer_spans = None if loss_mask is None else _spans(loss_mask[begin:end])
+    if answer_spans == ():
         raise BadRecordError("has no token that is trained on", "leave it out")
     if length is not None:
         length = max(0, length - begin)
-        if turns is not None and turns[0][0] < length:
+        if answer_spans is not None and answer_spans[0][0] < length:
             raise BadRecordError("marks tokens of the prompt as trained on", "leave `prompt_length` or the labels out")
-    return TokenIds(place=place, form=form, ids=tuple(ids[begin:end]), prompt_length=length, turns=turns)
+    return TokenIds(place=place, form=form, ids=tuple(ids[begin:end]), prompt_length=length, answer_spans=answer_spans)
 
 
 def _whole_numbers(value: object, name: str) -> list[int]:

@@ -181,7 +181,7 @@ class ModeEntry(ABC):
         """
 
 
-def exactly(totals: Sequence[float], scored: Sequence[Sequence[int]]) -> list[Bound]:
+def exact_log_probs(totals: Sequence[float], scored: Sequence[Sequence[int]]) -> list[Bound]:
     """Return the log-probabilities of texts as bounds that are exact."""
     return [
         Bound(log_prob=total, standard_error=0.0, tokens=len(positions), copies=1, exact=True)
@@ -189,7 +189,9 @@ def exactly(totals: Sequence[float], scored: Sequence[Sequence[int]]) -> list[Bo
     ]
 
 
-def marks(texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]) -> tuple[list[list[bool]], list[list[bool]]]:
+def given_and_scored(
+    texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
+) -> tuple[list[list[bool]], list[list[bool]]]:
     """Return which tokens of each text are given, and which are scored."""
     predicted = []
     for text, positions in zip(texts, scored, strict=True):

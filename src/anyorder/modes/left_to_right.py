@@ -10,7 +10,7 @@ from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.likelihood.diffusion import Bound, Method
 from anyorder.likelihood.exact import left_to_right_log_prob
 from anyorder.model.modes import KINDS, Mode
-from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, exactly, marks
+from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, exact_log_probs, given_and_scored
 from anyorder.objectives import Autoregressive
 from anyorder.orders.plan import GroupPlan
 
@@ -39,8 +39,10 @@ class LeftToRightMode(ModeEntry):
         order: Any = None, seed: int = 0, sample_ids: Sequence[int] | None = None, method: Method | None = None,
     ) -> list[Bound]:  # fmt: skip
         """Score each token given all before it, and none behind it."""
-        totals = left_to_right_log_prob(model, texts, GroupPlan.from_masks(*marks(texts, scored))).total.tolist()
-        return exactly(totals, scored)
+        totals = left_to_right_log_prob(
+            model, texts, GroupPlan.from_masks(*given_and_scored(texts, scored))
+        ).total.tolist()
+        return exact_log_probs(totals, scored)
 
     def objective(self, mode: Mode, options: LearningOptions) -> Autoregressive:
         """Return the objective of the next token."""

@@ -13,12 +13,12 @@ from torch import Tensor
 from anyorder.errors import UserError
 from anyorder.model.modes import Mode
 from anyorder.objectives.inputs import Batch, TrainingInputs, begins
-from anyorder.objectives.noise import Masking
+from anyorder.objectives.noise import MaskingObjective
 from anyorder.visibility import block_diffusion, documents
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockDiffusion(Masking):
+class BlockDiffusion(MaskingObjective):
     """All blocks of a text in one pass (BD3-LM, arXiv 2503.09573): `sum over masked of CE / p`, divided by all tokens.
 
     The rows are the text with masks, then the text without: a row with masks around it sees its own noised block and
@@ -27,7 +27,7 @@ class BlockDiffusion(Masking):
 
     Attributes:
         block_length: tokens of a block.
-        mode_name: as in `Masking`.
+        mode_name: as in `MaskingObjective`.
 
     Raises:
         UserError: a field has a value that cannot be.
@@ -51,7 +51,7 @@ class BlockDiffusion(Masking):
 
     def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws times and masks by the sample."""
-        masked_BL, probability_BL = self.noised(batch, seed)
+        masked_BL, probability_BL = self.draw_masks(batch, seed)
         sample_N, row_N = masked_BL.nonzero(as_tuple=True)
         noised_BL = batch.ids_BL.masked_fill(masked_BL, self.mask_token_id)
         is_noised_BL = torch.ones_like(batch.ids_BL)

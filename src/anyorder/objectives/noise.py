@@ -70,7 +70,7 @@ class Antithetic(Times):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masking(Objective):
+class MaskingObjective(Objective):
     """An objective that masks tokens at random and learns them, with a weight of one over the probability.
 
     Attributes:
@@ -96,7 +96,7 @@ class Masking(Objective):
         if self.mode_name not in diffusing:
             raise UserError(f"mode_name is {shown(self.mode_name)}: give one of {', '.join(diffusing)}.")
 
-    def noised(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+    def draw_masks(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Draw which tokens of the loss mask are masked, each sample by itself.
 
         Returns:

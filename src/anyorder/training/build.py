@@ -41,7 +41,7 @@ def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         model, tokenizer = checkpoints.load(run.init, tokenizer=run.tokenizer, dtype="float32", device="cpu")
         if tokenizer is None:
             raise UserError(f"init is {run.init!r}, which has no tokenizer: say with tokenizer where it is.")
-        model.config = reaching(model.config, run)
+        model.config = with_rope_scaling(model.config, run)
         return model, tokenizer
     if run.tokenizer is not None:
         tokenizer = checkpoints.load_tokenizer(run.tokenizer)
@@ -51,13 +51,13 @@ def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         )  # fmt: skip
     end_token_id = tokenizer.eos_token_id
     torch.manual_seed(run.seed)
-    of_words: dict[str, Any] = {
+    token_settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id != end_token_id else None,
         "eos_token_ids": () if end_token_id is None else (end_token_id,),
     }
     if run.shape is not None:
-        return Llama(_shaped(run.shape, run.length, of_words)), tokenizer
+        return Llama(_config_from_file(run.shape, run.length, token_settings)), tokenizer
     config = ModelConfig(
         hidden_size=run.width,
         intermediate_size=-(-run.width * 8 // 3 // 16) * 16,  # as Llama: two thirds of four widths
@@ -65,12 +65,12 @@ def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         num_attention_heads=run.heads,
         max_position_embeddings=run.length,
         rotary=Rotary(theta=10_000.0),
-        **of_words,
+        **token_settings,
     )
     return Llama(config), tokenizer
 
 
-def _shaped(file: Path, length: int, of_words: dict[str, Any]) -> ModelConfig:
+def _config_from_file(file: Path, length: int, token_settings: dict[str, Any]) -> ModelConfig:
     """The configuration in a file, of a network that writes from left to right and reads at least `length` tokens.
 
     Raises:
@@ -81,12 +81,14 @@ def _shaped(file: Path, length: int, of_words: dict[str, Any]) -> ModelConfig:
     try:
         config = config_from_json(read_json(file))
         reach = max(length, config.max_position_embeddings)
-        return config.replace(modes=(LEFT_TO_RIGHT,), pad_token_id=None, max_position_embeddings=reach, **of_words)
+        return config.replace(
+            modes=(LEFT_TO_RIGHT,), pad_token_id=None, max_position_embeddings=reach, **token_settings
+        )
     except UserError as error:
         raise UserError(f"shape {str(file)!r}: {error}") from error
 
 
-def reaching(config: ModelConfig, run: Run) -> ModelConfig:
+def with_rope_scaling(config: ModelConfig, run: Run) -> ModelConfig:
     """Scale the rotary embeddings of the network of `init` so that they reach over the length of a sample.
 
     Raises:

@@ -22,7 +22,7 @@ from anyorder.training.balance import check_balance
 from anyorder.training.curves import Log
 from anyorder.training.engine import PARTIAL, ObjectiveTrainer, check_checkpoint, whole_checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
-from anyorder.training.samples import InputsMaker, Row, Rows, Samples, StreamedSamples
+from anyorder.training.samples import Collator, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import LEARNING_RATES, Training
 from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, claimed
@@ -99,12 +99,12 @@ def fit(
         trainer = ObjectiveTrainer(
             model,
             _samples(rows, training.total_steps * per_step, training.seed),
-            InputsMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
+            Collator(objective=objective, seed=training.seed, samples_per_step=per_step),
             validation={
                 # Its own draws, the same at every evaluation.
                 name: (
                     Samples(others, len(others), training.seed, shuffle=False),
-                    InputsMaker(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
+                    Collator(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
                 )
                 for name, (target, others) in (validation or {}).items()
             },

@@ -102,7 +102,7 @@ class StreamedSamples(IterableDataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputsMaker:
+class Collator:
     """Collates samples into `{"inputs": TrainingInputs}`; runs where data are loaded, which needs no network.
 
     Attributes:

@@ -55,7 +55,7 @@ def fuse(model: Llama, name: str, segments: Sequence[Sequence[int]], **options: 
 def events(out: Any, row: int = 0) -> Events:
     """Step, place in the answer, token and log-probability."""
     start = len(out.sequences[row]) - len(out.token_ids if isinstance(out.token_ids[0], int) else out.token_ids[row])
-    mine = (event for event in out.trace.events if event.row == row)
+    mine = (event for event in out.trace.events if event.sample_id == row)
     return sorted((event.step, event.position - start, event.token_id, event.log_prob) for event in mine)
 
 

@@ -47,7 +47,7 @@ class DiffusionSampler:
         cfg_scale: classifier-free guidance: scores move away from those without the given tokens.
         suppress_end: end tokens are never chosen ("choice"), or are the least sure ("confidence").
         min_new_tokens: no end token is chosen at so many of the first positions to be written.
-        stop_at_end: a row that is written up to an end token is complete; otherwise the whole canvas is written. Rows
+        stop_at_end: a text that is written up to an end token is complete; otherwise the whole canvas is written. Texts
             with given tokens behind a gap are written as a whole.
         cache: keys that are not computed again: "none", "prefix" or "dual", of which the last two are approximate,
             except in a network with blocks; or a policy of one's own, see `CachePolicy`.

@@ -175,7 +175,7 @@ def elect(
     taken = list(steps)
     events: dict[int, list[Written]] = defaultdict(list)
     for event in itertools.chain.from_iterable(step.written for step in taken):
-        events[event.row].append(event)
+        events[event.sample_id].append(event)
     reasons = {number: why for step in taken for number, why in step.stopped.items()}
     found: list[Written] = []
     stopped: dict[int, StopReason] = {}
@@ -189,6 +189,6 @@ def elect(
         candidates = [number for number, key in zip(numbers, keys, strict=True) if votes[key] >= most]
         best = max(candidates, key=lambda number: sum(event.log_prob for event in events[number]))
         start = question.layout("shared").length
-        found += [event._replace(row=sample_id, position=start + event.step) for event in events[best]]
+        found += [event._replace(sample_id=sample_id, position=start + event.step) for event in events[best]]
         stopped[sample_id] = reasons[best]
     yield Step(tuple(sorted(found)), stopped, sum(step.passes for step in taken))
