@@ -24,7 +24,7 @@ class Batches:
 
     Args:
         model, tokenizer, prompt: as in `anyorder.generate`.
-        options: how.
+        options: how texts are written.
         gap_tokens: tokens of each gap of a text; `max_new_tokens` unless given.
 
     Attributes:

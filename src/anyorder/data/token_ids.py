@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from reprlib import repr as short
 
 from anyorder.data.fields import BadRecordError, Fields, mark
 from anyorder.data.records import Place, TokenIds
+from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import is_whole
 
 IGNORED = -100
@@ -33,7 +33,7 @@ def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
     length = fields.get("prompt_length")
     if length is not None and not (is_whole(length) and 0 <= length < len(ids)):
         raise BadRecordError(
-            f"`prompt_length` is {short(length)} and there are {len(ids)} tokens",
+            f"`prompt_length` is {shown(length)} and there are {len(ids)} tokens",
             "give the number of tokens before the answer, which has at least one",
         )
     begin, end = _present(fields, len(ids))
@@ -50,7 +50,7 @@ def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
 
 def _whole_numbers(value: object, name: str) -> list[int]:
     if not isinstance(value, list) or not value or not all(map(is_whole, value)):
-        raise BadRecordError(f"`{name}` is {short(value)}", "give a list of whole numbers, at least one")
+        raise BadRecordError(f"`{name}` is {shown(value)}", "give a list of whole numbers, at least one")
     return value
 
 

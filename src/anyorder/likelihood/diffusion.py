@@ -213,8 +213,8 @@ def diffusion_log_prob(
         model: the network.
         sequences: token ids of each text, of any lengths, or what a tokenizer returns for them.
         scored: positions of the tokens that are scored, in rising order, not counting padding.
-        mode: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
-            the network's default if that is one of these, or else its masked diffusion, unless given.
+        mode: the mode that writes: masked diffusion, or diffusion block by block, whose blocks are counted from
+            position 0; the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
         guidance: `s` of classifier-free guidance: logits are `u + (s + 1) (c - u)`, u with every token masked that is
             not scored. What they give is no bound any more.

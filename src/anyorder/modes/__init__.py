@@ -94,7 +94,7 @@ def decoder_of(
     Args:
         mode, order: from `resolve`.
         model: the network.
-        options: how.
+        options: how texts are written.
         layout: of the canvases.
 
     Raises:

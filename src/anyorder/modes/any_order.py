@@ -50,8 +50,8 @@ class AnyOrderMode(ModeEntry):
             return order.select([sample_id // samples for sample_id in sample_ids])
 
         if isinstance(order, Speculative):
-            if layout is not PLAIN:
-                raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
+            why = "speculative decoding is not supported with fused phrasings"
+            self.refuse_fused(layout, why, "give the order without Speculative")
 
             def drafted(
                 canvases: Sequence[Sequence[int]], sample_ids: Sequence[int], stop: Stop | None

@@ -84,8 +84,7 @@ class BlocksMode(DiffusionMode):
 
     def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Fill canvases block by block."""
-        if layout is not PLAIN:
-            raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
+        self.refuse_fused(layout, "blocks are counted over a whole text, but phrasings share positions")
         return super().decoder(model, mode, order, options)
 
     def usual_orders(self, new_tokens: int) -> dict[str, Order]:

@@ -26,7 +26,7 @@ class LeftToRightMode(ModeEntry):
 
     def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Continue prompts; fused questions have decoders of their own (`fusion_steps`)."""
-        assert layout is PLAIN, "answers to fused questions are no canvases here"
+        self.refuse_fused(layout)
         options.sampling.check_filters()
 
         return lambda prompts, sample_ids, stop: left_to_right_steps(

@@ -67,7 +67,7 @@ class ObjectiveTrainer(Trainer):
         validation: for each name, samples and what makes training inputs of them.
         describe: callback, called with the folder of a checkpoint; writes there what else loading it needs.
         keep: checkpoints that stay, the latest ones.
-        balance: how experts are kept equally busy; None: they are not counted.
+        training: how experts are kept equally busy; None: they are not counted.
         interruption: ends the training early, with a checkpoint.
         callbacks: called at each step and each entry of the log.
         options: further ones of `Trainer`.
@@ -82,7 +82,7 @@ class ObjectiveTrainer(Trainer):
         validation: Mapping[str, tuple[Samples, Collator]] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
         keep: int = 2,
-        balance: Training | None = None,
+        training: Training | None = None,
         interruption: Interruption | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
@@ -102,9 +102,9 @@ class ObjectiveTrainer(Trainer):
         self.folder = Path(self.args.output_dir)
         self.describe = describe
         self.keep = keep
-        if balance is not None and model.config.experts is not None:
+        if training is not None and model.config.experts is not None:
             self.wrapped.balance = Balance(
-                model, balance, lambda counts: self.accelerator.reduce(counts.double(), "sum")
+                model, training, lambda counts: self.accelerator.reduce(counts.double(), "sum")
             )
             self.add_callback(self.wrapped.balance)
 

@@ -56,7 +56,7 @@ def fit(
         rows: prepared data; those that have no length are taken as they come, not shuffled.
         training: steps, batches, optimizer and checkpoints.
         folder: where checkpoints go; None makes none.
-        resume: go on from the latest checkpoint in the folder, as if nothing had happened: on a CPU bit for bit.
+        resume: resume from the latest checkpoint in the folder, as if nothing had happened: on a CPU bit for bit.
         validation: for each name an objective and rows, on which the loss is computed without training.
         describe: callback, called with the folder of a checkpoint; writes there what loading it needs beside weights.
         callbacks: called at each step and each entry of the log.
@@ -110,7 +110,7 @@ def fit(
             },
             describe=describe,
             keep=training.keep,
-            balance=training,
+            training=training,
             interruption=None if folder is None else Interruption(alone=arguments.world_size == 1),
             args=arguments,
             callbacks=callbacks,

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.commit import BlockProgress, Commit, Count
-from anyorder.decoding.diffusion.confidence import Candidates
+from anyorder.decoding.diffusion.confidence import CONFIDENCES, Candidates
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.diffusion.text import CanvasText
 from anyorder.errors import UserError
@@ -129,6 +129,23 @@ def test_a_function_is_told_where_its_candidates_are() -> None:
 
     write([[1, BLANK, BLANK], [BLANK, 2, 3]], DiffusionSampler(confidence=spied, steps=1), sample_ids=[4, 2])
     assert seen == [(4, 1), (4, 2), (2, 0)]
+
+
+class Drawn:
+    """The confidence "random", as one from outside."""
+
+    draws = True
+
+    def __call__(self, candidates: Candidates) -> torch.Tensor:
+        return CONFIDENCES["random"](candidates)
+
+
+def test_a_confidence_that_draws_says_so_by_an_attribute() -> None:
+    named, own = (DiffusionSampler(confidence=one, suppress_end="confidence") for one in ("random", Drawn()))
+    assert (named.draws, own.draws) == (True, True)
+    assert not DiffusionSampler(confidence=CONFIDENCES["margin"]).draws
+    canvases = [continuation(prompt, 6) for prompt in PROMPTS]
+    same(write(canvases, named), write(canvases, own))
 
 
 class Selects(Commit):

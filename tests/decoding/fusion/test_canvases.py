@@ -241,5 +241,5 @@ def test_blocks_and_ways_that_a_network_lacks_are_refused() -> None:
 
 
 def test_drafts_are_refused() -> None:
-    with pytest.raises(UserError, match="a draft would not see phrasings apart: give the order without Speculative"):
+    with pytest.raises(UserError, match="speculative decoding is not supported with fused phrasings: give the"):
         anyorder.fuse(net("plain", "any-order"), None, [[1], [2]], suffix=[3], order=Speculative(order=LeftToRight()))

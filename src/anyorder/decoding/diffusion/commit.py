@@ -12,8 +12,7 @@ from typing import ClassVar
 
 import torch
 
-from anyorder.errors import UserError
-from anyorder.utils.annotations import check_fields
+from anyorder.utils.annotations import check_fields, requirement
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,7 @@ class Threshold(Count):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require("threshold", self.above, 0 <= self.above <= 1, "give a number from 0 to 1")
+        requirement(self, "threshold")("above", 0 <= self.above <= 1, "give a number from 0 to 1")
 
     def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         return max(1, sum(confidence > self.above for confidence in ranked))
@@ -132,7 +131,7 @@ class Factor(Count):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require("factor", self.factor, self.factor > 0, "give a number above 0")
+        requirement(self)("factor", self.factor > 0, "give a number above 0")
 
     def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         sure = 1
@@ -156,7 +155,7 @@ class EntropyBound(Count):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require("entropy_bound", self.bound, self.bound >= 0, "give a number of nats from 0 on")
+        requirement(self, "entropy_bound")("bound", self.bound >= 0, "give a number of nats from 0 on")
 
     def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         neglected, sure = 0.0, 1
@@ -166,8 +165,3 @@ class EntropyBound(Count):
                 break
             sure += 1
         return sure
-
-
-def _require(name: str, value: float, holds: bool, remedy: str) -> None:
-    if not holds:
-        raise UserError(f"{name} is {value!r}: {remedy}.")

@@ -1,7 +1,7 @@
 """Logits of canvases: which rows go through the network in a pass, and which keys it finds in a cache.
 
-Shapes: B rows of the batch, L positions of the canvas, R positions that are read, E hidden size, N queries, M of them
-with logits of their own, W at most in one row of the batch, V tokens of the vocabulary.
+Shapes: B rows of the batch, L positions of the canvas, R positions that are read, E hidden size, N queries, W
+at most in one row of the batch, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class CanvasReader(Reader[CanvasText]):
     def logits(self, queries: Queries[CanvasText]) -> Tensor:
         """Read what the cache policy says, and return the logits of the queries, `[N, V]`."""
         self.passes += 1
-        device, shifted = self.ids_BL.device, self.mode.shifted
+        device = self.ids_BL.device
         # 1. Bring the ids up to date with what was written.
         written = [
             (self.number[text], position, text.tokens[position]) for text in queries for position in text.just_written
@@ -86,13 +86,12 @@ class CanvasReader(Reader[CanvasText]):
         texts = self.texts if self.cache is not None else list(queries)
         reads: list[Sequence[int]] = [self.policy.reads(text) if text in queries else range(0) for text in texts]
         at_BR, valid_BR = pad(reads, device)
-        # 3. Find the network row of each query. Shifted positions 0 and 1 share one, whose logits are computed once.
+        # 3. Find the network row of each query.
         columns = [
-            list(map(read.index, map(self.mode.row, queries.get(text, ())) if shifted else queries.get(text, ())))
+            [read.index(text.logits_at(position)) for position in queries.get(text, ())]
             for text, read in zip(texts, reads, strict=True)
         ]
-        once = [list(dict.fromkeys(of_row)) for of_row in columns] if shifted else columns
-        column_BW, query_BW = pad(once, device)
+        column_BW, query_BW = pad(columns, device)
         # 4. Run the network; for guidance, also on the same rows without what is given.
         numbers = [self.number[text] for text in texts]
         ids_BR = self.ids_BL[numbers].gather(1, at_BR)
@@ -102,14 +101,10 @@ class CanvasReader(Reader[CanvasText]):
             at_BR, valid_BR, column_BW = (half.repeat(2, 1) for half in (at_BR, valid_BR, column_BW))
             numbers = [*numbers, *numbers]
         hidden_BWE = self._hidden(ids_BR, at_BR, valid_BR, numbers, column_BW)
-        logits_MV = self.model.logits(hidden_BWE[: len(texts)][query_BW])
+        logits_NV = self.model.logits(hidden_BWE[: len(texts)][query_BW])
         if self.guidance:
-            logits_MV = guided(logits_MV, self.model.logits(hidden_BWE[len(texts) :][query_BW]), self.guidance)
-        if once == columns:
-            return logits_MV
-        pairs = [(b, column) for b, of_row in enumerate(once) for column in of_row]
-        number = {pair: index for index, pair in enumerate(pairs)}
-        return logits_MV[[number[b, column] for b, of_row in enumerate(columns) for column in of_row]]
+            logits_NV = guided(logits_NV, self.model.logits(hidden_BWE[len(texts) :][query_BW]), self.guidance)
+        return logits_NV
 
     def _hidden(
         self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, numbers: Sequence[int], column_BW: Tensor

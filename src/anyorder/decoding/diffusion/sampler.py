@@ -16,7 +16,7 @@ from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
 from anyorder.model.modes import KINDS, Mode, mode_named
 from anyorder.orders.names import read_order
-from anyorder.utils.annotations import check_fields
+from anyorder.utils.annotations import check_fields, requirement
 from anyorder.utils.reprs import changed_fields
 
 
@@ -83,28 +83,23 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")
+        require = requirement(self, "{} of the sampler")
         object.__setattr__(self, "mode", self.mode and (mode_named(self.mode) or self.mode))
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         if not self.tempered_confidence:  # which filters change at temperature 0 as well
             sampling.check_filters()
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)
-            self._require(name, value is None or value > 0, "give a whole number above 0, or None")
+            require(name, value is None or value > 0, "give a whole number above 0, or None")
         diffusing = [name for name, kind in KINDS.items() if kind.diffuses]
-        self._require("mode", self.mode in (None, *diffusing), f"choose one of None, {', '.join(diffusing)}")
-        self._require("edit", self.edit is None or 0 < self.edit <= 1, "give a probability above 0, or None")
-        self._require(
-            "cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "give 0 for no guidance, or more"
-        )
-        self._require("min_new_tokens", self.min_new_tokens >= 0, "give a number of tokens from 0 on")
+        require("mode", self.mode in (None, *diffusing), f"choose one of None, {', '.join(diffusing)}")
+        require("edit", self.edit is None or 0 < self.edit <= 1, "give a probability above 0, or None")
+        require("cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "give 0 for no guidance, or more")
+        require("min_new_tokens", self.min_new_tokens >= 0, "give a number of tokens from 0 on")
         renewed = self.refresh is None or self.cache in ("prefix", "dual")
-        self._require("refresh", renewed, 'there is no cache to renew, so leave it out, or give cache="dual"')
+        require("refresh", renewed, 'there is no cache to renew, so leave it out, or give cache="dual"')
         ends = not self.may_choose_mask or self.commit.planned
-        self._require("may_choose_mask", ends, "this rule would wait for ever for the last masks, so give False")
-
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise UserError(f"{name} of the sampler is {getattr(self, name)!r}: {remedy}.")
+        require("may_choose_mask", ends, "this rule would wait for ever for the last masks, so give False")
 
     @property
     def draws(self) -> bool:
