@@ -22,7 +22,7 @@ def command(
     dtype: str = "auto",
     device: str = "auto",
 ) -> None:
-    """Talk with a model: type a message, read the answer while it is written.
+    """Talk with a model: type a message, read the answer as it is written.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name); SmolLM2-135M-Instruct unless
