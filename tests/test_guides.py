@@ -21,7 +21,7 @@ from anyorder.cli._options import DiffusionOptions
 from anyorder.cli._signature import parameters_of
 from anyorder.decoding.diffusion.sampler import PRESETS
 from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.question import METHODS
+from anyorder.decoding.fusion.method import METHODS
 from anyorder.decoding.fusion.weighting import CORRECTIONS
 from anyorder.orders.names import NAMES
 from tests.modes.table import own_modes

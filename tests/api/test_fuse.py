@@ -10,7 +10,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 import anyorder
-from anyorder.decoding.fusion.question import METHODS
+from anyorder.decoding.fusion.method import METHODS
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from anyorder.api.phrasings import read_questions
 from anyorder.checkpoints.tokenizer.encoding import continuing_tokens
-from anyorder.decoding.fusion.question import Question
+from anyorder.decoding.fusion.layout import Question
 from anyorder.errors import UserError
 from tests.writers import BOS, byte_tokenizer, sentencepiece_tokenizer
 

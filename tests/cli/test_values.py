@@ -21,7 +21,7 @@ from anyorder.cli._prompts import has_gap
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.sampler import PRESETS, REMASKING
 from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.question import METHODS, SAME_METHODS
+from anyorder.decoding.fusion.method import METHODS, SAME_METHODS
 from anyorder.evaluation.protocol import RUN_METHODS
 from tests.cli.test_main import mistake
 

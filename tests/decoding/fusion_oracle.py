@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from anyorder.decoding.fusion.question import Question
+from anyorder.decoding.fusion.layout import Question
 from anyorder.model.config import LayerKind
 from anyorder.model.llama import Llama
 from tests.model.oracle import narrowed, oracle_logits

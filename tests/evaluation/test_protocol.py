@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import anyorder.api.fuse
-from anyorder.decoding.fusion.question import METHODS
+from anyorder.decoding.fusion.method import METHODS
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import prompt_parts
 from anyorder.evaluation.protocol import RUN_METHODS, Method, Protocol, asker, one_by_one

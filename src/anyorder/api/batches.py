@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 Watch = Callable[[Step], None]
 
 
+def in_batches(count: int, size: int | None) -> Iterator[range]:
+    """Yield the sample ids from 0 to `count`, exclusive, `size` at a time; all at once where that is None."""
+    size = size or max(count, 1)
+    for start in range(0, count, size):
+        yield range(start, min(start + size, count))
+
+
 class Batches:
     """Prompts that are checked, and their texts batch by batch.
 
@@ -57,10 +64,8 @@ class Batches:
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
         """Write one batch after the other; call `watch` with each step of a decoder."""
-        size = self._options.batch_size or len(self.rows)
         stop = self._stopped if self._stops else None
-        for start in range(0, len(self.rows), size):
-            sample_ids = range(start, min(start + size, len(self.rows)))
+        for sample_ids in in_batches(len(self.rows), self._options.batch_size):
             # The texts of each mode are written at once, and then all are in the order of their prompts again.
             generations, written = [], []
             for mode, decoder in self._decoders.items():

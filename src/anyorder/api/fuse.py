@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anyorder.api.batches import in_batches
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
@@ -14,7 +16,8 @@ from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.decoding.fusion.canvases import FusedCanvases
 from anyorder.decoding.fusion.decoder import fusion_steps
 from anyorder.decoding.fusion.ensembles import MEMBER
-from anyorder.decoding.fusion.question import UNWEIGHED, Fusion, Question, check_questions
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import UNWEIGHED, Fusion, check_questions
 from anyorder.decoding.fusion.scores import best, weigh
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.decoding.sampling import Sampling
@@ -170,9 +173,7 @@ def stream_fused(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    options = Options(
-        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache
-    )  # fmt: skip
+    options = Options(order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache)
     questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
     fusion = Fusion(method=method, positions=positions, correction=correction)
     answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store)
@@ -234,34 +235,29 @@ class _Answers:
 
     def write(self) -> tuple[Generation, list[list[float]]]:
         """Write all answers, batch by batch; return them, and `FusedOutput.attention_share` where it is measured."""
-        size = self.options.batch_size or len(self.questions)
         generations: list[Generation] = []
         shares: list[list[float]] = []
-        for start in range(0, len(self.questions), size):
-            sample_ids = range(start, min(start + size, len(self.questions)))
+        for sample_ids in in_batches(len(self.questions), self.options.batch_size):
             questions, kept = self.weighed(sample_ids)
             prompts, steps = self.steps(questions, sample_ids, self._condition())
             generations.append(collect(steps, prompts, sample_ids, self.model.config.eos_token_ids))
-            if not self.attention_share:
-                continue
-            of_kept = segment_shares(self.model, questions, self.fusion, generations[-1].written)
-            for sample_id, indices, of_question in zip(sample_ids, kept, of_kept, strict=True):
-                share_of = dict(zip(indices, of_question, strict=True))
-                shares.append([share_of.get(index, 0.0) for index in range(len(self.questions[sample_id].segments))])
+            if self.attention_share:
+                of_kept = segment_shares(self.model, questions, self.fusion, generations[-1].written)
+                for sample_id, indices, of_question in zip(sample_ids, kept, of_kept, strict=True):
+                    share_of = dict(zip(indices, of_question, strict=True))
+                    count = len(self.questions[sample_id].segments)
+                    shares.append([share_of.get(index, 0.0) for index in range(count)])
         return Generation.join(generations), shares
 
     def weighed(self, sample_ids: range) -> tuple[list[Question], list[list[int]]]:
         """Return these questions with their weights and the phrasings that are kept, and the indices of those."""
-        questions = [self.questions[sample_id] for sample_id in sample_ids]
-        if self.score is not None:
-            questions = weigh(self.model, questions, self.score)
+        questions = list(self.questions[sample_ids.start : sample_ids.stop])
+        scored = questions if self.score is None else weigh(self.model, questions, self.score)
         if self.keep is None:
-            return questions, [list(range(len(question.segments))) for question in questions]
-        kept = [best(question, self.keep) for question in questions]
-        questions = [question.only(indices) for question, indices in zip(questions, kept, strict=True)]
-        if self.fusion.method in UNWEIGHED:
-            questions = [replace(question, weights=None) for question in questions]
-        return questions, kept
+            return scored, [list(range(len(question.segments))) for question in questions]
+        kept = [best(question, self.keep) for question in scored]
+        asked = questions if self.fusion.method in UNWEIGHED else scored
+        return [question.only(indices) for question, indices in zip(asked, kept, strict=True)], kept
 
     def steps(
         self, questions: Sequence[Question], sample_ids: range, stop: Stop | None
@@ -275,28 +271,25 @@ class _Answers:
                 use_cache=options.use_cache, store=self.segments, same_answer=self._same_answer,
             )  # fmt: skip
             return [question.layout(self.fusion.positions).token_ids for question in questions], steps
-        limits = [self.limits[sample_id] for sample_id in sample_ids]
+        limits = self.limits[sample_ids.start : sample_ids.stop]
         fused = FusedCanvases(questions, self.fusion, limits, self.model.device)
         decoder = decoder_of(self.mode, self.order, self.model, options, fused)
         return fused.canvases, decoder(fused.canvases, sample_ids, stop)
 
     def _condition(self) -> Stop | None:
         """Return the stop condition of answers; None without stop strings."""
-        texts: dict[int, Continuation] = {}
 
-        def stopped(sample_id: int, written: Sequence[int]) -> bool:
-            # Members of a vote have sample ids of their own. Beams are alternatives, none of which reads on where
-            # another one ended.
-            if sample_id not in texts or self.options.num_beams > 1:
-                texts[sample_id] = self.detokenizer_of(self.questions[sample_id % MEMBER])
-            return texts[sample_id].update(written)
+        def new_text(sample_id: int) -> Continuation:
+            # Members of a vote have sample ids of their own.
+            return self.detokenizer_of(self.questions[sample_id % MEMBER])
 
-        return stopped if self.stops else None
+        # Beams are alternatives, none of which reads on where another one ended.
+        text = new_text if self.options.num_beams > 1 else functools.cache(new_text)
+        return (lambda sample_id, written: text(sample_id).update(written)) if self.stops else None
 
     def _same_answer(self, written: Sequence[int]) -> Hashable:
         """Return the key of an answer: its text up to end and stop, without white space around it."""
-        ends = self.model.config.eos_token_ids
-        ids = written[:-1] if written[-1] in ends else written
+        ids = written[:-1] if written[-1] in self.model.config.eos_token_ids else written
         if self.tokenizer is None:
             return tuple(ids)
         text = Continuation(self.tokenizer, (), self.stops)

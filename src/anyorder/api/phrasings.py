@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from reprlib import repr as _short
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import Tensor
 
 from anyorder.api.prompt_forms import listed, plain_prompt
 from anyorder.api.prompts import Messages, TextEncoder
-from anyorder.decoding.fusion.question import Question
+from anyorder.decoding.fusion.layout import Question
 from anyorder.errors import UserError
 
 if TYPE_CHECKING:
@@ -56,27 +56,18 @@ def _question(
     """Make token ids of the parts of one question."""
     # Without a prefix, phrasings are how a text begins: the tokens that begin it are the prefix.
     begins = prefix == "" and any(isinstance(phrasing, str) for phrasing in phrasings)
-
-    def beginning(text: str) -> tuple[int, ...]:
-        return tuple(encoder.beginning(text)) if text or begins else ()
-
-    def continuing(part: Part) -> tuple[int, ...]:
-        if not isinstance(part, str):
-            return tuple(part)
-        return tuple(encoder.continuing(part)) if part else ()
-
-    prefix_ids = beginning(prefix) if isinstance(prefix, str) else tuple(prefix)
+    prefix_ids = encoder.beginning(prefix) if prefix or begins else []
 
     def segment(phrasing: Part) -> tuple[int, ...]:
         end = separator
         if isinstance(phrasing, str) and isinstance(end, str):  # one text
             phrasing, end = phrasing + end, ""
         if isinstance(phrasing, str) and begins:
-            phrasing = beginning(phrasing)[len(prefix_ids) :]
-        return continuing(phrasing) + continuing(end)
+            phrasing = encoder.beginning(phrasing)[len(prefix_ids) :]
+        return (*encoder.continuing(phrasing), *encoder.continuing(end))
 
-    segments = tuple(map(segment, phrasings))
-    return Question(segments=segments, prefix=prefix_ids, suffix=continuing(suffix), weights=weights)
+    segments, suffix_ids = tuple(map(segment, phrasings)), encoder.continuing(suffix)
+    return Question(segments=segments, prefix=tuple(prefix_ids), suffix=tuple(suffix_ids), weights=weights)
 
 
 def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[list[list[Part]], bool]:
@@ -111,17 +102,13 @@ def _phrasings(given: Any, where: str) -> list[Part]:
 def _part(given: Any, name: str) -> Part:
     if not _is_part(given):
         raise UserError(f"{name} is {_short(given)}: give a text or a list of token ids.")
-    part: Part = given
-    return part
+    return given
 
 
-def _is_part(value: object) -> bool:
+def _is_part(value: Any) -> TypeGuard[Part]:
     """Return whether a value is a text or a list of token ids; either may be empty."""
-    if isinstance(value, str):
-        return True
-    if isinstance(value, bytes) or not isinstance(value, Sequence):
-        return False
-    return all(type(token_id) is int for token_id in value)
+    ids = isinstance(value, Sequence) and not isinstance(value, str | bytes)
+    return isinstance(value, str) or (ids and all(type(token_id) is int for token_id in value))
 
 
 def _one_each(given: Any, name: str, count: int) -> list[Part]:

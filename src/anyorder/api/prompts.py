@@ -43,7 +43,7 @@ Prompt = (
 
 
 class TextEncoder:
-    """Makes token ids of text, for prompts and phrasings alike.
+    """Makes token ids of text, for prompts and phrasings alike; token ids stay as they are.
 
     Args:
         tokenizer: None refuses all text.
@@ -52,21 +52,23 @@ class TextEncoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase | None) -> None:
         self._tokenizer = tokenizer
 
-    def beginning(self, text: str) -> list[int]:
+    def beginning(self, part: str | Sequence[int]) -> list[int]:
         """Encode a text that is to be continued.
 
         Raises:
             UserError: there is no tokenizer, or the text is no Unicode.
         """
-        return prompt_tokens(self._needed_for(text), text)
+        return prompt_tokens(self._needed_for(part), part) if isinstance(part, str) else list(part)
 
-    def continuing(self, text: str) -> list[int]:
-        """Encode a text that goes on.
+    def continuing(self, part: str | Sequence[int]) -> list[int]:
+        """Encode a text that goes on; an empty one needs no tokenizer.
 
         Raises:
             UserError: see `beginning`.
         """
-        return continuing_tokens(self._needed_for(text), text)
+        if not isinstance(part, str):
+            return list(part)
+        return continuing_tokens(self._needed_for(part), part) if part else []
 
     def _needed_for(self, text: str) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:

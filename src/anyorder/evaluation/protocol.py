@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from anyorder.decoding.checks import check_max_new_tokens
-from anyorder.decoding.fusion.question import METHODS, Fusion
+from anyorder.decoding.fusion.method import METHODS, Fusion
 from anyorder.decoding.fusion.scores import SCORES
 from anyorder.errors import UserError
 from anyorder.evaluation.prompts import STOP, PromptParts, prompt_parts

@@ -1,14 +1,17 @@
-"""Texts of several lengths in one tensor, and log-probabilities in a dtype wide enough for them.
+"""Texts of several lengths in one tensor, texts that are equal, and log-probabilities in a dtype wide enough for them.
 
 Shapes: B texts, R tokens of the longest, N rows of logits, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+EntryT = TypeVar("EntryT", bound=Hashable)
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device, *, filling: int = 0) -> tuple[Tensor, Tensor]:
@@ -47,6 +50,12 @@ def pad_right(
 def _valid(rows: Sequence[Sequence[int]], width: int, device: torch.device) -> Tensor:
     valid = [[True] * len(row) + [False] * (width - len(row)) for row in rows]
     return torch.tensor(valid, dtype=torch.bool, device=device)
+
+
+def distinct(entries: Sequence[EntryT], device: torch.device) -> tuple[list[EntryT], Tensor]:
+    """Return the different entries, in their order, and the index of each entry among them, int64 `[entries]`."""
+    index = {entry: number for number, entry in enumerate(dict.fromkeys(entries))}
+    return list(index), torch.tensor([index[entry] for entry in entries], device=device)
 
 
 def log_softmax(logits_NV: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyorder.decoding.fusion.attention_share import attention_shares, segment_shares
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.fusion.weighting import APE
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyorder.decoding.fusion.question import METHODS, Fusion, Question
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import METHODS, Fusion
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation
 from anyorder.errors import UserError

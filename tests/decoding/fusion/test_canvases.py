@@ -15,8 +15,7 @@ from torch import Tensor
 
 import anyorder
 from anyorder.decoding.any_order.speculation import Speculative
-from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.question import Question
+from anyorder.decoding.fusion.layout import POSITIONS, Question
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind
 from anyorder.model.llama import Llama

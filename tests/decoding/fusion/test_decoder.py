@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import anyorder
 from anyorder.decoding.fusion.decoder import answer_to, fusion_reader
-from anyorder.decoding.fusion.layout import POSITIONS
-from anyorder.decoding.fusion.question import METHODS, Fusion, Question
-from anyorder.decoding.fusion.reader import FusedReader, masked_pass, read_joined
+from anyorder.decoding.fusion.layout import POSITIONS, Question
+from anyorder.decoding.fusion.method import METHODS, Fusion
+from anyorder.decoding.fusion.reader import FusedReader, Prefiller, masked_pass
 from anyorder.decoding.fusion.weighting import APE, CORRECTIONS
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
@@ -187,7 +187,7 @@ def test_a_segment_that_changes_leaves_the_keys_of_the_others_alone(
     changed = (other * length)[:length]
     segments = (*question.segments[:index], changed, *question.segments[index + 1 :])
     caches = [
-        read_joined(model, [asked.layout(positions)], 0).cache
+        Prefiller(model).read_segments([asked.layout(positions)], 0)[0]
         for asked in (question, Question(segments=segments, prefix=question.prefix, suffix=question.suffix))
     ]
     layout = question.layout(positions)

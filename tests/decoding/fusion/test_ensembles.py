@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from anyorder.decoding.fusion.ensembles import POOLS, WEIGHED
-from anyorder.decoding.fusion.question import HYBRID, Fusion, Question
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import HYBRID, Fusion
 from anyorder.decoding.sampling import Sampling
 from anyorder.model.llama import Llama
 from tests.decoding.fusion.test_decoder import net, questions

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from anyorder.decoding.fusion.question import Question
+from anyorder.decoding.fusion.layout import Question
 from anyorder.decoding.fusion.scores import best, confidence, likelihood, weigh
 from anyorder.errors import UserError
 from tests.decoding.fusion.test_decoder import net, questions

@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import anyorder
-from anyorder.decoding.fusion.question import METHODS, Fusion, Question
-from anyorder.decoding.fusion.reader import read_joined
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import METHODS, Fusion
+from anyorder.decoding.fusion.reader import Prefiller
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -56,16 +57,17 @@ def test_recalled_is_read(
     model = net(layers, rotary=YARN)
     store = SegmentStore(tmp_path_factory.mktemp("store"), model)
     layouts = [question.layout(positions) for question in asked]
-    read_joined(model, [question.layout("shared") for question in (asked[:1] if half else asked)], 0, store)
-    fresh, recalled = read_joined(model, layouts, 0), read_joined(model, layouts, 0, store)
-    assert torch.equal(fresh.cache.present, recalled.cache.present)
-    for name, label in fresh.cache.labels.items():
-        assert torch.equal(label * fresh.cache.present, recalled.cache.labels[name] * fresh.cache.present)
-    present = fresh.cache.present
-    for one, two in zip(fresh.cache.layers, recalled.cache.layers, strict=True):
+    Prefiller(model, store).read_segments([question.layout("shared") for question in asked[: 1 if half else None]], 0)
+    fresh, fresh_rows = Prefiller(model).read_segments(layouts, 0)
+    recalled, recalled_rows = Prefiller(model, store).read_segments(layouts, 0)
+    present = fresh.present
+    assert torch.equal(present, recalled.present)
+    for name, label in fresh.labels.items():
+        assert torch.equal(label * present, recalled.labels[name] * present)
+    for one, two in zip(fresh.layers, recalled.layers, strict=True):
         torch.testing.assert_close(one.keys[:, :-1][present], two.keys[:, :-1][present], rtol=0, atol=1e-12)
         torch.testing.assert_close(one.values[:, :-1][present], two.values[:, :-1][present], rtol=0, atol=1e-12)
-    for mine, theirs in zip(fresh.rows, recalled.rows, strict=True):
+    for mine, theirs in zip(fresh_rows, recalled_rows, strict=True):
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
 

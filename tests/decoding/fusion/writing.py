@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from anyorder.decoding.fusion.decoder import fusion_steps
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, collect
 from anyorder.model.llama import Llama

@@ -47,7 +47,7 @@ def command(
 
     import anyorder
     from anyorder.cli._console import PlainConsole
-    from anyorder.decoding.fusion.question import Fusion
+    from anyorder.decoding.fusion.method import Fusion
     from anyorder.modes import resolve
     from anyorder.utils.json_text import json_text
 

@@ -3,19 +3,21 @@
 The attention that a row pays to a group is what it would read if the values of the group's keys were 1 and those of all
 others 0. So each layer attends once more, with the backend and the mask that it has, and no weight is ever taken apart.
 
-Shape suffixes: B batch, R rows, K keys, E hidden size, G key-value heads, D head dimension, P groups.
+Shape suffixes: B batch, R rows, E hidden size, H heads, G key-value heads, D head dimension, P groups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anyorder.attention import attend
-from anyorder.decoding.fusion.layout import SEGMENT
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import SEGMENT, Question
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.fusion.reader import masked_pass
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama, Views
@@ -31,7 +33,7 @@ def attention_shares(model: Llama, ids_BR: Tensor, views: Views, group_BR: Tenso
         model: the network.
         ids_BR: tokens of a pass without a cache.
         views: what `model.prepare` made for it.
-        group_BR: the group of each key, from 0; those of other numbers are in none.
+        group_BR: the group of each key, from 0; a key of another number is in none.
         groups: number of groups.
 
     Returns:
@@ -40,42 +42,35 @@ def attention_shares(model: Llama, ids_BR: Tensor, views: Views, group_BR: Tenso
     Raises:
         UserError: a layer has an attention of another kind than those of this package.
     """
+    width = model.config.head_dim
+    one_BRP = (group_BR.unsqueeze(-1) == torch.arange(groups, device=group_BR.device)).to(model.dtype)
+    values = F.pad(one_BRP, (0, -groups % width)).split(width, -1)  # a call takes as many groups as a head is wide
     found: list[Tensor] = []
 
-    def watch(module: nn.Module, given: tuple[Tensor, View, object]) -> None:
+    def attend_to_groups(module: nn.Module, given: tuple[Tensor, View, object]) -> None:
         if not isinstance(module, SelfAttention):
             kind = type(module).__name__
             raise UserError(f"attention is {kind}, of which no shares are known: derive it from SelfAttention.")
-        q_BRHD, k_BKGD, _ = module.projected(given[0], given[1])
-        found.append(_shares(q_BRHD, k_BKGD, given[1], group_BR, groups))
+        rows_BRE, view, _ = given
+        q_BRHD, k_BRGD, _ = module.projected(rows_BRE, view)
+        per_head = [one_BRD.unsqueeze(2).expand_as(k_BRGD).to(k_BRGD.dtype) for one_BRD in values]
+        shares = [attend(q_BRHD, k_BRGD, one_BRGD, view.mask).mean(2) for one_BRGD in per_head]
+        found.append(torch.cat(shares, -1)[..., :groups])
 
-    attentions = [layer.get_submodule("self_attn") for layer in model.model.layers]
-    handles = [attention.register_forward_pre_hook(watch) for attention in attentions]
-    try:
+    with ExitStack() as hooks:
+        for layer in model.model.layers:
+            attention = layer.get_submodule("self_attn")
+            hooks.enter_context(attention.register_forward_pre_hook(attend_to_groups))
         model.hidden(ids_BR, views)
-    finally:
-        for handle in handles:
-            handle.remove()
     return torch.stack(found).mean(0)
-
-
-def _shares(q_BRHD: Tensor, k_BKGD: Tensor, view: View, group_BR: Tensor, groups: int) -> Tensor:
-    """Return the shares of one layer. A column of the values is a group, so a call does as many as a head is wide."""
-    width = k_BKGD.shape[-1]
-    shares = []
-    for first in range(0, groups, width):
-        column_D = torch.arange(first, first + width, device=group_BR.device)
-        one_BKGD = (group_BR[:, : k_BKGD.shape[1], None, None] == column_D).expand_as(k_BKGD).to(k_BKGD.dtype)
-        shares.append(attend(q_BRHD, k_BKGD, one_BKGD, view.mask).mean(2))
-    return torch.cat(shares, -1)[..., :groups]
 
 
 def segment_shares(
     model: Llama, questions: Sequence[Question], fusion: Fusion, written: Sequence[Sequence[int]]
 ) -> list[list[float]]:
-    """Return the attention that the rows which chose an answer's tokens paid to each phrasing, the mean over tokens.
+    """Return the attention to each phrasing, averaged over the rows whose logits chose the tokens of the answer.
 
-    What is missing to 1 went to prefix, suffix and answer. One pass over each question and its answer.
+    What is missing to 1 went to prefix, suffix and answer. Takes one pass over each question and its answer.
 
     Args:
         model: the network.

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from anyorder.decoding.canvas import BLANK, CanvasLayout
-from anyorder.decoding.fusion.layout import SEGMENT, lay_out
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import SEGMENT, Question, lay_out
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.fusion.weighting import corrected
 from anyorder.visibility import Visibility, key_is, query_is, same
 
-
-def apart() -> Visibility:
-    """Return the visibility in which no phrasing sees another one, to narrow that of a mode."""
-    return ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
+APART = ~(query_is("part", SEGMENT) & key_is("part", SEGMENT)) | same("segment")
+"""The visibility in which no phrasing sees another one, to narrow that of a mode."""
 
 
 class FusedCanvases(CanvasLayout):
@@ -51,7 +49,7 @@ class FusedCanvases(CanvasLayout):
         self.lengths = [layout.next_place for layout in layouts]
         self._rows = lay_out([layout.whole for layout in layouts], device)
         self._place_BL = self._rows.rotary_positions
-        self._corrections = corrected(questions, fusion.correction)
+        self._corrections = corrected(questions, fusion.correction, device)
 
     def narrow(
         self, rows: Sequence[int], visibility: Visibility, labels: dict[str, Tensor]
@@ -62,4 +60,4 @@ class FusedCanvases(CanvasLayout):
         own = {name: label_BL[row_B].gather(1, at_BR) for name, label_BL in self._rows.labels.items()}
         place_BR = None if self._place_BL is None else self._place_BL[row_B].gather(1, at_BR)
         others = {"rotary_positions": place_BR, "corrections": self._corrections.select(row_B)}
-        return visibility & apart(), {**labels, **own}, others
+        return visibility & APART, {**labels, **own}, others

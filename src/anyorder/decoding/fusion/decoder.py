@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 import torch
 
 from anyorder.decoding.fusion.ensembles import POOLS, HybridReader, PooledReader, elect, members_of
-from anyorder.decoding.fusion.question import HYBRID, Fusion, Question, check_questions
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import HYBRID, Fusion, check_questions
 from anyorder.decoding.fusion.reader import FusedReader
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.decoding.left_to_right.beams import beam_steps
@@ -72,12 +73,10 @@ def fusion_steps(
             sample_ids=list(members), use_cache=use_cache, store=store,
         )  # fmt: skip
         return elect(steps, questions, sample_ids, same_answer)
-    asked = zip(questions, limits, sample_ids, sampling.generators(sample_ids), strict=True)
-    texts = {
-        answer_to(question, fusion, limit, sample_id, rng, model.config.eos_token_ids): question
-        for question, limit, sample_id, rng in asked
-        for _ in range(beams)
-    }
+    texts, rngs = {}, sampling.generators(sample_ids)
+    for question, limit, sample_id, rng in zip(questions, limits, sample_ids, rngs, strict=True):
+        for _ in range(beams):
+            texts[answer_to(question, fusion, limit, sample_id, rng, model.config.eos_token_ids)] = question
     reader = fusion_reader(model, texts, fusion, use_cache, store)
     if beams > 1:
         return beam_steps(list(texts), reader, beams, sampling, stop)
@@ -89,24 +88,21 @@ def fusion_reader(
     store: SegmentStore | None = None,
 ) -> BeamReader:  # fmt: skip
     """Return the reader of a method, for these answers with their questions."""
-
-    def ensemble(method: str) -> BeamReader:
-        members = {
-            text: {
-                answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng): member
-                for member in question.members(unconditional=method == "contrast")
-            }
-            for text, question in questions.items()
-        }
-        shares = {text: question.shares for text, question in questions.items()}
-        all_members = {answer: member for of_text in members.values() for answer, member in of_text.items()}
-        reader = FusedReader(model, all_members, ALONE, use_cache=use_cache, store=store)
-        return PooledReader(reader, members, shares, POOLS[method])
-
-    if fusion.method in POOLS:
-        return ensemble(fusion.method)
     fused = FusedReader(model, questions, fusion, use_cache=use_cache, store=store)
-    return HybridReader(fused, ensemble("logit-mean")) if fusion.method == HYBRID else fused
+    if fusion.method == "attention":
+        return fused
+    method = "logit-mean" if fusion.method == HYBRID else fusion.method
+    members = {
+        text: {
+            answer_to(member, ALONE, text.limit - text.first, text.sample_id, text.rng): member
+            for member in question.members(unconditional=method == "contrast")
+        }
+        for text, question in questions.items()
+    }
+    all_members = {answer: member for of_text in members.values() for answer, member in of_text.items()}
+    reader = FusedReader(model, all_members, ALONE, use_cache=use_cache, store=store)
+    ensemble = PooledReader(reader, members, questions, POOLS[method])
+    return HybridReader(fused, ensemble) if fusion.method == HYBRID else ensemble
 
 
 def answer_to(

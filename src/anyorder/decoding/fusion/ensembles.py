@@ -11,19 +11,17 @@ from __future__ import annotations
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from anyorder.decoding.fusion.layout import Question
 from anyorder.decoding.left_to_right.reader import BeamReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import Queries
 from anyorder.decoding.trace import Step, StopReason, Written
 from anyorder.utils.ragged import log_softmax
-
-if TYPE_CHECKING:
-    from anyorder.decoding.fusion.question import Question
 
 CONTRAST = 0.25
 """How strongly "contrast" moves away from the answer without any phrasing."""
@@ -69,13 +67,13 @@ POOLS: dict[str, Pool] = {
     "lowest-entropy": lowest_entropy,
     "contrast": contrast,
 }
-"""By the name of the method."""
+"""Pools by the name of the method."""
 
 MEMBER = 2**32
 """Member i of a vote on question q draws as sample q + i * MEMBER; the first one as the question."""
 
 WEIGHED = ("logit-mean", "probability-mean")
-"""Those that take weights into account."""
+"""Pools that take weights into account."""
 
 
 def pooled(pool: Pool, log_probs_NV: Tensor, weights: Sequence[float]) -> Tensor:
@@ -83,24 +81,21 @@ def pooled(pool: Pool, log_probs_NV: Tensor, weights: Sequence[float]) -> Tensor
     return pool(log_probs_NV, log_probs_NV.new_tensor(weights).unsqueeze(1))
 
 
+@dataclass
 class PooledReader(BeamReader):
     """One distribution of several members for each text.
 
-    Args:
+    Attributes:
         reader: of all members, those of a text next to each other.
         members: of each text; they go on with the tokens of the text.
-        weights: of the members of each text, adding up to 1.
+        questions: of each text, with the weights of its members.
         pool: combines the distributions of the members.
     """
 
-    def __init__(
-        self, reader: BeamReader, members: Mapping[CausalText, Collection[CausalText]],
-        weights: Mapping[CausalText, Sequence[float]], pool: Pool,
-    ) -> None:  # fmt: skip
-        self.reader = reader
-        self.members = members
-        self.weights = weights
-        self.pool = pool
+    reader: BeamReader
+    members: Mapping[CausalText, Collection[CausalText]]
+    questions: Mapping[CausalText, Question]
+    pool: Pool
 
     @property
     def passes(self) -> int:
@@ -115,7 +110,7 @@ class PooledReader(BeamReader):
         members = {member: member.queries() for text in queries for member in self.members[text]}
         of_texts = log_softmax(self.reader.logits(members)).split([len(self.members[text]) for text in queries])
         scores = [
-            pooled(self.pool, log_probs_NV, self.weights[text])
+            pooled(self.pool, log_probs_NV, self.questions[text].shares)
             for text, log_probs_NV in zip(queries, of_texts, strict=True)
         ]
         return torch.stack(scores)
@@ -152,7 +147,7 @@ class HybridReader(BeamReader):
 
 
 def members_of(questions: Sequence[Question], sample_ids: Sequence[int]) -> dict[int, Question]:
-    """Return each phrasing as a question of its own, by its number."""
+    """Return each phrasing as a question of its own, by its sample id; see `MEMBER`."""
     return {
         sample_id + index * MEMBER: member
         for sample_id, question in zip(sample_ids, questions, strict=True)
@@ -166,10 +161,10 @@ def elect(
     sample_ids: Sequence[int],
     same_answer: Callable[[Sequence[int]], Hashable],
 ) -> Iterator[Step]:
-    """Yield one step: the answer of each question that has the most weight; of several such, the likeliest.
+    """Yield one step, with the answer of each question whose members have the most weight; of equals the likeliest one.
 
     Args:
-        steps: write the answers to `members_of` the questions.
+        steps: those that write the answers to `members_of` the questions.
         questions, sample_ids, same_answer: as in `fusion_steps`.
     """
     taken = list(steps)
@@ -177,17 +172,17 @@ def elect(
     for event in itertools.chain.from_iterable(step.written for step in taken):
         events[event.sample_id].append(event)
     reasons = {number: why for step in taken for number, why in step.stopped.items()}
+    log_prob = {number: sum(event.log_prob for event in answer) for number, answer in events.items()}
     found: list[Written] = []
     stopped: dict[int, StopReason] = {}
     for sample_id, question in zip(sample_ids, questions, strict=True):
-        numbers = list(members_of([question], [sample_id]))
-        keys = [same_answer([event.token_id for event in events[number]]) for number in numbers]
+        numbers = members_of([question], [sample_id])
+        answer_of = {number: same_answer([event.token_id for event in events[number]]) for number in numbers}
         votes: dict[Hashable, float] = defaultdict(float)
-        for key, share in zip(keys, question.shares, strict=True):
-            votes[key] += share
+        for number, share in zip(numbers, question.shares, strict=True):
+            votes[answer_of[number]] += share
         most = max(votes.values()) * (1 - 1e-9)
-        candidates = [number for number, key in zip(numbers, keys, strict=True) if votes[key] >= most]
-        best = max(candidates, key=lambda number: sum(event.log_prob for event in events[number]))
+        best = max(numbers, key=lambda number: (votes[answer_of[number]] >= most, log_prob[number]))
         start = question.layout("shared").length
         found += [event._replace(sample_id=sample_id, position=start + event.step) for event in events[best]]
         stopped[sample_id] = reasons[best]

@@ -1,4 +1,4 @@
-"""The layout of one question in several phrasings: `prefix | segment 1 .. N | suffix | answer`, in token ids.
+"""A question in several phrasings as token ids, and its layout: `prefix | segment 1 .. N | suffix | answer`.
 
 A segment sees the prefix and itself; suffix and answer see everything before them. The layout gives each token its part
 and the position at which it is read.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -29,6 +29,46 @@ PREFIX, SEGMENT, ANSWER = 0, 1, 2
 """The label "part"; the suffix is part of the answer."""
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Token ids of one question.
+
+    Attributes:
+        segments: its phrasings, each with its separator.
+        prefix, suffix: tokens before and behind them.
+        weights: how much each phrasing counts, above 0; all the same unless given. Only their ratios matter.
+    """
+
+    segments: tuple[tuple[int, ...], ...]
+    prefix: tuple[int, ...] = ()
+    suffix: tuple[int, ...] = ()
+    weights: tuple[float, ...] | None = None
+    _layouts: dict[str, FusionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def layout(self, positions: str) -> FusionLayout:
+        """Return the layout under these positions, one of `POSITIONS`; it is made once."""
+        if positions not in self._layouts:
+            parts = self.segments, self.prefix, self.suffix
+            self._layouts[positions] = concatenate_paraphrases_with_positions(*parts, positions)
+        return self._layouts[positions]
+
+    @property
+    def shares(self) -> list[float]:
+        """The weights, adding up to 1."""
+        weights = (1.0,) * len(self.segments) if self.weights is None else self.weights
+        return [weight / sum(weights) for weight in weights]
+
+    def only(self, indices: Sequence[int]) -> Question:
+        """Return the question in these phrasings alone."""
+        weights = None if self.weights is None else tuple(self.weights[index] for index in indices)
+        return replace(self, segments=tuple(self.segments[index] for index in indices), weights=weights)
+
+    def members(self, *, unconditional: bool = False) -> list[Question]:
+        """Return each phrasing as a question of its own; at the end, if wanted, the question without any."""
+        segments = [(segment,) for segment in self.segments]
+        return [replace(self, segments=own, weights=None) for own in (*segments, *[()] * unconditional)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,77 +4,141 @@ A prefix is read once for all segments behind it. All segments of all questions 
 of its prefix, so plain causal attention keeps them apart. Their keys are joined per question, for suffix and answer to
 be read over the joined cache.
 
-Shape suffixes: B rows of a batch, R tokens of a row, Q questions, S slots or rows of all questions, N rows of one
-question, E hidden size, V vocabulary.
+Shape suffixes: B rows of a batch, R tokens of a row, Q questions, S slots or rows of all questions, N rows or
+samples of one question, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from anyorder.attention import NO_CORRECTIONS, Corrections
 from anyorder.decoding.fusion.ensembles import logit_mean, pooled
-from anyorder.decoding.fusion.layout import ANSWER, FusionLayout, Piece, Rows, lay_out
-from anyorder.decoding.fusion.question import Fusion, Question
+from anyorder.decoding.fusion.layout import ANSWER, FusionLayout, Piece, Question, Rows, lay_out
+from anyorder.decoding.fusion.method import Fusion
 from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.decoding.fusion.weighting import corrected
 from anyorder.decoding.left_to_right.reader import CausalReader
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.model.cache import Cache
 from anyorder.model.llama import Llama, Views
-from anyorder.utils.ragged import log_softmax, pad
+from anyorder.utils.ragged import distinct, log_softmax, pad
 from anyorder.visibility import causal, segments
 
 
-class Joined(NamedTuple):
-    """Prefix and segments of each question, read.
+class Prefiller:
+    """Reads questions up to their answers.
+
+    Args:
+        model: the network.
+        store: keeps and recalls the keys of prefixes and segments.
 
     Attributes:
-        cache: their keys and values, one sample per question, with room for what follows.
-        rows: for each question those of its prefix and of each segment, `[tokens, hidden]`, after the last layer.
-        passes: forward passes made.
+        passes: forward passes so far.
     """
 
-    cache: Cache
-    rows: list[list[Tensor]]
-    passes: int
+    def __init__(self, model: Llama, store: SegmentStore | None = None) -> None:
+        self.model = model
+        self.store = store
+        self.passes = 0
+
+    @torch.no_grad()
+    def prefill(self, questions: Sequence[Question], fusion: Fusion, new_tokens: int) -> tuple[Cache, Tensor]:
+        """Read prefixes and segments, then suffixes over all segments.
+
+        Args:
+            questions: the questions.
+            fusion: the positions and the correction.
+            new_tokens: tokens of an answer at most, for which the cache has room.
+
+        Returns:
+            Keys and values, one sample per question; and the logits of the first token of each answer, `[questions,
+            vocabulary]`.
+        """
+        layouts = [question.layout(fusion.positions) for question in questions]
+        suffixes = [Piece(layout, layout.suffix_start, layout.length) for layout in layouts]
+        cache, rows = self.read_segments(layouts, max(suffix.length for suffix in suffixes) + new_tokens)
+        of_suffix = self._read(suffixes, cache, corrected(questions, fusion.correction, self.model.device))
+        last = []
+        for suffix_RE, (prefix_RE, *of_segments) in zip(of_suffix, rows, strict=True):
+            ending = [suffix_RE] if len(suffix_RE) else of_segments or [prefix_RE]
+            last.append(torch.cat([rows_RE[-1:] for rows_RE in ending]))
+        return cache, next_logits(self.model, questions, last)
+
+    @torch.no_grad()
+    def read_segments(self, layouts: Sequence[FusionLayout], more: int) -> tuple[Cache, list[list[Tensor]]]:
+        """Read prefixes and segments.
+
+        Args:
+            layouts: of the questions.
+            more: tokens that will be read behind the segments, at most.
+
+        Returns:
+            Keys and values, one sample per question, which holds its prefix once; and for each question the rows of
+            its prefix and of each segment after the last layer, `[tokens, hidden]`.
+        """
+        prefixes = {layout.prefix: Piece(layout, 0, layout.prefix_length) for layout in layouts}
+        cache = self.model.new_cache(len(prefixes), max(map(len, prefixes)))
+        of_prefix = self._recall_or_read(list(prefixes.values()), cache)
+        number_of = {prefix: number for number, prefix in enumerate(prefixes)}
+
+        # A question without segments has an empty piece, whose row of the batch holds its prefix.
+        pieces = [[Piece(layout, *span) for span in layout.segment_spans or [(0, 0)]] for layout in layouts]
+        flat = [piece for of_question in pieces for piece in of_question]
+        copies = torch.tensor([number_of[piece.layout.prefix] for piece in flat], device=self.model.device)
+        cache = cache.gather(copies, capacity=cache.capacity + max(piece.length for piece in flat))
+        of_piece = self._recall_or_read(flat, cache)
+
+        numbers = [part_N.tolist() for part_N in torch.arange(len(flat)).split([len(parts) for parts in pieces])]
+        rows = [
+            [of_prefix[number_of[layout.prefix]], *(of_piece[number] for number in own[: len(layout.segment_spans)])]
+            for layout, own in zip(layouts, numbers, strict=True)
+        ]
+        return _join(cache, layouts, numbers, more), rows
+
+    def _recall_or_read(self, pieces: Sequence[Piece], cache: Cache) -> list[Tensor]:
+        """Return what `_read` does; recall the pieces that are in the store, and read and store the others."""
+        if self.store is None:
+            return self._read(pieces, cache)
+        recalled = self.store.recall(pieces, cache)
+        missing = [piece.empty if b in recalled else piece for b, piece in enumerate(pieces)]
+        rows = self._read(missing, cache)
+        self.store.keep(missing, cache, rows)
+        return [recalled.get(b, rows_RE) for b, rows_RE in enumerate(rows)]
+
+    def _read(self, pieces: Sequence[Piece], cache: Cache, corrections: Corrections = NO_CORRECTIONS) -> list[Tensor]:
+        """Read pieces behind what the cache holds, each row seeing all keys up to its position.
+
+        Returns:
+            The rows of each piece after the last layer, `[tokens, hidden]`.
+        """
+        model, rows = self.model, lay_out(pieces, self.model.device)
+        if not rows.ids.shape[1]:
+            shape = (len(pieces), 0, model.config.hidden_size)
+            return list(torch.zeros(shape, dtype=model.dtype, device=model.device))
+        self.passes += 1
+        views = model.prepare(
+            causal(), rows.labels, valid=rows.valid, cache=cache, rotary_positions=rows.rotary_positions,
+            corrections=corrections,
+        )  # fmt: skip
+        hidden_BRE = model.hidden(rows.ids, views, cache)
+        return [hidden_BRE[b, : piece.length] for b, piece in enumerate(pieces)]
 
 
-class Prefilled(NamedTuple):
-    """Questions, read up to their answers.
-
-    Attributes:
-        cache: keys and values, one sample per question.
-        logits: of the first token of each answer, `[questions, vocabulary]`.
-        corrections: for whatever is read over the cache.
-        passes: forward passes made.
-    """
-
-    cache: Cache
-    logits: Tensor
-    corrections: Corrections
-    passes: int
-
-
-@torch.no_grad()
-def prefill(
-    model: Llama, questions: Sequence[Question], fusion: Fusion, new_tokens: int, store: SegmentStore | None = None
-) -> Prefilled:  # fmt: skip
-    """Read prefixes and segments, then suffixes over all segments, leaving room for `new_tokens` behind them."""
-    layouts = [question.layout(fusion.positions) for question in questions]
-    corrections = corrected(questions, fusion.correction)
-    suffixes = [Piece(layout, layout.suffix_start, layout.length) for layout in layouts]
-    joined = read_joined(model, layouts, max(suffix.length for suffix in suffixes) + new_tokens, store)
-    of_suffix, passes = _read(model, suffixes, joined.cache, corrections=corrections)
-    last = []
-    for suffix_RE, (prefix_RE, *of_segments) in zip(of_suffix, joined.rows, strict=True):
-        ending = [suffix_RE] if len(suffix_RE) else of_segments or [prefix_RE]
-        last.append(torch.cat([rows_RE[-1:] for rows_RE in ending]))
-    return Prefilled(joined.cache, next_logits(model, questions, last), corrections, joined.passes + passes)
+def _join(cache: Cache, layouts: Sequence[FusionLayout], numbers: Sequence[Sequence[int]], more: int) -> Cache:
+    """Join the samples of each question, one per segment, to one that holds its prefix once."""
+    samples, slots = [], []
+    for layout, own in zip(layouts, numbers, strict=True):
+        first = layout.prefix_length  # slot at which a segment begins in its sample
+        samples.append([own[max(number - 1, 0)] for number in layout.segment_numbers[: layout.suffix_start]])
+        lengths = [end - start for start, end in layout.segment_spans]
+        slots.append([*range(first), *(first + index for length in lengths for index in range(length))])
+    sample_QS, keep_QS = pad(samples, cache.present.device)
+    slot_QS, _ = pad(slots, cache.present.device)
+    return cache.gather(sample_QS, slot_QS, keep_QS, keep_QS.shape[1] + more)
 
 
 def next_logits(model: Llama, questions: Sequence[Question], last: Sequence[Tensor]) -> Tensor:
@@ -88,14 +152,11 @@ def next_logits(model: Llama, questions: Sequence[Question], last: Sequence[Tens
     """
     logits_SV = model.logits(torch.cat(list(last))).split([len(rows_NE) for rows_NE in last])
     wide = torch.promote_types(model.dtype, torch.float32)
-    return torch.stack(
-        [
-            logits_NV[0].to(wide)
-            if len(logits_NV) == 1
-            else pooled(logit_mean, log_softmax(logits_NV), question.shares)
-            for question, logits_NV in zip(questions, logits_SV, strict=True)
-        ]
-    )
+    found = []
+    for question, logits_NV in zip(questions, logits_SV, strict=True):
+        several = len(logits_NV) > 1
+        found.append(pooled(logit_mean, log_softmax(logits_NV), question.shares) if several else logits_NV[0].to(wide))
+    return torch.stack(found)
 
 
 @torch.no_grad()
@@ -107,74 +168,9 @@ def masked_pass(
     rows = lay_out([layout.extended(ids).whole for layout, ids in zip(layouts, answers, strict=True)], model.device)
     views = model.prepare(
         segments(), rows.ordered, valid=rows.valid, rotary_positions=rows.rotary_positions,
-        corrections=corrected(questions, fusion.correction),
+        corrections=corrected(questions, fusion.correction, model.device),
     )  # fmt: skip
     return rows, views
-
-
-@torch.no_grad()
-def read_joined(model: Llama, layouts: Sequence[FusionLayout], more: int, store: SegmentStore | None = None) -> Joined:
-    """Read the prefixes and segments that are not in the store, leaving room for `more` tokens behind them."""
-    prefixes = {layout.prefix: Piece(layout, 0, layout.prefix_length) for layout in layouts}
-    cache = model.new_cache(len(prefixes), max(map(len, prefixes)))
-    of_prefix, prefix_passes = _read(model, list(prefixes.values()), cache, store)
-    number_of = {prefix: number for number, prefix in enumerate(prefixes)}
-
-    # A question without segments has an empty piece, whose row of the batch holds its prefix.
-    pieces = [[Piece(layout, *span) for span in layout.segment_spans or [(0, 0)]] for layout in layouts]
-    flat = [piece for of_question in pieces for piece in of_question]
-    copies = torch.tensor([number_of[piece.layout.prefix] for piece in flat], device=model.device)
-    cache = cache.gather(copies, capacity=cache.capacity + max(piece.length for piece in flat))
-    of_piece, passes = _read(model, flat, cache, store)
-
-    numbers = [part_N.tolist() for part_N in torch.arange(len(flat)).split([len(parts) for parts in pieces])]
-    rows = [
-        [of_prefix[number_of[layout.prefix]], *(of_piece[number] for number in own[: len(layout.segment_spans)])]
-        for layout, own in zip(layouts, numbers, strict=True)
-    ]
-    return Joined(_join(cache, layouts, numbers, more), rows, prefix_passes + passes)
-
-
-def _read(
-    model: Llama, pieces: Sequence[Piece], cache: Cache, store: SegmentStore | None = None,
-    corrections: Corrections = NO_CORRECTIONS,
-) -> tuple[list[Tensor], int]:  # fmt: skip
-    """Read pieces behind what the cache holds, each row seeing all keys up to its position.
-
-    Returns:
-        The rows of each piece after the last layer, `[tokens, hidden]`, and the number of forward passes.
-    """
-    recalled = {} if store is None else store.recall(pieces, cache)
-    missing = [piece.empty if b in recalled else piece for b, piece in enumerate(pieces)]
-    rows = lay_out(missing, model.device)
-    if not rows.ids.shape[1]:
-        nothing = torch.zeros(0, model.config.hidden_size, dtype=model.dtype, device=model.device)
-        return [recalled.get(b, nothing) for b in range(len(pieces))], 0
-    views = model.prepare(
-        causal(), rows.labels, valid=rows.valid, cache=cache, rotary_positions=rows.rotary_positions,
-        corrections=corrections,
-    )  # fmt: skip
-    hidden_BRE = model.hidden(rows.ids, views, cache)
-    found = [recalled.get(b, hidden_BRE[b, : piece.length]) for b, piece in enumerate(missing)]
-    if store is not None:
-        store.keep(missing, cache, found)
-    return found, 1
-
-
-def _join(cache: Cache, layouts: Sequence[FusionLayout], numbers: Sequence[Sequence[int]], more: int) -> Cache:
-    """Join the samples of each question, one per segment, to one that holds its prefix once."""
-    copied = [  # sample and slot of each key of a question
-        [(own[0], slot) for slot in range(layout.prefix_length)]
-        + [
-            (number, layout.prefix_length + index)
-            for number, (start, end) in zip(own, layout.segment_spans, strict=False)
-            for index in range(end - start)
-        ]
-        for layout, own in zip(layouts, numbers, strict=True)
-    ]
-    sample_QS, keep_QS = pad([[sample for sample, _ in of_question] for of_question in copied], cache.present.device)
-    slot_QS, _ = pad([[slot for _, slot in of_question] for of_question in copied], cache.present.device)
-    return cache.gather(sample_QS, slot_QS, keep_QS, keep_QS.shape[1] + more)
 
 
 class FusedReader(CausalReader):
@@ -197,6 +193,9 @@ class FusedReader(CausalReader):
         self.questions = questions
         self.fusion = fusion
         self.store = store
+        self.corrections = corrected(list(questions.values()), fusion.correction, model.device)
+        behind_B1 = torch.tensor([[len(question.segments) + 1] for question in questions.values()], device=model.device)
+        self.labels = {"part": torch.full_like(behind_B1, ANSWER), "segment": behind_B1}
 
     @property
     def cacheable(self) -> int:
@@ -208,17 +207,15 @@ class FusedReader(CausalReader):
         return layout.next_place + len(text.tokens) - text.first - 1
 
     def _prefill(self) -> Tensor:
-        of_texts = list(self.questions.values())
-        different = list(dict.fromkeys(of_texts))
+        different, copies_B = distinct(list(self.questions.values()), self.model.device)
         new_tokens = max(text.limit - text.first for text in self.texts)
-        read = prefill(self.model, different, self.fusion, new_tokens, self.store)
-        self.passes += read.passes - 1  # of which one is counted already
-        copies = torch.tensor([different.index(question) for question in of_texts], device=self.model.device)
-        self.cache = read.cache if len(different) == len(of_texts) else read.cache.gather(copies)
-        self.corrections = read.corrections.select(copies)
-        segment_B1 = torch.tensor([[len(question.segments) + 1] for question in of_texts], device=self.model.device)
-        self.labels = {"part": torch.full_like(segment_B1, ANSWER), "segment": segment_B1}
-        return read.logits[copies]
+        prefiller = Prefiller(self.model, self.store)
+        self.cache, logits_QV = prefiller.prefill(different, self.fusion, new_tokens)
+        self.passes += prefiller.passes - 1  # of which one is counted already
+        if len(different) == len(self.texts):
+            return logits_QV
+        self.cache = self.cache.gather(copies_B)
+        return logits_QV[copies_B]
 
     def _reread(self, texts: Sequence[CausalText]) -> Tensor:
         questions = [self.questions[text] for text in texts]

@@ -1,6 +1,6 @@
 """Scores of phrasings by the network, to weigh phrasings or to keep the best of them.
 
-Shape suffixes: R tokens of a phrasing, E hidden size, V vocabulary.
+Shape suffixes: N phrasings of all questions, R tokens of a phrasing, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import replace
 
 import torch
 
-from anyorder.decoding.fusion.question import Fusion, Question
-from anyorder.decoding.fusion.reader import prefill, read_joined
+from anyorder.decoding.fusion.layout import Question
+from anyorder.decoding.fusion.method import Fusion
+from anyorder.decoding.fusion.reader import Prefiller
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.utils.numbers import check_positive
@@ -23,9 +24,9 @@ from anyorder.utils.ragged import log_probs_of
 def confidence(model: Llama, questions: Sequence[Question]) -> list[list[float]]:
     """Return how probable the most probable first token of the answer is, behind the phrasing alone."""
     alone = [member for question in questions for member in question.members()]
-    highest_N = prefill(model, alone, Fusion(), 0).logits.softmax(-1).amax(-1)
+    _, logits_NV = Prefiller(model).prefill(alone, Fusion(), 0)
     counts = [len(question.segments) for question in questions]
-    return [of_question.tolist() for of_question in highest_N.split(counts)]
+    return [of_question.tolist() for of_question in logits_NV.softmax(-1).amax(-1).split(counts)]
 
 
 @torch.no_grad()
@@ -34,9 +35,9 @@ def likelihood(model: Llama, questions: Sequence[Question]) -> list[list[float]]
 
     Without a prefix the first token is not counted; a phrasing of that token alone is as probable as any token.
     """
-    joined = read_joined(model, [question.layout("shared") for question in questions], 0)
+    _, rows = Prefiller(model).read_segments([question.layout("shared") for question in questions], 0)
     found = []
-    for question, (prefix_RE, *of_segments) in zip(questions, joined.rows, strict=True):
+    for question, (prefix_RE, *of_segments) in zip(questions, rows, strict=True):
         of_question = []
         for ids, rows_RE in zip(question.segments, of_segments, strict=True):
             logits_RV = model.logits(torch.cat((prefix_RE[-1:], rows_RE[:-1])))

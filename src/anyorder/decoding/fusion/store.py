@@ -12,7 +12,6 @@ import hashlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,17 +29,9 @@ SAMPLED = 1024
 """Weights of each tensor that enter the fingerprint of a model."""
 
 
-class Entry(NamedTuple):
-    """A piece of a question that has been read.
-
-    Attributes:
-        keys, values: of all layers, `[layers, tokens, kv_heads, head_dim]`.
-        rows: after the last layer, `[tokens, hidden]`.
-    """
-
-    keys: Tensor
-    values: Tensor
-    rows: Tensor
+Entry = dict[str, Tensor]
+"""A piece of a question that has been read: "keys" and "values" of all layers, `[layers, tokens, kv_heads, head_dim]`,
+and "rows" after the last layer, `[tokens, hidden]`."""
 
 
 class SegmentStore:
@@ -73,10 +64,10 @@ class SegmentStore:
             rows = lay_out([piece if b in found else piece.empty for b, piece in enumerate(pieces)], self.model.device)
             slots_BR = cache.put(rows.labels, rows.valid)
             for b, entry in found.items():
-                slots_R = slots_BR[b, : len(entry.rows)]
-                for layer, keys_RGD, values_RGD in zip(cache.layers, entry.keys, entry.values, strict=True):
+                slots_R = slots_BR[b, : len(entry["rows"])]
+                for layer, keys_RGD, values_RGD in zip(cache.layers, entry["keys"], entry["values"], strict=True):
                     layer.keys[b, slots_R], layer.values[b, slots_R] = keys_RGD, values_RGD
-        return {b: entry.rows for b, entry in found.items()}
+        return {b: entry["rows"] for b, entry in found.items()}
 
     def keep(self, pieces: Sequence[Piece], cache: Cache, rows: Sequence[Tensor]) -> None:
         """Write each piece that has tokens to its file, whole or not at all; existing files stay.
@@ -90,15 +81,15 @@ class SegmentStore:
             if not piece.length or (file := self._file(piece)).exists():
                 continue
             slots = slice(end - piece.length, end)
-            tensors = {
+            entry: Entry = {
                 "keys": torch.stack([layer.keys[b, slots] for layer in cache.layers]),
                 "values": torch.stack([layer.values[b, slots] for layer in cache.layers]),
                 "rows": rows[b].contiguous(),
             }
             place = repr(piece.place)
-            metadata = {"place": place, "checksum": _checksum(place, *tensors.values())}
+            metadata = {"place": place, "checksum": _checksum(place, entry)}
             with suppress(BeingWrittenError), whole_file(file, replace=True) as partial:
-                save_file(tensors, partial, metadata=metadata)
+                save_file(entry, partial, metadata=metadata)
 
     def _find(self, piece: Piece) -> Entry | None:
         """Read the file of a piece, its keys rotated to the place of the piece; None where there is no file."""
@@ -106,14 +97,14 @@ class SegmentStore:
             return None
         try:
             with safe_open(file, "pt", device=str(self.model.device)) as stored:
-                keys, values, rows = (stored.get_tensor(name) for name in ("keys", "values", "rows"))
+                entry = {name: stored.get_tensor(name) for name in ("keys", "values", "rows")}
                 metadata = stored.metadata()
             place = float(metadata["place"])
-            if metadata["checksum"] != _checksum(metadata["place"], keys, values, rows):
+            if metadata["checksum"] != _checksum(metadata["place"], entry):
                 raise ValueError("its contents have changed")
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise UserError(f"{str(file)!r} is damaged ({error}): delete it, and its text is read again.") from error
-        return Entry(self._turned(keys, piece.place - place), values, rows)
+        return entry | {"keys": self._turned(entry["keys"], piece.place - place)}
 
     def _file(self, piece: Piece) -> Path:
         before = piece.layout.token_ids[: min(piece.start, piece.layout.prefix_length)]
@@ -130,17 +121,15 @@ class SegmentStore:
         config = self.model.config
         rotaries = [config.rotary_of(kind) for kind in config.layers]
         still_F = torch.zeros(config.head_dim // 2, dtype=torch.float64)
-        frequencies = [
-            still_F if rotary is None else rotary.frequencies(config.head_dim).double() for rotary in rotaries
-        ]
+        frequencies = [still_F if each is None else each.frequencies(config.head_dim).double() for each in rotaries]
         angle_N11F = by * torch.stack(frequencies).to(keys_NRGD.device)[:, None, None]
         turned_NRGD = rotate(keys_NRGD.to(angle_N11F.dtype), angle_N11F.cos(), angle_N11F.sin())
         return turned_NRGD.to(keys_NRGD.dtype)
 
 
-def _checksum(place: str, *tensors: Tensor) -> str:
+def _checksum(place: str, entry: Entry) -> str:
     digest = hashlib.sha256(place.encode())
-    for tensor in tensors:
+    for tensor in entry.values():
         digest.update(f"{tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -11,19 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from anyorder.attention import BiasTerm, Corrections, Tempered
-from anyorder.decoding.fusion.layout import SEGMENT
+from anyorder.decoding.fusion.layout import SEGMENT, Question
 from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
 from anyorder.visibility import key_is, query_is
-
-if TYPE_CHECKING:
-    from anyorder.decoding.fusion.question import Question
 
 CORRECTIONS = ("1/N", "none", "length")
 """Corrections by name; "ape:T,S" is another one, see `APE`."""
@@ -74,15 +70,16 @@ def read_correction(correction: Correction) -> Correction:
     return APE(temperature, scale)
 
 
-def corrected(questions: Sequence[Question], correction: Correction) -> Corrections:
+def corrected(questions: Sequence[Question], correction: Correction, device: torch.device) -> Corrections:
     """Return the corrections of the scores of `TOWARDS_SEGMENTS`, one value per question.
 
     Args:
         questions: one per sample of the batch.
         correction: "1/N", "none", "length" (as 1/N, and each segment counts as if it had the mean length), or `APE`.
+        device: of the values.
     """
     added = [torch.tensor(_log_weights(question, correction), dtype=torch.float64) for question in questions]
-    added_BN = pad_sequence(added, batch_first=True)
+    added_BN = pad_sequence(added, batch_first=True).to(device)
     if all(len(values_N.unique()) <= 1 for values_N in added):  # one number for all segments of a question
         columns = {TOWARDS_SEGMENTS: added_BN[:, 0]}
     else:

@@ -18,7 +18,7 @@ from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.compiled import CannotCompile, Compiled
 from anyorder.model.step import step_extent
-from anyorder.utils.ragged import pad_right
+from anyorder.utils.ragged import distinct, pad_right
 from anyorder.visibility import causal
 
 if TYPE_CHECKING:
@@ -116,15 +116,13 @@ class CausalReader(BeamReader):
 
     def _prefill(self) -> Tensor:
         """Read the prompts; equal ones, as when one is sampled often, once."""
-        prompts = [tuple(text.tokens) for text in self.texts]
-        different = list(dict.fromkeys(prompts))
+        different, copies_B = distinct([tuple(text.tokens) for text in self.texts], self.model.device)
         self.cache = self.model.new_cache(len(different), self.capacity)
         logits_BV = self._read(different, self.cache)
-        if len(different) == len(prompts):
+        if len(different) == len(self.texts):
             return logits_BV
-        copies = torch.tensor([different.index(prompt) for prompt in prompts], device=self.model.device)
-        self.cache = self.cache.gather(copies)
-        return logits_BV[copies]
+        self.cache = self.cache.gather(copies_B)
+        return logits_BV[copies_B]
 
     def _reread(self, texts: Sequence[CausalText]) -> Tensor:
         """Read whole texts without a cache; return the logits of the token after each, `[N, V]`."""

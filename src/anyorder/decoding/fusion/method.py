@@ -1,26 +1,24 @@
-"""Questions as token ids, the options of fusion, and their checks before anything is read."""
+"""How several phrasings become one answer, and the check of questions before anything is read."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from anyorder.decoding.checks import check_max_new_tokens, check_sample_ids, check_token_ids
 from anyorder.decoding.fusion.ensembles import POOLS, WEIGHED
-from anyorder.decoding.fusion.layout import POSITIONS, FusionLayout, concatenate_paraphrases_with_positions
+from anyorder.decoding.fusion.layout import POSITIONS, Question
 from anyorder.decoding.fusion.weighting import Correction, read_correction
 from anyorder.errors import UserError
+from anyorder.model.config import ModelConfig
 from anyorder.utils.annotations import check_fields
-
-if TYPE_CHECKING:
-    from anyorder.model.config import ModelConfig
 
 UNWEIGHED = tuple(method for method in POOLS if method not in WEIGHED)
 """Methods in which no phrasing can count more than another."""
 
 HYBRID = "attention+logit-mean"
+"""The mean of the log-probabilities of these two methods."""
 
 METHODS = ("attention", *POOLS, HYBRID, "vote")
 """Ways to make one answer of several phrasings."""
@@ -30,53 +28,12 @@ SAME_METHODS = {"log-probability-mean": "logit-mean"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
-    """Token ids of one question.
-
-    Attributes:
-        segments: its phrasings, each with its separator.
-        prefix, suffix: tokens before and behind them.
-        weights: how much each phrasing counts, above 0; all the same unless given. Only their ratios matter.
-    """
-
-    segments: tuple[tuple[int, ...], ...]
-    prefix: tuple[int, ...] = ()
-    suffix: tuple[int, ...] = ()
-    weights: tuple[float, ...] | None = None
-    _layouts: dict[str, FusionLayout] = field(default_factory=dict, init=False, repr=False, compare=False)
-
-    def layout(self, positions: str) -> FusionLayout:
-        """Return the layout under these positions, one of `POSITIONS`; it is made once."""
-        if positions not in self._layouts:
-            self._layouts[positions] = concatenate_paraphrases_with_positions(
-                self.segments, self.prefix, self.suffix, positions
-            )
-        return self._layouts[positions]
-
-    @property
-    def shares(self) -> list[float]:
-        """The weights, adding up to 1."""
-        weights = (1.0,) * len(self.segments) if self.weights is None else self.weights
-        return [weight / sum(weights) for weight in weights]
-
-    def only(self, indices: Sequence[int]) -> Question:
-        """Return the question in these phrasings alone."""
-        weights = None if self.weights is None else tuple(self.weights[index] for index in indices)
-        return replace(self, segments=tuple(self.segments[index] for index in indices), weights=weights)
-
-    def members(self, *, unconditional: bool = False) -> list[Question]:
-        """Return each phrasing as a question of its own; at the end, if wanted, the question without any."""
-        segments = [(segment,) for segment in self.segments]
-        return [replace(self, segments=own, weights=None) for own in (*segments, *[()] * unconditional)]
-
-
-@dataclass(frozen=True, kw_only=True)
 class Fusion:
     """How several phrasings become one answer.
 
     Attributes:
         method: one of `METHODS`.
-        positions: one of `POSITIONS`; only "attention" depends on it, as on the correction.
+        positions: one of `POSITIONS`; read by "attention", alone or in `HYBRID`, as is the correction.
         correction: one of `CORRECTIONS`, or an `APE`.
 
     Raises:
