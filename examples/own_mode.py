@@ -54,8 +54,6 @@ class BothEndsText(Text):
 class BothEndsReader(Reader[BothEndsText]):
     """Reads each canvas up to the block whose turn it is, without a cache."""
 
-    passes = 0
-
     def __init__(self, model: Llama, mask_token_id: int) -> None:
         self.model, self.mask_token_id = model, mask_token_id
 

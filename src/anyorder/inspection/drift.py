@@ -81,11 +81,6 @@ class WatchedReader(Reader[CanvasText]):
         self.exact.ids_BL = cached.ids_BL  # which the cached reader keeps up to date
         self.drifts: list[Drift] = []
 
-    @property
-    def passes(self) -> int:
-        """Those of the cached reader alone."""
-        return self.cached.passes
-
     def next_batch(self, writing: Sequence[CanvasText]) -> Sequence[CanvasText]:
         """Select as the cached reader does."""
         return self.cached.next_batch(writing)
@@ -93,6 +88,7 @@ class WatchedReader(Reader[CanvasText]):
     def logits(self, queries: Queries[CanvasText]) -> Tensor:
         """Return the logits `[N, V]` of the cached reader."""
         cached_NV = self.cached.logits(queries)
+        self.passes = self.cached.passes  # those of the comparison count nowhere
         policy = self.cached.policy
         if not policy.exact and any(len(policy.reads(text)) < text.visible_end for text in queries):
             self.drifts.append(Drift.between(cached_NV, self.exact.logits(queries)))

@@ -38,8 +38,6 @@ class CanvasReader(Reader[CanvasText]):
         layout: of the canvases.
     """
 
-    passes = 0
-
     def __init__(
         self,
         model: Llama,
