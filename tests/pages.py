@@ -18,7 +18,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 import anyorder
+from tests import vision
 from tests.published import write_llada
 
 MINUTES = 20
@@ -123,6 +126,11 @@ def _demo(data: Path, place: Path) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
 
+def _seeing(data: Path, place: Path) -> None:
+    torch.manual_seed(0)
+    anyorder.save(vision.network(), vision.tokenizer(), place)
+
+
 FILES: dict[str, Callable[[Path, Path], None]] = {
     "stories260K.bin": _link("stories260K/stories260K.bin"),
     "tok512.bin": _link("stories260K/tok512.bin"),
@@ -136,6 +144,8 @@ FILES: dict[str, Callable[[Path, Path], None]] = {
     "conversations.json": _conversations,
     "alpaca_data.json": _link("llamafactory_demo/alpaca_en_demo.json"),
     "webquestions": _webquestions,
+    "seeing": _seeing,
+    "photo.png": _link("images/coffee.png"),
 }
 """What a reader brings along, by the name that pages give it, unless a block before makes it."""
 

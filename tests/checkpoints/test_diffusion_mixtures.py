@@ -52,8 +52,8 @@ def tensors_of(fields: Json) -> dict[str, Tensor]:
     """Random tensors under the published names."""
     new = fields["model_type"] == "llada2_moe"
     width, head = HIDDEN, fields.get("head_dim", HIDDEN // HEADS)
-    expert: Any = fields.get("moe_intermediate_size", fields.get("expert_intermediate_size"))
-    dense: Any = fields.get("intermediate_size", fields.get("dense_intermediate_size"))
+    expert = fields["moe_intermediate_size" if new else "expert_intermediate_size"]
+    dense = fields["intermediate_size" if new else "dense_intermediate_size"]
     shapes: dict[str, tuple[int, ...]] = {
         "model.word_embeddings.weight" if new else "model.embed_tokens.weight": (VOCABULARY, width),
         "model.norm.weight": (width,),

@@ -105,7 +105,10 @@ def test_queries_and_keys_are_turned_in_pairs_side_by_side(tiny_config: ModelCon
             "rotary is DynamicRotary",
         ),
         ({"eos_token_ids": (1, 2, 3, 4)}, "texts end at 4 different tokens, and a file has room for 3"),
-        ({"layers": (LayerKind(), LayerKind(window=4))}, "layers have windows, chunks or no rotary embedding"),
+        (
+            {"layers": (LayerKind(), LayerKind(window=4))},
+            "layers have windows, chunks, experts, growing queries or no rotary embedding",
+        ),
         ({"qk_norm": "learned"}, "qk_norm is 'learned'"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"modes": (LEFT_TO_RIGHT, ANY_ORDER)}, "the network writes left-to-right, any-order"),
@@ -258,19 +261,13 @@ def test_without_a_tokenizer_it_says_so(shared_data: Path, tmp_path: Path, caplo
     assert read(tmp_path / "a.gguf")[0]["tokenizer.ggml.model"] == "no_vocab"
 
 
-def test_a_file_is_not_read(tiny_config: ModelConfig, tmp_path: Path) -> None:
+def test_transformers_faces_take_folders(tiny_config: ModelConfig, tmp_path: Path) -> None:
     file = tmp_path / "a.gguf"
     ours.write(Llama(tiny_config), file)
-    for what, read_it in (
-        ("checkpoint", lambda: anyorder.load(file)),
-        ("checkpoint", lambda: anyorder.convert(file, tmp_path / "b")),
-        ("checkpoint", lambda: anyorder.AnyOrderForCausalLM.from_pretrained(str(file))),
-        ("tokenizer", lambda: load_tokenizer(file)),
-    ):
-        with pytest.raises(UserError) as caught:
-            read_it()
-        remedy = "give the folder or file that it was made from"
-        assert str(caught.value) == f"{what} {str(file)!r} is a GGUF file, which is written and not read: {remedy}."
+    with pytest.raises(UserError) as caught:
+        anyorder.AnyOrderForCausalLM.from_pretrained(str(file))
+    remedy = "load it with anyorder.load, or convert it into a folder first (anyorder convert)"
+    assert str(caught.value) == f"checkpoint {str(file)!r} is a GGUF file: {remedy}."
     with pytest.raises(UserError, match=r"^checkpoint 'org/a\.gguf' is no folder or file here: check the path"):
         anyorder.load("org/a.gguf")
 

@@ -187,12 +187,23 @@ def test_fields_of_llama_4(tiny_config: ModelConfig, tmp_path: Path) -> None:
     assert load_model(folder, device="cpu").config.layers == (LayerKind(),) * 2
 
 
+VISION = {
+    "image_size": {"height": 56, "width": 56}, "patch_size": {"height": 14, "width": 14}, "dim": 16, "n_layers": 2,
+    "n_heads": 2, "mlp_ratio": 4.0, "output_dim": 24, "pixel_shuffle_ratio": 0.5,
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"attn_temperature_tuning": True, "nope_layer_interval": 2}, "field 'attn_temperature_tuning' is True: quer"),
-        ({"moe_args": {"num_experts": 16}}, "field 'moe_args' is {'num_experts': 16}: networks with experts are not"),
-        ({"vision_args": {}}, "field 'vision_args' is {}: networks that see images are not read"),
+        ({"floor_scale": 0.5}, "field 'floor_scale' is 0.5: give a whole number of positions"),
+        ({"moe_args": {}}, "field 'moe_args' is {}, which lacks 'num_experts': add it"),
+        ({"moe_args": {"num_experts": 0}}, "field 'num_experts' of moe_args is 0: give a whole number above 0"),
+        ({"moe_args": {"experts": 16}}, "field 'moe_args' is {'experts': 16}: give an object with 'num_experts', "),
+        ({"vision_args": 3}, "field 'vision_args' is 3: give an object with 'image_size', "),
+        ({"vision_args": VISION | {"dim": "wide"}}, "field 'dim' is 'wide': give a whole number"),
+        ({"vision_args": VISION | {"patch_size": {"height": 14, "width": 7}}}, "field 'patch_size' of vision_args is"),
+        ({"vision_args": VISION | {"pixel_shuffle_ratio": 0.4}}, "field 'pixel_shuffle_ratio' of vision_args is 0.4: "),
         ({"quantization_args": {"scheme": "int4"}}, "field 'quantization_args' is .*: give the weights as they were"),
         ({"lora_args": {"rank": 16}}, "field 'lora_args' is .*: give the weights with the adapter merged"),
         ({"head_dim": 32}, "field 'head_dim' is 32: Meta's code takes dim // n_heads, which is 16, so give that"),

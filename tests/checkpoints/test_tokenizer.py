@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBas
 
 from anyorder.checkpoints import llama2c, load_tokenizer, save_model, save_tokenizer
 from anyorder.checkpoints.tokenizer import BYTES, LLAMA3_SPECIAL, SPECIAL, is_tiktoken, pieces_tokenizer, read_ranks
+from anyorder.checkpoints.tokenizer import tiktoken as module
 from anyorder.data import train_tokenizer
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -281,13 +282,25 @@ def test_ranks_that_are_damaged(shared_data: Path, tmp_path: Path) -> None:
             load_tokenizer(tmp_path)
 
 
-def test_ranks_of_llama_4(tmp_path: Path) -> None:
-    tokens = [bytes([value]) for value in range(256)] + [number.to_bytes(3, "big") for number in range(199_744)]
-    lines = [b"%s %d\n" % (base64.b64encode(token), rank) for rank, token in enumerate(tokens)]
-    (tmp_path / "tokenizer.model").write_bytes(b"".join(lines))
-    assert len(read_ranks(tmp_path / "tokenizer.model")) == 200_000
-    with pytest.raises(UserError, match=r"tokenizer.model' is a tokenizer of Llama 4: this version reads Llama 3's"):
-        load_tokenizer(tmp_path)
+def test_llama_4_is_told_by_its_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_data: Path) -> None:
+    """Ids are tiktoken's, with Llama 4's pattern and special tokens; as many ranks as Llama 4 has would take long."""
+    assert module.LLAMA4_RANKS == 200_000
+    assert len(set(module.LLAMA4_SPECIAL)) == len(module.LLAMA4_SPECIAL) == 2048
+    known = {"<|begin_of_text|>": 0, "<|eom|>": 7, "<|eot|>": 8, "<|image_start|>": 80, "<|image_end|>": 81}
+    known |= {"<|tile_x_separator|>": 84, "<|tile_y_separator|>": 85, "<|image|>": 90, "<|patch|>": 92}
+    known |= {"<|finetune_right_pad|>": 18, "<|reasoning_thinking_end|>": 1143, "<|reserved_special_token_903|>": 2047}
+    assert {name: module.LLAMA4_SPECIAL.index(name) for name in known} == known
+    (tmp_path / "tokenizer.model").write_bytes((shared_data / RANKS["small"]).read_bytes())
+    ranks = read_ranks(tmp_path / "tokenizer.model")
+    monkeypatch.setattr(module, "LLAMA4_RANKS", len(ranks))
+    tokenizer = load_tokenizer(tmp_path)
+    special = {name: len(ranks) + number for number, name in enumerate(module.LLAMA4_SPECIAL)}
+    expected = tiktoken.Encoding("4", pat_str=module.LLAMA4_PATTERN, mergeable_ranks=ranks, special_tokens=special)
+    marked = "<|header_start|>user<|header_end|>\n\nHi <|image_start|><|image|><|patch|><|image_end|> HTTPServer's/\n"
+    for text in [*TEXTS, marked]:
+        token_ids = tokenizer.encode(text)
+        assert token_ids == [tokenizer.bos_token_id, *expected.encode(text, allowed_special="all")], text
+    assert tokenizer.decode(tokenizer.encode(TEXTS[0]), skip_special_tokens=True) == TEXTS[0]
 
 
 @pytest.mark.parametrize("its_class", ["TokenizersBackend", "LlamaTokenizer", "Qwen2Tokenizer"])

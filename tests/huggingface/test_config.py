@@ -25,6 +25,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import DynamicRotary, Llama3Rotary, Rotary, YarnRotary
+from anyorder.model.vision import VisionConfig
 from tests.huggingface.twins import SHAPE
 from tests.model.networks import EXPERTS, network
 
@@ -41,6 +42,10 @@ CHANGES: dict[str, dict[str, Any]] = {
         "attention_output_bias": True, "qk_norm": "weightless", "mlp_bias": True, "tie_word_embeddings": True,
         "initializer_range": 0.1, "bos_token_id": 1, "eos_token_ids": (2, 3), "pad_token_id": 4,
         "modes": (LEFT_TO_RIGHT, ANY_ORDER, blocks(5, 4)), "default_mode": "any-order",
+        "vision": VisionConfig(
+            hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, output_size=24,
+            image_size=56, max_tiles=3, image_token_id=7,
+        ),
     },
     "yarn": {"rotary": YarnRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16, mscale=0.7)},
     "dynamic": {"rotary": DynamicRotary(theta=1e4, factor=4.0, original_max_position_embeddings=16)},

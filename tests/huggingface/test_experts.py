@@ -33,8 +33,8 @@ def test_folders_of_mixtures(name: str, tmp_path: Path) -> None:
 
 def test_new_networks_are_drawn() -> None:
     config = AnyOrderForCausalLM.of(Llama(NETWORKS["AnyOrderForCausalLM"])).config
-    model: Any = AnyOrderForCausalLM(config)
-    mixture = model.model.layers[0].mlp
+    model = AnyOrderForCausalLM(config)
+    mixture: Any = model.model.layers[0].mlp
     assert float(mixture.experts.down_proj.detach().std()) == pytest.approx(config.initializer_range, rel=0.2)
     assert float(mixture.gate.weight.detach().std()) == pytest.approx(config.initializer_range, rel=0.3)
     assert not mixture.gate.expert_bias.any()

@@ -214,3 +214,36 @@ def test_reordering_from_a_slot_on_leaves_what_stands_before() -> None:
         assert layer.keys[1, :4].flatten().tolist() == [4.0, 5.0, 2.0, 3.0]
         assert layer.values[2, :4].flatten().tolist() == [-8.0, -9.0, -2.0, -3.0]
         assert layer.keys[0, :2].flatten().tolist() == [0.0, 1.0]
+
+
+def test_a_view_of_samples_is_part_of_the_cache() -> None:
+    """What is put into the view is in the cache, and in no other sample."""
+    cache = empty(3, 4)
+    with pytest.raises(UserError, match="a cache without labels has no view"):
+        cache.samples(0, 1)
+    cache.put({"position": torch.zeros((3, 0), dtype=torch.long)})
+    view = cache.samples(1, 3)
+    slots = view.put({"position": torch.tensor([[5, 6], [7, 0]])}, torch.tensor([[True, True], [True, False]]))
+    for layer in view.layers:
+        layer.update(torch.full((2, 2, 1, 1), 3.0, dtype=torch.float64), torch.ones((2, 2, 1, 1)), slots, 2)
+    assert (view.batch, view.capacity, view.extent) == (2, 4, 2)
+    assert cache.present.tolist() == [[False] * 4, [True, True, False, False], [True, False, False, False]]
+    assert cache.labels["position"][:, :2].tolist() == [[0, 0], [5, 6], [7, 0]]
+    assert cache.layers[0].keys[:, 0].flatten().tolist() == [0.0, 3.0, 3.0]
+    view.drop(torch.tensor([[True] * 4, [False] * 4]))
+    assert cache.present.any(1).tolist() == [False, False, True]
+
+
+def test_a_sample_moves_over_another_one() -> None:
+    cache = empty(2, 3)
+    slots = cache.put(
+        {"position": torch.tensor([[1, 2, 3], [4, 0, 0]])}, torch.tensor([[True] * 3, [True, False, False]])
+    )
+    number = torch.arange(6, dtype=torch.float64).view(2, 3, 1, 1)
+    for layer in cache.layers:
+        layer.update(number, -number, slots, 3)
+    cache.move(1, 0)
+    assert cache.present.tolist() == [[True, False, False]] * 2
+    assert cache.labels["position"][:, 0].tolist() == [4, 4]
+    assert [layer.keys[0, 0].item() for layer in cache.layers] == [3.0, 3.0]
+    assert [layer.values[0, 0].item() for layer in cache.layers] == [-3.0, -3.0]

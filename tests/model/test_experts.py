@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any
 
@@ -91,6 +92,25 @@ def test_products_are_those_of_the_loop(fast: Any, padding: int) -> None:
     assert not made[0][0][len(experts) - padding :].any()
     assert not made[0][2][1].any()
     assert not made[0][3][1].any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, which this machine has not")
+def test_products_on_an_accelerator() -> None:
+    """In half precision, where one grouped product does it, against the loop on a CPU; padding among the rows."""
+    experts = Experts(number=6, chosen=2, width=16, normalise=True)
+    module = mixture_of(experts).bfloat16()
+    rows, valid = torch.randn(3, 50, HIDDEN).bfloat16(), torch.rand(3, 50) < 0.7
+    made = []
+    for device, dtype in (("cpu", torch.float64), ("cuda", torch.bfloat16)):
+        placed = copy.deepcopy(module).to(device, dtype)
+        out = placed(rows.to(device, dtype), valid.to(device))
+        out.square().sum().backward()
+        made.append([out.detach(), *(weight.grad for weight in placed.parameters())])
+    for slow, fast in zip(*made, strict=True):
+        assert bool(fast.isfinite().all())
+        scale = float(slow.abs().max())
+        torch.testing.assert_close(fast.double().cpu(), slow, rtol=0.1, atol=0.1 * scale)
 
 
 @pytest.mark.usefixtures("float64")

@@ -10,8 +10,12 @@ import torch
 from anyorder.model import step
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.llama import Llama
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import DynamicRotary
 from anyorder.visibility import causal
+from tests.model.networks import EXPERTS
+
+SCALE = QueryScale(strength=0.5, period=3)
 
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -19,6 +23,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "dynamic rotary": {
         "rotary": DynamicRotary(theta=100.0, factor=2.0, original_max_position_embeddings=64),
         "layers": (LayerKind(),) * 3,
+    },
+    "experts": {
+        "layers": (
+            LayerKind(experts=True),
+            LayerKind(rotary=False, query_scale=SCALE, experts=True),
+            LayerKind(chunk=4),
+        ),
+        "experts": EXPERTS,
     },
     "norms": {"qk_norm": "learned", "attention_bias": True, "layers": (LayerKind(),) * 3},
 }

@@ -45,8 +45,8 @@ def test_the_term_and_the_loads_in_the_log() -> None:
     (entry,) = [entry for entry in train(model, 1, balance_loss=0.5, learning_rate=1e-9) if "loss" in entry]
     assert entry["loss"] == pytest.approx(plain + 0.5 * term, rel=1e-5)
     loads = [entry[f"expert_load_{expert}"] for expert in range(EXPERTS.number)]
-    of_each = [routing.load / routing.load.sum() for routing in routings]
-    counted = torch.stack(of_each).mean(0) * EXPERTS.number
+    shares = torch.stack([routing.load / routing.load.sum() for routing in routings])
+    counted = shares.mean(0) * EXPERTS.number
     assert loads == pytest.approx(counted.tolist())
     assert entry["expert_load_max"] >= max(loads)
 

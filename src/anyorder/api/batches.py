@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from anyorder.api.images import Images, as_tokens
 from anyorder.api.output import Finished
 from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.api.text import Continuation, detokenizer_of, stop_strings
@@ -33,6 +34,7 @@ class Batches:
         model, tokenizer, prompt: as in `anyorder.generate`.
         options: how texts are written.
         gap_tokens: tokens of each gap of a text; `max_new_tokens` unless given.
+        images: of the prompts; None where there are none.
 
     Attributes:
         rows: what decoders are given for each text; samples of one prompt follow each other.
@@ -49,9 +51,11 @@ class Batches:
         prompt: Prompt,
         options: Options,
         gap_tokens: int | None = None,
+        images: Images | None = None,
     ) -> None:
+        model = model if images is None else images.model
         self._model, self._tokenizer, self._options = model, tokenizer, options
-        read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens)
+        read = prompts_for(options.order, prompt, tokenizer, model.config, options.max_new_tokens, gap_tokens, images)
         samples = options.num_samples or 1
         modes = {mode.name: (mode, order) for mode, order in read.modes}
         self._decoders = {name: decoder_of(mode, order, model, options) for name, (mode, order) in modes.items()}
@@ -60,7 +64,10 @@ class Batches:
         self._modes = [mode.name for mode, _ in read.modes for _ in range(samples)]
         self._prompts = [text for text in read.texts for _ in range(samples)]
         self._stops = stop_strings(options.stop, tokenizer)
-        self._texts = None if tokenizer is None else [detokenizer_of(tokenizer, ids, self._stops) for ids in self.rows]
+        self._tokens = [as_tokens(ids, model.config) for ids in self.rows]
+        self._texts = (
+            None if tokenizer is None else [detokenizer_of(tokenizer, ids, self._stops) for ids in self._tokens]
+        )
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
         """Write one batch after the other; call `watch` with each step of a decoder."""
@@ -73,7 +80,9 @@ class Batches:
                 if not own:
                     continue
                 prompts = [self.rows[sample_id] for sample_id in own]
-                recorder = Recorder(prompts, own, self._model.config.eos_token_ids)
+                recorder = Recorder(
+                    [self._tokens[sample_id] for sample_id in own], own, self._model.config.eos_token_ids
+                )
                 for step in recorder.watch(decoder(prompts, own, stop)):
                     if watch is not None:
                         watch(step)
@@ -88,5 +97,5 @@ class Batches:
         assert self._texts is not None
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
-        text = Continuation(self._tokenizer, self.rows[sample_id], self._stops) if beams else self._texts[sample_id]
+        text = Continuation(self._tokenizer, self._tokens[sample_id], self._stops) if beams else self._texts[sample_id]
         return text.update(written)

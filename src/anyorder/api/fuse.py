@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyorder.api.batches import in_batches
+from anyorder.api.images import Images, as_tokens
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.phrasings import Part, Phrasings, read_questions
 from anyorder.api.text import Continuation, stop_strings
@@ -49,7 +50,7 @@ class FusedOutput(Output):
 Weights = str | Sequence[float] | Sequence[Sequence[float]]
 
 
-@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop", "images")
 def fuse(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -76,6 +77,7 @@ def fuse(
     attention_share: bool = False,
     use_cache: bool = True,
     order: Order | None = None,
+    images: Sequence[Any] | None = None,
 ) -> FusedOutput:
     """Answer a question in several phrasings, or each of a list of such questions.
 
@@ -112,6 +114,8 @@ def fuse(
         order: the mode, as `generate` takes it: from left to right, in any order, or by masked diffusion,
             where the whole answer sees all phrasings while it is written; the network's default unless given. Methods
             other than "attention", beams, stored parts and scores of phrasings are for writing from left to right.
+        images: of the prefix, which all phrasings ask about, as `generate` takes those of a prompt; for several
+            questions, a list for each.
 
     Returns:
         As `generate`, with an entry for each question instead of each prompt. `sequences` hold prefix, all
@@ -130,6 +134,8 @@ def fuse(
         batch_size=batch_size, use_cache=use_cache,
     )  # fmt: skip
     questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
+    if images is not None:
+        model, questions = _with_images(model, tokenizer, questions, images, single, store)
     fusion = Fusion(method=method, positions=positions, correction=correction)
     answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store, attention_share)
     generation, shares = answers.write()
@@ -138,7 +144,7 @@ def fuse(
     return FusedOutput(**vars(output), attention_share=(shares[0] if single else shares) if attention_share else None)
 
 
-@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop")
+@checked("phrasings", "prefix", "suffix", "separator", "weights", "correction", "order", "stop", "images")
 def stream_fused(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -162,6 +168,7 @@ def stream_fused(
     store: str | Path | None = None,
     use_cache: bool = True,
     order: Order | None = None,
+    images: Sequence[Any] | None = None,
 ) -> Stream:
     """Answer a single question as `fuse` does, and yield the answer piece by piece while it is written.
 
@@ -175,6 +182,8 @@ def stream_fused(
     )
     options = Options(order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache)
     questions, single = read_questions(phrasings, tokenizer, prefix, suffix, separator, weights)
+    if images is not None:
+        model, questions = _with_images(model, tokenizer, questions, images, single, store)
     fusion = Fusion(method=method, positions=positions, correction=correction)
     answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store)
     if method == "vote":
@@ -262,7 +271,7 @@ class _Answers:
     def steps(
         self, questions: Sequence[Question], sample_ids: range, stop: Stop | None
     ) -> tuple[Sequence[Sequence[int]], Iterator[Step]]:
-        """Return the prompts or canvases of these questions, and the steps that write their answers."""
+        """Return the tokens of the prompts or canvases of these questions, and the steps that write their answers."""
         options = self.options
         if self.mode.kind.causal:
             steps = fusion_steps(
@@ -270,11 +279,13 @@ class _Answers:
                 sampling=options.sampling, stop=stop, sample_ids=sample_ids, beams=options.num_beams,
                 use_cache=options.use_cache, store=self.segments, same_answer=self._same_answer,
             )  # fmt: skip
-            return [question.layout(self.fusion.positions).token_ids for question in questions], steps
+            prompts = [question.layout(self.fusion.positions).token_ids for question in questions]
+            return [as_tokens(prompt, self.model.config) for prompt in prompts], steps
         limits = self.limits[sample_ids.start : sample_ids.stop]
         fused = FusedCanvases(questions, self.fusion, limits, self.model.device)
         decoder = decoder_of(self.mode, self.order, self.model, options, fused)
-        return fused.canvases, decoder(fused.canvases, sample_ids, stop)
+        tokens = [as_tokens(canvas, self.model.config) for canvas in fused.canvases]
+        return tokens, decoder(fused.canvases, sample_ids, stop)
 
     def _condition(self) -> Stop | None:
         """Return the stop condition of answers; None without stop strings."""
@@ -300,4 +311,17 @@ class _Answers:
         """Return the incremental detokenizer of the answer to a question."""
         assert self.tokenizer is not None, "texts need it"
         before = question.suffix or question.segments[-1]
-        return Continuation(self.tokenizer, (*question.prefix, *before), self.stops)
+        return Continuation(self.tokenizer, as_tokens((*question.prefix, *before), self.model.config), self.stops)
+
+
+def _with_images(
+    model: Llama, tokenizer: PreTrainedTokenizerBase | None, questions: Sequence[Question], images: Sequence[Any],
+    single: bool, store: str | Path | None,
+) -> tuple[Llama, list[Question]]:  # fmt: skip
+    """Return the network with the rows of images, and the questions with these in their prefixes."""
+    if store is not None:
+        raise UserError(f"store {str(store)!r} is given beside images, whose keys no store keeps: leave it out.")
+    read = Images(model, tokenizer, images)
+    prefixes = read.place([question.prefix for question in questions], single, "the prefix of question")
+    pairs = zip(questions, prefixes, strict=True)
+    return read.model, [replace(question, prefix=tuple(prefix)) for question, prefix in pairs]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from anyorder.api.batches import Batches, Watch
+from anyorder.api.images import Images
 from anyorder.api.output import Finished
 from anyorder.api.prompts import Prompt
 from anyorder.decoding.canvas import BLANK
@@ -32,6 +33,7 @@ class LikeliestLengths:
     Args:
         model, tokenizer, prompt, options: as `Batches` takes them.
         lengths: in tokens.
+        images: of the prompts; None where there are none.
 
     Attributes:
         rows, single: see `Batches`; the rows of the first length.
@@ -47,14 +49,15 @@ class LikeliestLengths:
         prompt: Prompt,
         options: Options,
         lengths: Sequence[int],
+        images: Images | None = None,
     ) -> None:
         if not lengths:
             raise UserError(f"gap_tokens is {lengths!r}: give at least one length.")
         self._lengths = list(lengths)
         self._refuse(num_samples=options.num_samples)
         model.config.mode(ANY_ORDER.name)
-        self._model = model
-        self._by_length = [Batches(model, tokenizer, prompt, options, length) for length in lengths]
+        self._model = model if images is None else images.model
+        self._by_length = [Batches(model, tokenizer, prompt, options, length, images) for length in lengths]
         self.rows, self.single = self._by_length[0].rows, self._by_length[0].single
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
@@ -103,5 +106,12 @@ class LikeliestLengths:
             canvas.index(BLANK) if BLANK in canvas else len(sequence) - 1
             for canvas, sequence in zip(canvases, sequences, strict=True)
         ]
+        sequences = [_with_rows(*pair) for pair in zip(canvases, sequences, strict=True)]
         plan = GroupPlan.sequential([len(sequence) for sequence in sequences], given=firsts)
         return log_prob(self._model, sequences, plan).total.tolist()
+
+
+def _with_rows(canvas: Sequence[int], sequence: Sequence[int]) -> list[int]:
+    """Return a text with the rows of images that its canvas has, for which the text has image tokens."""
+    filled = [given if given != BLANK else token_id for given, token_id in zip(canvas, sequence, strict=False)]
+    return [*filled, *sequence[len(canvas) :]]

@@ -12,6 +12,7 @@ import torch
 from anyorder import checkpoints
 from anyorder.api.batches import Batches
 from anyorder.api.gap_lengths import LikeliestLengths
+from anyorder.api.images import as_tokens, seen
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.api.text import GAP, Gaps, detokenizer_of, stop_strings
@@ -90,7 +91,7 @@ def convert(source: str | Path, target: str | Path, **options: Any) -> None:
     checkpoints.convert(source, target, **options)
 
 
-@checked("prompt", "order", "stop")
+@checked("prompt", "order", "stop", "images")
 def generate(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -112,6 +113,7 @@ def generate(
     compile: bool | Literal["auto"] = "auto",
     watch: Callable[[Step], None] | None = None,
     progress: bool | Callable[[Output], None] = False,
+    images: Sequence[Any] | None = None,
 ) -> Output:
     """Continue a prompt, or fill its gaps; likewise each of a list of prompts.
 
@@ -145,6 +147,8 @@ def generate(
         watch: callback, called with each `Step`; its time is not counted.
         progress: True prints on standard error how many texts are finished; a callback is called with the `Output` of
             each batch, one entry per text.
+        images: files, their bytes, or images of Pillow, for a network with vision: one for each `<|image|>` of the
+            prompt, or all at its beginning; for a list of prompts, a list for each. Messages can have them as parts.
 
     Raises:
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
@@ -162,10 +166,11 @@ def generate(
         num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile=compile,
     )  # fmt: skip
     batches: Batches | LikeliestLengths
+    prompt, with_rows = seen(model, tokenizer, prompt, images)
     if isinstance(gap_tokens, Sequence):
-        batches = LikeliestLengths(model, tokenizer, prompt, options, gap_tokens)
+        batches = LikeliestLengths(model, tokenizer, prompt, options, gap_tokens, with_rows)
     else:
-        batches = Batches(model, tokenizer, prompt, options, gap_tokens)
+        batches = Batches(model, tokenizer, prompt, options, gap_tokens, with_rows)
     bar = TextProgress(len(batches.rows)) if progress is True else None
     counts_steps = bar is not None and num_beams == 1 and isinstance(batches, Batches)
 
@@ -186,7 +191,7 @@ def generate(
     return Finished.join(finished).output(single=batches.single, num_samples=num_samples)
 
 
-@checked("prompt", "order", "stop")
+@checked("prompt", "order", "stop", "images")
 def stream(
     model: Llama,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -204,6 +209,7 @@ def stream(
     num_beams: int = 1,
     use_cache: bool = True,
     compile: bool | Literal["auto"] = "auto",
+    images: Sequence[Any] | None = None,
 ) -> Stream:
     """Continue a single prompt as `generate` does, and yield the text piece by piece while it is written.
 
@@ -223,7 +229,9 @@ def stream(
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty, seed=seed
     )
-    read = prompts_for(order, prompt, tokenizer, model.config, max_new_tokens)
+    prompt, with_rows = seen(model, tokenizer, prompt, images)
+    model = model if with_rows is None else with_rows.model
+    read = prompts_for(order, prompt, tokenizer, model.config, max_new_tokens, images=with_rows)
     if tokenizer is None:
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use generate.")
     if not read.single:
@@ -233,8 +241,9 @@ def stream(
         order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache, compile=compile
     )
     write = decoder_of(mode, order, model, options)
-    text = detokenizer_of(tokenizer, read.rows[0], stop_strings(stop, tokenizer))
+    tokens = as_tokens(read.rows[0], model.config)
+    text = detokenizer_of(tokenizer, tokens, stop_strings(stop, tokenizer))
     if isinstance(text, Gaps):
         raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")
     steps = write(read.rows, range(1), lambda row, written: text.update(written))
-    return Stream(pieces(steps, Recorder(read.rows, range(1), model.config.eos_token_ids), text, read.texts[0]))
+    return Stream(pieces(steps, Recorder([tokens], range(1), model.config.eos_token_ids), text, read.texts[0]))

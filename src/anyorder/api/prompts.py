@@ -24,6 +24,7 @@ from anyorder.utils.numbers import check_positive, is_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from anyorder.api.images import Images
     from anyorder.model.config import ModelConfig
 
 Messages = Sequence[Mapping[str, Any]]
@@ -179,7 +180,7 @@ class Prompts:
 
 def prompts_for(
     order: Order | None, prompt: Prompt, tokenizer: PreTrainedTokenizerBase | None, config: ModelConfig,
-    max_new_tokens: int, gap_tokens: int | None = None,
+    max_new_tokens: int, gap_tokens: int | None = None, images: Images | None = None,
 ) -> Prompts:  # fmt: skip
     """Read all prompts. Each has the mode of the order, or without one that which suits it, whatever the others are.
 
@@ -189,15 +190,18 @@ def prompts_for(
     Args:
         order, prompt, tokenizer, max_new_tokens, gap_tokens: as in `anyorder.generate`.
         config: of the network.
+        images: of the prompts, whose rows are put into them; None where there are none.
 
     Raises:
-        UserError: see `resolve`, `prompts_with_gaps`, `check_prompts` and `check_canvases`; or a prompt has a gap that
-            the order, or the network, does not fill.
+        UserError: see `resolve`, `prompts_with_gaps`, `Images.place`, `check_prompts` and `check_canvases`; or a prompt
+            has a gap that the order, or the network, does not fill.
     """
     by_order = resolve(order, config)
     rows, single = prompts_with_gaps(
         prompt, tokenizer, config.bos_token_id, new_tokens=max_new_tokens, gap_tokens=gap_tokens
     )
+    if images is not None:
+        rows = images.place(rows, single)
     gaps = [number for number, row in enumerate(rows) if BLANK in row]
     filling = resolve(_filling_gaps(order, config, f"prompt {gaps[0]}"), config) if gaps else by_order
     modes = [filling if BLANK in row else by_order for row in rows]

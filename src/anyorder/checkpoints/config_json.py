@@ -12,6 +12,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from anyorder.checkpoints import vision_fields
 from anyorder.checkpoints.architectures import (
     ARCHITECTURES,
     FIXED,
@@ -44,11 +45,12 @@ from anyorder.model.modes import Mode
 from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention, attention_class
+from anyorder.model.vision import VisionConfig
 from anyorder.utils.annotations import shown
 
 logger = logging.getLogger(__name__)
 
-Record = typing.TypeVar("Record", LayerKind, Mode, Experts, QueryScale)
+Record = typing.TypeVar("Record", LayerKind, Mode, Experts, QueryScale, VisionConfig)
 
 OURS = "AnyOrderForCausalLM"
 """The class of networks that no architecture of transformers can express, under `model_type: "anyorder"`."""
@@ -70,9 +72,12 @@ def config_from_json(fields: Json) -> ModelConfig:
     form = form_of(fields)
     if form is not None:
         return _from_form(fields, form)
+    if model_type == vision_fields.MODEL_TYPE:
+        return _from_whole(fields)
     architecture = architecture_of(model_type)
     if architecture is None and model_type != "anyorder":
-        known = [*(kind.model_type for kind in ARCHITECTURES), "anyorder", *(form.model_type for form in FORMS)]
+        known = [*(kind.model_type for kind in ARCHITECTURES), vision_fields.MODEL_TYPE, "anyorder"]
+        known += [form.model_type for form in FORMS]
         raise UserError(f"model_type is {shown(model_type)}: this version reads {listed(dict.fromkeys(known))}.")
     _check_classes(fields, (OURS if architecture is None else architecture.class_name,))
     config = _from_anyorder(fields) if architecture is None else _from_native(fields, architecture)
@@ -93,6 +98,14 @@ def _from_form(fields: Json, form: Form) -> ModelConfig:
     _check_classes(fields, form.class_names)
     mode = form.mode(fields)
     return _from_native(form.read(fields), _native(form)).replace(modes=(mode,), default_mode=mode.name)
+
+
+def _from_whole(fields: Json) -> ModelConfig:
+    """A network with vision, around a text network."""
+    _check_classes(fields, (vision_fields.CLASS_NAME,))
+    text = architecture_of(vision_fields.TEXT)
+    assert text is not None
+    return _from_native(vision_fields.text_fields(fields), text).replace(vision=vision_fields.vision_of(fields))
 
 
 def _native(form: Form) -> Architecture:
@@ -123,6 +136,8 @@ def rules_of(fields: Json) -> tuple[Rule, ...]:
     form = form_of(fields)
     if form is not None:
         return (*form.tensors, *_native(form).tensors)
+    if fields.get("model_type") == vision_fields.MODEL_TYPE:
+        return vision_fields.TENSORS
     architecture = architecture_of(fields.get("model_type"))
     return () if architecture is None else architecture.tensors
 
@@ -139,10 +154,15 @@ def config_to_json(config: ModelConfig) -> Json:
     Raises:
         UserError: the rotary embedding or the attention is of a kind that is not registered, or cannot be written.
     """
+    text = config.replace(vision=None)
     for architecture in ARCHITECTURES:
+        if config.vision is not None and architecture.model_type != vision_fields.TEXT:
+            continue
         fields = _to_native(config, architecture)
-        if _expresses(fields, architecture, config):
-            return fields
+        if _expresses(fields, architecture, text):
+            whole = fields if config.vision is None else vision_fields.whole_fields(fields, config)
+            if whole is not None:
+                return whole
     return our_config_to_json(config)
 
 
@@ -281,6 +301,8 @@ def _from_anyorder(fields: Json) -> ModelConfig:
             raise UserError(f"field {shown(name)} is unknown: correct its spelling, or delete it.")
     known = {name: value for name, value in fields.items() if name in ours}
     known["rotary"] = our_rotary(fields.get("rotary"))
+    if known.get("vision") is not None:
+        known["vision"] = _record(VisionConfig, "vision", known["vision"])
     for name in ("layers", "eos_token_ids"):
         known[name] = known.get(name) or []
         if not isinstance(known[name], list):
@@ -359,6 +381,7 @@ def our_config_to_json(config: ModelConfig) -> Json:
         "eos_token_id": ends_to_json(config.eos_token_ids),  # which transformers and others read
         "modes": [dataclasses.asdict(mode) for mode in config.modes],
         "experts": None if config.experts is None else dataclasses.asdict(config.experts),
+        "vision": None if config.vision is None else dataclasses.asdict(config.vision),
     }
 
 

@@ -152,6 +152,8 @@ def _beyond(contents: Contents) -> str | None:
         return f"rotary is {type(config.rotary).__name__}"
     if any(kind != LayerKind() for kind in config.layers):
         return "layers have windows, chunks, experts, growing queries or no rotary embedding"
+    if config.vision is not None:
+        return "the network has vision"
     for name in ("attention", "attention_bias", "attention_output_bias", "mlp_bias"):
         if getattr(config, name):
             return f"{name} is {getattr(config, name)!r}"

@@ -32,6 +32,7 @@ from anyorder.checkpoints.masked_diffusion import Form, form_of
 from anyorder.checkpoints.pickled import load_pickled
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
+from anyorder.checkpoints.vision_fields import PREPROCESSOR, preprocessor_json, with_preprocessor
 from anyorder.checkpoints.weights import DTYPES, FEW_LAYERS, Checkpoint, blank, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
@@ -86,7 +87,7 @@ def read_config(folder: Path) -> Described:
         # Where both say what ends a text, transformers' `generate` follows this file.
         eos = read_json(folder / GENERATION_CONFIG).get("eos_token_id")
         fields |= {} if eos is None else {"eos_token_id": eos, "eos_token_ids": None}
-    fields = with_tokenizers_mask(fields, folder)
+    fields = with_preprocessor(with_tokenizers_mask(fields, folder), folder)
     try:
         return Described(config_from_json(fields), form_of(fields), rules_of(fields))
     except UserError as error:
@@ -192,6 +193,8 @@ def write(model: Llama, folder: Path, max_shard_size: int | None = None, form: F
     fields = config_to_json(config) if form is None else form_to_json(config, form)
     write_json(folder / CONFIG, fields | {"dtype": dtype, "torch_dtype": dtype})
     write_json(folder / GENERATION_CONFIG, generation_to_json(config))
+    if config.vision is not None:
+        write_json(folder / PREPROCESSOR, preprocessor_json(config.vision))
     weights = stored(tensors, rules_of(fields), config.head_dim)
     shards = list(_shards(weights, max_shard_size))
     if len(shards) == 1:

@@ -1,4 +1,4 @@
-"""Meta's `params.json`: the fields of Llama 1 to 3 and of the dense networks of Llama 4, and what they leave unsaid."""
+"""Meta's `params.json`: the fields of Llama 1 to 4, and what they leave unsaid."""
 
 from __future__ import annotations
 
@@ -11,23 +11,95 @@ from typing import Annotated, Any
 from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.json_types import check_types
 from anyorder.checkpoints.tokenizer import LLAMA3_SPECIAL, is_tiktoken
+from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.config import MOST_LAYERS, LayerKind, Real, Whole
+from anyorder.model.experts import Experts
+from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Llama3Rotary, Rotary
+from anyorder.model.vision import VisionConfig
 from anyorder.utils.annotations import AtMost, check_fields, shown
 
 Json = dict[str, Any]
 
-WITHOUT_MEANING = ("multiple_of", "ffn_dim_multiplier", "ffn_exp", "max_batch_size")
-"""Fields that add nothing: the width of the feed-forward network is that of its tensors."""
+Record = typing.TypeVar("Record")
+
+WITHOUT_MEANING = ("ffn_exp", "max_batch_size")
+"""Fields that add nothing: the width of experts is that of their tensors."""
 
 NOT_READ = {
-    "moe_args": "networks with experts are not read by this version",
-    "vision_args": "networks that see images are not read by this version",
     "quantization_args": "give the weights as they were before they were rounded",
     "lora_args": "give the weights with the adapter merged into them",
 }
 """Fields that may be null, with what to do where they are not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEArgs:
+    """The field `moe_args`: the mixture of experts.
+
+    Attributes:
+        num_experts: of a layer.
+        top_k: experts that read a row.
+        interleave_moe_layer_step: each layer whose number, from 1, it divides has experts.
+        capacity_factor, auto_scale_F: add nothing: the width of experts is that of their tensors.
+    """
+
+    num_experts: Whole
+    top_k: Whole = 1
+    interleave_moe_layer_step: Whole = 1
+    capacity_factor: Real = 1.0
+    auto_scale_F: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self, "field {!r} of moe_args")
+        for name in ("num_experts", "top_k", "interleave_moe_layer_step"):
+            if getattr(self, name) < 1:
+                raise UserError(f"field {name!r} of moe_args is {getattr(self, name)}: give a whole number above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Area:
+    """Height and width, in pixels."""
+
+    height: Whole
+    width: Whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionArgs:
+    """The field `vision_args`: the encoder of images.
+
+    Attributes:
+        image_size: of a tile.
+        patch_size: of a patch.
+        dim: width of a row.
+        mlp_ratio: inner width of the feed-forward networks, in `dim`.
+        output_dim: width of the adapter.
+        pixel_shuffle_ratio: 1 / n, where n x n patches become a row.
+    """
+
+    image_size: Area
+    patch_size: Area
+    dim: Whole
+    n_layers: Annotated[int, AtMost(MOST_LAYERS)]
+    n_heads: Whole
+    mlp_ratio: Real
+    output_dim: Whole
+    pixel_shuffle_ratio: Real
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size"):
+            area = getattr(self, name)
+            if area.height != area.width:
+                raise UserError(
+                    f"field {name!r} of vision_args is {area.height} x {area.width}: this version reads squares only."
+                )
+        if not 0 < self.pixel_shuffle_ratio <= 1 or round(1 / self.pixel_shuffle_ratio) * self.pixel_shuffle_ratio != 1:
+            raise UserError(
+                f"field 'pixel_shuffle_ratio' of vision_args is {self.pixel_shuffle_ratio}: give 1 divided by a whole "
+                "number, such as 0.5."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +116,8 @@ class Params:
         attention_chunk_size: layers with rotary see their own chunk of so many positions.
         attn_temperature_tuning: queries of layers without rotary grow with their position, by `floor_scale` and
             `attn_scale`.
+        moe_args, vision_args: of networks with experts, and with vision.
+        multiple_of, ffn_dim_multiplier: tell the width of dense layers where there is none.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -65,8 +139,12 @@ class Params:
     nope_layer_interval: Whole | None = None
     attention_chunk_size: Whole | None = None
     attn_temperature_tuning: bool = False
-    floor_scale: Real | None = None
-    attn_scale: Real | None = None
+    floor_scale: Real = 8192.0
+    attn_scale: Real = 0.1
+    moe_args: MoEArgs | None = None
+    vision_args: VisionArgs | None = None
+    multiple_of: Whole = 256
+    ffn_dim_multiplier: Real | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "field {!r}")
@@ -81,11 +159,8 @@ class Params:
         if self.head_dim not in (None, self.dim // self.n_heads):
             remedy = f"Meta's code takes dim // n_heads, which is {self.dim // self.n_heads}, so give that"
             raise UserError(f"field 'head_dim' is {self.head_dim}: {remedy}.")
-        if self.attn_temperature_tuning and any(kind.rotary is False for kind in self.layers):
-            raise UserError(
-                "field 'attn_temperature_tuning' is True: queries that grow with their position are not read by this "
-                "version, so set it to false if the network was trained without."
-            )
+        if self.floor_scale != int(self.floor_scale):
+            raise UserError(f"field 'floor_scale' is {self.floor_scale}: give a whole number of positions.")
 
     @property
     def is_llama4(self) -> bool:
@@ -98,11 +173,51 @@ class Params:
     def layers(self) -> tuple[LayerKind, ...]:
         """The kind of each layer."""
         every = self.nope_layer_interval
-        chunked = LayerKind(chunk=self.attention_chunk_size)
-        numbers = range(1, self.n_layers + 1)
+        chunked, scale = LayerKind(chunk=self.attention_chunk_size), None
+        if self.attn_temperature_tuning:
+            scale = QueryScale(strength=self.attn_scale, period=int(self.floor_scale))
+        step = 0 if self.moe_args is None else self.moe_args.interleave_moe_layer_step
         return tuple(
-            LayerKind(rotary=False) if every is not None and number % every == 0 else chunked for number in numbers
+            dataclasses.replace(
+                LayerKind(rotary=False, query_scale=scale) if every is not None and number % every == 0 else chunked,
+                experts=step > 0 and number % step == 0,
+            )
+            for number in range(1, self.n_layers + 1)
         )
+
+    def experts(self, width: int) -> Experts | None:
+        """The mixture of experts of this inner width."""
+        if self.moe_args is None:
+            return None
+        return Experts(
+            number=self.moe_args.num_experts, chosen=self.moe_args.top_k, width=width, score="sigmoid",
+            weighted="input", shared_width=width,
+        )  # fmt: skip
+
+    @property
+    def dense_width(self) -> int:
+        """Inner width that layers without experts would have, by Meta's code."""
+        width = int((self.ffn_dim_multiplier or 1) * int(2 * 4 * self.dim / 3))
+        return -(-width // self.multiple_of) * self.multiple_of
+
+    def vision(self, vocab_size: int) -> VisionConfig | None:
+        """The encoder of images.
+
+        Raises:
+            UserError: the vocabulary lacks Llama 4's special tokens, or see `VisionConfig`.
+        """
+        args = self.vision_args
+        if args is None:
+            return None
+        if vocab_size < LLAMA4_SPECIAL:
+            remedy = f"give the network's vocabulary, which ends in Llama 4's {LLAMA4_SPECIAL} special tokens"
+            raise UserError(f"field 'vocab_size' is {vocab_size} beside vision_args: {remedy}.")
+        return VisionConfig(
+            hidden_size=args.dim, intermediate_size=int(args.mlp_ratio * args.dim), num_hidden_layers=args.n_layers,
+            num_attention_heads=args.n_heads, output_size=args.output_dim, image_size=args.image_size.height,
+            patch_size=args.patch_size.height, merge=round(1 / args.pixel_shuffle_ratio),
+            image_token_id=vocab_size - LLAMA4_SPECIAL + PATCH_TOKEN,
+        )  # fmt: skip
 
 
 def read_params(file: Path) -> Params:
@@ -126,10 +241,26 @@ def read_params(file: Path) -> Params:
         for name in ("dim", "n_layers", "n_heads"):
             if name not in given:
                 raise UserError(f"field {name!r} is missing: add it.")
+        for name, record in (("moe_args", MoEArgs), ("vision_args", VisionArgs)):
+            if name in given:
+                given[name] = _record(record, name, given[name])
         check_types(given, kinds)
         return Params(**given)
     except UserError as error:
         raise UserError(f"{str(file)!r}: {error}") from error
+
+
+def _record(record: type[Record], name: str, fields: Any) -> Record:
+    """An object of JSON as a record, whose fields are checked."""
+    kinds = typing.get_type_hints(record)
+    if not isinstance(fields, dict) or not set(fields) <= set(kinds):
+        raise UserError(f"field {name!r} is {shown(fields)}: give an object with {listed(kinds)}.")
+    for own in dataclasses.fields(typing.cast(Any, record)):
+        if own.default is dataclasses.MISSING and fields.get(own.name) is None:
+            raise UserError(f"field {name!r} is {shown(fields)}, which lacks {own.name!r}: add it.")
+    given = {name: _record(Area, name, value) if kinds[name] is Area else value for name, value in fields.items()}
+    check_types(given, kinds)
+    return record(**given)
 
 
 # ------------------------------------------------------------------------------------------------ what is unsaid
@@ -156,6 +287,9 @@ SCALED_LENGTH = 131_072
 LLAMA1_LENGTH, LLAMA1_EPS = 2048, 1e-6
 
 LLAMA3_VOCABULARY, LLAMA4_VOCABULARY = 128_256, 202_048
+
+LLAMA4_SPECIAL, PATCH_TOKEN = 2048, 92
+"""Special tokens at the end of Llama 4's vocabulary, and the number among them of <|patch|>, a row of an image."""
 
 ENDS_OF_LLAMA3 = ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>")
 """At which of its tokens Meta's code stops to write, whether the network was tuned for chats or not."""
@@ -199,10 +333,11 @@ def trained_length(params: Params, rotary: Rotary) -> int:
     return TRAINED_LENGTH.get(rotary.theta, TRAINED_LENGTH[LLAMA2_THETA])
 
 
-def special_tokens(tokenizer: Path, vocab_size: int) -> Json:
+def special_tokens(params: Params, tokenizer: Path, vocab_size: int) -> Json:
     """The tokens that begin and end texts; they follow from the kind of tokenizer."""
-    if vocab_size == LLAMA4_VOCABULARY:
-        return {"bos_token_id": 200_000, "eos_token_ids": (200_001, 200_007, 200_008)}
+    if vocab_size == LLAMA4_VOCABULARY or params.vision_args is not None:
+        first = vocab_size - LLAMA4_SPECIAL
+        return {"bos_token_id": first, "eos_token_ids": (first + 1, first + 7, first + 8)}
     first = vocab_size - len(LLAMA3_SPECIAL)
     if vocab_size == LLAMA3_VOCABULARY or (tokenizer.is_file() and is_tiktoken(tokenizer) and first >= 0):
         ends = tuple(first + LLAMA3_SPECIAL.index(name) for name in ENDS_OF_LLAMA3)

@@ -29,6 +29,7 @@ COMMANDS = (
     "generate",
     "chat",
     "fuse",
+    "serve",
     "pretrain",
     "sft",
     "configs",

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from anyorder.api.generate import generate
+from anyorder.api.images import as_tokens, seen
 from anyorder.api.output import Output
 from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.cli._console import PlainConsole
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 HOLE = "·"
 """Drawn where no token is written yet."""
+
+IMAGE_ROW = "▒"
+"""Stands for each row of an image."""
 
 
 class CanvasView:
@@ -96,11 +100,14 @@ def show_writing(
     Raises:
         UserError: see there.
     """
+    prompt, images = seen(model, tokenizer, prompt, options.get("images"))
     [canvas] = prompts_for(
-        options["order"], prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens")
+        options["order"], prompt, tokenizer, model.config, options["max_new_tokens"], options.get("gap_tokens"), images
     ).rows
+    canvas = as_tokens(canvas, model.config)
     places = {at: Place(token_id) for at, token_id in enumerate(canvas)}
-    pieces: dict[int, str] = {}
+    vision = model.config.vision
+    pieces: dict[int, str] = {} if vision is None else {vision.image_token_id: IMAGE_ROW}
 
     def piece(token_id: int) -> str:
         if tokenizer is None:

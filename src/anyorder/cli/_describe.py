@@ -14,6 +14,7 @@ from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.experts import Experts
 from anyorder.model.modes import Mode
 from anyorder.model.rope import Rotary
+from anyorder.model.vision import VisionConfig
 
 
 def layers(kinds: tuple[LayerKind, ...]) -> str:
@@ -66,6 +67,13 @@ def modes(config: ModelConfig) -> str:
         return f"{mode.name}{block}{mask}{shifted}"
 
     return "; ".join(map(conventions, sorted(config.modes, key=lambda mode: mode.name != config.default_mode)))
+
+
+def vision(config: VisionConfig) -> str:
+    """The encoder of images, and how many rows they become."""
+    tiles = f"{config.max_tiles} tiles of {config.image_size} x {config.image_size} pixels"
+    layers = f"{config.num_hidden_layers} layers of width {config.hidden_size}"
+    return f"{layers}; an image is up to {tiles}, each {config.rows_of_tile} rows"
 
 
 def head_sharing(compared: Sequence[HeadSharing], config: ModelConfig) -> Table:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 GROUPS: dict[str, Sequence[str]] = {
     "what is read": (
         "model", "tokenizer", "revision", "dataset", "split", "form", "relations", "prompts_file", "interactive",
-        "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat", "system",
-        "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked", "last_answer_only",
-        "vocab_size", "mask_token_id", "gap", "texts", "draws",
+        "image", "max_samples", "num_paraphrases", "indices", "counts", "shots", "shots_from", "instruction", "chat",
+        "system", "prefix", "suffix", "separator", "kind", "documents", "length", "template", "unpacked",
+        "last_answer_only", "vocab_size", "mask_token_id", "gap", "texts", "draws",
     ),
     "what is written": (
         "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
@@ -24,6 +24,7 @@ GROUPS: dict[str, Sequence[str]] = {
         "factor",
     ),
     "speed and memory": ("dtype", "device", "attention", "batch_size", "compile", "draft"),
+    "how it is served": ("host", "port", "api_key", "name", "max_running", "max_queued", "timeout", "open"),
     "what is printed and kept": (
         "stream", "show", "delay", "json", "trace", "output", "html", "plot", "examples", "repeats", "samples", "drift",
         "force",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ def command(
     *,
     prompts_file: Path | None = None,
     interactive: bool = False,
+    chat: bool = False,
+    system: str | None = None,
+    image: list[str] = [],  # noqa: B006 (never changed)
     writing: WritingOptions,
     sampling: SamplingOptions,
     diffusion: DiffusionOptions,
@@ -32,6 +37,10 @@ def command(
         prompts_file: File with one prompt in each line; in a .jsonl file, a JSON string or an object with prompt, text,
             messages or prompt_token_ids in each. "-" is standard input.
         interactive: Continue one prompt after another, each a line that is typed; Ctrl-D ends.
+        chat: Take each prompt for the message of a user, which the chat template writes; the answer is printed.
+        system: System message before it; implies chat.
+        image: Image file that the prompt is about, for a model with vision; once for each <|image|> of the prompt, or
+            as often as wanted for one without. Each of several prompts has all of them.
         writing: what is written, and how much at a time.
         sampling: how tokens are chosen.
         diffusion: how diffusion samples.
@@ -41,9 +50,11 @@ def command(
     if interactive and (prompt is not None or prompts_file is not None or output.json):
         raise UserError("interactive is given with a prompt, prompts_file or json: leave out one of them.")
     prompts = [] if interactive else read_prompts(prompt, prompts_file)
+    as_messages = _as_messages(system) if chat or system is not None else lambda given: given
+    prompts = list(map(as_messages, prompts))
     single = _check_output(output, writing, prompts, interactive=interactive)
     stream = output.stream or (sys.stdout.isatty() and not output.show and single)
-    options = _options(writing, sampling, diffusion)
+    options = _options(writing, sampling, diffusion) | ({"images": image} if image else {})
 
     import anyorder
     from anyorder.cli._canvas import show_writing
@@ -61,7 +72,8 @@ def command(
             pieces = anyorder.stream(loaded, tokenizer, prompt, **options)
             print_pieces(text_before(prompt), pieces)
             return pieces.output
-        return write_all(loaded, tokenizer, given, notes, options, writing, output)
+        of_each = {"images": [image] * len(given)} if image else {}
+        return write_all(loaded, tokenizer, given, notes, options | of_each, writing, output)
 
     if not interactive:
         out = write(prompts)
@@ -71,11 +83,23 @@ def command(
         return
     for line in typed():
         try:
-            notes.print(write([line]).trace.summary(), style="dim", soft_wrap=True)
+            notes.print(write([as_messages(line)]).trace.summary(), style="dim", soft_wrap=True)
         except UserError as error:
             if not sys.stdin.isatty():
                 raise
             notes.print(f"error: {error}", soft_wrap=True)  # one prompt was wrong, and the next may be right
+
+
+def _as_messages(system: str | None) -> Callable[[GivenPrompt], GivenPrompt]:
+    """Return what makes messages of a prompt that is text."""
+    before = [] if system is None else [{"role": "system", "content": system}]
+
+    def convert(given: GivenPrompt) -> GivenPrompt:
+        if not isinstance(given.prompt, str):
+            raise UserError("chat is given with a prompt that is no text, but messages or token ids: leave out chat.")
+        return dataclasses.replace(given, prompt=[*before, {"role": "user", "content": given.prompt}])
+
+    return convert
 
 
 def _check_output(

@@ -55,6 +55,7 @@ def command(
         **({} if config.experts is None else {"experts": _describe.experts(config.experts)}),
         "heads": _describe.heads(config),
         "vocabulary": f"{config.vocab_size:,} tokens, {'tied' if config.tie_word_embeddings else 'untied'} head",
+        **({} if config.vision is None else {"vision": _describe.vision(config.vision)}),
         "writes": _describe.modes(config),
         "trained length": f"{config.max_position_embeddings:,} tokens",
         "rotary": _describe.rotary(config.rotary),

@@ -33,7 +33,7 @@ def check_token_ids(config: ModelConfig, token_ids: Iterable[int], name: str) ->
         UserError: see above.
     """
     for token_id in token_ids:
-        if not 0 <= token_id < config.vocab_size:
+        if token_id not in config.row_ids:
             remedy = f"give ids from 0 to {config.vocab_size - 1}, from the tokenizer of this network"
             raise UserError(f"{name} has the token id {token_id}: {remedy}.")
 

@@ -107,9 +107,9 @@ class Sampling:
             return scores_BV
         if history is None:
             raise UserError(f"repetition_penalty is {self.repetition_penalty} without ids before: give history.")
-        # Whether a row has a token counts, not how often; a token beside the vocabulary pads.
+        # Whether a row has a token counts, not how often; an id beside the vocabulary pads, or is a row of an image.
         size = scores_BV.shape[-1]
-        ids_BL, _ = pad(history, scores_BV.device, filling=size)
+        ids_BL = pad(history, scores_BV.device, filling=size)[0].clamp(max=size)
         penalize = RepetitionPenaltyLogitsProcessor(float(self.repetition_penalty))
         return penalize(ids_BL, F.pad(scores_BV, (0, 1)))[:, :size]  # type: ignore[arg-type]
 

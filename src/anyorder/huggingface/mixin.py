@@ -66,6 +66,7 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         self.model = Decoder(config.backbone, CheckpointedBlock)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
+        self.add_vision(config.backbone)
         self.post_init()
 
     @classmethod
@@ -81,6 +82,7 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         for layer in model.model.layers:
             layer.__class__ = CheckpointedBlock
         wrapped.model, wrapped.lm_head, wrapped.query_rows = model.model, model.lm_head, model.query_rows
+        wrapped.vision_model, wrapped.multi_modal_projector = model.vision_model, model.multi_modal_projector
         return wrapped.train(model.training)
 
     @classmethod

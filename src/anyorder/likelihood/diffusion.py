@@ -212,7 +212,8 @@ def diffusion_log_prob(
     Args:
         model: the network.
         sequences: token ids of each text, of any lengths, or what a tokenizer returns for them.
-        scored: positions of the tokens that are scored, in rising order, not counting padding.
+        scored: positions of the tokens that are scored, in rising order, not counting padding; rows of
+            images never are.
         mode: the mode that writes: masked diffusion, or diffusion block by block, whose blocks are counted from
             position 0; the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
@@ -229,6 +230,8 @@ def diffusion_log_prob(
     mode = _default_mode(model) if mode is None else mode
     sequences = token_lists(sequences)
     _check(model, sequences, scored, mode, guidance, cache)
+    words = model.config.vocab_size  # behind which ids are rows of images
+    scored = [[at for at in of_text if ids[at] < words] for ids, of_text in zip(sequences, scored, strict=True)]
     generators = Sampling(seed=getattr(method, "seed", 0)).generators(
         range(len(sequences)) if sample_ids is None else sample_ids
     )

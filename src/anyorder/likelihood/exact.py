@@ -78,14 +78,14 @@ def log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
         model: a network that writes in any order.
         ids: token ids `[batch, length]`, those of one text, or a list for each text, of any lengths; padded as the
             plan is, or what a tokenizer returns.
-        plan: for these texts; what it has as given is not scored.
+        plan: for these texts; what it has as given is not scored, and rows of images count as given.
 
     Raises:
         UserError: the network has no query rows, or ids and plan do not fit each other or the network.
     """
     model.config.mode("any-order")
     ids_BL = _padded(model, ids, plan.valid_BL).to(model.device)
-    plan = plan.to(model.device)
+    plan = _without_images(model, ids_BL, plan.to(model.device))
     rows = plan.rows()
     views = model.prepare(groups(), rows.labels, n_keys=rows.n_keys, valid=rows.valid_BR)
     position_BK = rows.labels["position"][:, rows.n_keys :]
@@ -112,7 +112,7 @@ def left_to_right_log_prob(model: Llama, ids: Ids, plan: GroupPlan) -> LogProb:
     """
     refuse_unless_causal(model.config.modes, model.config.default_mode)
     ids_BL = _padded(model, ids, plan.valid_BL).to(model.device)
-    plan = plan.to(model.device)
+    plan = _without_images(model, ids_BL, plan.to(model.device))
     if bool((plan.predicted & (plan.position == 0)).any()):
         raise UserError(
             "the first token is to be predicted, but from left to right nothing stands before it: put the token that "
@@ -230,6 +230,18 @@ def _padded(model: Llama, ids: Ids, valid_BL: Tensor) -> Tensor:
     for number, (padded_L, valid_L) in enumerate(zip(padded_BL, valid_BL.cpu(), strict=True)):
         check_token_ids(model.config, padded_L[valid_L].tolist(), f"text {number}")
     return padded_BL.masked_fill(~valid_BL.cpu(), 0)
+
+
+def _without_images(model: Llama, ids_BL: Tensor, plan: GroupPlan) -> GroupPlan:
+    """The plan with rows of images among the last of what is given."""
+    image_BL = (ids_BL >= model.config.vocab_size) & plan.predicted
+    if not bool(image_BL.any()):
+        return plan
+    rank_BL, valid_BL = plan.rank_BL, plan.valid_BL
+    first_B1 = rank_BL.amin(1, keepdim=True)
+    last_B1 = torch.where(plan.given_BL, rank_BL, first_B1 - 1).amax(1, keepdim=True)
+    rank_BL = torch.where(image_BL, last_B1, rank_BL)
+    return GroupPlan(rank_BL=rank_BL, given_BL=plan.given_BL | image_BL, valid_BL=valid_BL)
 
 
 def _placed(nats_N: Tensor, sample_N: Tensor, at_N: Tensor, predicted_BL: Tensor) -> LogProb:

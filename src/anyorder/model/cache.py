@@ -163,6 +163,35 @@ class Cache:
             new.layers.append(copy)
         return new
 
+    def samples(self, start: int, stop: int) -> Cache:
+        """Return a view of neighbouring samples, which shares its memory with this cache: what is put there is here.
+
+        Args:
+            start: the first sample.
+            stop: the one behind the last.
+
+        Raises:
+            UserError: nothing was put into this cache yet, so that its labels are not known.
+        """
+        if not self._labels:
+            raise UserError("a cache without labels has no view: put rows into it first, if only none of them.")
+        part = slice(start, stop)
+        layers = [LayerCache(layer.keys[part], layer.values[part]) for layer in self.layers]
+        view = Cache(layers, 0, 0, self._present.device)
+        view._present = self._present[part]
+        view._labels = {name: label[part] for name, label in self._labels.items()}
+        return view
+
+    def move(self, source: int, target: int) -> None:
+        """Overwrite one sample by another, which stays as it is."""
+        slots = slice(0, int(self.next_slot[source]))
+        self._present[target] = self._present[source]
+        for label in self._labels.values():
+            label[target] = label[source]
+        for layer in self.layers:
+            layer.keys[target, slots] = layer.keys[source, slots]
+            layer.values[target, slots] = layer.values[source, slots]
+
     def reorder(self, parents: Tensor, start: int) -> None:
         """Each sample has the slots from `start` on of the one named, `[batch]`, and those before as they were."""
         behind = slice(start, self.capacity)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
@@ -130,7 +130,8 @@ def _options(model: Llama) -> dict[str, Any]:
     return {"fullgraph": True, "dynamic": True, "options": options}
 
 
-_COMPILED: weakref.WeakKeyDictionary[Llama, dict[Callable[..., Tensor], Compiled]] = weakref.WeakKeyDictionary()
+_COMPILED: weakref.WeakKeyDictionary[nn.Module, dict[Callable[..., Tensor], Compiled]] = weakref.WeakKeyDictionary()
+"""By the layers of a network, which `Llama.with_images` shares."""
 
 
 def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
@@ -141,7 +142,7 @@ def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
     """
     if not compiler_at_hand(model.device):
         raise UserError("compile is True, but no C++ compiler is at hand: install g++, or give compile=False.")
-    of_model = _COMPILED.setdefault(model, {})
+    of_model = _COMPILED.setdefault(model.model, {})
     if function not in of_model:
         of_model[function] = Compiled(function, model)
     return of_model[function]
@@ -149,7 +150,7 @@ def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
 
 def is_compiled(function: Callable[..., Tensor], model: Llama, texts: int) -> bool:
     """Whether this process has compiled a function of a network, for one text or for several."""
-    found = _COMPILED.get(model, {}).get(function)
+    found = _COMPILED.get(model.model, {}).get(function)
     return found is not None and (texts == 1) in found.known
 
 

@@ -12,6 +12,7 @@ from anyorder.model.experts import Experts
 from anyorder.model.modes import LEFT_TO_RIGHT, Mode, check_modes, find_mode, mode_named
 from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Rotary
+from anyorder.model.vision import VisionConfig
 from anyorder.utils.annotations import AtMost, check_fields, requirement
 from anyorder.visibility import Visibility, chunks, sliding_window
 
@@ -27,6 +28,9 @@ MOST_LAYERS = 4096
 
 CALLED = "configuration field {!r}"
 """How errors name a field."""
+
+MOST_ROW_IDS = 2**31
+"""Tokens and rows of images together."""
 
 LARGEST_MATRIX = 2**45
 """Weights of one matrix; sizes whose product is larger are mistakes, and overflow where PyTorch counts bytes."""
@@ -94,6 +98,7 @@ class ModelConfig:
             embedded, so that its token may lie beyond the vocabulary.
         modes: the modes that the network was trained for.
         default_mode: the name of the mode that is used unless another one is chosen; the first unless given.
+        vision: the encoder of images, where the network has one.
 
     Raises:
         UserError: a field has a value that no network can have.
@@ -123,6 +128,7 @@ class ModelConfig:
     pad_token_id: Whole | None = None
     modes: tuple[Mode, ...] = (LEFT_TO_RIGHT,)
     default_mode: str = ""
+    vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, CALLED)
@@ -184,6 +190,8 @@ class ModelConfig:
         remedy = f"give ids from 0 to {self.vocab_size - 1}"
         require("bos_token_id", self.bos_token_id is None or self.bos_token_id in ids, remedy)
         require("eos_token_ids", all(token_id in ids for token_id in self.eos_token_ids), remedy)
+        if self.vision is not None and self.vision.image_token_id not in ids:
+            raise UserError(f"vision field 'image_token_id' is {self.vision.image_token_id}: {remedy}.")
 
     def _check_mask_token(self, mode: Mode) -> None:
         token_id = mode.mask_token_id
@@ -236,6 +244,11 @@ class ModelConfig:
     def has_query_rows(self) -> bool:
         """Whether the network has weights for query rows, as writing in any order needs."""
         return any(mode.kind.query_rows for mode in self.modes)
+
+    @property
+    def row_ids(self) -> range:
+        """Ids that a row can have: tokens, and behind them rows of images where the network has vision."""
+        return range(self.vocab_size if self.vision is None else MOST_ROW_IDS)
 
     @property
     def mask_token_ids(self) -> tuple[int, ...]:

@@ -189,20 +189,23 @@ class ExpertWeights(nn.Module):
             rows_PE: `[pairs, hidden]`.
             expert_P: the expert of each, ascending.
         """
-        compute = by_gathering if _is_step(rows_PE) else by_groups if _has_groups(rows_PE) else by_loop
+        if torch.compiler.is_compiling() and len(rows_PE) <= FEW:
+            return by_gathering(rows_PE, expert_P, self.gate_up_proj, self.down_proj)
+        compute = by_groups if _has_groups(rows_PE, self.down_proj.shape[2]) else by_loop
         return compute(rows_PE, expert_P, self.gate_up_proj, self.down_proj)
 
 
-def _is_step(rows_PE: Tensor) -> bool:
-    """Whether this is compiled for few rows, or for a dtype that `grouped_mm` lacks."""
-    return torch.compiler.is_compiling() and (len(rows_PE) <= 16 or rows_PE.dtype == torch.float64)
+FEW = 64
+"""Rows whose experts' matrices a compiled step reads one by one."""
 
 
-def _has_groups(rows_PE: Tensor) -> bool:
-    """Whether `grouped_mm` runs, where it is not slower than a loop, as it is on a CPU by a tenth."""
-    if torch.compiler.is_compiling():
-        return True
-    return rows_PE.is_cuda and rows_PE.dtype == torch.bfloat16 and rows_PE.shape[1] % 8 == 0
+def _has_groups(rows_PE: Tensor, width: int) -> bool:
+    """Whether `grouped_mm` runs here and is not slower than a loop, as it is on a CPU by a tenth.
+
+    On a GPU rows must begin at multiples of 16 bytes.
+    """
+    fast = rows_PE.is_cuda or torch.compiler.is_compiling()
+    return fast and rows_PE.dtype == torch.bfloat16 and rows_PE.shape[1] % 8 == 0 and width % 8 == 0
 
 
 def by_loop(rows_PE: Tensor, expert_P: Tensor, gate_up_X2FE: Tensor, down_XEF: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ Shape suffixes: B batch, L text length, R rows, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ from anyorder.model.query_rows import QueryRows
 from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention
 from anyorder.model.view import View
+from anyorder.model.vision import Projector, VisionModel
 from anyorder.utils.annotations import SIMPLE
 from anyorder.utils.model_arguments import MODEL, refuse_method_of_transformers
 from anyorder.visibility import Labels, Visibility
@@ -65,7 +67,11 @@ class Llama(nn.Module):
         config: its shape.
         backend: the attention backend, "auto" or a name in `anyorder.attention.BACKENDS`.
         query_rows: embeddings of query rows, where the network was trained for any order; otherwise None.
+        vision_model, multi_modal_projector: make rows of images, where the network has vision; otherwise None.
+        image_rows_NE: the rows that ids from `vocab_size` on stand for, see `with_images`; otherwise None.
     """
+
+    image_rows_NE: Tensor | None = None
 
     def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
         super().__init__()
@@ -74,8 +80,14 @@ class Llama(nn.Module):
         self.model = Decoder(config)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
+        self.add_vision(config)
         self.reset_parameters()
         self.tie_weights()
+
+    def add_vision(self, config: ModelConfig) -> None:
+        """Build the modules that make rows of images, if the configuration has any."""
+        self.vision_model = None if config.vision is None else VisionModel(config.vision)
+        self.multi_modal_projector = None if config.vision is None else Projector(config.vision, config.hidden_size)
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -93,6 +105,8 @@ class Llama(nn.Module):
                 nn.init.zeros_(module.bias)
             if isinstance(module, RMSNorm):
                 nn.init.ones_(module.weight)
+            if isinstance(module, VisionModel):
+                module.reset_parameters()
             if isinstance(module, ExpertWeights | Router):
                 for name, weight in module.named_parameters(recurse=False):
                     std = 0.0 if name == "expert_bias" else self.config.initializer_range
@@ -231,9 +245,47 @@ class Llama(nn.Module):
                 f"{limit}: read it without a cache (use_cache=False)."
             )
 
+    def image_rows(self, pixels_TCXX: Tensor) -> Tensor:
+        """Rows `[tiles, rows of a tile, hidden]` of the tiles of images `[tiles, channels, side, side]`.
+
+        Raises:
+            UserError: the network has no vision.
+        """
+        if self.vision_model is None or self.multi_modal_projector is None:
+            raise UserError("this network has no vision, so it reads no image: leave out the images, or load another.")
+        seen = self.vision_model(pixels_TCXX.to(self.device, self.dtype))
+        rows_TRE: Tensor = self.multi_modal_projector(seen)
+        return rows_TRE
+
+    def with_images(self, image_rows_NE: Tensor) -> Llama:
+        """The same network, without a copy of weights, whose ids from `vocab_size` on stand for these rows."""
+        other = copy.copy(self)
+        other.image_rows_NE = image_rows_NE
+        return other
+
+    def embed(self, input_ids_BR: Tensor) -> Tensor:
+        """Embeddings of tokens, and rows of images where ids are beyond the vocabulary, `[batch, rows, hidden]`.
+
+        Compiled code embeds tokens alone: it reads what was written, which is never an image.
+
+        Raises:
+            UserError: an id stands for no token and no row of an image.
+        """
+        if self.vision_model is None or torch.compiler.is_compiling():
+            return self.model.embed_tokens(input_ids_BR)
+        beyond_BR = input_ids_BR - self.config.vocab_size
+        rows_NE = self.model.embed_tokens.weight[:0] if self.image_rows_NE is None else self.image_rows_NE
+        if beyond_BR.numel() and int(beyond_BR.max()) >= len(rows_NE):
+            remedy = f"give ids from 0 to {self.config.vocab_size - 1}, from the tokenizer of this network"
+            raise UserError(f"there is the token id {int(input_ids_BR.max())}: {remedy}.")
+        if not len(rows_NE):
+            return self.model.embed_tokens(input_ids_BR)
+        token_BRE = self.model.embed_tokens(input_ids_BR.masked_fill(beyond_BR >= 0, 0))
+        return torch.where((beyond_BR >= 0).unsqueeze(-1), rows_NE[beyond_BR.clamp(min=0)], token_BRE)
+
     def hidden(self, input_ids_BR: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
         """Rows after the last layer and the final norm, `[batch, rows, hidden]`; of `queries` where those are given."""
-        return self.read(self.model.embed_tokens(input_ids_BR), views, cache)
+        return self.read(self.embed(input_ids_BR), views, cache)
 
     def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
         """Run the layers and the final norm over rows `[batch, rows, hidden]`, such as embeddings; see `hidden`."""
@@ -255,7 +307,7 @@ class Llama(nn.Module):
 
         Without query rows this equals `hidden`, and the weights that make query rows have a gradient of zeros.
         """
-        rows_BRE = self.with_query_rows(self.model.embed_tokens(input_ids_BC), query_position_BK)
+        rows_BRE = self.with_query_rows(self.embed(input_ids_BC), query_position_BK)
         return self.read(rows_BRE, views, cache)
 
     def with_query_rows(self, content_BCE: Tensor, query_position_BK: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ def fit(
             check_checkpoint(latest[0])
         arguments = _arguments(
             training, output, saves=folder is not None, report_to=report_to,
-            find_unused=model.query_rows is not None,
+            find_unused=model.query_rows is not None or model.vision_model is not None,
         )  # fmt: skip
         per_step = training.batch_size * training.accumulation * arguments.world_size
         trainer = ObjectiveTrainer(

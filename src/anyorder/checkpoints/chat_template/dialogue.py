@@ -55,6 +55,26 @@ def dialogue_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
     Raises:
         ChatTemplateError: the template does not write these messages.
     """
+    [ids] = dialogue_parts(tokenizer, messages)
+    return ids
+
+
+def dialogue_parts(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], cut: str | None = None
+) -> list[list[int]]:
+    """Write a dialogue as `dialogue_tokens` does, in parts.
+
+    Args:
+        tokenizer: of the network; gives the chat template.
+        messages: each with role and content.
+        cut: a text within them that separates the parts and belongs to none; None makes one part.
+
+    Returns:
+        The token ids of each part; those of all but the first go on from what is before.
+
+    Raises:
+        ChatTemplateError: the template does not write these messages.
+    """
     found: list[str] = []
     names = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, names))) if names else None
@@ -73,8 +93,12 @@ def dialogue_tokens(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mappi
 
     hidden = [plain(message) for message in messages]
     text = render(tokenizer, dialogue_template(tokenizer), hidden, add_generation_prompt=True)
-    first, *others = _MARKS.split(text)
-    ids = plain_tokens(tokenizer, first)  # templates write the special tokens that they want
-    for number, part in zip(others[::2], others[1::2], strict=True):
-        ids += literal_tokens(tokenizer, found[int(number)]) + continuing_tokens(tokenizer, part)
-    return ids
+    parts = []
+    for index, written in enumerate([text] if cut is None else text.split(cut)):
+        first, *others = _MARKS.split(written)
+        # Templates write the special tokens that they want.
+        ids = plain_tokens(tokenizer, first) if index == 0 else continuing_tokens(tokenizer, first)
+        for number, part in zip(others[::2], others[1::2], strict=True):
+            ids += literal_tokens(tokenizer, found[int(number)]) + continuing_tokens(tokenizer, part)
+        parts.append(ids)
+    return parts

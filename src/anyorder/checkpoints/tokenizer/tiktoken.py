@@ -1,9 +1,10 @@
-"""tiktoken's files of ranks, as Llama 3 has them."""
+"""tiktoken's files of ranks, as Llama 3 and 4 have them."""
 
 from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -21,6 +22,31 @@ LLAMA3_SPECIAL = (
 
 LLAMA4_RANKS = 200_000
 """Llama 4 cuts texts by another pattern and has other special tokens; the number of its ranks gives it away."""
+
+
+def _reserved(name: str, numbers: range) -> Iterator[str]:
+    return (f"<|{name}reserved_special_token_{number}|>" for number in numbers)
+
+
+LLAMA4_SPECIAL = (
+    "<|begin_of_text|>", "<|end_of_text|>", "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>",
+    "<|header_start|>", "<|header_end|>", "<|eom|>", "<|eot|>", "<|step|>",
+    *_reserved("text_post_train_", range(6)), "<|python_start|>", "<|python_end|>", "<|finetune_right_pad|>",
+    *_reserved("text_post_train_", range(8, 69)),
+    "<|image_start|>", "<|image_end|>", *_reserved("vision_", range(2)),
+    "<|tile_x_separator|>", "<|tile_y_separator|>", *_reserved("vision_", range(2, 6)),
+    "<|image|>", *_reserved("vision_", range(6, 7)), "<|patch|>", *_reserved("vision_", range(7, 1048)),
+    *_reserved("reasoning_", range(8)), "<|reasoning_thinking_start|>", "<|reasoning_thinking_end|>",
+    *_reserved("", range(904)),
+)  # fmt: skip
+"""The 2048 tokens that follow the ranks of Llama 4."""
+
+LLAMA4_PATTERN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Cuts texts before tokens are merged, as tiktoken's o200k does."""
 
 
 def is_tiktoken(path: Path) -> bool:
@@ -54,21 +80,21 @@ def tiktoken_backend(path: Path) -> tuple[Tokenizer, dict[str, str]]:
     """Return the tokenizer of a tiktoken file, whose ids equal tiktoken's, and its special tokens by name.
 
     Raises:
-        UserError: the file is damaged, or of Llama 4.
+        UserError: the file is damaged.
     """
     from transformers.convert_slow_tokenizer import TikTokenConverter
 
     ranks = read_ranks(path)
+    special, pattern = LLAMA3_SPECIAL, {}  # the converter's own pattern is Llama 3's
     if len(ranks) == LLAMA4_RANKS:
-        raise UserError(f"{str(path)!r} is a tokenizer of Llama 4: this version reads Llama 3's, so give another.")
+        special, pattern = LLAMA4_SPECIAL, {"pattern": LLAMA4_PATTERN}
 
     class Converter(TikTokenConverter):
         @staticmethod
         def load_tiktoken_bpe(tiktoken_url: str) -> dict[bytes, int]:  # without the package tiktoken
             return ranks
 
-    # Its pattern for cutting texts is Llama 3's.
-    backend: Tokenizer = Converter(str(path), extra_special_tokens=LLAMA3_SPECIAL).converted()
-    bos, eos = LLAMA3_SPECIAL[:2]
+    backend: Tokenizer = Converter(str(path), extra_special_tokens=special, **pattern).converted()
+    bos, eos = special[:2]
     backend.post_processor = ends(backend, bos, None)
     return backend, {"bos_token": bos, "eos_token": eos}

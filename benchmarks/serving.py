@@ -1,0 +1,183 @@
+"""The server against Python's functions: throughput in parallel, first tokens beside long texts, overhead, memory.
+
+Run: OMP_NUM_THREADS=1 python benchmarks/serving.py MODEL [--tokenizer PATH] [--new 128] [--requests 2000]
+
+Server and clients are one process each. Candidates take turns, and medians are compared. Writes
+benchmarks/results/serving-NAME.json, with the name that --name gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import torch
+
+import anyorder
+from anyorder.serving.engine import Engine, Limits
+from anyorder.serving.run import listen, run
+
+RESULTS = Path(__file__).parent / "results"
+PARALLEL = 16
+PROMPT = "Once upon a time, there was a little girl"
+
+
+def serve(place: str, tokenizer: str | None, socket: Any) -> None:
+    """Run the server, in a process of its own."""
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    model, words = anyorder.load(place, tokenizer=tokenizer, device="cpu")
+    run(model, words, "bench", socket, Engine(Limits(running=PARALLEL, queued=4096)))
+
+
+def body_of(new: int, ends: Sequence[int], **others: Any) -> dict[str, Any]:
+    """A request of exactly so many tokens."""
+    return {"prompt": PROMPT, "max_tokens": new, "logit_bias": {str(end): -100 for end in ends}, **others}
+
+
+def completed(client: httpx.Client, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request."""
+    response = client.post("/v1/completions", json=body)
+    response.raise_for_status()
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def seconds(write: Callable[[], object]) -> float:
+    """Of one run."""
+    started = time.perf_counter()
+    write()
+    return time.perf_counter() - started
+
+
+def throughput(client: httpx.Client, body: dict[str, Any], repeats: int) -> dict[str, float]:
+    """Tokens per second of requests one after the other, and all at once."""
+    each, together = [], []
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for _ in range(repeats):
+            each.append(seconds(lambda: [completed(client, body) for _ in range(PARALLEL)]))
+            together.append(
+                seconds(lambda: list(pool.map(lambda _: completed(client, body), range(PARALLEL))))
+            )  # fmt: skip
+    tokens = PARALLEL * body["max_tokens"]
+    one, all_at_once = statistics.median(each), statistics.median(together)
+    return {"one_by_one": tokens / one, "parallel": tokens / all_at_once, "ratio": one / all_at_once}
+
+
+def overhead(client: httpx.Client, new: int, model: Any, words: Any, process: int, repeats: int) -> dict[str, float]:
+    """What HTTP and engine cost one client at a time, by the clock and by the processor time of the server."""
+    written = len(anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False).token_ids)
+    body = {"prompt": PROMPT, "max_tokens": new}
+
+    def stream() -> None:
+        with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
+            for _ in response.iter_lines():
+                pass
+
+    ways: dict[str, Callable[[], object]] = {
+        "python": lambda: anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False),
+        "whole": lambda: completed(client, body),
+        "streamed": stream,
+    }
+    clock: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, float] = dict.fromkeys(ways, 0.0)
+    for _ in range(repeats):
+        for name, write in ways.items():
+            of = os.getpid() if name == "python" else process
+            before = processor_seconds(of)
+            clock[name].append(seconds(write))
+            processor[name] += processor_seconds(of) - before
+    rates = {name: written / statistics.median(times) for name, times in clock.items()}
+    ratios = {f"{name}_ratio": rates[name] / rates["python"] for name in ("whole", "streamed")}
+    costs = {f"{name}_processor_ratio": processor[name] / processor["python"] for name in ("whole", "streamed")}
+    return rates | ratios | costs
+
+
+def processor_seconds(process: int) -> float:
+    """That a process has taken so far."""
+    tasks = Path(f"/proc/{process}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+
+def first_token(client: httpx.Client, ends: Sequence[int], new: int) -> dict[str, float]:
+    """Seconds to the first token of a short request, alone and beside eight long ones."""
+
+    def short() -> float:
+        started = time.perf_counter()
+        with client.stream("POST", "/v1/completions", json=body_of(2, ends, stream=True)) as response:
+            next(line for line in response.iter_lines() if line.startswith("data: "))
+            return time.perf_counter() - started
+
+    alone = statistics.median(short() for _ in range(5))
+    with ThreadPoolExecutor(8) as pool:
+        long = [pool.submit(completed, client, body_of(new, ends)) for _ in range(8)]
+        time.sleep(0.2)
+        beside = statistics.median(short() for _ in range(3))
+        for one in long:
+            one.result()
+    return {"alone": alone, "beside_8": beside}
+
+
+def memory(client: httpx.Client, process: int, requests: int, ends: Sequence[int]) -> dict[str, float]:
+    """MiB of the server after the first tenth of many requests, and after all."""
+
+    def resident() -> float:
+        status = Path(f"/proc/{process}/status").read_text()
+        return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+    found = []
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        for count in (requests // 10, requests - requests // 10):
+            list(pool.map(lambda number: completed(client, body_of(4 + number % 13, ends)), range(count)))
+            found.append(resident())
+    return {"after_a_tenth": found[0], "after_all": found[1], "requests": requests}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--tokenizer")
+    parser.add_argument("--name", default="260K")
+    parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--requests", type=int, default=2000)
+    options = parser.parse_args()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    model, words = anyorder.load(options.model, tokenizer=options.tokenizer, device="cpu")
+    ends = model.config.eos_token_ids
+    socket = listen("127.0.0.1", 0)
+    server = multiprocessing.get_context("fork").Process(
+        target=serve, args=(options.model, options.tokenizer, socket), daemon=True
+    )
+    server.start()
+    address = f"http://127.0.0.1:{socket.getsockname()[1]}"
+    limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+    with httpx.Client(base_url=address, timeout=600, limits=limits) as client:
+        completed(client, body_of(4, ends))
+        assert server.pid is not None
+        found = {
+            "threads": torch.get_num_threads(),
+            "new": options.new,
+            "overhead": overhead(client, options.new, model, words, server.pid, options.repeats),
+            "throughput": throughput(client, body_of(options.new, ends), options.repeats),
+            "first_token_seconds": first_token(client, ends, options.new),
+            "memory_mib": memory(client, server.pid, options.requests, ends),
+        }
+    server.terminate()
+    server.join()
+    text = json.dumps(found, indent=1)
+    print(text)
+    RESULTS.joinpath(f"serving-{options.name}.json").write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

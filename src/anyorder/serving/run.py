@@ -1,0 +1,63 @@
+"""Runs the server, from the socket to its end."""
+
+from __future__ import annotations
+
+import socket as sockets
+from typing import TYPE_CHECKING
+
+from anyorder.errors import UserError
+from anyorder.serving.engine import Engine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from anyorder.model.llama import Llama
+
+
+def listen(host: str, port: int) -> sockets.socket:
+    """Open the socket to listen at; before a network is read, as that takes time.
+
+    Raises:
+        UserError: the port cannot be, or is taken, or there is no such address.
+    """
+    if not 0 <= port < 2**16:
+        raise UserError(f"port is {port}: give a number from 0 to {2**16 - 1}.")
+    try:
+        family = sockets.getaddrinfo(host, port, type=sockets.SOCK_STREAM)[0][0]
+        socket = sockets.create_server((host, port), family=family, backlog=512)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"port is {port} at host {host!r}, which cannot be had ({reason}): give another.") from None
+    # Connections inherit it. Otherwise the second packet of an answer waits 40 ms for the first to be confirmed, as
+    # asyncio does this only for sockets that name their protocol.
+    socket.setsockopt(sockets.IPPROTO_TCP, sockets.TCP_NODELAY, 1)
+    return socket
+
+
+def run(
+    model: Llama, tokenizer: PreTrainedTokenizerBase | None, name: str, socket: sockets.socket, engine: Engine, *,
+    api_key: str | None = None, most_tokens: int | None = None,
+) -> None:  # fmt: skip
+    """Serve a network until SIGINT or SIGTERM, after which what has come is written to its end.
+
+    Args:
+        model, tokenizer: the network and its tokenizer, if it has one.
+        name: of the network, as requests call it.
+        socket: that listens.
+        engine: writes.
+        api_key, most_tokens: see `anyorder.serving.app.Server`.
+
+    Raises:
+        UserError: the packages of the extra "serve" are not installed.
+    """
+    try:
+        import uvicorn
+
+        from anyorder.serving.app import Server, build_app
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs the package {error.name}: pip install 'anyorder[serve]'.") from None
+    server = Server(
+        model=model, tokenizer=tokenizer, name=name, engine=engine, api_key=api_key, most_tokens=most_tokens
+    )
+    config = uvicorn.Config(build_app(server), log_level="warning", timeout_keep_alive=75)
+    uvicorn.Server(config).run(sockets=[socket])
