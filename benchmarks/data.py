@@ -25,7 +25,7 @@ from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.rope import Rotary
 from anyorder.objectives import Autoregressive, TrainingInputs, summed_loss
-from anyorder.training.samples import InputsMaker, Samples
+from anyorder.training.samples import Collator, Samples
 
 VOCABULARY, LENGTH, BATCH, STEPS = 8000, 256, 8, 8
 SOURCE_BYTES = 4_000_000
@@ -44,9 +44,9 @@ def main() -> None:
         rows = prepare(source, tokenizer, DataConfig(length=LENGTH), cache_dir=folder)
         tokens = report_of(rows).tokens
         samples = Samples(rows, STEPS * BATCH * 3, seed=0)
-        maker = InputsMaker(objective=Autoregressive(), seed=0, samples_per_step=BATCH)
+        collator = Collator(objective=Autoregressive(), seed=0, samples_per_step=BATCH)
         batches = iter(DataLoader(samples, batch_size=BATCH, collate_fn=collate))
-        all_inputs = iter(DataLoader(samples, batch_size=BATCH, collate_fn=maker))
+        all_inputs = iter(DataLoader(samples, batch_size=BATCH, collate_fn=collator))
         step = _step(next(all_inputs)["inputs"])
         runs: dict[str, Callable[[], object]] = {
             "rows of a batch as tensors": lambda: next(batches),

@@ -101,7 +101,9 @@ def report(model: Llama, teacher: Llama, held_out: list[list[int]]) -> None:
         points[name] = []
         for sampler in samplers:
             out = anyorder.generate(model, None, prompts, order=sampler, max_new_tokens=NEW)
-            passes = sum(1 + max(e.step for e in out.trace.events if e.row == row) for row in range(TEXTS)) / TEXTS
+            passes = (
+                sum(1 + max(e.step for e in out.trace.events if e.sample_id == row) for row in range(TEXTS)) / TEXTS
+            )
             points[name].append({"passes": passes} | judged(teacher, prompts, out.token_ids))
             print(name, points[name][-1], flush=True)
     print("\n| sampler | passes | NLL, nats a token | different pairs |\n|---|---|---|---|")

@@ -15,7 +15,7 @@ from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.loop import Choice, Queries, Reader, Text, by_sampling, decode
 from anyorder.model.llama import Llama
 from anyorder.model.modes import Mode
-from anyorder.modes import Decoder, LearningOptions, ModeEntry, ModeKind, Options, exactly, register
+from anyorder.modes import Decoder, LearningOptions, ModeEntry, ModeKind, Options, exact_log_probs, register
 from anyorder.objectives import Batch, Objective, TrainingInputs, predictions
 from anyorder.orders.names import read_order
 from anyorder.training import Training, fit
@@ -53,8 +53,6 @@ class BothEndsText(Text):
 
 class BothEndsReader(Reader[BothEndsText]):
     """Reads each canvas up to the block whose turn it is, without a cache."""
-
-    passes = 0
 
     def __init__(self, model: Llama, mask_token_id: int) -> None:
         self.model, self.mask_token_id = model, mask_token_id
@@ -123,7 +121,8 @@ class BothEndsMode(ModeEntry):
             loss_mask_BL[sample, list(positions)] = True
         inputs = BothEndsFilling(mode=mode).inputs(batch.replace(loss_mask_BL=loss_mask_BL), 0).to(model.device)
         log_prob_N = log_probs_of(predictions(model, inputs), inputs.target_N).detach()
-        return exactly(log_prob_N.new_zeros(len(texts)).index_add(0, inputs.sample_N, log_prob_N).tolist(), scored)
+        log_prob_B = log_prob_N.new_zeros(len(texts)).index_add(0, inputs.sample_N, log_prob_N)
+        return exact_log_probs(log_prob_B.tolist(), scored)
 
     def objective(self, mode: Mode, options: LearningOptions) -> Objective:
         return BothEndsFilling(mode=mode)

@@ -29,7 +29,7 @@ from anyorder.utils.annotations import AtMost, checked, shown
 Labels = Mapping[str, Tensor]
 """Label name to integers `[batch, rows]`."""
 
-Reader = Callable[[str], Tensor]
+LabelGetter = Callable[[str], Tensor]
 """Gives the values of a label, in a shape that broadcasts against the other side's."""
 
 Ranges = Callable[[str], tuple[Tensor, Tensor]]
@@ -49,7 +49,7 @@ class Visibility(ABC):
         return Not(self)
 
     @abstractmethod
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         """Whether each query row sees each key: booleans of the broadcast shape."""
 
     @abstractmethod
@@ -128,7 +128,7 @@ class Visibility(ABC):
 class Everything(Visibility):
     """Every row sees every key."""
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         return _TRUE
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ class _Comparison(Visibility):
 class NotAfter(_Comparison):
     """`key // div + shift <= query // div`."""
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         return self._of_key(key(self.label)) <= self._of_query(query(self.label))
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
@@ -184,7 +184,7 @@ class NotAfter(_Comparison):
 class Same(_Comparison):
     """`key // div + shift == query // div`."""
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         return self._of_key(key(self.label)) == self._of_query(query(self.label))
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
@@ -205,7 +205,7 @@ class SideIs(Visibility):
     label: str
     value: int
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         return (key if self.side == "key" else query)(self.label) == self.value
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
@@ -235,7 +235,7 @@ class Chance(Visibility):
         if not 0 <= self.rate <= 1:
             raise UserError(f"chance has the rate {self.rate}: give a number from 0 to 1.")
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         hashed = _mix(query("sample") + _GOLDEN)
         hashed = _mix(hashed ^ (self.seed & _WORD))  # mixed in between, or sample 0 under seed 1 were sample 1 under 0
         hashed = _mix(hashed ^ query("position"))
@@ -268,7 +268,7 @@ class _Pair(Visibility):
 class And(_Pair):
     """Both."""
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         return self.left.sees(query, key) & self.right.sees(query, key)
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
@@ -290,7 +290,7 @@ class And(_Pair):
 class Or(_Pair):
     """Either."""
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         return self.left.sees(query, key) | self.right.sees(query, key)
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
@@ -317,7 +317,7 @@ class Not(Visibility):
 
     inner: Visibility
 
-    def sees(self, query: Reader, key: Reader) -> Tensor:
+    def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
         return ~self.inner.sees(query, key)
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,7 @@ def test_a_plan_is_taken_for_each_text_and_sample() -> None:
     out = anyorder.generate(
         MODEL, None, prompts, order=plan, temperature=1.0, num_samples=2, batch_size=3, max_new_tokens=1
     )
-    positions = [[event.position for event in out.trace.events if event.row == row] for row in range(4)]
+    positions = [[event.position for event in out.trace.events if event.sample_id == row] for row in range(4)]
     assert positions == [[3, 1], [3, 1], [2, 3], [2, 3]]
     assert [len(samples) for samples in out.token_ids] == [2, 2]
 
@@ -125,7 +125,7 @@ def test_a_text_ends_with_its_end_token() -> None:
     assert out.token_ids == full.token_ids
     assert out.stopped == ["end"]
     text = Continuation(TOKENIZER, ids)
-    text.read(out.token_ids[:3])
+    text.update(out.token_ids[:3])
     assert out.text == text.text
     assert len(full.text) > len(text.text)
 
@@ -216,7 +216,7 @@ def test_a_prompt_with_a_gap_takes_a_way_that_fills_it_whatever_stands_beside(
     assert out.sequences == expected
     for size in (1, 2, 3):
         assert anyorder.generate(model, TOKENIZER, prompts, batch_size=size, **options).sequences == expected
-    assert {event.row for event in out.trace.events} == {0, 1, 2, 3}
+    assert {event.sample_id for event in out.trace.events} == {0, 1, 2, 3}
 
 
 def test_full_texts() -> None:
@@ -276,8 +276,8 @@ def test_of_several_lengths_the_most_probable_text_is_taken() -> None:
         assert isinstance(out.text, list)
         assert isinstance(best.text, list)
         assert out.text[row] == best.text[row]
-        assert [event for event in out.trace.events if event.row == row] == [
-            event for event in best.trace.events if event.row == row
+        assert [event for event in out.trace.events if event.sample_id == row] == [
+            event for event in best.trace.events if event.sample_id == row
         ]
     assert out.passes == sum(candidate.passes for candidate in candidates) + 3
     [alone] = [anyorder.generate(MODEL, TOKENIZER, prompts[0], gap_tokens=[1, 2, 4], **options)]

@@ -242,7 +242,7 @@ def test_a_whole_run_on_photographs(model: Llama, tokenizer: Any, shared_data: P
         out = anyorder.generate(
             model, tokenizer, prompts, images=[[file] for file in files], order=order, max_new_tokens=3
         )
-        assert len({sum(e.log_prob for e in out.trace.events if e.row == row) for row in range(5)}) == 5
+        assert len({sum(e.log_prob for e in out.trace.events if e.sample_id == row) for row in range(5)}) == 5
     alone = anyorder.generate(model, tokenizer, prompts[0], images=[files[2]], order="diffusion", max_new_tokens=3)
     assert alone.token_ids == out.token_ids[2]
     rows = encoded(model, *(load_image(file) for file in files))

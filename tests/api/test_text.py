@@ -51,9 +51,9 @@ def test_any_tokens_read_alike_at_once_and_one_by_one(name: str, data: st.DataOb
     prompt, written = data.draw(tokens), data.draw(tokens)
     growing, before = Continuation(tokenizer, prompt), ""
     for count in range(len(written) + 1):
-        assert not growing.read(written[:count])
+        assert not growing.update(written[:count])
         at_once = Continuation(tokenizer, prompt)
-        at_once.read(written[:count])
+        at_once.update(written[:count])
         assert at_once.text == growing.text
         assert growing.text.startswith(before)
         assert not growing.text.endswith(UNREADABLE)
@@ -75,7 +75,7 @@ def test_pieces_joined_are_the_text_before_the_first_stop_string(
     pieces: list[str] = []
     stopped = False
     for count in range(len(ids[cut:])):
-        stopped = grown.read(ids[cut : cut + count + 1])
+        stopped = grown.update(ids[cut : cut + count + 1])
         pieces.append(grown.piece(last=stopped))
         if stopped:
             break
@@ -99,7 +99,7 @@ def test_a_piece_waits_for_what_may_become_a_stop_string() -> None:
     text = Continuation(tokenizer, [BOS], ["abd", "zz"])
     pieces = []
     for count in range(1, len(ids) + 1):
-        stopped = text.read(ids[:count])
+        stopped = text.update(ids[:count])
         pieces.append(text.piece(last=stopped))
     assert pieces == ["", "", "abc", "", "", ""]
     assert (text.text, stopped) == ("abc", True)
@@ -109,8 +109,8 @@ def test_special_tokens_are_no_text_and_stop_by_their_names() -> None:
     for tokenizer in MAKERS.values():
         ids = tokenizer(TEXT)["input_ids"]
         text = Continuation(tokenizer, ids[:2], ["</s>"])
-        assert not text.read(ids[2:4])
-        assert text.read([*ids[2:4], END])
+        assert not text.update(ids[2:4])
+        assert text.update([*ids[2:4], END])
         assert TEXT.startswith(whole(tokenizer, ids[:2]) + text.text)
 
 
@@ -140,7 +140,7 @@ def test_a_gap_is_filled_with_words_and_their_spaces(name: str) -> None:
     [canvas], _ = prompts_with_gaps("Once upon [...] there [...] one", tokenizer, BOS, new_tokens=9, gap_tokens=2)
     written = [*tokenizer(" a time")["input_ids"][-2:], *tokenizer(" was there")["input_ids"][-2:]]
     gaps = Gaps(tokenizer, canvas)
-    assert not gaps.read(written)
+    assert not gaps.update(written)
     assert gaps.text == " a time[...] was there"
 
 

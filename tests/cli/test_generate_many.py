@@ -180,7 +180,7 @@ def test_what_is_finished_is_kept_when_interrupted(
     assert "4 of 5 texts are finished" in printed.err
     assert "interrupted" in printed.err
     recording = Recording.from_json((tmp_path / "trace.json").read_text())
-    assert {event.row for event in recording.trace.events} == {0, 1, 2, 3}
+    assert {event.sample_id for event in recording.trace.events} == {0, 1, 2, 3}
 
 
 # ---- at the terminal --------------------------------------------------------------------------------

@@ -14,7 +14,10 @@ import pytest
 import anyorder
 from anyorder import DiffusionSampler
 from anyorder.cli import main
+from anyorder.cli._options import DiffusionOptions, SamplingOptions
+from anyorder.cli._order_options import chosen_order
 from anyorder.decoding.canvas import BLANK
+from anyorder.decoding.diffusion.sampler import PRESETS
 from anyorder.errors import UserError
 from anyorder.inspection.replay import Recording
 from anyorder.model.llama import Llama
@@ -78,6 +81,13 @@ def test_options_are_those_of_the_library(
 ) -> None:
     assert main(["generate", str(diffusing), "Once upon", "--max_new_tokens", "16", *words.split()]) == 0
     assert capsys.readouterr().out == text(diffusing, **options)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_preset_alone_is_that_of_the_library(preset: Any) -> None:
+    published = DiffusionSampler.preset(preset)
+    assert chosen_order(None, DiffusionOptions(preset=preset), SamplingOptions()) == published
+    assert chosen_order("blocks", DiffusionOptions(preset=preset), SamplingOptions()).stop_at_end
 
 
 @pytest.mark.parametrize("default", ["diffusion", "blocks"])

@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from anyorder.cli import _parser, command_names, command_of, main
-from anyorder.cli._groups import FEW
+from anyorder.cli._groups import FEW, REFUSED
 from anyorder.cli._help import Entry
+from anyorder.errors import UserError
+from anyorder.training.settings import Run
 
 PYTHONS = re.compile(r"Literal\[|Optional|<class|\bnull\b|\bNone\b|\btype:|list\[|default: \[\]|default: False")
 
@@ -32,7 +34,7 @@ def test_every_option_is_explained_under_a_heading_and_nothing_is_pythons(
     assert all(len(line) <= 80 for line in text.splitlines())
     found = re.findall(r"^  (?:--(\w+)|([A-Z][A-Z_]+)\b)", text, re.MULTILINE)
     shown = [option or word.lower() for option, word in found]
-    known = {*_parser.known_to(name, command_of(name)), "help"}
+    known = {*_parser.known_to(name, command_of(name)), "help"} - {*REFUSED.get(name, ())}
     assert sorted(shown) == sorted(known)  # each of them once
 
 
@@ -44,6 +46,16 @@ def test_every_option_of_many_has_a_heading_that_says_what_it_is_about(name: str
     named = [option for names in _parser.headings_of(name).values() for option in names]
     assert len(named) == len(set(named))
     assert len(options - {"force"}) <= FEW or options <= set(named), options - set(named)
+
+
+def test_fine_tuning_lists_what_it_takes_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    text = " ".join(help_of(capsys, "sft").split())
+    assert text.startswith("usage: anyorder sft --data PATH --output PATH --init NAME [options]")
+    assert "--init NAME Checkpoint to start from: a folder, a file or a hub id. Must be given." in text
+    given: dict[str, Any] = {"shape": Path("c.json"), "random_length_prob": 0.5}
+    for name in REFUSED["sft"]:
+        with pytest.raises(UserError, match=f"^{name} is"):
+            Run(data=Path("d"), output=Path("o"), init="n", **{name: given.get(name, 8)}).completed(tuning=True)
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,12 @@ def rows(tokenizer: PreTrainedTokenizerBase, one: Dialogue, template: str | None
 
 
 def learnt(tokenizer: PreTrainedTokenizerBase, answered: list[Answered]) -> list[str]:
-    return [str(tokenizer.decode(row.ids[begin:end])) for row in answered for begin, end in row.turns]
+    return [str(tokenizer.decode(row.ids[begin:end])) for row in answered for begin, end in row.answer_spans]
 
 
 def begins(answered: list[Answered]) -> list[list[int]]:
     """The prompt before each answer."""
-    return [row.ids[:begin] for row in answered for begin, _ in row.turns]
+    return [row.ids[:begin] for row in answered for begin, _ in row.answer_spans]
 
 
 def prompts(tokenizer: PreTrainedTokenizerBase, one: Dialogue) -> list[list[int]]:
@@ -64,7 +64,9 @@ def test_the_plain_template() -> None:
     answered = encode(tokenizer, dialogue("1+2?", "3", "ok?", "yes", system="add"))
     text = "".join(tokenizer.convert_ids_to_tokens(answered.ids))
     assert text == "system:\nadd\n\nuser:\n1+2?\n\nassistant:\n3</s>\n\nuser:\nok?\n\nassistant:\nyes</s>"
-    answers = ["".join(tokenizer.convert_ids_to_tokens(answered.ids[begin:end])) for begin, end in answered.turns]
+    answers = [
+        "".join(tokenizer.convert_ids_to_tokens(answered.ids[begin:end])) for begin, end in answered.answer_spans
+    ]
     assert answers == ["3</s>", "yes</s>"]
     assert (answered.text_bytes, answered.answer_bytes) == (len(text), 4)
 
@@ -84,7 +86,7 @@ def test_a_template_of_ones_own() -> None:
     tokenizer = TOKENIZERS["chatty"]
     assert chat_template(tokenizer) == tokenizers.CHATML
     answered = encode(tokenizer, dialogue("a", " b "))
-    begin, end = answered.turns[0]
+    begin, end = answered.answer_spans[0]
     assert tokenizer.decode(answered.ids[:begin]) == "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n"
     assert tokenizer.decode(answered.ids[begin:end]) == "b<|im_end|>"  # without the line break behind it
     whole = tokenizer.apply_chat_template(
@@ -319,7 +321,7 @@ def test_what_is_learnt_is_the_answer_and_the_end_of_the_turn(
         messages.append({"role": "assistant" if at % 2 else "user", "content": turn})
     assert begins(answered) == prompt_ids
     said = learnt(tokenizer, answered)
-    lasts = {sum(len(row.turns) for row in answered[: number + 1]) - 1 for number in range(len(answered))}
+    lasts = {sum(len(row.answer_spans) for row in answered[: number + 1]) - 1 for number in range(len(answered))}
     for at, (text, answer) in enumerate(zip(said, expected, strict=True)):
         closing = ("<|endoftext|>" if at in lasts else "") if end is None else end
         assert text.lstrip(" ").replace(" <|", "<|") == (answer + closing).replace(" <|", "<|")

@@ -51,7 +51,7 @@ def rows(template: str, *messages: dict[str, Any], tools: bool = False, eos: str
 
 def learnt(template: str, *messages: dict[str, Any], **options: Any) -> list[str]:
     answered = rows(template, *messages, **options)
-    return [str(TOKENIZER.decode(row.ids[begin:end])) for row in answered for begin, end in row.turns]
+    return [str(TOKENIZER.decode(row.ids[begin:end])) for row in answered for begin, end in row.answer_spans]
 
 
 ASK = "{% if add_generation_prompt %}<|start|>assistant\nOPENED{% endif %}"
@@ -148,7 +148,7 @@ def test_several_tokens_before_a_header_that_is_always_there() -> None:
 
 def test_an_answer_that_is_closed_once_a_question_follows() -> None:
     [row] = rows(LATE, user(), said("b"), user(), said("c"))
-    assert [TOKENIZER.decode(row.ids[begin:end]) for begin, end in row.turns] == ["b<|eot|>", "c<|eot|>"]
+    assert [TOKENIZER.decode(row.ids[begin:end]) for begin, end in row.answer_spans] == ["b<|eot|>", "c<|eot|>"]
     assert TOKENIZER.decode(row.ids) == "<|user|>a<|end|><|assistant|>b<|eot|><|user|>a<|end|><|assistant|>c<|eot|>"
 
 
@@ -214,7 +214,10 @@ def test_a_template_that_takes_content_in_parts_alone() -> None:
         f"<|start|>user: a<|end|>\n<|start|>assistant: {text}<|end|>\n" for text in "bc"
     )
     assert TOKENIZER.decode(row.ids) == whole.rstrip()
-    assert [str(TOKENIZER.decode(row.ids[begin:end])).strip() for begin, end in row.turns] == ["b<|end|>", "c<|end|>"]
+    assert [str(TOKENIZER.decode(row.ids[begin:end])).strip() for begin, end in row.answer_spans] == [
+        "b<|end|>",
+        "c<|end|>",
+    ]
 
 
 def test_a_template_that_takes_arguments_as_json() -> None:

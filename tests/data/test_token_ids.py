@@ -33,7 +33,7 @@ from tests.data.test_readers import only, write
 def test_labels_and_masks(tmp_path: Path, record: dict[str, Any], ids: tuple[int, ...], turns: object) -> None:
     found = only(tmp_path, record)
     assert isinstance(found, TokenIds)
-    assert (found.ids, found.turns) == (ids, turns)
+    assert (found.ids, found.answer_spans) == (ids, turns)
 
 
 @given(
@@ -51,10 +51,10 @@ def test_spans_are_exactly_the_labels(loss_mask: list[bool], left: int, right: i
         "attention_mask": [0] * left + [1] * len(loss_mask) + [0] * right,
     }
     found = read_ids("token ids", Place(Path("a"), 1), Fields(fields))
-    assert found.turns is not None
-    spelled = [token for begin, end in found.turns for token in found.ids[begin:end]]
+    assert found.answer_spans is not None
+    spelled = [token for begin, end in found.answer_spans for token in found.ids[begin:end]]
     assert spelled == [token for token, mark in zip(ids, marks, strict=True) if mark]
-    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(found.turns))
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(found.answer_spans))
 
 
 def test_they_are_the_answers_of_a_row(tmp_path: Path) -> None:

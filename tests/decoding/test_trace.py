@@ -100,6 +100,6 @@ def test_join() -> None:
     assert joined.sequences == [[0, 9], [1, 9], [2, 9]]
     assert joined.stopped == ["stop"] * 3
     assert joined.trace.passes == 3
-    assert [event.row for event in joined.trace.events] == [0, 1, 2]
+    assert [event.sample_id for event in joined.trace.events] == [0, 1, 2]
     assert joined.trace.seconds == sum(generation.trace.seconds for generation in generations)
     assert joined.trace.end_token_ids == (2,)

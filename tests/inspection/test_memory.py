@@ -19,7 +19,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.model.rope import Rotary
 from anyorder.objectives import Autoregressive, Batch, summed_loss
-from anyorder.training.runs import _adapted
+from anyorder.training.runs import _with_lora
 
 BOOL = st.booleans()
 FEW = settings(max_examples=12, deadline=None)
@@ -71,7 +71,7 @@ def test_the_bytes_of_training_are_weights_gradients_and_moments(config: ModelCo
 @FEW
 @given(configs(), st.integers(1, 3))
 def test_the_bytes_of_adapters_are_those_of_peft(config: ModelConfig, rank: int) -> None:
-    assert lora_bytes(config, rank) == adamw_bytes(_adapted(AnyOrderForCausalLM.of(Llama(config)), rank, seed=0))
+    assert lora_bytes(config, rank) == adamw_bytes(_with_lora(AnyOrderForCausalLM.of(Llama(config)), rank, seed=0))
 
 
 def adamw_bytes(model: torch.nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import runpy
 import traceback
 from collections.abc import Iterator
@@ -14,15 +15,21 @@ import torch
 import anyorder
 from anyorder.checkpoints import load_model, save_model
 from anyorder.cli import main as cli
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import collect
 from anyorder.errors import UserError
+from anyorder.huggingface import AnyOrderConfig, LLaDAForMaskedLM
+from anyorder.likelihood.diffusion import MonteCarlo, diffusion_log_prob
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, KINDS, LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.modes import ENTRIES, LearningOptions, ModeEntry, ModeKind, Options, entry_of, register, resolve
+from anyorder.modes.diffusion import BlocksMode, DiffusionMode
 from anyorder.objectives import Batch, summed_loss
 from anyorder.orders.names import objective_named, read_order
 from anyorder.training import Training, fit
+from anyorder.training.build import with_mask, with_own_mode
+from anyorder.training.settings import Run
 from tests.model.networks import network
 from tests.modes.table import own_modes
 from tests.pages import blocks_of
@@ -74,7 +81,8 @@ def test_it_writes_from_both_ends_whatever_stands_beside_it(both_ends: Llama) ->
     prompts = [[5, *[-1] * 7, 6], [8, 9]]
     out = anyorder.generate(both_ends, None, prompts, max_new_tokens=5, temperature=1.0, seed=1)
     turns = [
-        [event.position for event in out.trace.events if (event.row, event.step) == (0, step)] for step in range(4)
+        [event.position for event in out.trace.events if (event.sample_id, event.step) == (0, step)]
+        for step in range(4)
     ]
     assert turns == [[1, 2], [7], [3, 4], [5, 6]]
     assert [ids[: len(prompt)] for ids, prompt in zip(out.sequences[1:], prompts[1:], strict=True)] == prompts[1:]
@@ -170,11 +178,62 @@ def test_what_a_mode_does_not_take(both_ends: Llama) -> None:
         anyorder.fuse(both_ends, None, [[5, 6], [7]])
 
 
+@pytest.mark.parametrize("kept", [DiffusionMode, BlocksMode])
+def test_a_variant_of_diffusion_writes_learns_and_scores_by_its_own_name(
+    kept: type[DiffusionMode], tmp_path: Path
+) -> None:
+    """All that diffusion takes works for a registered subclass of it, whose network has no other mode."""
+    kind = dataclasses.replace(kept.kind, name="my-diffusion", objective="my-masked-diffusion", other_names=())
+    entry = type("Mine", (kept,), {"kind": kind})()
+    with own_modes():
+        register(entry)
+        mode = Mode(
+            name="my-diffusion", shifted=not kind.blocks, mask_token_id=MASK, block_length=4 * kind.blocks or None
+        )
+        plain = dataclasses.replace(mode, name=kept.kind.name)
+        mine, model = network(modes=(mode,)), network(modes=(plain,))
+        mine.load_state_dict(model.state_dict())
+        sampler = DiffusionSampler(steps=4, temperature=1.0)
+        for mine_order, order in (
+            (None, None), ("my-diffusion", plain.name), (sampler.replace(mode="my-diffusion"), sampler),
+        ):  # fmt: skip
+            written, expected = (
+                anyorder.generate(net, None, [5, 6], order=by, max_new_tokens=6)
+                for net, by in ((mine, mine_order), (model, order))
+            )
+            assert written.token_ids == expected.token_ids
+
+        scored, method = [range(2, 9), [2]], MonteCarlo(samples=32)
+        mine_bounds, bounds = (diffusion_log_prob(net, TEXTS, scored, method=method) for net in (mine, model))
+        assert mine_bounds == bounds
+        for tuning in (False, True):
+            options = LearningOptions(tuning=tuning, end_token_id=2)
+            objectives = [entry_of(of).objective(of, options) for of in (mode, plain)]
+            assert objectives[0].modes == (mode,)
+            losses = [
+                summed_loss(net, objective.inputs(Batch.of(TEXTS), 0)).item()
+                for net, objective in zip((mine, model), objectives, strict=True)
+            ]
+            assert losses[0] == losses[1]
+        fit(mine, "my-diffusion", [{"input_ids": TEXTS[0]}], Training(steps=1, batch_size=1))
+        assert mine.config.modes == (mode,)
+
+        run = Run(data=tmp_path, output=tmp_path, init="n").completed(tuning=True)
+        completed = with_own_mode(run, mine.config)
+        assert (completed.objective, completed.shifted) == ("my-masked-diffusion", mode.shifted)
+        if not kind.blocks:
+            bare = Llama(mine.config.replace(eos_token_ids=()))
+            with pytest.raises(UserError, match="the network has no end token"):
+                with_mask(completed, bare, None, tuning=True)  # type: ignore[arg-type]
+            face = LLaDAForMaskedLM(AnyOrderConfig(backbone=mine.config))
+            assert face(torch.tensor(TEXTS[:1])).logits.shape == (1, 9, mine.config.vocab_size)
+
+
 def test_the_guide_shows_the_example() -> None:
     guide = (EXAMPLE.parents[1] / "docs" / "write-your-own-mode.md").read_text(encoding="utf-8")
     example = EXAMPLE.read_text(encoding="utf-8")
     assert len(example.splitlines()) < 150
-    _, *parts, _ = [block.code for block in blocks_of(guide)]
+    _, *parts, _, _ = [block.code for block in blocks_of(guide)]
     assert len(parts) == 5
     assert all(part in example for part in parts)
 

@@ -40,7 +40,7 @@ def test_loss_equals_that_of_each_block_alone(block_length: int) -> None:
 def test_documents_have_blocks_and_times_of_their_own() -> None:
     batch = ragged(10, packed=True)  # documents of 4, 4 and 2 tokens: blocks of 3, 1, 3, 1, 2
     objective = BlockDiffusion(mask_token_id=MASK, block_length=3)
-    _, probability_BL = objective.noised(batch, 0)
+    _, probability_BL = objective.draw_masks(batch, 0)
     runs = torch.unique_consecutive(probability_BL[0], return_counts=True)[1].tolist()
     assert runs == [3, 1, 3, 1, 2]
 

@@ -19,7 +19,7 @@ from anyorder.objectives import (
     predictions,
     summed_loss,
 )
-from anyorder.objectives.masked_diffusion import FullDiffusion
+from anyorder.objectives.masked_diffusion import MaskedDiffusionBase
 from tests.objectives.cases import END, MASK, OBJECTIVES, learner, ragged
 
 SINGLE = [name for name in OBJECTIVES if "mixture" not in name and name not in ("tuning with end tokens",)]
@@ -37,7 +37,7 @@ def may_depend(objective: Objective, batch: Batch, inputs: TrainingInputs, seed:
         case Permutation():
             rank_N1 = inputs.labels["rank"][sample_N, row_N].unsqueeze(1)
             return own_NL & (objective.plan(batch, seed).rank_BL[sample_N] < rank_N1)
-        case FullDiffusion():
+        case MaskedDiffusionBase():
             shown_BR = (inputs.ids_BR != MASK) & inputs.valid_BR  # shorter than the batch where that was cropped
             shown_NL = torch.zeros_like(own_NL)
             shown_NL[:, : shown_BR.shape[1]] = shown_BR[sample_N]
@@ -52,7 +52,7 @@ def may_depend(objective: Objective, batch: Batch, inputs: TrainingInputs, seed:
     raise AssertionError(objective)
 
 
-def reached(objective: FullDiffusion, batch: Batch, inputs: TrainingInputs, seed: int) -> Tensor:
+def reached(objective: MaskedDiffusionBase, batch: Batch, inputs: TrainingInputs, seed: int) -> Tensor:
     """From where a row hears anything in two layers, under the mask of a network that is being opened: `[B, L, L]`."""
     mask = objective.visibility(batch.step, seed).mask(inputs.labels, inputs.labels, inputs.valid_BR).double()
     return mask @ mask > 0

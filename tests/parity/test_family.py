@@ -239,7 +239,7 @@ def test_dynamic_writing_beyond_the_trained_length(name: str) -> None:
     written = write_left_to_right(twin(theirs), prompts, max_new_tokens=TRAINED + 4)
     assert max(map(len, written.sequences)) == 2 * TRAINED
     for event in written.trace.events:
-        before = torch.tensor([written.sequences[event.row][: event.position]])
+        before = torch.tensor([written.sequences[event.sample_id][: event.position]])
         expected = transformers_logits(theirs, before)[0, -1]
         assert event.token_id == int(expected.argmax())
         log_prob = float(expected.log_softmax(-1)[event.token_id])

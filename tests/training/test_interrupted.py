@@ -22,7 +22,7 @@ import anyorder
 from anyorder.errors import UserError
 from anyorder.training import runs
 from anyorder.training.engine import whole_checkpoints
-from anyorder.training.interruption import HEEDED, Interrupted
+from anyorder.training.interruption import HANDLED, Interrupted
 from anyorder.training.settings import Run
 from anyorder.utils.files import BeingWrittenError, claimed
 from tests.training.test_engine import curve, trained, weights
@@ -55,7 +55,7 @@ def fail() -> None:
 @pytest.fixture
 def default_handlers() -> Iterator[None]:
     """Python's own, even where the tests run in the background of a shell, which ignores SIGINT for them."""
-    before = {number: signal.signal(number, handler) for number, handler in HEEDED.items()}
+    before = {number: signal.signal(number, handler) for number, handler in HANDLED.items()}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
@@ -311,7 +311,7 @@ def test_an_interrupted_command(tmp_path: Path, project_root: Path, number: int,
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error.decode()
     assert b"Traceback" not in error
-    assert b"`--resume` with the same options goes on from the last checkpoint" in error.replace(b"\n", b" ")
+    assert b"`--resume` with the same options resumes from the last checkpoint" in error.replace(b"\n", b" ")
     assert len(whole_checkpoints(tmp_path / "out" / "checkpoints")) == 1
 
 

@@ -37,7 +37,7 @@ from torch.distributed.tensor import DTensor
 from anyorder.checkpoints.adapt import adapt
 from anyorder.objectives import Permutation, summed_loss
 from anyorder.training.engine import ModelWithLoss
-from anyorder.training.samples import InputsMaker, Samples
+from anyorder.training.samples import Collator, Samples
 from anyorder.model.modes import ANY_ORDER
 from tests.model.networks import network
 from tests.training.test_engine import Ragged
@@ -54,14 +54,14 @@ if world > 1:
     share = sum(weight.to_local().numel() for weight in pupil.parameters()) / whole
     assert all(isinstance(weight, DTensor) for weight in pupil.parameters())
 optimizer = torch.optim.AdamW(pupil.parameters(), lr=1e-2)
-maker = InputsMaker(objective=Permutation(), seed=0, samples_per_step=4)
+collator = Collator(objective=Permutation(), seed=0, samples_per_step=4)
 samples = Samples(Ragged(), 4 * 4, seed=0)
 losses = []
 for step in range(4):
     numbers = range(4 * step, 4 * step + 4)
-    count = maker([samples[number] for number in numbers])["training inputs"].count
+    count = collator([samples[number] for number in numbers])["inputs"].count
     own = [samples[number] for number in list(numbers)[rank::world]]
-    loss = pupil(maker(own)["training inputs"]) * world / count
+    loss = pupil(collator(own)["inputs"]) * world / count
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

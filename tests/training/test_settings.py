@@ -115,7 +115,7 @@ def test_epochs_of_a_run_that_is_resumed(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(runs, "fit", spied)
     told: list[str] = []
     options: dict[str, Any] = {"steps": None, "objective": "permutation", "order_schedule": "random-to-left"}
-    log = runs.run(settings(tmp_path, epochs=0.5, **options), tell=told.append)
+    log = runs.run(settings(tmp_path, epochs=0.5, **options), report=told.append)
     rows = int(next(line for line in told if "rows of data" in line).split(" rows")[0].split(", ")[1].replace(",", ""))
     steps = math.ceil(rows / 2 / 2)
     assert steps > 1

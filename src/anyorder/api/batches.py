@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from anyorder.api.images import Images, as_tokens
 from anyorder.api.output import Finished
 from anyorder.api.prompts import Prompt, prompts_for
-from anyorder.api.text import Continuation, stop_strings, text_of
+from anyorder.api.text import Continuation, detokenizer_of, stop_strings
 from anyorder.decoding.trace import Generation, Recorder, Step
 from anyorder.modes import Options, decoder_of
 
@@ -32,7 +32,7 @@ class Batches:
 
     Args:
         model, tokenizer, prompt: as in `anyorder.generate`.
-        options: how.
+        options: how texts are written.
         gap_tokens: tokens of each gap of a text; `max_new_tokens` unless given.
         images: of the prompts; None where there are none.
         sample_ids: number of each text, which decides its draws with the seed; 0, 1, 2, ... unless given.
@@ -69,7 +69,9 @@ class Batches:
         self._prompts = [text for text in read.texts for _ in range(samples)]
         self._stops = stop_strings(options.stop, tokenizer)
         self._tokens = [as_tokens(ids, model.config) for ids in self.rows]
-        self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self._tokens]
+        self._texts = (
+            None if tokenizer is None else [detokenizer_of(tokenizer, ids, self._stops) for ids in self._tokens]
+        )
 
     def write(self, watch: Watch | None = None) -> Iterator[Finished]:
         """Write one batch after the other; call `watch` with each step of a decoder."""
@@ -101,4 +103,4 @@ class Batches:
         # Beams are alternatives, none of which reads on where another one ended.
         beams = self._options.num_beams > 1
         text = Continuation(self._tokenizer, self._tokens[entry], self._stops) if beams else self._texts[entry]
-        return text.read(written)
+        return text.update(written)

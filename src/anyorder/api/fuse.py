@@ -139,7 +139,7 @@ def fuse(
     fusion = Fusion(method=method, positions=positions, correction=correction)
     answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store, attention_share)
     generation, shares = answers.write()
-    texts = None if tokenizer is None else [answers.text_of(question) for question in questions]
+    texts = None if tokenizer is None else [answers.detokenizer_of(question) for question in questions]
     output = Finished.of(generation, texts).output(single=single)
     return FusedOutput(**vars(output), attention_share=(shares[0] if single else shares) if attention_share else None)
 
@@ -192,9 +192,9 @@ def stream_fused(
         raise UserError("tokenizer is None: give the tokenizer, which makes the text to be streamed, or use fuse.")
     if not single:
         raise UserError(f"phrasings are of {len(questions)} questions: give those of one, or use fuse.")
-    text = answers.text_of(questions[0])
+    text = answers.detokenizer_of(questions[0])
     kept, _ = answers.weighed(range(1))
-    prompts, steps = answers.steps(kept, range(1), lambda _, written: text.read(written))
+    prompts, steps = answers.steps(kept, range(1), lambda _, written: text.update(written))
     return Stream(pieces(steps, Recorder(prompts, range(1), model.config.eos_token_ids), text))
 
 
@@ -291,11 +291,12 @@ class _Answers:
         """Return the stop condition of answers; None without stop strings."""
 
         def new_text(sample_id: int) -> Continuation:
-            return self.text_of(self.questions[sample_id % MEMBER])  # members of a vote have sample ids of their own
+            # Members of a vote have sample ids of their own.
+            return self.detokenizer_of(self.questions[sample_id % MEMBER])
 
         # Beams are alternatives, none of which reads on where another one ended.
         text = new_text if self.options.num_beams > 1 else functools.cache(new_text)
-        return (lambda sample_id, written: text(sample_id).read(written)) if self.stops else None
+        return (lambda sample_id, written: text(sample_id).update(written)) if self.stops else None
 
     def _same_answer(self, written: Sequence[int]) -> Hashable:
         """Return the key of an answer: its text up to end and stop, without white space around it."""
@@ -303,10 +304,10 @@ class _Answers:
         if self.tokenizer is None:
             return tuple(ids)
         text = Continuation(self.tokenizer, (), self.stops)
-        text.read(ids)
+        text.update(ids)
         return text.text.strip()
 
-    def text_of(self, question: Question) -> Continuation:
+    def detokenizer_of(self, question: Question) -> Continuation:
         """Return the incremental detokenizer of the answer to a question."""
         assert self.tokenizer is not None, "texts need it"
         before = question.suffix or question.segments[-1]

@@ -91,7 +91,7 @@ class LikeliestLengths:
             event
             for row, length in zip(rows, best, strict=True)
             for event in of_lengths[length].generation.trace.events
-            if event.row == row
+            if event.sample_id == row
         ]
         trace = dataclasses.replace(
             whole.generation.trace,

@@ -15,7 +15,7 @@ from anyorder.api.gap_lengths import LikeliestLengths
 from anyorder.api.images import as_tokens, seen
 from anyorder.api.output import Finished, Output, Stream, pieces
 from anyorder.api.prompts import Prompt, prompts_for
-from anyorder.api.text import GAP, Gaps, stop_strings, text_of
+from anyorder.api.text import GAP, Gaps, detokenizer_of, stop_strings
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Recorder, Step
 from anyorder.errors import UserError
@@ -242,8 +242,8 @@ def stream(
     )
     write = decoder_of(mode, order, model, options)
     tokens = as_tokens(read.rows[0], model.config)
-    text = text_of(tokenizer, tokens, stop_strings(stop, tokenizer))
+    text = detokenizer_of(tokenizer, tokens, stop_strings(stop, tokenizer))
     if isinstance(text, Gaps):
         raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")
-    steps = write(read.rows, range(1), lambda row, written: text.read(written))
+    steps = write(read.rows, range(1), lambda row, written: text.update(written))
     return Stream(pieces(steps, Recorder([tokens], range(1), model.config.eos_token_ids), text, read.texts[0]))

@@ -137,7 +137,7 @@ class Finished:
         ends = generation.trace.end_token_ids
         for text, written in zip(texts, generation.written, strict=True):
             whole = isinstance(text, Gaps)
-            text.read(written if whole else list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
+            text.update(written if whole else list(itertools.takewhile(lambda token_id: token_id not in ends, written)))
         rows = zip(texts, prompts or [None] * len(texts), generation.sequences, generation.written, strict=True)
         full_texts = [_full_text(*row) for row in rows]
         return cls(generation, [text.text for text in texts], full_texts)

@@ -7,7 +7,6 @@ swapped, and a prefix is the same tokens before all of them.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from anyorder.api.prompt_forms import listed, plain_prompt
 from anyorder.api.prompts import Messages, TextEncoder
 from anyorder.decoding.fusion.layout import Question
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,9 +77,9 @@ def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None
     """
     given: Any = plain_prompt(phrasings, tokenizer)
     if isinstance(given, str):
-        raise UserError(f"phrasings is the text {_short(given)}: give a list of texts, one for each phrasing.")
+        raise UserError(f"phrasings is the text {shown(given)}: give a list of texts, one for each phrasing.")
     if not isinstance(given, Sequence) or not given:
-        raise UserError(f"phrasings is {_short(given)}: give a list of at least one text or list of token ids.")
+        raise UserError(f"phrasings is {shown(given)}: give a list of at least one text or list of token ids.")
     parts = [plain_prompt(part, tokenizer) for part in given]
     if any(_is_part(part) and part != [] for part in parts):
         return [_phrasings(parts, "")], True
@@ -89,7 +89,7 @@ def _by_question(phrasings: Phrasings, tokenizer: PreTrainedTokenizerBase | None
 def _phrasings(given: Any, where: str) -> list[Part]:
     """Return the phrasings of one question, at least one and none of them empty."""
     if not isinstance(given, Sequence):
-        raise UserError(f"phrasings{where} are {_short(given)}: give a list of texts.")
+        raise UserError(f"phrasings{where} are {shown(given)}: give a list of texts.")
     if not given:
         raise UserError(f"there are 0 phrasings{where}: give at least one.")
     parts = [_part(part, f"phrasing {index}{where}") for index, part in enumerate(given)]
@@ -101,7 +101,7 @@ def _phrasings(given: Any, where: str) -> list[Part]:
 
 def _part(given: Any, name: str) -> Part:
     if not _is_part(given):
-        raise UserError(f"{name} is {_short(given)}: give a text or a list of token ids.")
+        raise UserError(f"{name} is {shown(given)}: give a text or a list of token ids.")
     return given
 
 
@@ -116,7 +116,7 @@ def _one_each(given: Any, name: str, count: int) -> list[Part]:
     if _is_part(given):
         return [given] * count
     if not isinstance(given, Sequence) or len(given) != count:
-        entries = len(given) if isinstance(given, Sequence) else _short(given)
+        entries = len(given) if isinstance(given, Sequence) else shown(given)
         raise UserError(f"{name} has {entries} entries for {count} questions: give one, or one for each question.")
     return [_part(part, f"{name} {number}") for number, part in enumerate(given)]
 
@@ -126,7 +126,7 @@ def _weights_each(given: Any, count: int) -> list[tuple[float, ...] | None]:
     if given is None or isinstance(given, str):
         return [None] * count
     if not isinstance(given, Sequence):
-        raise UserError(f"weights is {_short(given)}: give a number for each phrasing, in a list.")
+        raise UserError(f"weights is {shown(given)}: give a number for each phrasing, in a list.")
     if not any(isinstance(entry, Sequence) for entry in given):
         return [tuple(given)] * count
     if len(given) != count or not all(isinstance(entry, Sequence) for entry in given):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from reprlib import repr as _short
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -19,6 +18,7 @@ from anyorder.errors import UserError
 from anyorder.model.modes import Mode
 from anyorder.modes import ENTRIES, Order, resolve
 from anyorder.orders.names import read_order
+from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import check_positive, is_whole
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class TextEncoder:
 
     def _needed_for(self, text: str) -> PreTrainedTokenizerBase:
         if self._tokenizer is None:
-            raise UserError(f"{_short(text)} is text and tokenizer is None: give the tokenizer, or token ids.")
+            raise UserError(f"{shown(text)} is text and tokenizer is None: give the tokenizer, or token ids.")
         if any("\udc80" <= character <= "\udcff" for character in text):  # how Python keeps bytes of a command line
-            raise UserError(f"the text {_short(text)} has bytes that are not UTF-8: convert it to UTF-8.")
+            raise UserError(f"the text {shown(text)} has bytes that are not UTF-8: convert it to UTF-8.")
         return self._tokenizer
 
 
@@ -144,13 +144,13 @@ def _rows(
         return [encode(given)], True
     if not isinstance(given, Sequence) or not given:
         raise UserError(
-            f"the prompt is {_short(given)}: give a string, token ids, or a list of strings or of token ids."
+            f"the prompt is {shown(given)}: give a string, token ids, or a list of strings or of token ids."
         )
     if all(map(is_whole, given)):
         return [list(given)], True
     for number, row in enumerate(given):
         if not isinstance(row, str) and not (isinstance(row, Sequence) and all(map(is_whole, row))):
-            raise UserError(f"prompt {number} is {_short(row)}: give strings, or lists of whole numbers.")
+            raise UserError(f"prompt {number} is {shown(row)}: give strings, or lists of whole numbers.")
     return [encode(row) if isinstance(row, str) else list(row) for row in given], False
 
 

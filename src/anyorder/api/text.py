@@ -40,7 +40,9 @@ def stop_strings(stop: str | Sequence[str] | None, tokenizer: PreTrainedTokenize
     return stops
 
 
-def text_of(tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]) -> Continuation | Gaps:
+def detokenizer_of(
+    tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]
+) -> Continuation | Gaps:
     """Return an empty text for the tokens that are written for a prompt or a canvas.
 
     Raises:
@@ -83,8 +85,8 @@ class Continuation:
         self._tokens = 0
         self._returned = 0
 
-    def read(self, written: Sequence[int]) -> bool:
-        """Read on, given all that was written so far; return whether the text has come to a stop string."""
+    def update(self, written: Sequence[int]) -> bool:
+        """Update the text, given all that was written so far; return whether the text has come to a stop string."""
         fresh, self._tokens = written[self._tokens :], len(written)
         may_begin = max(0, len(self.text) - self._longest + 1)
         self.text += self._detokenizer.read(fresh)
@@ -118,8 +120,8 @@ class Gaps:
         """The text of the gap; of several, the text of each, with `[...]` between them."""
         return GAP.join(self.parts)
 
-    def read(self, written: Sequence[int]) -> bool:
-        """Read all that was written."""
+    def update(self, written: Sequence[int]) -> bool:
+        """Update the texts, given all that was written."""
         tokens = iter(written)
         filled = [next(tokens) if token_id == BLANK else token_id for token_id in self._canvas]
         self.whole = spell(self._tokenizer, filled)

@@ -16,7 +16,7 @@ from anyorder.attention.tempered import TemperedMask
 from anyorder.errors import UserError
 
 __all__ = [
-    "BACKENDS", "NO_CORRECTIONS", "AttentionMask", "Backend", "BiasTerm", "Choice", "Corrections", "Request",
+    "BACKENDS", "NO_CORRECTIONS", "AttentionMask", "Backend", "BackendChoice", "BiasTerm", "Corrections", "Request",
     "Tempered", "attend", "compile_mask", "resolve_backend",
 ]  # fmt: skip
 
@@ -34,7 +34,7 @@ TRANSFORMERS_NAMES = {
 
 
 @dataclass(frozen=True)
-class Choice:
+class BackendChoice:
     """A backend by name, and why it was chosen."""
 
     name: str
@@ -43,7 +43,7 @@ class Choice:
 
 def resolve_backend(
     name: str, device: torch.device | str, dtype: torch.dtype | None = None, backward: bool = False
-) -> Choice:
+) -> BackendChoice:
     """Choose the backend of a name, ours or transformers' or "auto", for a device.
 
     Args:
@@ -57,7 +57,9 @@ def resolve_backend(
     """
     device = torch.device(device)
     if name == "auto":
-        choice = Choice("sdpa", f"fused kernels with and without a mask, forwards and backwards, on {device.type}")
+        choice = BackendChoice(
+            "sdpa", f"fused kernels with and without a mask, forwards and backwards, on {device.type}"
+        )
         logger.debug("attention: %s (%s)", choice.name, choice.reason)
         return choice
     ours = TRANSFORMERS_NAMES.get(name, name)
@@ -66,7 +68,7 @@ def resolve_backend(
         known = ", ".join(("auto", *offered, *(other for other in TRANSFORMERS_NAMES if other not in BACKENDS)))
         raise UserError(f"attention is {name!r}: choose one of {known}.")
     BACKENDS[ours].refuse_unless_able(device, dtype, backward)
-    return Choice(ours, "asked for by name")
+    return BackendChoice(ours, "asked for by name")
 
 
 def compile_mask(request: Request, backend: str, dtype: torch.dtype | None = None) -> AttentionMask:

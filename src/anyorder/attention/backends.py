@@ -31,7 +31,6 @@ class Backend:
         devices: device types that it runs on.
         backward: device types on which it has a backward pass.
         dtypes: data types that it takes; None: every floating-point type.
-        masks: whether it can express any visibility; otherwise only those with a `Hint`.
         bias: whether it can add a bias to the scores.
         lse: whether some keys can have a softmax of their own, which the reference computes.
         package: the optional package that it needs.
@@ -42,7 +41,6 @@ class Backend:
     devices: tuple[str, ...] = ("cpu", "cuda")
     backward: tuple[str, ...] = ("cpu", "cuda")
     dtypes: tuple[torch.dtype, ...] | None = None
-    masks: bool = True
     bias: bool = True
     lse: bool = True
     package: str | None = None

@@ -59,5 +59,5 @@ class FlashMask(AttentionMask):
 
 FLASH = Backend(
     name="flash", compile=FlashMask.of, devices=("cuda",), backward=("cuda",), dtypes=(torch.float16, torch.bfloat16),
-    masks=False, bias=False, lse=False, package="flash_attn",
+    bias=False, lse=False, package="flash_attn",
 )  # fmt: skip

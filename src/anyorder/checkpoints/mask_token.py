@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import re
-from reprlib import repr as _short
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from anyorder.checkpoints import weights
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import is_whole
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def with_mask_token(
     size = model.config.vocab_size
     if token_id is not None and not 0 <= token_id < size:
         raise UserError(
-            f"mask_token is {_short(token)}, but the network has {size} tokens: give an id below that, or a text."
+            f"mask_token is {shown(token)}, but the network has {size} tokens: give an id below that, or a text."
         )
     known = next(iter(model.config.mask_token_ids), None)
     if known is not None:

@@ -55,6 +55,14 @@ TRAINING: dict[str, Sequence[str]] = {
 TRAININGS = ("pretrain", "sft")
 """The commands whose options are those of a training."""
 
+REFUSED: dict[str, Sequence[str]] = {
+    "sft": ("vocab_size", "width", "layers", "heads", "shape", "random_length_prob"),
+}
+"""Options of a training that a command always refuses, so that its help leaves them out."""
+
+NEEDED: dict[str, Sequence[str]] = {"sft": ("init",)}
+"""Options that a command needs, although their default is None."""
+
 FEW = 8
 """So many options need no headings."""
 

@@ -50,7 +50,7 @@ def chosen_order(order: str | None, diffusion: DiffusionOptions, sampling: Sampl
         sampler = sampler.replace(block_length=None)
     return sampler.replace(
         mode=name and name.mode, top_k=sampling.top_k, top_p=sampling.top_p, grow=method == "semi_ar_origin",
-        stop_at_end=by_blocks,
+        stop_at_end=by_blocks or sampler.stop_at_end,
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from docstring_parser import parse as parse_docstring
 from jsonargparse import ArgumentError, ArgumentParser
 
 from anyorder.cli._config_file import read_config_file
-from anyorder.cli._groups import FEW, GROUPS, OVERWRITE, TRAINING, TRAININGS
+from anyorder.cli._groups import FEW, GROUPS, NEEDED, OVERWRITE, REFUSED, TRAINING, TRAININGS
 from anyorder.cli._help import Entry, help_text
 from anyorder.cli._messages import as_options, explain
 from anyorder.cli._signature import Command, arguments_of, explanations, hints_of, options_of, parameters_of
@@ -123,9 +123,11 @@ def _help(name: str, command: Command, below: Sequence[str]) -> str:
     entries = [
         Entry(
             parameter.name, parameter.kind is not parameter.KEYWORD_ONLY, hints[parameter.name],
-            _default(parameter.default), help_of[parameter.name],
+            parameter.empty if parameter.name in NEEDED.get(name, ()) else _default(parameter.default),
+            help_of[parameter.name],
         )
         for parameter in parameters_of(command).values()
+        if parameter.name not in REFUSED.get(name, ())
     ]  # fmt: skip
     options = [entry.name for entry in entries if not entry.is_word]
     groups = {"options": [*options, "force"]} if len(options) <= FEW else headings_of(name)

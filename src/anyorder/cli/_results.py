@@ -131,7 +131,7 @@ class Results:
 
 def _row_summary(trace: Trace, row: int) -> dict[str, float]:
     """Return the tokens, passes and log-probability of one text."""
-    events = [event for event in trace.events if event.row == row]
+    events = [event for event in trace.events if event.sample_id == row]
     return {
         "tokens": len(events),
         "passes": 1 + max(event.step for event in events),

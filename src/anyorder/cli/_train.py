@@ -20,7 +20,7 @@ def train(settings: Run, *, tuning: bool) -> None:
     first = os.environ.get("RANK", "0") == "0"
     console = PlainConsole(stderr=True, quiet=not first)
 
-    def tell(line: str) -> None:
+    def report(line: str) -> None:
         # In a file, a line stays one line.
         console.print(line, style="dim", soft_wrap=not console.is_terminal)
 
@@ -34,10 +34,10 @@ def train(settings: Run, *, tuning: bool) -> None:
     tokens = settings.batch_size * settings.accumulation * settings.length
     try:
         with _overwritten(settings), TrainingProgress(console, tokens_per_step=tokens) as progress:
-            log = run(settings, tuning=tuning, callbacks=[progress], tell=tell)
+            log = run(settings, tuning=tuning, callbacks=[progress], report=report)
     except KeyboardInterrupt:
         if whole_checkpoints(settings.output / CHECKPOINTS):
-            console.print(f"\n`--resume` with the same options goes on from the last checkpoint in {settings.output}.")
+            console.print(f"\n`--resume` with the same options resumes from the last checkpoint in {settings.output}.")
         raise
     final = {name: value for entry in log for name, value in entry.items() if name == "loss" or "eval_" in name}
     console.print(", ".join(f"{name.removeprefix('eval_')} {value:.3f}" for name, value in final.items()))
@@ -55,7 +55,7 @@ def _overwritten(settings: Run) -> Iterator[None]:
         yield
         return
     if settings.resume:
-        raise UserError("force is given with resume, which goes on from what is there: leave out one of them.")
+        raise UserError("force is given with resume, which continues what is there: leave out one of them.")
     for name in ("init", "data", "validation", "tokenizer"):
         place = getattr(settings, name)
         if place is not None and Path(place).resolve().is_relative_to(settings.output.resolve()):

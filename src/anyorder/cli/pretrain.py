@@ -8,6 +8,8 @@ from anyorder.training.settings import Run
 def command(settings: Run) -> None:
     """Train a network on whole texts, from scratch or from a checkpoint.
 
+    Without --init, a network is made from scratch.
+
     Args:
         settings: all options.
     """

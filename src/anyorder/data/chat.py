@@ -40,13 +40,13 @@ class Answered:
 
     Attributes:
         ids: of the whole; it ends with the last answer.
-        turns: begin and end of each answer in `ids`; the token that ends the turn belongs to it.
+        answer_spans: begin and end of each answer in `ids`; the token that ends the turn belongs to it.
         text_bytes: of the whole as text, in UTF-8.
         answer_bytes: of what the assistant says.
     """
 
     ids: list[int]
-    turns: list[tuple[int, int]]
+    answer_spans: list[tuple[int, int]]
     text_bytes: int
     answer_bytes: int
 
@@ -181,29 +181,29 @@ class Chat:
     def _rows(self, answers: Sequence[Answer], encoded: Mapping[str, list[int]]) -> Iterator[Answered]:
         """Yield rows of answers: one goes on as long as its tokens are those of the next prompt alone."""
         ids: list[int] = []
-        turns: list[tuple[int, int]] = []
+        answer_spans: list[tuple[int, int]] = []
         row: list[Answer] = []
         for answer in answers:
             prompt = encoded[answer.prompt]
             # Behind an answer that the template leaves without an end, only the end of a row has one.
             if row and (prompt[: len(ids)] != ids or not self._is_closed(ids, row)):
-                yield self._closed(ids, turns, row)
-                turns, row = [], []
+                yield self._closed(ids, answer_spans, row)
+                answer_spans, row = [], []
             ids = encoded[answer.prompt + answer.target]
             if ids[: len(prompt)] != prompt:  # a token would reach over the border, but the prompt is that of its own
                 ids = prompt + continuing_tokens(self._tokenizer, answer.target)
-            turns.append((len(prompt), len(ids)))
+            answer_spans.append((len(prompt), len(ids)))
             row.append(answer)
-        yield self._closed(ids, turns, row)
+        yield self._closed(ids, answer_spans, row)
 
-    def _closed(self, ids: list[int], turns: list[tuple[int, int]], row: Sequence[Answer]) -> Answered:
+    def _closed(self, ids: list[int], answer_spans: list[tuple[int, int]], row: Sequence[Answer]) -> Answered:
         if not self._is_closed(ids, row):
             assert self._end_token_id is not None
             ids = [*ids, self._end_token_id]
-            turns = [*turns[:-1], (turns[-1][0], len(ids))]
+            answer_spans = [*answer_spans[:-1], (answer_spans[-1][0], len(ids))]
         return Answered(
             ids=ids,
-            turns=turns,
+            answer_spans=answer_spans,
             text_bytes=len((row[-1].prompt + row[-1].target).encode()),
             answer_bytes=sum(len(answer.said.encode()) for answer in row),
         )

@@ -30,12 +30,12 @@ class Sample:
 
     Attributes:
         ids: int32 `[tokens]`.
-        turns: begin and end of each answer; none where the whole is trained on.
+        answer_spans: begin and end of each answer; none where the whole is trained on.
         cut: tokens behind these that a row had no room for.
     """
 
     ids: npt.NDArray[np.int32]
-    turns: tuple[tuple[int, int], ...] = ()
+    answer_spans: tuple[tuple[int, int], ...] = ()
     cut: int = 0
 
 
@@ -115,8 +115,8 @@ class Encoder:
         self.tally.tokens += len(ids)
         if self.config.kind == "pretrain":
             return Sample(ids)
-        if record.turns is not None:
-            return self._fitted(ids, record.turns)
+        if record.answer_spans is not None:
+            return self._fitted(ids, record.answer_spans)
         if record.prompt_length is None:
             raise BadRecordError(
                 "has neither `prompt_length` nor `labels`",
@@ -143,22 +143,22 @@ class Encoder:
         samples = []
         for number, row in enumerate(answered):
             ids = self._checked(row.ids)
-            if number and row.turns[0][0] >= self.config.length:  # as an answer beyond the row's end
+            if number and row.answer_spans[0][0] >= self.config.length:  # as an answer beyond the row's end
                 self.tally.truncated += 1
                 continue
-            samples.append(self._fitted(ids, row.turns))
-            self._count(len(ids), sum(end - begin for begin, end in row.turns), row.answer_bytes)
+            samples.append(self._fitted(ids, row.answer_spans))
+            self._count(len(ids), sum(end - begin for begin, end in row.answer_spans), row.answer_bytes)
         return samples
 
-    def _fitted(self, ids: npt.NDArray[np.int32], turns: Sequence[tuple[int, int]]) -> Sample:
+    def _fitted(self, ids: npt.NDArray[np.int32], answer_spans: Sequence[tuple[int, int]]) -> Sample:
         """Return the beginning that a row holds, with the answers that begin in it."""
-        if turns[0][0] >= self.config.length:
+        if (prompt := answer_spans[0][0]) >= self.config.length:
             raise BadRecordError(
-                f"the prompt has {turns[0][0]} tokens and a row {self.config.length}, which leaves none for the answer",
+                f"the prompt has {prompt} tokens and a row {self.config.length}, which leaves none for the answer",
                 "shorten it, or give longer rows",
             )
         self.tally.truncated += len(ids) > self.config.length
-        kept = tuple((begin, min(end, self.config.length)) for begin, end in turns if begin < self.config.length)
+        kept = tuple((begin, min(end, self.config.length)) for begin, end in answer_spans if begin < self.config.length)
         return Sample(ids[: kept[-1][1]], kept, len(ids) - kept[-1][1])
 
     # ---- tokens ------------------------------------------------------------------------------------

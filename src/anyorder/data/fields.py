@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from reprlib import repr as short
 from typing import Any
+
+from anyorder.utils.annotations import shown
 
 METADATA = re.compile(
     r"|unnamed: \d+|__index_level_\d+__|_.*|(num|n|is|has)_.*|"
@@ -114,7 +115,7 @@ def checked_text(text: object, name: str, *, may_be_empty: bool = False) -> str:
         BadRecordError: it is none.
     """
     if not isinstance(text, str):
-        raise BadRecordError(f"{name} is {short(text)}", "give text, in quotes")
+        raise BadRecordError(f"{name} is {shown(text)}", "give text, in quotes")
     if not text and not may_be_empty:
         raise BadRecordError(f"{name} is empty", "write something there")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
@@ -173,7 +174,7 @@ def objects(value: Any, name: str) -> list[Mapping[str, Any]]:
     if isinstance(value, list):
         value = [parsed(item, name) for item in value]
     if not isinstance(value, list) or not value or not all(isinstance(item, dict) for item in value):
-        raise BadRecordError(f"{name} is {short(value)}", "give a list of JSON objects, at least two")
+        raise BadRecordError(f"{name} is {shown(value)}", "give a list of JSON objects, at least two")
     return value
 
 
@@ -187,4 +188,4 @@ def mark(value: object, name: str) -> bool | None:
         return None
     if isinstance(value, bool | int | float) and value in (0, 1):
         return bool(value)
-    raise BadRecordError(f"{name} is {short(value)}", "give 1 for what is trained on and 0 for what is not")
+    raise BadRecordError(f"{name} is {shown(value)}", "give 1 for what is trained on and 0 for what is not")

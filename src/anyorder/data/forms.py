@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from reprlib import repr as short
 
 from anyorder.data.fields import BadRecordError, Fields, carries_text, checked_text
 from anyorder.data.messages import CONTENT, SPEAKER, messages_of, speaks, text_of, tools_of
@@ -39,6 +38,7 @@ from anyorder.data.single_turn import (
     refuse_unwanted,
 )
 from anyorder.data.token_ids import read_ids
+from anyorder.utils.annotations import shown
 
 SYSTEMS = ("system", "system_prompt", "system_message", "system_instruction", "systeminstruction")
 CONVERSATIONS = ("conversations", "conversation")
@@ -78,7 +78,7 @@ def record_of(values: object, place: Place, unread: Counter[str] | None = None) 
     if isinstance(values, list) and values and all(map(is_message, values)):
         values = {"messages": values}
     if not isinstance(values, dict):
-        raise BadRecordError(f"holds {short(values)}, not a JSON object", 'write one like {"text": "..."}')
+        raise BadRecordError(f"holds {shown(values)}, not a JSON object", 'write one like {"text": "..."}')
     fields = Fields(values)
     form = next((form for form in FORMS if form.fits(fields)), None)
     form = form or next((form for form in FORMS if form.fits(fields, null=True)), None)
@@ -172,7 +172,7 @@ def _dialogue(form: str, place: Place, messages: list[Message], fields: Fields) 
     messages = [*(Message(role=SYSTEM, content=text) for text in systems), *messages]
     masked = fields.get("mask")
     if masked is not None and not (isinstance(masked, str) and masked.strip().lower() in ("user", "human")):
-        raise BadRecordError(f"`mask` is {short(masked)}", "mark messages by `loss`: true or false")
+        raise BadRecordError(f"`mask` is {shown(masked)}", "mark messages by `loss`: true or false")
     part = trained_part(messages)
     if not part:
         raise BadRecordError("has no question that the assistant answers", "add the answer")

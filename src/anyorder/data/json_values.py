@@ -16,7 +16,7 @@ from anyorder.errors import UserError
 PIECE = 1 << 16
 """Bytes that are read at a time, where values go over lines."""
 
-BLANK = " \t\r\n," + BOM
+WHITESPACE = " \t\r\n," + BOM
 """Characters between values; a comma parts them as a blank does."""
 
 NEAR = 32
@@ -119,7 +119,7 @@ class _Stream:
         """Return the next character that is neither blank nor a comma, which separates values too; "" at the end."""
         while True:
             begin = self.at
-            while self.at < len(self._text) and self._text[self.at] in BLANK:
+            while self.at < len(self._text) and self._text[self.at] in WHITESPACE:
                 self.at += 1
             self.line += self._text.count("\n", begin, self.at)
             if self.at < len(self._text) or not self._read():
@@ -135,7 +135,7 @@ class _Stream:
     def begins_dialogue(self) -> bool:
         """Return whether a list of messages begins here."""
         offset = 1
-        while self._text[self.at + offset : self.at + offset + 1] in BLANK:
+        while self._text[self.at + offset : self.at + offset + 1] in WHITESPACE:
             # The empty text, where the piece ends, is in every other.
             offset += self.at + offset < len(self._text)
             if self.at + offset == len(self._text) and not self._read():
@@ -180,7 +180,7 @@ def decode(text: str) -> Any:
         ValueError: it is none, or an object has a field twice.
         RecursionError: it is nested too deeply.
     """
-    value, end = DECODER.raw_decode(text, len(text) - len(text.lstrip(BLANK)))
+    value, end = DECODER.raw_decode(text, len(text) - len(text.lstrip(WHITESPACE)))
     if rest := text[end:].strip():
         raise json.JSONDecodeError("Extra data", text, len(text) - len(rest))
     return value

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from reprlib import repr as short
 from typing import Any
 
 from anyorder.data.fields import BadRecordError, Fields, checked_text, mark, objects, parsed, writable
 from anyorder.data.records import ASSISTANT, ROLES, SYSTEM, TOOL, USER, Message
+from anyorder.utils.annotations import shown
 
 SPEAKERS = {
     "system": SYSTEM, "developer": SYSTEM,
@@ -83,7 +83,7 @@ def tools_of(value: Any, name: str) -> tuple[Mapping[str, Any], ...]:
     tools = writable(value, f"`{name}`") if value else []
     tools = [parsed(tool, f"`{name}`") for tool in tools] if isinstance(tools, list) else tools
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise BadRecordError(f"`{name}` is {short(tools)}", "give a list of JSON objects")
+        raise BadRecordError(f"`{name}` is {shown(tools)}", "give a list of JSON objects")
     # Chat templates take OpenAI's form, which wraps what ShareGPT writes bare.
     return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
 
@@ -144,7 +144,7 @@ def _message(fields: Fields, number: int, said: Any) -> Message:
     spoken = speaks(speaker)
     if spoken is None:
         known = ", ".join((*ROLES, *(other for other in SPEAKERS if other not in ROLES)))
-        raise BadRecordError(f"`{name}` of message {number} is {short(speaker)}", f"give one of {known}")
+        raise BadRecordError(f"`{name}` of message {number} is {shown(speaker)}", f"give one of {known}")
     fields.refuse_media()
     role = SPEAKERS[spoken]
     trained = _is_trained(fields, number, role)
@@ -211,7 +211,7 @@ def _parts(content: Any, place: str, role: str) -> tuple[str | None, str, list[M
             calls.append(_call({"name": part.get("name"), "arguments": part.get("input")}, place))
         else:
             raise BadRecordError(
-                f"{place} has a part of the type {short(kind)}, and only text is trained on", "take it out"
+                f"{place} has a part of the type {shown(kind)}, and only text is trained on", "take it out"
             )
     return "".join(texts), "\n".join(thoughts), calls
 
@@ -225,7 +225,7 @@ def _calls(fields: Fields, number: int) -> Iterable[Mapping[str, Any]]:
     if value := fields.get("tool_calls"):
         calls = writable(value, place)
         if not isinstance(calls, list):
-            raise BadRecordError(f"{place} is {short(calls)}", "give a list of JSON objects")
+            raise BadRecordError(f"{place} is {shown(calls)}", "give a list of JSON objects")
         yield from (_call(call, place) for call in calls)
     if value := fields.get("function_call"):
         place = f"`function_call` of message {number}"
@@ -236,7 +236,7 @@ def _call(call: Any, place: str) -> Mapping[str, Any]:
     """Return one call, whose arguments are an object: chat templates write them as JSON themselves."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise BadRecordError(f"{place} has {short(call)}", 'give calls like {"name": "...", "arguments": {...}}')
+        raise BadRecordError(f"{place} has {shown(call)}", 'give calls like {"name": "...", "arguments": {...}}')
     arguments = function.get("arguments", function.get("parameters"))
     if isinstance(arguments, str):
         with suppress(BadRecordError):  # some functions take plain text

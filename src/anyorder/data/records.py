@@ -36,14 +36,14 @@ class TokenIds:
     Attributes:
         form: the fields it was recognised by, as a person would name them.
         prompt_length: how many tokens at the beginning are the prompt; None where the text is not parted.
-        turns: begin and end of each run of tokens that are trained on; None where nothing says so.
+        answer_spans: begin and end of each run of tokens that are trained on; None where nothing says so.
     """
 
     place: Place
     form: str
     ids: tuple[int, ...]
     prompt_length: int | None = None
-    turns: tuple[tuple[int, int], ...] | None = None
+    answer_spans: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ def trained_part(messages: Sequence[Message]) -> tuple[Message, ...]:
 def with_last_answer_only(record: Record) -> Record:
     """Return the same, of which no answer but the last that is trained on is trained on."""
     if isinstance(record, TokenIds):
-        return record if record.turns is None else replace(record, turns=record.turns[-1:])
+        return record if record.answer_spans is None else replace(record, answer_spans=record.answer_spans[-1:])
     if isinstance(record, Document):
         return record
     targets = [at for at, message in enumerate(record.messages) if message.role == ASSISTANT and message.trained]

@@ -88,11 +88,11 @@ def answered(chunks: Iterable[Sequence[Sample]]) -> Iterator[pa.RecordBatch]:
     first = 0
     for samples in chunks:
         if samples:
-            spans = [np.asarray(sample.turns, np.int32) for sample in samples]
-            turns = pa.ListArray.from_arrays(_offsets(spans), _fixed(np.concatenate(spans)))
-            begins = pa.array([sample.turns[0][0] for sample in samples], pa.int32())
+            spans = [np.asarray(sample.answer_spans, np.int32) for sample in samples]
+            answer_spans = pa.ListArray.from_arrays(_offsets(spans), _fixed(np.concatenate(spans)))
+            begins = pa.array([sample.answer_spans[0][0] for sample in samples], pa.int32())
             ids = _ragged([sample.ids for sample in samples])
-            yield pa.record_batch([_numbers(first, len(samples)), ids, begins, turns], schema=schema)
+            yield pa.record_batch([_numbers(first, len(samples)), ids, begins, answer_spans], schema=schema)
         first += len(samples)
 
 

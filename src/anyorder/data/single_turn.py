@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from reprlib import repr as short
 from string import ascii_uppercase
 from typing import Any
 
 from anyorder.data.fields import BadRecordError, Fields, checked_text, parsed
 from anyorder.data.messages import REASONING, answer, messages_of
 from anyorder.data.records import USER, Message
+from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import is_whole
 
 TASKS = ("instruction", "prompt")
@@ -146,7 +146,7 @@ def refuse_unwanted(fields: Fields) -> None:
     for name in fields.those(("label", "kto_tag", "kto_label", "desirable")):
         label = fields.get(name)
         if label in (False, 0) or (isinstance(label, str) and label.strip().lower() in ("false", "0")):
-            raise BadRecordError(f"has an answer that is not wanted (`{name}` is {short(label)})", "take it out")
+            raise BadRecordError(f"has an answer that is not wanted (`{name}` is {shown(label)})", "take it out")
 
 
 def history_of(fields: Fields, unread: list[str]) -> list[Message]:
@@ -160,14 +160,14 @@ def history_of(fields: Fields, unread: list[str]) -> list[Message]:
         history = parsed(fields.get(name) or [], f"`{name}`")
         if not isinstance(history, list):
             raise BadRecordError(
-                f"`{name}` is {short(history)}", "give a list of pairs of an instruction and its answer"
+                f"`{name}` is {shown(history)}", "give a list of pairs of an instruction and its answer"
             )
         if history and all(isinstance(turn, dict) for turn in history):
             messages += messages_of(history, name, unread)
             continue
         for turn in history:
             if not isinstance(turn, list) or len(turn) != 2:
-                raise BadRecordError(f"`{name}` has {short(turn)}", "give pairs of an instruction and its answer")
+                raise BadRecordError(f"`{name}` has {shown(turn)}", "give pairs of an instruction and its answer")
             asked, said = (checked_text(text, f"`{name}`") for text in turn)
             messages += [Message(role=USER, content=asked), answer(said)]
     return messages
@@ -216,7 +216,7 @@ def _choices(fields: Fields) -> dict[str, str]:
         labels = [item.get("label", ascii_uppercase[at % 26]) for at, item in enumerate(value)]
         value = [item.get("text") for item in value]
     if not isinstance(value, list) or len(value) > len(labels):
-        raise BadRecordError(f"`{name}` is {short(value)}", "give a list of texts")
+        raise BadRecordError(f"`{name}` is {shown(value)}", "give a list of texts")
     pairs = zip(labels, value, strict=False)
     return {str(label): checked_text(_written(text), f"`{name}`") for label, text in pairs if text is not None}
 
@@ -235,7 +235,7 @@ def _chosen(value: Any, choices: Mapping[str, str], name: str) -> str:
     if is_whole(number):
         if not 0 <= number < len(choices):
             raise BadRecordError(
-                f"`{name}` is {short(value)} and there are {len(choices)} choices", "give the number of one, from 0"
+                f"`{name}` is {shown(value)} and there are {len(choices)} choices", "give the number of one, from 0"
             )
         return _listed(choices)[number]
     return checked_text(value, f"`{name}`")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from reprlib import repr as short
 
 from anyorder.data.fields import BadRecordError, Fields, mark
 from anyorder.data.records import Place, TokenIds
+from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import is_whole
 
 IGNORED = -100
@@ -33,24 +33,24 @@ def read_ids(form: str, place: Place, fields: Fields) -> TokenIds:
     length = fields.get("prompt_length")
     if length is not None and not (is_whole(length) and 0 <= length < len(ids)):
         raise BadRecordError(
-            f"`prompt_length` is {short(length)} and there are {len(ids)} tokens",
+            f"`prompt_length` is {shown(length)} and there are {len(ids)} tokens",
             "give the number of tokens before the answer, which has at least one",
         )
     begin, end = _present(fields, len(ids))
     _refuse_packed(fields, begin, end)
-    turns = None if loss_mask is None else _spans(loss_mask[begin:end])
-    if turns == ():
+    answer_spans = None if loss_mask is None else _spans(loss_mask[begin:end])
+    if answer_spans == ():
         raise BadRecordError("has no token that is trained on", "leave it out")
     if length is not None:
         length = max(0, length - begin)
-        if turns is not None and turns[0][0] < length:
+        if answer_spans is not None and answer_spans[0][0] < length:
             raise BadRecordError("marks tokens of the prompt as trained on", "leave `prompt_length` or the labels out")
-    return TokenIds(place=place, form=form, ids=tuple(ids[begin:end]), prompt_length=length, turns=turns)
+    return TokenIds(place=place, form=form, ids=tuple(ids[begin:end]), prompt_length=length, answer_spans=answer_spans)
 
 
 def _whole_numbers(value: object, name: str) -> list[int]:
     if not isinstance(value, list) or not value or not all(map(is_whole, value)):
-        raise BadRecordError(f"`{name}` is {short(value)}", "give a list of whole numbers, at least one")
+        raise BadRecordError(f"`{name}` is {shown(value)}", "give a list of whole numbers, at least one")
     return value
 
 

@@ -163,13 +163,11 @@ Choose = Callable[[Tensor, Queries[TextT]], Choices]
 class Reader(ABC, Generic[TextT]):
     """Runs the network over the texts of one batch, which it was made for.
 
-    A simple reader has a plain attribute `passes` and counts it up.
+    Attributes:
+        passes: forward passes so far, which `logits` counts.
     """
 
-    @property
-    @abstractmethod
-    def passes(self) -> int:
-        """Forward passes so far."""
+    passes = 0
 
     @abstractmethod
     def logits(self, queries: Queries[TextT]) -> Tensor:

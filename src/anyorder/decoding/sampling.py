@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from anyorder.errors import UserError
-from anyorder.utils.annotations import check_fields
+from anyorder.utils.annotations import check_fields, requirement
 from anyorder.utils.ragged import pad
 from anyorder.utils.reprs import changed_fields
 from anyorder.utils.rng import generator
@@ -59,15 +59,16 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require = requirement(self)
         warm = self.temperature >= 0
-        self._require("temperature", warm, "give 0 for the most probable token, or a number above 0 to sample")
+        require("temperature", warm, "give 0 for the most probable token, or a number above 0 to sample")
         some = self.top_k is None or self.top_k > 0
-        self._require("top_k", some, "give a whole number above 0, or None to keep every token")
+        require("top_k", some, "give a whole number above 0, or None to keep every token")
         for name, share in (("top_p", self.top_p), ("min_p", self.min_p)):
             holds = share is None or 0 < share <= 1
-            self._require(name, holds, "give a probability above 0 and at most 1, or None to keep every token")
+            require(name, holds, "give a probability above 0 and at most 1, or None to keep every token")
         penal = self.repetition_penalty > 0
-        self._require("repetition_penalty", penal, "give a number above 0, such as 1.1, or 1 for no penalty")
+        require("repetition_penalty", penal, "give a number above 0, such as 1.1, or 1 for no penalty")
 
     def __repr__(self) -> str:
         return changed_fields(self)
@@ -82,10 +83,6 @@ class Sampling:
             if self.temperature == 0 and getattr(self, name) not in (None, none):
                 always = f"{name} is {getattr(self, name)!r} at temperature 0, where the most probable token is taken"
                 raise UserError(f"{always}: give a temperature above 0, or leave out {name}.")
-
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise UserError(f"{name} is {getattr(self, name)!r}: {remedy}.")
 
     @property
     def most_probable(self) -> bool:

@@ -29,16 +29,16 @@ class Written(NamedTuple):
     """One token put at one position.
 
     Attributes:
-        step: number of the step, from 0, among those of the row's own batch: it does not depend on what was
+        step: number of the step, from 0, among those of the prompt's own batch: it does not depend on what was
             written in other batches.
-        row: number of the prompt in the whole list of prompts, from 0.
-        position: index in the row's sequence, prompt included, padding never counted.
+        sample_id: number of the prompt in the whole list of prompts, from 0.
+        position: index in the prompt's sequence, prompt included, padding never counted.
         token_id: the token.
         log_prob: natural logarithm of the probability that the decoder chose the token by.
     """
 
     step: int
-    row: int
+    sample_id: int
     position: int
     token_id: int
     log_prob: float
@@ -49,7 +49,7 @@ class Trace:
     """What was written, in the order of writing, and what it cost.
 
     Attributes:
-        events: the tokens written; of two at the same row and position the later one counts.
+        events: the tokens written; of two at the same prompt and position the later one counts.
         passes: forward passes of the network, the one over the prompt included.
         seconds: time from the first pass to the last token.
         end_token_ids: tokens that end a text and are no part of it.
@@ -67,7 +67,7 @@ class Trace:
     @property
     def tokens(self) -> int:
         """Number of positions written before the first end token of each row (padding has no events)."""
-        final = {(event.row, event.position): event.token_id for event in self.events}
+        final = {(event.sample_id, event.position): event.token_id for event in self.events}
         end: dict[int, int] = {}
         for (row, position), token_id in final.items():
             if token_id in self.end_token_ids:
@@ -103,7 +103,7 @@ class Trace:
     def to_json(self) -> str:
         """Return JSON text, which `from_json` reads back to an equal trace; the logarithm of probability 0 is null."""
         record = {
-            "fields": Written._fields,
+            "fields": FIELDS,
             "events": self.events,
             "passes": self.passes,
             "seconds": self.seconds,
@@ -121,7 +121,7 @@ class Trace:
         """
         try:
             record = json.loads(text)
-            if tuple(record["fields"]) != Written._fields:
+            if tuple(record["fields"]) != FIELDS:
                 raise ValueError(f"its events have the fields {record['fields']}")
             events = tuple(_event(event) for event in record["events"])
             passes, seconds = _count(record["passes"]), _number(record["seconds"])
@@ -136,6 +136,9 @@ class Trace:
         return cls(events, passes, seconds, ends, **drafts)
 
 
+FIELDS = ("step", "row", "position", "token_id", "log_prob")
+"""The fields of `Written` by their names in files."""
+
 MOST_STEPS = 10**6
 """Of a trace that can be replayed."""
 
@@ -147,8 +150,8 @@ def _event(values: object) -> Written:
     if not isinstance(values, list):
         raise ValueError(f"{values!r:.50} is no event")
     *places, log_prob = values
-    step, row, position, token_id = map(_count, places)
-    return Written(step, row, position, token_id, -math.inf if log_prob is None else _number(log_prob))
+    step, sample_id, position, token_id = map(_count, places)
+    return Written(step, sample_id, position, token_id, -math.inf if log_prob is None else _number(log_prob))
 
 
 def _count(value: object) -> int:
@@ -257,7 +260,7 @@ class Recorder:
         for step in self._steps:
             stopped |= step.stopped
             for event in step.written:
-                tokens[event.row][event.position] = event.token_id
+                tokens[event.sample_id][event.position] = event.token_id
         sequences, written = [], []
         for sample_id, prompt in zip(self._sample_ids, self._prompts, strict=True):
             token_at = dict(enumerate(prompt)) | tokens[sample_id]

@@ -275,8 +275,8 @@ class AnyOrderLM(TemplateLM):
         canvases = [context + [BLANK] * len(ids) for context, ids in batch]
         for step in decoder(canvases, range(len(batch)), None):
             for event in step.written:
-                if missing[event.row].pop(event.position, event.token_id) != event.token_id:
-                    wrong.add(event.row)
+                if missing[event.sample_id].pop(event.position, event.token_id) != event.token_id:
+                    wrong.add(event.sample_id)
             if len(wrong) == len(batch):
                 break
         return [row not in wrong and not left for row, left in enumerate(missing)]

@@ -174,7 +174,9 @@ def by_success(
             steps = any_order_steps(model, canvases, order, sampling=sampling, sample_ids=batch)
             traces.append(collect(steps, canvases, batch, ()).trace)
         trace = Trace.join(traces)
-        right = Counter(event.row for event in trace.events if tasks[event.row][1][event.position] == event.token_id)
+        right = Counter(
+            event.sample_id for event in trace.events if tasks[event.sample_id][1][event.position] == event.token_id
+        )
         blanks = [list(canvas).count(BLANK) for canvas, _ in tasks]
         found.append(
             OrderSuccess(
@@ -216,10 +218,10 @@ def orders_taken(trace: Trace) -> list[OrderTaken]:
     from scipy.stats import kendalltau  # takes a while to import
 
     taken = []
-    for row in sorted({event.row for event in trace.events}):
+    for row in sorted({event.sample_id for event in trace.events}):
         step_at: dict[int, int] = {}
         for event in trace.events:
-            if event.row == row:
+            if event.sample_id == row:
                 step_at.setdefault(event.position, event.step)
         positions = list(step_at)
         moves = [after - before for before, after in itertools.pairwise(positions)]

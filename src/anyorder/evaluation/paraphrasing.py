@@ -124,7 +124,7 @@ def paraphrase(
 ) -> list[Question]:
     """Write questions with `count` further phrasings each to a file in the format of `read_jsonl`.
 
-    Until all are there they are in `output` + ".partial", which a later call goes on with. What is drawn depends on the
+    Until all are there they are in `output` + ".partial", which a later call resumes. What is drawn depends on the
     seed and the number of the question, not on the batch. A phrasing that is empty, lacks its `[MASK]` or is there
     already is drawn again; a question for which that does not help has fewer.
 

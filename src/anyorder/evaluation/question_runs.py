@@ -1,4 +1,4 @@
-"""Asking many questions, with the answers in a file that is never half written and that a later run goes on with."""
+"""Asking many questions, with the answers in a file that is never half written and that a later run resumes."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def run_questions(
 ) -> Results:
     """Ask all questions, and write the answers to a file.
 
-    Until all are there they are in `output` + ".partial", which a later call goes on with.
+    Until all are there they are in `output` + ".partial", which a later call resumes.
 
     Args:
         questions: each with the phrasings to be used.

@@ -7,10 +7,10 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from reprlib import repr as _short
 from typing import Any, Literal
 
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import check_positive
 
 MASK = "[MASK]"
@@ -119,7 +119,7 @@ def read_jsonl(file: Path) -> QuestionSet:
         except json.JSONDecodeError as error:
             raise UserError(f"{where} is not JSON ({error.msg}): write one object in each line.") from None
         if not isinstance(record, dict):
-            raise UserError(f"{where} holds {_short(record)}: write an object with phrasings and answers.")
+            raise UserError(f"{where} holds {shown(record)}: write an object with phrasings and answers.")
         question = Question(
             uuid=str(record.get("uuid", number)),
             phrasings=_texts(record, "phrasings", where),
@@ -167,5 +167,5 @@ def _texts(record: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
         raise UserError(f"{where} has no field {field!r} ({has}): add a list of at least one text.")
     texts = record[field]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise UserError(f"{where} has {_short(texts)} for {field!r}: give a list of at least one text, none empty.")
+        raise UserError(f"{where} has {shown(texts)} for {field!r}: give a list of at least one text, none empty.")
     return tuple(texts)

@@ -14,6 +14,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from anyorder.errors import UserError
 from anyorder.huggingface.mixin import NotCausalMixin, inputs_of, watch_attention
 from anyorder.model import call
+from anyorder.model.modes import masked_diffusion_mode
 from anyorder.visibility import bidirectional
 
 
@@ -59,7 +60,7 @@ class LLaDAForMaskedLM(NotCausalMixin):
         Raises:
             UserError: the network does not write by masked diffusion, or the arguments do not fit each other.
         """
-        mode = self.config.mode("diffusion")
+        mode = masked_diffusion_mode(self.config.modes, self.config.default_mode)
         self.refuse_others(others)
         rows_BLE = self.rows_of(input_ids, inputs_embeds, attention_mask=attention_mask, labels=labels)
         shape = rows_BLE.shape[:2]

@@ -147,8 +147,8 @@ def analyze_attention_patterns(
     Args:
         model: the network, a transformers face too.
         ids: token ids of one text, mask tokens included.
-        mode: of writing, or its name, which says who may see whom; the network's default unless given. Content rows
-            of "any-order" are read as if each came after those before it.
+        mode: the mode that writes, or its name, which says who may see whom; the network's default unless given.
+            Content rows of "any-order" are read as if each came after those before it.
         prompt_length: tokens at the beginning that count as prompt.
         rows: those that the statistics are about, such as the masked ones; all unless given.
 

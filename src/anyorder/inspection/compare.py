@@ -206,7 +206,7 @@ def _log_prob(model: Llama, output: Output, likelihood: Method) -> tuple[float, 
     default = _default(model)
     texts, scored = [], []
     for row, ids in enumerate(output.sequences):
-        places = sorted({event.position for event in output.trace.events if event.row == row})
+        places = sorted({event.position for event in output.trace.events if event.sample_id == row})
         ends = [at for at in places if at < len(ids) and ids[at] in model.config.eos_token_ids]
         end = min(ends, default=len(ids) - 1)
         # A mask that was left in the text is no token that has a probability.

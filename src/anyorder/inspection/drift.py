@@ -14,8 +14,8 @@ from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.decoding.diffusion.cache import NoCache
 from anyorder.decoding.diffusion.decoder import assemble
 from anyorder.decoding.diffusion.reader import CanvasReader
-from anyorder.decoding.diffusion.row import CanvasRow
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
+from anyorder.decoding.diffusion.text import CanvasText
 from anyorder.decoding.loop import Queries, Reader, decode
 from anyorder.decoding.trace import Step
 from anyorder.modes import Order, resolve
@@ -62,7 +62,7 @@ class Drift(NamedTuple):
         return cls(positions, divergence, max(drift.largest for drift in drifts), changed)
 
 
-class WatchedReader(Reader[CanvasRow]):
+class WatchedReader(Reader[CanvasText]):
     """A reader with a cache, and one without beside it that reads everything again, for comparison.
 
     Args:
@@ -75,26 +75,22 @@ class WatchedReader(Reader[CanvasRow]):
     def __init__(self, cached: CanvasReader) -> None:
         self.cached = cached
         self.exact = CanvasReader(
-            cached.model, cached.rows, cached.mode, NoCache(), block_length=cached.block_length,
+            cached.model, cached.texts, cached.mode, NoCache(), block_length=cached.block_length,
             guidance=cached.guidance, layout=cached.layout,
         )  # fmt: skip
         self.exact.ids_BL = cached.ids_BL  # which the cached reader keeps up to date
         self.drifts: list[Drift] = []
 
-    @property
-    def passes(self) -> int:
-        """Those of the cached reader alone."""
-        return self.cached.passes
-
-    def next_batch(self, writing: Sequence[CanvasRow]) -> Sequence[CanvasRow]:
+    def next_batch(self, writing: Sequence[CanvasText]) -> Sequence[CanvasText]:
         """Select as the cached reader does."""
         return self.cached.next_batch(writing)
 
-    def logits(self, queries: Queries[CanvasRow]) -> Tensor:
+    def logits(self, queries: Queries[CanvasText]) -> Tensor:
         """Return the logits `[N, V]` of the cached reader."""
         cached_NV = self.cached.logits(queries)
+        self.passes = self.cached.passes  # those of the comparison count nowhere
         policy = self.cached.policy
-        if not policy.exact and any(len(policy.reads(row)) < row.sight for row in queries):
+        if not policy.exact and any(len(policy.reads(text)) < text.visible_end for text in queries):
             self.drifts.append(Drift.between(cached_NV, self.exact.logits(queries)))
         return cached_NV
 

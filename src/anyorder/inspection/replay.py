@@ -76,7 +76,7 @@ class Recording:
     @property
     def rows(self) -> tuple[int, ...]:
         """The numbers of the rows."""
-        return tuple(sorted({*range(len(self.canvases)), *(event.row for event in self.trace.events)}))
+        return tuple(sorted({*range(len(self.canvases)), *(event.sample_id for event in self.trace.events)}))
 
     def states(self, row: int) -> Iterator[dict[int, Place]]:
         """Return the token at each position, before the first step of a row and after each of its steps.
@@ -87,7 +87,7 @@ class Recording:
         places = {position: Place(token_id) for position, token_id in enumerate(canvas)}
         by_step: dict[int, dict[int, Written]] = {}
         for event in self.trace.events:
-            if event.row == row:
+            if event.sample_id == row:
                 by_step.setdefault(event.step, {})[event.position] = event
         yield places
         for step in range(1 + max(by_step, default=-1)):
@@ -128,7 +128,7 @@ class Recording:
         events: dict[int, list[tuple[int, int, int, float]]] = {row: [] for row in self.rows}
         for event in self.trace.events:
             log_prob = max(round(event.log_prob, 4), NEVER)
-            events[event.row].append((event.step, event.position, event.token_id, log_prob))
+            events[event.sample_id].append((event.step, event.position, event.token_id, log_prob))
         rows = {
             row: {"canvas": self.canvases[row] if row < len(self.canvases) else (), "events": written}
             for row, written in events.items()
@@ -144,7 +144,7 @@ class Recording:
 
 def _canvas(trace: Trace, row: int, sequence: Sequence[int]) -> tuple[int, ...]:
     """Return the canvas of a row before its first step."""
-    written = [event.position for event in trace.events if event.row == row]
+    written = [event.position for event in trace.events if event.sample_id == row]
     if written and written == list(range(written[0], written[-1] + 1)):  # one after another: it grew
         return tuple(sequence[: written[0]])
     given = dict(enumerate(sequence)) | dict.fromkeys(written, BLANK)

@@ -28,6 +28,7 @@ from anyorder.decoding.checks import check_token_ids
 from anyorder.decoding.diffusion.guidance import guided
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
+from anyorder.model.modes import masked_diffusion_mode
 from anyorder.utils.annotations import check_fields
 from anyorder.utils.ragged import log_probs_of, pad_right
 from anyorder.utils.token_lists import Ids, token_lists
@@ -215,8 +216,8 @@ def diffusion_log_prob(
         sequences: token ids of each text, of any lengths, or what a tokenizer returns for them.
         scored: positions of the tokens that are scored, in rising order, not counting padding; rows of
             images never are.
-        mode: of writing: masked diffusion, or diffusion block by block, whose blocks are counted from position 0;
-            the network's default if that is one of these, or else its masked diffusion, unless given.
+        mode: the mode that writes: masked diffusion, or diffusion block by block, whose blocks are counted from
+            position 0; the network's default if that is one of these, or else its masked diffusion, unless given.
         method: estimate or enumeration. Where every block has a single scored token, nothing is drawn.
         guidance: `s` of classifier-free guidance: logits are `u + (s + 1) (c - u)`, u with every token masked that is
             not scored. What they give is no bound any more.
@@ -284,7 +285,9 @@ def _bound(groups: Sequence[Sequence[float]], tokens: int) -> Bound:
 
 def _default_mode(model: Llama) -> Mode:
     default = model.config.mode(model.config.default_mode)
-    return default if default.kind.diffuses else model.config.mode("diffusion")
+    if default.kind.diffuses:
+        return default
+    return masked_diffusion_mode(model.config.modes, default.name)
 
 
 def _check(

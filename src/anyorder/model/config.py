@@ -13,7 +13,7 @@ from anyorder.model.modes import LEFT_TO_RIGHT, Mode, check_modes, find_mode, mo
 from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Rotary
 from anyorder.model.vision import VisionConfig
-from anyorder.utils.annotations import AtMost, check_fields, shown
+from anyorder.utils.annotations import AtMost, check_fields, requirement
 from anyorder.visibility import Visibility, chunks, sliding_window
 
 QKNorm = Literal["none", "learned", "learned-full-width", "weightless"]
@@ -25,6 +25,9 @@ Real = Annotated[float, AtMost(1e15)]
 
 MOST_LAYERS = 4096
 """Four times as many as the deepest networks of the literature."""
+
+CALLED = "configuration field {!r}"
+"""How errors name a field."""
 
 MOST_ROW_IDS = 2**31
 """Tokens and rows of images together."""
@@ -128,34 +131,33 @@ class ModelConfig:
     vision: VisionConfig | None = None
 
     def __post_init__(self) -> None:
-        check_fields(self, "configuration field {!r}")
+        check_fields(self, CALLED)
+        require = requirement(self, CALLED)
         heads = self.num_attention_heads
         for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-            self._require(name, getattr(self, name) > 0, "give a whole number above 0")
+            require(name, getattr(self, name) > 0, "give a whole number above 0")
         if self.num_key_value_heads == 0:
             object.__setattr__(self, "num_key_value_heads", heads)
         if self.head_dim == 0:
             remedy = f"give a multiple of num_attention_heads, which is {heads}, or set head_dim"
-            self._require("hidden_size", self.hidden_size % heads == 0, remedy)
+            require("hidden_size", self.hidden_size % heads == 0, remedy)
             object.__setattr__(self, "head_dim", self.hidden_size // heads)
         if not self.layers:
             object.__setattr__(self, "layers", (LayerKind(experts=self.experts is not None),) * self.num_hidden_layers)
         divides = self.num_key_value_heads > 0 and heads % self.num_key_value_heads == 0
-        self._require("num_key_value_heads", divides, f"give a divisor of num_attention_heads, which is {heads}")
+        require("num_key_value_heads", divides, f"give a divisor of num_attention_heads, which is {heads}")
         if self.attention in HEAD_LAYOUTS:
             fits = self.attention == self.head_layout
-            self._require(
-                "attention", fits, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}"
-            )
+            require("attention", fits, f"the {self.num_key_value_heads} key-value heads make it {self.head_layout}")
             object.__setattr__(self, "attention", None)
         even = self.head_dim > 0 and self.head_dim % 2 == 0
-        self._require("head_dim", even, "rotary embeddings turn pairs, so give an even number")
-        self._require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
+        require("head_dim", even, "rotary embeddings turn pairs, so give an even number")
+        require("max_position_embeddings", self.max_position_embeddings > 0, "give the trained length in tokens")
         one_each = len(self.layers) == self.num_hidden_layers
-        self._require("layers", one_each, f"give one kind for each of the {self.num_hidden_layers} layers")
+        require("layers", one_each, f"give one kind for each of the {self.num_hidden_layers} layers")
         has_experts = any(kind.experts for kind in self.layers)
         remedy = "say of what kind they are, as some layers have them" if has_experts else "give layers that have them"
-        self._require("experts", has_experts == (self.experts is not None), remedy)
+        require("experts", has_experts == (self.experts is not None), remedy)
         # A layer whose own rotary embedding is the network's is of the same kind as one without.
         same = {kind: dataclasses.replace(kind, rotary=True) for kind in set(self.layers) if kind.rotary == self.rotary}
         object.__setattr__(self, "layers", tuple(same.get(kind, kind) for kind in self.layers))
@@ -169,8 +171,9 @@ class ModelConfig:
             self._check_mask_token(mode)
 
     def _check_sizes(self) -> None:
+        require = requirement(self, CALLED)
         for name in ("rms_norm_eps", "initializer_range"):
-            self._require(name, getattr(self, name) >= 0, "give a number from 0 on")
+            require(name, getattr(self, name) >= 0, "give a number from 0 on")
         rows = {
             "vocab_size": self.vocab_size,
             "intermediate_size": self.intermediate_size,
@@ -179,13 +182,14 @@ class ModelConfig:
         }
         for name, size in rows.items():
             remedy = f"give smaller sizes, as beside hidden_size {self.hidden_size} it makes matrices of 2**45 weights"
-            self._require(name, size * self.hidden_size < LARGEST_MATRIX, remedy)
+            require(name, size * self.hidden_size < LARGEST_MATRIX, remedy)
 
     def _check_special_tokens(self) -> None:
+        require = requirement(self, CALLED)
         ids = range(self.vocab_size)
         remedy = f"give ids from 0 to {self.vocab_size - 1}"
-        self._require("bos_token_id", self.bos_token_id is None or self.bos_token_id in ids, remedy)
-        self._require("eos_token_ids", all(token_id in ids for token_id in self.eos_token_ids), remedy)
+        require("bos_token_id", self.bos_token_id is None or self.bos_token_id in ids, remedy)
+        require("eos_token_ids", all(token_id in ids for token_id in self.eos_token_ids), remedy)
         if self.vision is not None and self.vision.image_token_id not in ids:
             raise UserError(f"vision field 'image_token_id' is {self.vision.image_token_id}: {remedy}.")
 
@@ -258,10 +262,6 @@ class ModelConfig:
             UserError: it was not trained for that.
         """
         return find_mode(self.modes, name)
-
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise UserError(f"configuration field {name!r} is {shown(getattr(self, name))}: {remedy}.")
 
     def replace(self, **changes: object) -> ModelConfig:
         """A copy with some fields changed, checked again; of new modes the first is the default."""

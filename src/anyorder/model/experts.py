@@ -18,9 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyorder.errors import UserError
 from anyorder.model.feed_forward import FeedForward
-from anyorder.utils.annotations import AtMost, check_fields, shown
+from anyorder.utils.annotations import AtMost, check_fields, requirement
 
 Whole = Annotated[int, AtMost(2**31 - 1)]
 Real = Annotated[float, AtMost(1e15)]
@@ -73,31 +72,28 @@ class Experts:
     block_capacity: Whole = 0
 
     def __post_init__(self) -> None:
+        require = requirement(self, "experts field {!r}")
         for name, names in CHOICES.items():
-            self._require(name, getattr(self, name) in names, f"choose one of {', '.join(names)}")
+            require(name, getattr(self, name) in names, f"choose one of {', '.join(names)}")
         check_fields(self, "experts field {!r}")
         for name in ("number", "chosen", "width", "groups", "kept_groups"):
-            self._require(name, getattr(self, name) > 0, "give a whole number above 0")
-        self._require("chosen", self.chosen <= self.number, f"give at most the number of experts, {self.number}")
-        self._require("scale", self.scale > 0, "give a number above 0")
-        self._require("groups", self.number % self.groups == 0, f"give a divisor of the {self.number} experts")
-        self._require("kept_groups", self.kept_groups <= self.groups, f"give at most the {self.groups} groups")
+            require(name, getattr(self, name) > 0, "give a whole number above 0")
+        require("chosen", self.chosen <= self.number, f"give at most the number of experts, {self.number}")
+        require("scale", self.scale > 0, "give a number above 0")
+        require("groups", self.number % self.groups == 0, f"give a divisor of the {self.number} experts")
+        require("kept_groups", self.kept_groups <= self.groups, f"give at most the {self.groups} groups")
         in_group = self.number // self.groups
         if self.groups > 1:
-            self._require("groups", in_group > 1, "leave at least two experts in each group")
+            require("groups", in_group > 1, "leave at least two experts in each group")
         kept = self.kept_groups * in_group
-        self._require("chosen", self.chosen <= kept, f"give at most the {kept} experts of the groups that are kept")
-        self._require("shared_width", self.shared_width >= 0, "give a whole number, 0 for none")
-        self._require("block_length", self.block_length >= 0, "give a whole number, 0 for none")
+        require("chosen", self.chosen <= kept, f"give at most the {kept} experts of the groups that are kept")
+        require("shared_width", self.shared_width >= 0, "give a whole number, 0 for none")
+        require("block_length", self.block_length >= 0, "give a whole number, 0 for none")
         if self.block_length:
             fits = self.chosen <= self.block_capacity <= self.number
-            self._require("block_capacity", fits, f"give a number from {self.chosen} to {self.number}")
+            require("block_capacity", fits, f"give a number from {self.chosen} to {self.number}")
         else:
-            self._require("block_capacity", self.block_capacity == 0, "give block_length too, or leave it out")
-
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise UserError(f"experts field {name!r} is {shown(getattr(self, name))}: {remedy}.")
+            require("block_capacity", self.block_capacity == 0, "give block_length too, or leave it out")
 
 
 class Routing(NamedTuple):

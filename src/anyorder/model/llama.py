@@ -288,7 +288,7 @@ class Llama(nn.Module):
         return self.read(self.embed(input_ids_BR), views, cache)
 
     def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
-        """Return the same of rows `[batch, rows, hidden]`, which need not be embeddings of tokens."""
+        """Run the layers and the final norm over rows `[batch, rows, hidden]`, such as embeddings; see `hidden`."""
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
             last = index == len(self.model.layers) - 1 and "last" in views
             # An attention from outside may not know how to leave rows out.
@@ -303,9 +303,9 @@ class Llama(nn.Module):
     def two_streams(
         self, input_ids_BC: Tensor, query_position_BK: Tensor, views: Views, cache: Cache | None = None
     ) -> Tensor:  # fmt: skip
-        """Return the same of tokens `[batch, content rows]` and query rows at positions `[batch, query rows]` behind.
+        """Run the network over tokens `[batch, content rows]`, then query rows at positions `[batch, query rows]`.
 
-        Without query rows it is `hidden`, but what makes them has a gradient all the same, of zeros.
+        Without query rows this equals `hidden`, and the weights that make query rows have a gradient of zeros.
         """
         rows_BRE = self.with_query_rows(self.embed(input_ids_BC), query_position_BK)
         return self.read(rows_BRE, views, cache)

@@ -232,6 +232,17 @@ def find_mode(modes: Sequence[Mode], name: str) -> Mode:
     )
 
 
+def masked_diffusion_mode(modes: Sequence[Mode], default: str) -> Mode:
+    """Return the mode that writes whole texts by masked diffusion; of several, the default or the first.
+
+    Raises:
+        UserError: the network was not trained for one.
+    """
+    found = [mode for mode in modes if mode.kind.diffuses and not mode.kind.blocks]
+    found.sort(key=lambda mode: mode.name != default)
+    return found[0] if found else find_mode(modes, "diffusion")
+
+
 def refuse_unless_causal(modes: Sequence[Mode], default: str) -> None:
     """Refuse networks that have no logits for the next token, of which causal tools would make something wrong.
 

@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anyorder.errors import UserError
-from anyorder.utils.annotations import AtMost, check_fields
+from anyorder.utils.annotations import AtMost, check_fields, requirement
 
 Size = Annotated[int, AtMost(2**20)]
 
@@ -63,21 +62,18 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "vision field {!r}")
+        require = requirement(self, "vision field {!r}")
         for name in (
             "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "output_size", "image_size",
             "patch_size", "merge", "rope_theta", "max_tiles",
         ):  # fmt: skip
-            self._require(name, getattr(self, name) > 0, "give a number above 0")
-        self._require("image_token_id", self.image_token_id >= 0, "give the id of a token")
+            require(name, getattr(self, name) > 0, "give a number above 0")
+        require("image_token_id", self.image_token_id >= 0, "give the id of a token")
         side = self.merge * self.patch_size
         remedy = f"give a multiple of {side}, patch_size times merge"
-        self._require("image_size", self.image_size % side == 0, remedy)
+        require("image_size", self.image_size % side == 0, remedy)
         remedy = "give a multiple of 4 times num_attention_heads, since two coordinates turn pairs"
-        self._require("hidden_size", self.hidden_size % (4 * self.num_attention_heads) == 0, remedy)
-
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise UserError(f"vision field {name!r} is {getattr(self, name)!r}: {remedy}.")
+        require("hidden_size", self.hidden_size % (4 * self.num_attention_heads) == 0, remedy)
 
     @property
     def grid(self) -> int:

@@ -13,7 +13,7 @@ from anyorder.errors import UserError
 from anyorder.model.modes import KINDS, Mode, ModeKind, refuse_unless_causal, register_kind
 from anyorder.modes.any_order import AnyOrderMode
 from anyorder.modes.diffusion import BlocksMode, DiffusionMode
-from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, Order, exactly, marks
+from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, Order, exact_log_probs, given_and_scored
 from anyorder.modes.left_to_right import LeftToRightMode
 from anyorder.orders.names import MIXTURE, NAMES, read_order
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ENTRIES", "Decoder", "LearningOptions", "ModeEntry", "ModeKind", "Options", "Order", "decoder_of", "entry_of",
-    "exactly", "marks", "register", "resolve",
+    "exact_log_probs", "given_and_scored", "register", "resolve",
 ]  # fmt: skip
 
 ENTRIES: dict[str, ModeEntry] = {
@@ -94,7 +94,7 @@ def decoder_of(
     Args:
         mode, order: from `resolve`.
         model: the network.
-        options: how.
+        options: how texts are written.
         layout: of the canvases.
 
     Raises:

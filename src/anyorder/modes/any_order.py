@@ -14,7 +14,7 @@ from anyorder.errors import UserError
 from anyorder.likelihood.diffusion import Bound, Method
 from anyorder.likelihood.exact import log_prob
 from anyorder.model.modes import KINDS, Mode
-from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, Order, exactly, marks
+from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, Order, exact_log_probs, given_and_scored
 from anyorder.objectives import Permutation
 from anyorder.orders.by_name import AnyOrder, order_named
 from anyorder.orders.kinds import LeftToRight, MostConfident
@@ -50,8 +50,8 @@ class AnyOrderMode(ModeEntry):
             return order.select([sample_id // samples for sample_id in sample_ids])
 
         if isinstance(order, Speculative):
-            if layout is not PLAIN:
-                raise UserError("a draft would not see phrasings apart: give the order without Speculative.")
+            why = "speculative decoding is not supported with fused phrasings"
+            self.refuse_fused(layout, why, "give the order without Speculative")
 
             def drafted(
                 canvases: Sequence[Sequence[int]], sample_ids: Sequence[int], stop: Stop | None
@@ -79,9 +79,9 @@ class AnyOrderMode(ModeEntry):
         """
         if isinstance(order, MostConfident):
             raise UserError(f"order is {order}, which depends on what is written: a given text has no such order.")
-        plan = GroupPlan.from_masks(*marks(texts, scored), order or LeftToRight(), seed, samples=sample_ids)
+        plan = GroupPlan.from_masks(*given_and_scored(texts, scored), order or LeftToRight(), seed, samples=sample_ids)
         found = log_prob(model, texts, plan)
-        return exactly(found.total.tolist(), scored, found.greedy.tolist())
+        return exact_log_probs(found.total.tolist(), scored, found.greedy.tolist())
 
     def objective(self, mode: Mode, options: LearningOptions) -> Permutation:
         """Return the objective of all orders."""

@@ -71,7 +71,7 @@ class DiffusionMode(ModeEntry):
         assert mode.mask_token_id is not None, "checked where the mode is made"
         shared: dict[str, Any] = {
             "mask_token_id": mode.mask_token_id, "shifted": mode.shifted, "eps": options.eps, "times": options.times,
-            "opening_steps": options.opening_steps,
+            "opening_steps": options.opening_steps, "mode_name": mode.name,
         }  # fmt: skip
         if not options.tuning:
             return MaskedDiffusion(**shared, random_length=options.random_length)
@@ -87,8 +87,7 @@ class BlocksMode(DiffusionMode):
 
     def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Fill canvases block by block."""
-        if layout is not PLAIN:
-            raise UserError("blocks are counted over a whole text, but phrasings share positions: give another order.")
+        self.refuse_fused(layout, "blocks are counted over a whole text, but phrasings share positions")
         return super().decoder(model, mode, order, options)
 
     def usual_orders(self, new_tokens: int) -> dict[str, Order]:
@@ -100,5 +99,6 @@ class BlocksMode(DiffusionMode):
         assert mode.mask_token_id is not None, "checked where the mode is made"
         assert mode.block_length is not None, "likewise"
         return BlockDiffusion(
-            mask_token_id=mode.mask_token_id, block_length=mode.block_length, eps=options.eps, times=options.times
-        )
+            mask_token_id=mode.mask_token_id, block_length=mode.block_length, eps=options.eps, times=options.times,
+            mode_name=mode.name,
+        )  # fmt: skip

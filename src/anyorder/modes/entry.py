@@ -97,7 +97,9 @@ class ModeEntry(ABC):
 
     Attributes:
         kind: names, conventions, and who sees whom.
-        order_classes: of objects that `order=` takes for this mode, besides its names.
+        order_classes: of objects that `order=` takes for this mode, besides its names. Where several modes take a
+            class, an attribute `mode` of the object names the one that writes; without it, or where it is None, that
+            is the network's default mode if it takes the class, else the first of the table that the network has.
         options: fields of `Options` that not every mode has, and this one has: "num_beams", "compile".
         bound: its log-probabilities are lower bounds; otherwise they are exact.
     """
@@ -123,14 +125,19 @@ class ModeEntry(ABC):
         """Whether tokens are drawn, so that samples of one prompt differ."""
         return sampling.temperature > 0
 
-    def refuse_fused(self, layout: CanvasLayout) -> None:
+    def refuse_fused(self, layout: CanvasLayout, why: str = "", remedy: str = "give another order") -> None:
         """Refuse fused questions, for decoders that would let phrasings see each other.
+
+        Args:
+            layout: of the canvases.
+            why: replaces the reason that an error gives.
+            remedy: what an error recommends.
 
         Raises:
             UserError: there are any.
         """
         if layout is not PLAIN:
-            raise UserError(f"the mode {self.kind.name!r} does not keep phrasings apart: give another order.")
+            raise UserError(f"{why or f'the mode {self.kind.name!r} does not keep phrasings apart'}: {remedy}.")
 
     @abstractmethod
     def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
@@ -140,7 +147,7 @@ class ModeEntry(ABC):
             model: the network.
             mode: its conventions.
             order: from `order`, or an object of `order_classes`.
-            options: how.
+            options: how texts are written.
             layout: of the canvases, which narrows the visibility where phrasings of questions are among the tokens. A
                 decoder that does not call `layout.narrow` refuses those (`refuse_fused`).
 
@@ -174,14 +181,14 @@ class ModeEntry(ABC):
 
         Args:
             mode: the conventions that the network has, or is to have.
-            options: how.
+            options: how the objective learns.
 
         Raises:
             UserError: options that the objective cannot have.
         """
 
 
-def exactly(
+def exact_log_probs(
     totals: Sequence[float], scored: Sequence[Sequence[int]], greedy: Sequence[bool] | None = None
 ) -> list[Bound]:  # fmt: skip
     """Return the log-probabilities of texts as bounds that are exact.
@@ -198,7 +205,9 @@ def exactly(
     ]
 
 
-def marks(texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]) -> tuple[list[list[bool]], list[list[bool]]]:
+def given_and_scored(
+    texts: Sequence[Sequence[int]], scored: Sequence[Sequence[int]]
+) -> tuple[list[list[bool]], list[list[bool]]]:
     """Return which tokens of each text are given, and which are scored."""
     predicted = []
     for text, positions in zip(texts, scored, strict=True):

@@ -10,7 +10,7 @@ from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.likelihood.diffusion import Bound, Method
 from anyorder.likelihood.exact import left_to_right_log_prob
 from anyorder.model.modes import KINDS, Mode
-from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, exactly, marks
+from anyorder.modes.entry import Decoder, LearningOptions, ModeEntry, Options, exact_log_probs, given_and_scored
 from anyorder.objectives import Autoregressive
 from anyorder.orders.plan import GroupPlan
 
@@ -26,7 +26,7 @@ class LeftToRightMode(ModeEntry):
 
     def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Continue prompts; fused questions have decoders of their own (`fusion_steps`)."""
-        assert layout is PLAIN, "answers to fused questions are no canvases here"
+        self.refuse_fused(layout)
         options.sampling.check_filters()
 
         return lambda prompts, sample_ids, stop: left_to_right_steps(
@@ -39,8 +39,8 @@ class LeftToRightMode(ModeEntry):
         order: Any = None, seed: int = 0, sample_ids: Sequence[int] | None = None, method: Method | None = None,
     ) -> list[Bound]:  # fmt: skip
         """Score each token given all before it, and none behind it."""
-        found = left_to_right_log_prob(model, texts, GroupPlan.from_masks(*marks(texts, scored)))
-        return exactly(found.total.tolist(), scored, found.greedy.tolist())
+        found = left_to_right_log_prob(model, texts, GroupPlan.from_masks(*given_and_scored(texts, scored)))
+        return exact_log_probs(found.total.tolist(), scored, found.greedy.tolist())
 
     def objective(self, mode: Mode, options: LearningOptions) -> Autoregressive:
         """Return the objective of the next token."""

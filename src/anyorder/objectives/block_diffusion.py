@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.model.modes import Mode, blocks
+from anyorder.model.modes import Mode
 from anyorder.objectives.inputs import Batch, TrainingInputs, begins
-from anyorder.objectives.noise import Masking
+from anyorder.objectives.noise import MaskingObjective
 from anyorder.visibility import block_diffusion, documents
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockDiffusion(Masking):
+class BlockDiffusion(MaskingObjective):
     """All blocks of a text in one pass (BD3-LM, arXiv 2503.09573): `sum over masked of CE / p`, divided by all tokens.
 
     The rows are the text with masks, then the text without: a row with masks around it sees its own noised block and
@@ -27,12 +27,14 @@ class BlockDiffusion(Masking):
 
     Attributes:
         block_length: tokens of a block.
+        mode_name: as in `MaskingObjective`.
 
     Raises:
         UserError: a field has a value that cannot be.
     """
 
     block_length: int
+    mode_name: str = "blocks"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,12 +43,15 @@ class BlockDiffusion(Masking):
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Block by block."""
-        return (blocks(self.mask_token_id, self.block_length),)
+        """The mode of this name, with the conventions of the fields."""
+        mode = Mode(
+            name=self.mode_name, shifted=False, mask_token_id=self.mask_token_id, block_length=self.block_length
+        )  # fmt: skip
+        return (mode,)
 
     def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws times and masks by the sample."""
-        masked_BL, probability_BL = self.noised(batch, seed)
+        masked_BL, probability_BL = self.draw_masks(batch, seed)
         sample_N, row_N = masked_BL.nonzero(as_tuple=True)
         noised_BL = batch.ids_BL.masked_fill(masked_BL, self.mask_token_id)
         is_noised_BL = torch.ones_like(batch.ids_BL)

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from anyorder.errors import UserError
-from anyorder.model.modes import Mode, diffusion
+from anyorder.model.modes import Mode
 from anyorder.objectives.inputs import Batch, TrainingInputs
-from anyorder.objectives.noise import Masking
+from anyorder.objectives.noise import MaskingObjective
 from anyorder.utils.rng import generator
 from anyorder.visibility import Visibility, annealed, bidirectional, documents
 
 
 @dataclass(frozen=True, kw_only=True)
-class FullDiffusion(Masking):
+class MaskedDiffusionBase(MaskingObjective):
     """What pre-training and fine-tuning by masked diffusion share.
 
     Attributes:
@@ -43,8 +43,8 @@ class FullDiffusion(Masking):
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Diffusion."""
-        return (diffusion(self.mask_token_id, shifted=self.shifted),)
+        """The mode of this name, with the conventions of the fields."""
+        return (Mode(name=self.mode_name, shifted=self.shifted, mask_token_id=self.mask_token_id),)
 
     def visibility(self, step: int, seed: int) -> Visibility:
         """Everything in the own document; while the mask is being opened, less (DiffuLLaMA, arXiv 2410.17891)."""
@@ -75,7 +75,7 @@ class FullDiffusion(Masking):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusion(FullDiffusion):
+class MaskedDiffusion(MaskedDiffusionBase):
     """Pre-training as LLaDA's (arXiv 2502.09992): `sum over masked of CE / p`, divided by all tokens.
 
     Each sample draws t, uniform from 0 to 1; each of its tokens is masked with probability `p = (1 - eps) t + eps`.
@@ -94,7 +94,7 @@ class MaskedDiffusion(FullDiffusion):
     def inputs(self, batch: Batch, seed: int) -> TrainingInputs:
         """Draws whether and where to crop by the step, time and masks by the sample."""
         batch = self._cropped(batch, seed)
-        masked_BL, probability_BL = self.noised(batch, seed)
+        masked_BL, probability_BL = self.draw_masks(batch, seed)
         return self.masked_inputs(batch, masked_BL, 1 / probability_BL, batch.count, seed)
 
     def _cropped(self, batch: Batch, seed: int) -> Batch:
@@ -110,7 +110,7 @@ class MaskedDiffusion(FullDiffusion):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedDiffusionTuning(FullDiffusion):
+class MaskedDiffusionTuning(MaskedDiffusionBase):
     """Fine-tuning as LLaDA's: `mean over samples of (sum over masked of CE / p) / tokens of the answer`.
 
     Only the answer is masked, the end tokens behind it included: so the network learns to stop. Of a conversation of
@@ -137,7 +137,7 @@ class MaskedDiffusionTuning(FullDiffusion):
         batch = self._one_answer(batch, seed)
         if self.length is not None:
             batch = self._ended(batch)
-        masked_BL, probability_BL = self.noised(batch, seed)
+        masked_BL, probability_BL = self.draw_masks(batch, seed)
         answer_B1 = batch.loss_mask_BL.sum(1, keepdim=True)
         return self.masked_inputs(
             batch, masked_BL, 1 / (probability_BL * answer_B1), float(len(batch.ids_BL)), seed

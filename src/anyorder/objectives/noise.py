@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.model.modes import KINDS
 from anyorder.objectives.inputs import Batch, Objective
-from anyorder.utils.annotations import check_fields
+from anyorder.utils.annotations import check_fields, shown
 from anyorder.utils.numbers import check_positive
 from anyorder.utils.rng import generator
 
@@ -69,13 +70,14 @@ class Antithetic(Times):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masking(Objective):
+class MaskingObjective(Objective):
     """An objective that masks tokens at random and learns them, with a weight of one over the probability.
 
     Attributes:
         mask_token_id: the token that hides others.
         eps: the lowest probability of being masked.
         times: how the times of a sample are drawn.
+        mode_name: the mode that is learnt, one that diffuses.
 
     Raises:
         UserError: a field has a value that cannot be.
@@ -84,13 +86,17 @@ class Masking(Objective):
     mask_token_id: int
     eps: float = 1e-3
     times: Times = field(default_factory=Independent)
+    mode_name: str = "diffusion"
 
     def __post_init__(self) -> None:
         check_fields(self)
         if not 0 < self.eps <= 1:
             raise UserError(f"eps is {self.eps}: give a number above 0 and at most 1, such as 1e-3.")
+        diffusing = [name for name, kind in KINDS.items() if kind.diffuses]
+        if self.mode_name not in diffusing:
+            raise UserError(f"mode_name is {shown(self.mode_name)}: give one of {', '.join(diffusing)}.")
 
-    def noised(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
+    def draw_masks(self, batch: Batch, seed: int) -> tuple[Tensor, Tensor]:
         """Draw which tokens of the loss mask are masked, each sample by itself.
 
         Returns:

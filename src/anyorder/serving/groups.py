@@ -130,7 +130,7 @@ class Sample:
         spelled = self.spelled
         if not self.follows or not isinstance(spelled, Continuation):
             return None
-        return lambda _, written: spelled.read(written)
+        return lambda _, written: spelled.update(written)
 
     def take(self, choices: Sequence[Choice], own_logits_MV: Tensor | None, passes: int) -> None:
         """Commit choices, one for each query.
@@ -282,7 +282,7 @@ class DecoderGroup(Group):
         self._passes += step.passes
         for sample in self.samples:
             sample_id = sample.text.sample_id
-            events = [event for event in step.written if event.row == sample_id]
+            events = [event for event in step.written if event.sample_id == sample_id]
             sample.text.commit([Choice(event.position, event.token_id, event.log_prob, 0.0) for event in events])
             stopped = {sample_id: step.stopped[sample_id]} if sample_id in step.stopped else {}
             sample.end_step(Step(tuple(events), stopped, step.passes))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from anyorder.api.phrasings import read_questions
 from anyorder.api.prompts import Prompts, prompt_ids, prompts_for
-from anyorder.api.text import stop_strings, text_of
+from anyorder.api.text import detokenizer_of, stop_strings
 from anyorder.checkpoints.tokenizer.encoding import begin_tokens, continuing_tokens
 from anyorder.decoding.canvas import BLANK
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
@@ -312,7 +312,7 @@ class Planner:
             require("logprobs", body.alternatives, known, "no others than the token's own are known in this mode")
         if self.tokenizer is not None:
             for prompt in plan.prompts if not plan.fused else ():
-                text_of(self.tokenizer, prompt, plan.stops)
+                detokenizer_of(self.tokenizer, prompt, plan.stops)
 
 
 def _sampler(body: Writing) -> DiffusionSampler:

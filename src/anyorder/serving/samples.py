@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from anyorder.api.text import Continuation, text_of
+from anyorder.api.text import Continuation, detokenizer_of
 from anyorder.decoding.any_order.decoder import texts_of
 from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.cache import NoCache
@@ -64,7 +64,7 @@ def samples_of(plan: Plan, model: Llama, tokenizer: PreTrainedTokenizerBase | No
         for row, prompt, parts in zip(rows, prompts, _parts(plan, model, mode, order, prompts, rows), strict=True):
             samples[row] = Sample(
                 prompt=prompt, prompt_text=plan.texts[row], end_token_ids=model.config.eos_token_ids,
-                spelled=None if tokenizer is None else text_of(tokenizer, prompt, plan.stops),
+                spelled=None if tokenizer is None else detokenizer_of(tokenizer, prompt, plan.stops),
                 scores=plan.scores, follows=plan.follows, **parts,
             )  # fmt: skip
     return [samples[row] for row in sorted(samples)]

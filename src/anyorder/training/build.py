@@ -25,7 +25,7 @@ from anyorder.objectives.noise import Times
 from anyorder.objectives.schedules import Always, Annealing, Schedule, growing
 from anyorder.orders.kinds import LeftToRight, Random, Spans
 from anyorder.training.longer import extended
-from anyorder.training.settings import BLOCK_LENGTH, Run
+from anyorder.training.settings import BLOCK_LENGTH, NEEDS, Run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         model, tokenizer = checkpoints.load(run.init, tokenizer=run.tokenizer, dtype="float32", device="cpu")
         if tokenizer is None:
             raise UserError(f"init is {run.init!r}, which has no tokenizer: say with tokenizer where it is.")
-        model.config = reaching(model.config, run)
+        model.config = with_rope_scaling(model.config, run)
         return model, tokenizer
     if run.tokenizer is not None:
         tokenizer = checkpoints.load_tokenizer(run.tokenizer)
@@ -51,13 +51,13 @@ def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         )  # fmt: skip
     end_token_id = tokenizer.eos_token_id
     torch.manual_seed(run.seed)
-    of_words: dict[str, Any] = {
+    token_settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id != end_token_id else None,
         "eos_token_ids": () if end_token_id is None else (end_token_id,),
     }
     if run.shape is not None:
-        return Llama(_shaped(run.shape, run.length, of_words)), tokenizer
+        return Llama(_config_from_file(run.shape, run.length, token_settings)), tokenizer
     config = ModelConfig(
         hidden_size=run.width,
         intermediate_size=-(-run.width * 8 // 3 // 16) * 16,  # as Llama: two thirds of four widths
@@ -65,12 +65,12 @@ def build_model(run: Run) -> tuple[Llama, PreTrainedTokenizerBase]:
         num_attention_heads=run.heads,
         max_position_embeddings=run.length,
         rotary=Rotary(theta=10_000.0),
-        **of_words,
+        **token_settings,
     )
     return Llama(config), tokenizer
 
 
-def _shaped(file: Path, length: int, of_words: dict[str, Any]) -> ModelConfig:
+def _config_from_file(file: Path, length: int, token_settings: dict[str, Any]) -> ModelConfig:
     """The configuration in a file, of a network that writes from left to right and reads at least `length` tokens.
 
     Raises:
@@ -81,12 +81,14 @@ def _shaped(file: Path, length: int, of_words: dict[str, Any]) -> ModelConfig:
     try:
         config = config_from_json(read_json(file))
         reach = max(length, config.max_position_embeddings)
-        return config.replace(modes=(LEFT_TO_RIGHT,), pad_token_id=None, max_position_embeddings=reach, **of_words)
+        return config.replace(
+            modes=(LEFT_TO_RIGHT,), pad_token_id=None, max_position_embeddings=reach, **token_settings
+        )
     except UserError as error:
         raise UserError(f"shape {str(file)!r}: {error}") from error
 
 
-def reaching(config: ModelConfig, run: Run) -> ModelConfig:
+def with_rope_scaling(config: ModelConfig, run: Run) -> ModelConfig:
     """Scale the rotary embeddings of the network of `init` so that they reach over the length of a sample.
 
     Raises:
@@ -131,8 +133,7 @@ def with_own_mode(run: Run, config: ModelConfig) -> Run:
     own = {mode.kind.objective: mode for mode in config.modes}
     trained = {objective, *run.parts}
     shifted, block_length = run.shifted, run.block_length
-    if "masked-diffusion" in own and "masked-diffusion" in trained:
-        shifted = shifted or own["masked-diffusion"].shifted
+    shifted = shifted or any(own[name].shifted for name in trained & own.keys() if NEEDS["shifted"](own[name].kind))
     blocked = [name for name in trained if (mode := mode_named(name)) and KINDS[mode].blocks]
     if block_length is None and blocked:
         block_length = own[blocked[0]].block_length if blocked[0] in own else BLOCK_LENGTH
@@ -163,10 +164,11 @@ def with_mask(
     Raises:
         UserError: answers are to be padded with end tokens, and the network has none.
     """
-    objectives = [name for name in (run.objective, *run.parts) if name]
-    if tuning and "masked-diffusion" in objectives and not model.config.eos_token_ids:
+    kinds = [KINDS[mode] for name in (run.objective, *run.parts) if name and (mode := mode_named(name))]
+    padded = tuning and any(kind.diffuses and not kind.blocks for kind in kinds)
+    if padded and not model.config.eos_token_ids:
         raise UserError("the network has no end token, by which answers end: name one in its config.json.")
-    if not any(KINDS[mode].mask_token for name in objectives if (mode := mode_named(name))):
+    if not any(kind.mask_token for kind in kinds):
         return model, None
     return with_mask_token(model, tokenizer, run.mask_token, run.seed)
 

@@ -28,7 +28,7 @@ from anyorder.objectives import TrainingInputs, summed_loss
 from anyorder.training.balance import Balance
 from anyorder.training.interruption import Interruption
 from anyorder.training.progress import Progress
-from anyorder.training.samples import InputsMaker, Samples, StreamedSamples
+from anyorder.training.samples import Collator, Samples, StreamedSamples
 from anyorder.training.settings import Training
 from anyorder.utils.files import SEAL, DiskError, damage, disk_error, seal
 
@@ -63,11 +63,11 @@ class ObjectiveTrainer(Trainer):
     Args:
         model: the network, trained in place.
         samples: of the whole training.
-        maker: makes training inputs of them.
+        collator: makes training inputs of them.
         validation: for each name, samples and what makes training inputs of them.
         describe: callback, called with the folder of a checkpoint; writes there what else loading it needs.
         keep: checkpoints that stay, the latest ones.
-        balance: how experts are kept equally busy; None: they are not counted.
+        training: how experts are kept equally busy; None: they are not counted.
         interruption: ends the training early, with a checkpoint.
         callbacks: called at each step and each entry of the log.
         options: further ones of `Trainer`.
@@ -77,12 +77,12 @@ class ObjectiveTrainer(Trainer):
         self,
         model: Llama,
         samples: Samples | StreamedSamples,
-        maker: InputsMaker,
+        collator: Collator,
         *,
-        validation: Mapping[str, tuple[Samples, InputsMaker]] | None = None,
+        validation: Mapping[str, tuple[Samples, Collator]] | None = None,
         describe: Callable[[Path], None] = lambda folder: None,
         keep: int = 2,
-        balance: Training | None = None,
+        training: Training | None = None,
         interruption: Interruption | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
@@ -92,7 +92,7 @@ class ObjectiveTrainer(Trainer):
         validation_samples = {name: others for name, (others, _) in (validation or {}).items()}
         self.progress, self.interruption = Progress(), interruption
         super().__init__(
-            model=self.wrapped, train_dataset=samples, eval_dataset=validation_samples or None, data_collator=maker,
+            model=self.wrapped, train_dataset=samples, eval_dataset=validation_samples or None, data_collator=collator,
             callbacks=[self.progress, *([] if interruption is None else [interruption]), *callbacks], **options,
         )  # fmt: skip
         # The sum over a step is divided by the step's own count, so no mean over batches is taken afterwards.
@@ -102,9 +102,9 @@ class ObjectiveTrainer(Trainer):
         self.folder = Path(self.args.output_dir)
         self.describe = describe
         self.keep = keep
-        if balance is not None and model.config.experts is not None:
+        if training is not None and model.config.experts is not None:
             self.wrapped.balance = Balance(
-                model, balance, lambda counts: self.accelerator.reduce(counts.double(), "sum")
+                model, training, lambda counts: self.accelerator.reduce(counts.double(), "sum")
             )
             self.add_callback(self.wrapped.balance)
 
@@ -163,8 +163,8 @@ class ObjectiveTrainer(Trainer):
         """Compute the loss of each objective on its validation samples, always with the same draws."""
         self.model_wrapped.eval()
         found = {}
-        for name, (samples, maker) in self.validation.items():
-            loader = DataLoader(samples, batch_size=self.args.eval_batch_size, collate_fn=maker)
+        for name, (samples, collator) in self.validation.items():
+            loader = DataLoader(samples, batch_size=self.args.eval_batch_size, collate_fn=collator)
             totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
             for batch in self.accelerator.prepare_data_loader(loader):
                 inputs = self._prepare_input(batch["inputs"])

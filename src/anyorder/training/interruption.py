@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl
 
-HEEDED: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+HANDLED: dict[int, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
 """Signals that end a training, with the handlers that are replaced; a handler of the caller's own stays."""
 
 
@@ -49,14 +49,14 @@ class Interruption(TrainerCallback):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        replaced = [number for number, handler in HEEDED.items() if signal.getsignal(number) == handler]
+        replaced = [number for number, handler in HANDLED.items() if signal.getsignal(number) == handler]
         for number in replaced:
             signal.signal(number, self._handle)
         try:
             yield
         finally:
             for number in replaced:
-                signal.signal(number, HEEDED[number])
+                signal.signal(number, HANDLED[number])
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # Processes that torchrun started have each signal twice, from the terminal and from torchrun.

@@ -22,7 +22,7 @@ from anyorder.training.balance import check_balance
 from anyorder.training.curves import Log
 from anyorder.training.engine import PARTIAL, ObjectiveTrainer, check_checkpoint, whole_checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
-from anyorder.training.samples import InputsMaker, Row, Rows, Samples, StreamedSamples
+from anyorder.training.samples import Collator, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import LEARNING_RATES, Training
 from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, claimed
@@ -56,7 +56,7 @@ def fit(
         rows: prepared data; those that have no length are taken as they come, not shuffled.
         training: steps, batches, optimizer and checkpoints.
         folder: where checkpoints go; None makes none.
-        resume: go on from the latest checkpoint in the folder, as if nothing had happened: on a CPU bit for bit.
+        resume: resume from the latest checkpoint in the folder, as if nothing had happened: on a CPU bit for bit.
         validation: for each name an objective and rows, on which the loss is computed without training.
         describe: callback, called with the folder of a checkpoint; writes there what loading it needs beside weights.
         callbacks: called at each step and each entry of the log.
@@ -99,18 +99,18 @@ def fit(
         trainer = ObjectiveTrainer(
             model,
             _samples(rows, training.total_steps * per_step, training.seed),
-            InputsMaker(objective=objective, seed=training.seed, samples_per_step=per_step),
+            Collator(objective=objective, seed=training.seed, samples_per_step=per_step),
             validation={
                 # Its own draws, the same at every evaluation.
                 name: (
                     Samples(others, len(others), training.seed, shuffle=False),
-                    InputsMaker(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
+                    Collator(objective=target, seed=training.seed + 1, samples_per_step=len(others)),
                 )
                 for name, (target, others) in (validation or {}).items()
             },
             describe=describe,
             keep=training.keep,
-            balance=training,
+            training=training,
             interruption=None if folder is None else Interruption(alone=arguments.world_size == 1),
             args=arguments,
             callbacks=callbacks,

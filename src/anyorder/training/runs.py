@@ -52,7 +52,7 @@ def run(
     *,
     tuning: bool = False,
     callbacks: Sequence[TrainerCallback] = (),
-    tell: Callable[[str], None] = lambda line: None,
+    report: Callable[[str], None] = lambda line: None,
 ) -> Log:
     """Train, and leave the network in the output folder, with `log.json` and `loss.png`.
 
@@ -60,7 +60,7 @@ def run(
         settings: the settings.
         tuning: train on the answers of prompts and dialogues, not on whole texts.
         callbacks: called at each step.
-        tell: callback, called with each line that is to be shown.
+        report: callback, called with each line that is to be shown.
 
     Returns:
         The log: "loss" in nats per token (in fine-tuning by masked diffusion, the mean over samples), "eval_..." for
@@ -75,11 +75,11 @@ def run(
     settings = settings.completed(tuning=tuning)
     check_machine(settings, _reports(settings))
     if not is_first_process():
-        return _run(settings, tuning=tuning, callbacks=callbacks, tell=lambda line: None)
+        return _run(settings, tuning=tuning, callbacks=callbacks, report=lambda line: None)
     with claimed(settings.output):
         _check_output(settings)
-        tell(first_line(settings, tuning=tuning, processes=processes()))
-        return _run(settings, tuning=tuning, callbacks=callbacks, tell=tell)
+        report(first_line(settings, tuning=tuning, processes=processes()))
+        return _run(settings, tuning=tuning, callbacks=callbacks, report=report)
 
 
 def _reports(settings: Run) -> list[str]:
@@ -87,17 +87,17 @@ def _reports(settings: Run) -> list[str]:
     return [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
 
 
-def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], tell: Callable[[str], None]) -> Log:
+def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], report: Callable[[str], None]) -> Log:
     given = settings
     model, tokenizer = build_model(settings)
     settings = with_own_mode(settings, model.config)
     if lost := lost_modes(settings, model.config):
-        tell(f"the trained network will no longer write by {' and '.join(lost)}: a mixture keeps what it teaches")
+        report(f"the trained network will no longer write by {' and '.join(lost)}: a mixture keeps what it teaches")
     if tuning:
-        _chatting(settings, model, tokenizer)
+        _set_chat_template(settings, model, tokenizer)
     model, mask_token_id = with_mask(settings, model, tokenizer, tuning=tuning)
     prepare_rows = functools.partial(
-        _rows, settings, model.config, tokenizer, mask_token_id=mask_token_id, tuning=tuning, tell=tell
+        _rows, settings, model.config, tokenizer, mask_token_id=mask_token_id, tuning=tuning, report=report
     )
     rows = prepare_rows(settings.data, streaming=settings.streaming)
     if settings.steps is None:
@@ -111,9 +111,9 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
         names = list(settings.parts) or [str(settings.objective)]
         validation = {name: (part, others) for name, part in zip(names, parts, strict=True)}
         bytes_per_token = report_of(others).bytes_per_token
-    tell(summary(settings, model, None if settings.streaming else len(rows), processes=processes()))
+    report(summary(settings, model, None if settings.streaming else len(rows), processes=processes()))
     hf_model = AnyOrderForCausalLM.of(model).train()
-    adapted = _adapted(hf_model, settings.lora_rank, settings.seed) if settings.lora_rank else None
+    adapted = _with_lora(hf_model, settings.lora_rank, settings.seed) if settings.lora_rank else None
     if settings.activation_checkpointing:
         hf_model.gradient_checkpointing_enable()
 
@@ -154,7 +154,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], t
     return log
 
 
-def _chatting(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
+def _set_chat_template(settings: Run, model: Llama, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give the tokenizer the template that is trained on, and the network the token by which its answers end, first."""
     ends = model.config.eos_token_ids
     end_token_id = next(iter(ends), None)
@@ -205,7 +205,7 @@ def _as_json(settings: Run) -> str:
 
 def _rows(
     settings: Run, config: ModelConfig, tokenizer: PreTrainedTokenizerBase, source: Path, *, mask_token_id: int | None,
-    tuning: bool, tell: Callable[[str], None], streaming: bool = False,
+    tuning: bool, report: Callable[[str], None], streaming: bool = False,
 ) -> Any:  # fmt: skip
     """Prepare a `datasets.Dataset`, or an iterable one."""
     data = DataConfig(
@@ -216,15 +216,15 @@ def _rows(
     )  # fmt: skip
     dataset: Any = prepare(source, tokenizer, data, cache_dir=settings.cache_dir, streaming=streaming)
     if not streaming:
-        report = report_of(dataset)
-        if report.left_out:
-            tell(f"left out {len(report.left_out)} lines, the first: {report.left_out[0]}")
-        for line in not_read(report.passed_over, report.unread):
-            tell(line)
+        found = report_of(dataset)
+        if found.left_out:
+            report(f"left out {len(found.left_out)} lines, the first: {found.left_out[0]}")
+        for line in not_read(found.passed_over, found.unread):
+            report(line)
     return dataset
 
 
-def _adapted(model: AnyOrderForCausalLM, rank: int, seed: int) -> Any:
+def _with_lora(model: AnyOrderForCausalLM, rank: int, seed: int) -> Any:
     """Add low-rank adapters (arXiv 2106.09685) to all projections; query rows, which are new, are trained whole."""
     projections = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=projections)

@@ -102,8 +102,8 @@ class StreamedSamples(IterableDataset):
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputsMaker:
-    """Collates samples into `{"training inputs": TrainingInputs}`; runs where data are loaded, which needs no network.
+class Collator:
+    """Collates samples into `{"inputs": TrainingInputs}`; runs where data are loaded, which needs no network.
 
     Attributes:
         objective: makes the training inputs.

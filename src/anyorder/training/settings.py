@@ -12,7 +12,7 @@ from typing import Literal, Self
 from anyorder.errors import UserError
 from anyorder.model.modes import KINDS, ModeKind
 from anyorder.orders.names import MIXTURE, objective_named, objectives
-from anyorder.utils.annotations import Listed, check_fields
+from anyorder.utils.annotations import Listed, check_fields, requirement
 
 STEPS = 1000
 """Optimizer steps of a training that names neither steps nor epochs."""
@@ -34,7 +34,7 @@ class Training:
         warmup: Steps in which the learning rate rises to that; below 1, a share of all steps.
         schedule: How the learning rate goes on: cosine and linear fall to 0 at the last step, constant stays.
         weight_decay: Of the matrices; norms and biases have none.
-        clip: Length to which longer gradients are cut.
+        clip: Maximum gradient norm.
         balance_loss: Weight of a term of the loss that keeps experts of a mixture equally busy, such as 0.01.
         balance_bias: Step by which the bias of a busy expert falls after each optimizer step, and that of an idle one
             rises, such as 0.001; for mixtures with such biases.
@@ -76,20 +76,21 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require = requirement(self)
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"steps is {self.steps} beside epochs, which is {self.epochs:g}: leave out one of them.")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "steps", STEPS)
         for name in ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
             value = getattr(self, name)
-            self._require(name, value is None or value > 0, "give a number above 0")
+            require(name, value is None or value > 0, "give a number above 0")
         for name in (
             "warmup", "weight_decay", "balance_loss", "balance_bias", "evaluate_every", "save_every", "workers",
         ):  # fmt: skip
-            self._require(name, getattr(self, name) >= 0, "give 0 or a number above")
-        self._require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
+            require(name, getattr(self, name) >= 0, "give 0 or a number above")
+        require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
         fewer = self.steps is None or self.warmup < self.steps
-        self._require("warmup", fewer, f"give less than all {self.steps} steps")
+        require("warmup", fewer, f"give less than all {self.steps} steps")
 
     @property
     def total_steps(self) -> int:
@@ -110,10 +111,6 @@ class Training:
         steps = max(1, math.ceil(round(self.epochs * rows / samples, 6)))
         return dataclasses.replace(self, steps=steps, epochs=None)
 
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise UserError(f"{name} is {getattr(self, name)}: {remedy}.")
-
 
 BLOCK_LENGTH = 32
 """Tokens of a block of a network that has no blocks yet."""
@@ -129,7 +126,7 @@ class Run(Training):
         objective: autoregressive, permutation, masked-diffusion, block-diffusion, or mixture, of several in given
             shares; also the name of the mode that it trains, such as diffusion or blocks:32. Unless given, that of
             the default mode of the network of init, and from scratch autoregressive.
-        init: Checkpoint to start from (a folder, a file or a hub id); without it, a network is made from scratch.
+        init: Checkpoint to start from: a folder, a file or a hub id.
         tokenizer: Folder, file or hub id of the tokenizer, if it is not with the checkpoint; without both, one is
             made from the data.
         vocab_size: Tokens of a tokenizer that is made from the data.
@@ -167,7 +164,7 @@ class Run(Training):
         lora_rank: Above 0, train low-rank adapters of this rank and query rows alone; they are merged at the end.
         tensorboard: Write the log for TensorBoard, too.
         wandb: Send the log to Weights & Biases, too.
-        resume: Go on from the latest checkpoint in the output folder.
+        resume: Resume from the latest checkpoint in the output folder.
     """
 
     data: Path
@@ -209,19 +206,20 @@ class Run(Training):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._name_objectives()
+        require = requirement(self)
         for name in ("vocab_size", "width", "layers", "heads", "length"):
-            self._require(name, getattr(self, name) > 0, "give a number above 0")
+            require(name, getattr(self, name) > 0, "give a number above 0")
         fits = self.init is not None or self.width % self.heads == 0
-        self._require("width", fits, f"give a multiple of heads, which is {self.heads}")
-        self._require("block_length", self.block_length is None or self.block_length > 0, "give a number above 0")
-        self._require("eps", 0 < self.eps <= 1, "give a number above 0 and at most 1, such as 0.001")
-        self._require("random_length_prob", 0 <= self.random_length_prob <= 1, "give a share of the steps, from 0 to 1")
-        self._require("lora_rank", self.lora_rank >= 0, "give 0 or a number above")
-        self._require("lora_rank", not self.lora_rank or self.init is not None, "an adapter needs init, what it adapts")
+        require("width", fits, f"give a multiple of heads, which is {self.heads}")
+        require("block_length", self.block_length is None or self.block_length > 0, "give a number above 0")
+        require("eps", 0 < self.eps <= 1, "give a number above 0 and at most 1, such as 0.001")
+        require("random_length_prob", 0 <= self.random_length_prob <= 1, "give a share of the steps, from 0 to 1")
+        require("lora_rank", self.lora_rank >= 0, "give 0 or a number above")
+        require("lora_rank", not self.lora_rank or self.init is not None, "an adapter needs init, what it adapts")
         scales = self.rope_scaling is None or self.init is not None
-        self._require("rope_scaling", scales, "without init, a network is made for this length, so leave it out")
+        require("rope_scaling", scales, "without init, a network is made for this length, so leave it out")
         counted = self.epochs is None or not self.streaming
-        self._require("epochs", counted, "streamed data are not counted before they are learnt, so give steps instead")
+        require("epochs", counted, "streamed data are not counted before they are learnt, so give steps instead")
         if self.shares and self.objective != MIXTURE:
             of = "no objective" if self.objective is None else f"the objective {self.objective!r}"
             raise UserError(f"shares is {self.shares} for {of}: choose mixture.")
@@ -243,9 +241,9 @@ class Run(Training):
                 )
         for name in ("width", "layers", "heads"):
             alone = self.shape is None or getattr(self, name) == defaults[name]
-            self._require(name, alone, f"shape says the same, so leave out {name} or shape")
+            require(name, alone, f"shape says the same, so leave out {name} or shape")
         looks = not self.evaluate_every or self.validation is not None
-        self._require("evaluate_every", looks, "give validation data to look at, or leave it out")
+        require("evaluate_every", looks, "give validation data to look at, or leave it out")
         if self.objective == MIXTURE and len(self.parts) < 2:
             raise UserError(f"shares is {self.shares}: give a mixture two objectives, such as autoregressive=0.5.")
 

@@ -60,6 +60,21 @@ def check_fields(record: Any, called: str = "{}") -> None:
             object.__setattr__(record, name, fit)
 
 
+def requirement(record: Any, called: str = "{}") -> Callable[[str, bool, str], None]:
+    """Return a function `require(name, holds, remedy)`, which refuses the value of a field unless a condition holds.
+
+    Args:
+        record: an instance.
+        called: how an error names a field, a format of its name.
+    """
+
+    def require(name: str, holds: bool, remedy: str) -> None:
+        if not holds:
+            raise UserError(f"{called.format(name)} is {shown(getattr(record, name))}: {remedy}.")
+
+    return require
+
+
 def checked(
     *read_inside: str,
 ) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from numbers import Integral
-from reprlib import repr as _short
 from typing import Any
 
 from torch import Tensor
 
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 
 Ids = Tensor | Sequence[int] | Sequence[Sequence[int]] | Mapping[str, Any]
 """Token ids `[batch, length]`, or those of a text, or of each text; or what a tokenizer returns for them, whose padding
@@ -41,7 +41,7 @@ def without_padding(encoded: Mapping[str, Any]) -> Any:
         return ids
     rows, masks = (ids, mask) if ids and isinstance(ids[0], list) else ([ids], [mask])
     if len(rows) != len(masks) or any(len(row) != len(of_row) for row, of_row in zip(rows, masks, strict=True)):
-        raise UserError(f"attention_mask is {_short(mask)}: give a number for each of the input_ids.")
+        raise UserError(f"attention_mask is {shown(mask)}: give a number for each of the input_ids.")
     kept = [
         [token_id for token_id, is_kept in zip(row, of_row, strict=True) if is_kept]
         for row, of_row in zip(rows, masks, strict=True)

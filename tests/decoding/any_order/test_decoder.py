@@ -62,7 +62,7 @@ def fill(
 
 def plan_of(generation: Generation, canvases: Sequence[Sequence[int]], row: int) -> GroupPlan:
     """The order that was taken, with what was given as one group before it."""
-    step_at = {event.position: event.step for event in generation.trace.events if event.row == row}
+    step_at = {event.position: event.step for event in generation.trace.events if event.sample_id == row}
     ranks = [step_at.get(position, -1) for position in range(len(canvases[row]))]
     return GroupPlan.from_group_ids(ranks, [[rank < 0 for rank in ranks]])
 
@@ -77,7 +77,7 @@ def test_cached_is_uncached_and_a_batch_is_one_by_one(name: str, layers: str) ->
     same(together, fill(CANVASES, ORDERS[name], layers=layers, use_cache=False))
     for row, canvas in enumerate(CANVASES):
         alone = fill([canvas], ORDERS[name], layers=layers, sample_ids=[row])
-        assert {event.row for event in alone.trace.events} == {row}
+        assert {event.sample_id for event in alone.trace.events} == {row}
         same(row_of(together, row), alone)
     assert together.trace.passes == 1 + max(event.step for event in together.trace.events)
 
@@ -90,7 +90,7 @@ def test_what_was_written_has_the_likelihood_of_its_trace(name: str, layers: str
     for row, text in enumerate(out.sequences):
         exact = log_prob(writer(layers), text, plan_of(out, CANVASES, row)).token_BL[0]
         for event in out.trace.events:
-            if event.row == row:
+            if event.sample_id == row:
                 assert abs(float(exact[event.position]) - event.log_prob) < 1e-9
 
 
@@ -117,7 +117,7 @@ def test_every_plan_equals_the_doubled_sequence_step_by_step(
     canvases, plan = planned
     out = fill(canvases, plan, layers=layers, temperature=0)
     for row, text in enumerate(out.sequences):
-        events = {event.position: event for event in out.trace.events if event.row == row}
+        events = {event.position: event for event in out.trace.events if event.sample_id == row}
         assert [at for at, token_id in enumerate(canvases[row]) if token_id == BLANK] == sorted(events)
         queries = doubled_logits(writer(layers), text, plan.rank_BL[row, : len(text)].tolist())[1]
         for position, event in events.items():
@@ -169,7 +169,7 @@ def test_given_tokens_stay(name: str, use_cache: bool) -> None:
         assert len(text) == len(canvas)
         assert all(before in (BLANK, after) for before, after in zip(canvas, text, strict=True))
         assert BLANK not in text
-    written = {(event.row, event.position) for event in out.trace.events}
+    written = {(event.sample_id, event.position) for event in out.trace.events}
     assert len(written) == len(out.trace.events), "no place is written twice"
 
 
@@ -240,7 +240,7 @@ def test_random_orders_depend_on_seed_and_row_alone() -> None:
             sample_ids=sample_ids,
             sampling=Sampling(temperature=1.0, seed=seed),
         )
-        return {row: [event.position for event in out.trace.events if event.row == row] for row in sample_ids}
+        return {row: [event.position for event in out.trace.events if event.sample_id == row] for row in sample_ids}
 
     batch = positions(0, range(4))
     assert batch | positions(0, [2]) == batch

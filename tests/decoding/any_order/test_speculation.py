@@ -144,9 +144,9 @@ def test_the_most_probable_tokens_are_the_sequential_ones(name: str) -> None:
     fast = fill(CANVASES, ORDERS[name], sampling=greedy)
     slow = one_by_one(CANVASES, ORDERS[name], writer(), greedy)
     assert fast.sequences == slow.sequences
-    expected = {(event.row, event.position): event.log_prob for event in slow.trace.events}
+    expected = {(event.sample_id, event.position): event.log_prob for event in slow.trace.events}
     for event in fast.trace.events:
-        assert abs(event.log_prob - expected[event.row, event.position]) < 1e-9
+        assert abs(event.log_prob - expected[event.sample_id, event.position]) < 1e-9
 
 
 @settings(deadline=None, max_examples=60)
@@ -173,7 +173,7 @@ def test_log_probabilities_are_those_of_the_sequential_order() -> None:
     out = fill(CANVASES, order, draft=4)
     exact = log_prob(writer(), out.sequences, order).token_BL
     for event in out.trace.events:
-        assert abs(float(exact[event.row, event.position]) - event.log_prob) < 1e-9
+        assert abs(float(exact[event.sample_id, event.position]) - event.log_prob) < 1e-9
 
 
 def test_when_every_draft_stays_a_round_writes_one_group_more_than_it_drafts() -> None:

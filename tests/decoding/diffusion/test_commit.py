@@ -8,16 +8,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyorder.decoding.diffusion.commit import Commit, EntropyBound, Factor, PerStep, Progress, Threshold, Timesteps
+from anyorder.decoding.diffusion.commit import (
+    BlockProgress,
+    Commit,
+    EntropyBound,
+    Factor,
+    PerStep,
+    Threshold,
+    Timesteps,
+)
 from anyorder.errors import UserError
 
-START = Progress(masks=4, step=0, steps=4)
+START = BlockProgress(masks=4, step=0, steps=4)
 confidences = st.lists(st.floats(0, 1), min_size=1, max_size=20).map(lambda values: sorted(values, reverse=True))
 
 
 @given(masks=st.integers(1, 40), steps=st.integers(1, 60))
 def test_equal_parts_with_the_rest_in_the_first_steps(masks: int, steps: int) -> None:
-    counts = [PerStep().count([0.5], Progress(masks, step, steps)) for step in range(steps)]
+    counts = [PerStep().count([0.5], BlockProgress(masks, step, steps)) for step in range(steps)]
     assert sum(counts) == masks
     assert max(counts) - min(counts) <= 1
     assert counts == sorted(counts, reverse=True)
@@ -28,7 +36,7 @@ def test_timesteps_leave_the_share_of_time_that_is_left(masks: int, steps: int) 
     left = masks
     for step in range(steps):
         time, after = (1 - at * (1 - 1e-3) / steps for at in (step, step + 1))
-        count = Timesteps().count([0.5] * left, Progress(masks, step, steps))
+        count = Timesteps().count([0.5] * left, BlockProgress(masks, step, steps))
         if step < steps - 1:
             assert count <= left * (1 - after / time) + 1e-3
             assert count > left * (1 - after / time) - 1 - 1e-3

@@ -204,7 +204,7 @@ def test_any_row_of_a_ragged_batch_is_what_it_is_alone(name: str, mode: str) -> 
         alone = write([canvas], sampler, model=model, mode=MODES[mode], sample_ids=[row], seed=5)
         assert alone.sequences == [batch.sequences[row]]
         assert alone.stopped == [batch.stopped[row]]
-        theirs = [event for event in batch.trace.events if event.row == row]
+        theirs = [event for event in batch.trace.events if event.sample_id == row]
         assert [event[2:4] for event in alone.trace.events] == [event[2:4] for event in theirs]
         for one, other in zip(alone.trace.events, theirs, strict=True):
             assert abs(one.log_prob - other.log_prob) < 1e-9
@@ -219,7 +219,7 @@ def test_given_tokens_stay_and_gaps_are_filled(name: str, mode: str) -> None:
         assert len(sequence) == len(canvas) or sampler.grow or sampler.stop_at_end
         assert all(given in (BLANK, token) for given, token in zip(canvas, sequence, strict=False))
         assert not {BLANK, MASK} & set(sequence)
-    once = [(event.row, event.position) for event in generation.trace.events]
+    once = [(event.sample_id, event.position) for event in generation.trace.events]
     assert sampler.edit is not None or len(set(once)) == len(once)
 
 

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 from anyorder.decoding.canvas import BLANK, continuation
 from anyorder.decoding.diffusion.cache import CachePolicy
-from anyorder.decoding.diffusion.commit import Commit, Count, Progress
-from anyorder.decoding.diffusion.confidence import Candidates
-from anyorder.decoding.diffusion.row import CanvasRow
+from anyorder.decoding.diffusion.commit import BlockProgress, Commit, Count
+from anyorder.decoding.diffusion.confidence import CONFIDENCES, Candidates
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
+from anyorder.decoding.diffusion.text import CanvasText
 from anyorder.errors import UserError
 from tests.decoding import literal_diffusion as literal
 from tests.decoding.diffusion.test_decoder import GAPS, MASK, MODES, PROMPTS, masked, network, same, widths, write
@@ -123,12 +123,29 @@ def test_a_function_is_told_where_its_candidates_are() -> None:
     seen: list[tuple[int, int]] = []
 
     def spied(candidates: Candidates) -> torch.Tensor:
-        seen.extend((row.sample_id, at) for row, at in zip(candidates.rows, candidates.positions, strict=True))
+        seen.extend((text.sample_id, at) for text, at in zip(candidates.texts, candidates.positions, strict=True))
         assert candidates.probabilities.shape == (len(seen), 40)
         return torch.zeros(len(seen))
 
     write([[1, BLANK, BLANK], [BLANK, 2, 3]], DiffusionSampler(confidence=spied, steps=1), sample_ids=[4, 2])
     assert seen == [(4, 1), (4, 2), (2, 0)]
+
+
+class Drawn:
+    """The confidence "random", as one from outside."""
+
+    draws = True
+
+    def __call__(self, candidates: Candidates) -> torch.Tensor:
+        return CONFIDENCES["random"](candidates)
+
+
+def test_a_confidence_that_draws_says_so_by_an_attribute() -> None:
+    named, own = (DiffusionSampler(confidence=one, suppress_end="confidence") for one in ("random", Drawn()))
+    assert (named.draws, own.draws) == (True, True)
+    assert not DiffusionSampler(confidence=CONFIDENCES["margin"]).draws
+    canvases = [continuation(prompt, 6) for prompt in PROMPTS]
+    same(write(canvases, named), write(canvases, own))
 
 
 class Selects(Commit):
@@ -137,7 +154,7 @@ class Selects(Commit):
     def __init__(self, *positions: int) -> None:
         self.positions = positions
 
-    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: Progress) -> Sequence[int]:
+    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: BlockProgress) -> Sequence[int]:
         return self.positions
 
 
@@ -150,18 +167,18 @@ def test_a_rule_that_selects_nothing_or_what_is_no_candidate(positions: list[int
 
 def test_a_number_writes_the_surest_and_of_equals_the_lowest() -> None:
     class Two(Count):
-        def count(self, ranked: Sequence[float], progress: Progress) -> int:
+        def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
             assert list(ranked) == sorted(ranked, reverse=True)
             return 2
 
-    progress = Progress(masks=4, step=0, steps=4)
+    progress = BlockProgress(masks=4, step=0, steps=4)
     assert list(Two().select([0.1, 0.5, 0.5, 0.5], [3, 5, 7, 9], progress)) == [5, 7]
     assert list(Two().select([0.1, 0.2, -math.inf, 0.9], [3, 5, 7, 9], progress)) == [9, 5]
 
 
 def test_a_policy_that_never_reads_the_masks_is_refused() -> None:
     class Nothing(CachePolicy):
-        def reads(self, row: CanvasRow) -> Sequence[int]:
+        def reads(self, text: CanvasText) -> Sequence[int]:
             return range(1)
 
     with pytest.raises(UserError, match="Nothing reads none of the masked positions"):

@@ -63,7 +63,7 @@ def test_cached_is_masked_and_a_batch_is_one_by_one(asked: list[Question], fusio
     for row, question in enumerate(asked):
         alone = write_fused_by_beam_search(model, [question], sample_ids=[row], **options)
         assert alone.sequences == [batch.sequences[row]]
-        mine = [event.log_prob for event in batch.trace.events if event.row == row]
+        mine = [event.log_prob for event in batch.trace.events if event.sample_id == row]
         assert [event.log_prob for event in alone.trace.events] == pytest.approx(mine, abs=1e-9)
 
 

@@ -54,7 +54,7 @@ def fuse(model: Llama, name: str, segments: Sequence[Sequence[int]], **options: 
 def events(out: Any, row: int = 0) -> Events:
     """Step, place in the answer, token and log-probability."""
     start = len(out.sequences[row]) - len(out.token_ids if isinstance(out.token_ids[0], int) else out.token_ids[row])
-    mine = (event for event in out.trace.events if event.row == row)
+    mine = (event for event in out.trace.events if event.sample_id == row)
     return sorted((event.step, event.position - start, event.token_id, event.log_prob) for event in mine)
 
 
@@ -240,5 +240,5 @@ def test_blocks_and_ways_that_a_network_lacks_are_refused() -> None:
 
 
 def test_drafts_are_refused() -> None:
-    with pytest.raises(UserError, match="a draft would not see phrasings apart: give the order without Speculative"):
+    with pytest.raises(UserError, match="speculative decoding is not supported with fused phrasings: give the"):
         anyorder.fuse(net("plain", "any-order"), None, [[1], [2]], suffix=[3], order=Speculative(order=LeftToRight()))

@@ -64,7 +64,7 @@ def test_equals_separate_runs(method: str, asked: list[Question], weighed: bool)
         ]
     generation = write_fused(model, asked, fusion=Fusion(method=method), max_new_tokens=3)
     for row, question in enumerate(asked):
-        events = [event for event in generation.trace.events if event.row == row]
+        events = [event for event in generation.trace.events if event.sample_id == row]
         for step, event in enumerate(events):
             answer = generation.written[row][:step]
             pooled = "logit-mean" if method == HYBRID else method
@@ -108,7 +108,7 @@ def test_the_answer_that_most_phrasings_have_is_elected() -> None:
     assert vote.written == [mine]
     assert vote.sequences == [[*one, *other, *one, 7, *mine]]
     assert [event.position for event in vote.trace.events] == [9, 10, 11]
-    assert {event.row for event in vote.trace.events} == {0}
+    assert {event.sample_id for event in vote.trace.events} == {0}
     heavy = Question(segments=question.segments, suffix=(7,), weights=(1.0, 3.0, 1.0))
     assert write_fused(model, [heavy], fusion=Fusion(method="vote"), max_new_tokens=3).written == [theirs]
 

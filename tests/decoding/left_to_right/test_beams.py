@@ -61,7 +61,7 @@ def test_a_ragged_batch_equals_one_by_one(prompts: list[list[int]], beams: int, 
         assert alone.sequences == [batch.sequences[row]]
         assert alone.written == [batch.written[row]]
         assert alone.stopped == [batch.stopped[row]]
-        mine = [event for event in batch.trace.events if event.row == row]
+        mine = [event for event in batch.trace.events if event.sample_id == row]
         assert [event[:4] for event in alone.trace.events] == [event[:4] for event in mine]
         for one, other in zip(alone.trace.events, mine, strict=True):
             assert abs(one.log_prob - other.log_prob) < 1e-9
@@ -79,7 +79,7 @@ def test_trace_tells_steps_positions_log_probs_and_passes() -> None:
     assert generation.trace.passes == 4
     assert [event.step for event in generation.trace.events] == sorted(event.step for event in generation.trace.events)
     for row, prompt, ids in zip([4, 2], [[1, 2, 3], [5]], generation.sequences, strict=True):
-        events = [event for event in generation.trace.events if event.row == row]
+        events = [event for event in generation.trace.events if event.sample_id == row]
         assert [event.position for event in events] == list(range(len(prompt), len(ids)))
         assert [event.step for event in events] == list(range(len(events)))
         scores_LV = NETWORK(torch.tensor([ids])).logits[0].log_softmax(-1)

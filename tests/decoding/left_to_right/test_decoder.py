@@ -72,7 +72,7 @@ def same(left: Generation, right: Generation) -> None:
 
 def row_of(generation: Generation, row: int) -> Generation:
     """What a generation says of one row."""
-    events = tuple(event for event in generation.trace.events if event.row == row)
+    events = tuple(event for event in generation.trace.events if event.sample_id == row)
     trace = generation.trace
     return Generation(
         [generation.sequences[row]],
@@ -184,7 +184,7 @@ def test_a_cached_step_reads_one_token_of_each_row(monkeypatch: pytest.MonkeyPat
 
 def test_trace_tells_steps_positions_and_passes() -> None:
     trace = write_left_to_right(network(), PROMPTS[:2], max_new_tokens=3, sample_ids=[5, 9]).trace
-    where = [(event.step, event.row, event.position) for event in trace.events]
+    where = [(event.step, event.sample_id, event.position) for event in trace.events]
     assert where == [(0, 5, 3), (0, 9, 1), (1, 5, 4), (1, 9, 2), (2, 5, 5), (2, 9, 3)]
     assert trace.passes == 3
     assert trace.tokens == 6
@@ -230,7 +230,7 @@ def test_steps_come_one_by_one() -> None:
     steps = left_to_right_steps(
         network(), PROMPTS, max_new_tokens=5, sampling=Sampling(), stop=None, use_cache=True, sample_ids=range(4)
     )
-    assert [event.row for event in next(steps).written] == [0, 1, 2, 3]
+    assert [event.sample_id for event in next(steps).written] == [0, 1, 2, 3]
     assert torch.is_grad_enabled(), "the decoder's no_grad must not leak out between steps"
     assert len(list(steps)) == 4
     with pytest.raises(UserError, match="max_new_tokens"):

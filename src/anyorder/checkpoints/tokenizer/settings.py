@@ -6,7 +6,6 @@ import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from reprlib import repr as _short
 from typing import Any
 
 from tokenizers import AddedToken
@@ -14,6 +13,7 @@ from tokenizers import AddedToken
 from anyorder.checkpoints.json_files import read_json
 from anyorder.checkpoints.tokenizer.encoding import SURROGATE
 from anyorder.errors import UserError
+from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import is_whole
 
 CONFIG = "tokenizer_config.json"
@@ -146,7 +146,7 @@ class _Fields:
         self.fields = read_json(file) if file.is_file() else {}
 
     def refuse(self, name: str, remedy: str) -> Any:
-        raise UserError(f"field {name!r} of {str(self.file)!r} is {_short(self.fields[name])}: {remedy}.")
+        raise UserError(f"field {name!r} of {str(self.file)!r} is {shown(self.fields[name])}: {remedy}.")
 
     def single(self, name: str) -> Any:
         """Return a field of the table; None where it is missing or null."""
@@ -178,7 +178,7 @@ class _Fields:
             }
             return AddedToken(value["content"], **flags)
         raise UserError(
-            f"field {name!r} of {str(self.file)!r} is {_short(self.fields.get(name))}: give the text of a token, or an "
+            f"field {name!r} of {str(self.file)!r} is {shown(self.fields.get(name))}: give the text of a token, or an "
             "object with its content."
         )
 

@@ -42,7 +42,7 @@ def command(
 ) -> None:
     """Let a network ask each question of a data set in other words, for `anyorder fuse run`.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command resumes.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
@@ -52,7 +52,7 @@ def command(
         phrasing: what is written for each question.
         max_samples: Take only so many questions, drawn with the seed.
         split: Of the data set; test unless given.
-        form: What a phrasing is, if the set does not say: question, or mask (a sentence with [MASK]).
+        form: What a phrasing is, if the data set does not say: question, or mask (a sentence with [MASK]).
         batch_size: Phrasings written at a time; changes speed and memory, not what is written.
         loading: how the model is read.
     """

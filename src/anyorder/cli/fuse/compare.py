@@ -21,7 +21,7 @@ def command(
 ) -> None:
     """Answer the same questions by every method, and compare how often each is right and what it costs.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command resumes.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).

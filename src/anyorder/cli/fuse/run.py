@@ -19,7 +19,7 @@ def command(
 ) -> None:
     """Answer the questions of a data set, each from several phrasings, into a results file.
 
-    Interrupted, the same command goes on where it was.
+    Interrupted, the same command resumes.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).

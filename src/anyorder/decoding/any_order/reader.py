@@ -41,8 +41,6 @@ class TwoStreamReader(Reader[AnyOrderText]):
         layout: of the texts as canvases.
     """
 
-    passes = 0
-
     def __init__(
         self, model: Llama, texts: Sequence[AnyOrderText], *, use_cache: bool, layout: CanvasLayout = PLAIN
     ) -> None:

@@ -1,4 +1,4 @@
-"""Cache policies: which positions of a row are read in a pass; the keys of the others come from a cache.
+"""Cache policies: which positions of a text are read in a pass; the keys of the others come from a cache.
 
 The keys of a bidirectional network change when any token does, so a policy that keeps them over a step is approximate.
 In a network that writes block by block, no block sees later ones, and the keys of complete blocks are exact.
@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 if TYPE_CHECKING:
-    from anyorder.decoding.diffusion.row import CanvasRow
+    from anyorder.decoding.diffusion.text import CanvasText
 
 CacheName = Literal["none", "prefix", "dual"]
 
 
 class CachePolicy(ABC):
-    """Decides what is read again. It is shared by all rows, so what it needs to know of one it finds in the row.
+    """Decides what is read again. It is shared by all texts of a batch, so it keeps nothing of any of them.
 
     Attributes:
         exact: whether the same is written as without a cache.
@@ -29,15 +29,15 @@ class CachePolicy(ABC):
     caches: ClassVar[bool] = True
 
     @abstractmethod
-    def reads(self, row: CanvasRow) -> Sequence[int]:
-        """Return the positions of a row that the next pass reads, in ascending order; a `range` where possible.
+    def reads(self, text: CanvasText) -> Sequence[int]:
+        """Return the positions of a text that the next pass reads, in ascending order; a `range` where possible.
 
-        A position can be predicted only in a pass that reads the position of its logits (`CanvasRow.logits_at`), which
+        A position can be predicted only in a pass that reads the position of its logits (`CanvasText.logits_at`), which
         is its own unless the network's logits are shifted.
         """
 
-    def renews(self, row: CanvasRow) -> bool:
-        """Whether the next pass renews all keys of a row. Rows wait for each other, to do that in one pass."""
+    def renews(self, text: CanvasText) -> bool:
+        """Whether the next pass renews all keys of a text. Texts wait for each other, to do that in one pass."""
         return False
 
 
@@ -47,8 +47,8 @@ class NoCache(CachePolicy):
     exact = True
     caches = False
 
-    def reads(self, row: CanvasRow) -> range:
-        return range(row.sight)
+    def reads(self, text: CanvasText) -> range:
+        return range(text.visible_end)
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ class BlockCache(CachePolicy):
     dual: bool
     refresh: int | None = None
 
-    def reads(self, row: CanvasRow) -> range:
-        if self.renews(row):
-            return range(row.sight)
-        return range(row.logits_at(row.block.start), row.block.stop if self.dual else row.sight)
+    def reads(self, text: CanvasText) -> range:
+        if self.renews(text):
+            return range(text.visible_end)
+        return range(text.logits_at(text.block.start), text.block.stop if self.dual else text.visible_end)
 
-    def renews(self, row: CanvasRow) -> bool:
-        return row.step == 0 or (self.refresh is not None and row.step % self.refresh == 0)
+    def renews(self, text: CanvasText) -> bool:
+        return text.step == 0 or (self.refresh is not None and text.step % self.refresh == 0)
 
 
 class CompleteBlocks(CachePolicy):
@@ -77,5 +77,13 @@ class CompleteBlocks(CachePolicy):
 
     exact = True
 
-    def reads(self, row: CanvasRow) -> range:
-        return range(min(row.logits_at(row.block.start), row.complete), row.sight)
+    def reads(self, text: CanvasText) -> range:
+        return range(min(text.logits_at(text.block.start), text.frozen_end), text.visible_end)
+
+
+CACHES: dict[str, CachePolicy] = {
+    "none": NoCache(),
+    "prefix": BlockCache(dual=False),
+    "dual": BlockCache(dual=True),
+}
+"""By the name in `DiffusionSampler.cache`, which takes a policy as well; networks with blocks have `CompleteBlocks`."""

@@ -1,4 +1,4 @@
-"""Commit rules: which of a row's candidates are written in a step.
+"""Commit rules: which of a text's candidates are written in a step.
 
 To add one, subclass `Commit`, or `Count` where only the number is to be decided; nothing else changes.
 """
@@ -12,13 +12,12 @@ from typing import ClassVar
 
 import torch
 
-from anyorder.errors import UserError
-from anyorder.utils.annotations import check_fields
+from anyorder.utils.annotations import check_fields, requirement
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Where a row is in its block.
+class BlockProgress:
+    """Where a text is in its block.
 
     Attributes:
         masks: masked positions when the block began.
@@ -42,13 +41,13 @@ class Commit(ABC):
     planned: ClassVar[bool] = False
 
     @abstractmethod
-    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: Progress) -> Iterable[int]:
+    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: BlockProgress) -> Iterable[int]:
         """Return some of the positions.
 
         Args:
             confidence: of each candidate; a row of numbers where the confidence function gives several.
             positions: the candidates, at least one, in ascending order.
-            progress: of the row in its block.
+            progress: of the text in its block.
         """
 
 
@@ -59,15 +58,15 @@ class Count(Commit):
     """
 
     @abstractmethod
-    def count(self, ranked: Sequence[float], progress: Progress) -> int:
+    def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         """Return how many candidates to write.
 
         Args:
             ranked: their confidences, the highest first; at least one.
-            progress: of the row in its block.
+            progress: of the text in its block.
         """
 
-    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: Progress) -> Iterable[int]:
+    def select(self, confidence: Sequence[float], positions: Sequence[int], progress: BlockProgress) -> Iterable[int]:
         """Return the positions of highest confidence."""
         ranked = sorted(zip(confidence, positions, strict=True), key=lambda candidate: -candidate[0])
         count = self.count([number for number, _ in ranked], progress)
@@ -80,7 +79,7 @@ class PerStep(Count):
 
     planned = True
 
-    def count(self, ranked: Sequence[float], progress: Progress) -> int:
+    def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         each, more = divmod(progress.masks, progress.steps)
         return each + (progress.step < more)
 
@@ -96,7 +95,7 @@ class Timesteps(Count):
     end: float = 1e-3
     planned = True
 
-    def count(self, ranked: Sequence[float], progress: Progress) -> int:
+    def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         if progress.step == progress.steps - 1:
             return len(ranked)
         time = torch.linspace(1, self.end, progress.steps + 1)  # float32: the rounding decides, as published
@@ -111,9 +110,9 @@ class Threshold(Count):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require("threshold", self.above, 0 <= self.above <= 1, "give a number from 0 to 1")
+        requirement(self, "threshold")("above", 0 <= self.above <= 1, "give a number from 0 to 1")
 
-    def count(self, ranked: Sequence[float], progress: Progress) -> int:
+    def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         return max(1, sum(confidence > self.above for confidence in ranked))
 
 
@@ -132,9 +131,9 @@ class Factor(Count):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require("factor", self.factor, self.factor > 0, "give a number above 0")
+        requirement(self)("factor", self.factor > 0, "give a number above 0")
 
-    def count(self, ranked: Sequence[float], progress: Progress) -> int:
+    def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         sure = 1
         while sure < len(ranked) and ranked[sure] >= 1 - self.factor / (sure + 2):  # the (sure + 1)-th
             sure += 1
@@ -156,9 +155,9 @@ class EntropyBound(Count):
 
     def __post_init__(self) -> None:
         check_fields(self)
-        _require("entropy_bound", self.bound, self.bound >= 0, "give a number of nats from 0 on")
+        requirement(self, "entropy_bound")("bound", self.bound >= 0, "give a number of nats from 0 on")
 
-    def count(self, ranked: Sequence[float], progress: Progress) -> int:
+    def count(self, ranked: Sequence[float], progress: BlockProgress) -> int:
         neglected, sure = 0.0, 1
         for before in ranked[:-1]:  # entropies rise along the ranking, so the largest is the candidate's own
             neglected -= before
@@ -166,8 +165,3 @@ class EntropyBound(Count):
                 break
             sure += 1
         return sure
-
-
-def _require(name: str, value: float, holds: bool, remedy: str) -> None:
-    if not holds:
-        raise UserError(f"{name} is {value!r}: {remedy}.")

@@ -1,6 +1,6 @@
 """A token for each candidate, and a confidence that ranks the candidates.
 
-Shapes: N candidates (positions of all rows, row after row), V tokens of the vocabulary.
+Shapes: N candidates (positions of all texts, text after text), V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
-from anyorder.decoding.diffusion.row import CanvasRow
+from anyorder.decoding.diffusion.text import CanvasText
 from anyorder.decoding.loop import Choices, Queries
 from anyorder.decoding.sampling import Sampling
 from anyorder.utils.ragged import log_probs_of
@@ -30,13 +30,13 @@ class Candidates(NamedTuple):
     Attributes:
         logits: `[N, V]`; after temperature, top-p and top-k where confidence is tempered.
         token_ids: the token chosen for each candidate, `[N]`.
-        rows: the row of each candidate.
+        texts: the text of each candidate.
         positions: the position of each candidate.
     """
 
     logits: Tensor
     token_ids: Tensor
-    rows: Sequence[CanvasRow]
+    texts: Sequence[CanvasText]
     positions: Sequence[int]
 
     @property
@@ -46,7 +46,15 @@ class Candidates(NamedTuple):
 
 
 Confidence = Callable[[Candidates], Tensor]
-"""The confidence of each candidate, `[N]`, the highest first; `[N, K]` for a commit rule that reads several numbers."""
+"""The confidence of each candidate, `[N]`, the highest first; `[N, K]` for a commit rule that reads several numbers.
+
+One that draws random numbers has an attribute `draws = True`: see `is_random`.
+"""
+
+
+def is_random(confidence: Confidence) -> bool:
+    """Whether a confidence draws random numbers, so that what is written depends on the seed."""
+    return bool(getattr(confidence, "draws", False))
 
 
 def probability(candidates: Candidates) -> Tensor:
@@ -66,17 +74,21 @@ def negative_entropy(candidates: Candidates) -> Tensor:
     return (probabilities_NV * (probabilities_NV + TINY).log()).sum(-1)
 
 
-def uniform(candidates: Candidates) -> Tensor:
-    """Return a random number from 0 to 1, from the row's own source."""
-    drawn = [torch.rand(1, dtype=torch.float64, generator=row.rng) for row in candidates.rows]
-    return torch.cat(drawn).to(candidates.token_ids.device)
+class Uniform:
+    """A random number from 0 to 1, from the generator of the text."""
+
+    draws = True
+
+    def __call__(self, candidates: Candidates) -> Tensor:
+        drawn = [torch.rand(1, dtype=torch.float64, generator=row.rng) for row in candidates.texts]
+        return torch.cat(drawn).to(candidates.token_ids.device)
 
 
 ConfidenceName = Literal["probability", "random", "margin", "entropy"]
 
 CONFIDENCES: dict[str, Confidence] = {
     "probability": probability,
-    "random": uniform,
+    "random": Uniform(),
     "margin": margin,
     "entropy": negative_entropy,
 }
@@ -109,25 +121,25 @@ class TokenChooser:
     min_new_tokens: int = 0
     may_choose_mask: bool = False
 
-    def __call__(self, logits_NV: Tensor, queries: Queries[CanvasRow]) -> Choices:
+    def __call__(self, logits_NV: Tensor, queries: Queries[CanvasText]) -> Choices:
         """Choose for each query; changes the logits in place."""
-        rows = [row for row, positions in queries.items() for _ in positions]
-        positions = [position for of_row in queries.values() for position in of_row]
+        texts = [text for text, positions in queries.items() for _ in positions]
+        positions = [position for of_text in queries.values() for position in of_text]
         ends = torch.tensor(self.end_token_ids, dtype=torch.int64, device=logits_NV.device)
         if self.suppress_end == "choice":
             logits_NV[:, ends] = -torch.inf
         elif self.min_new_tokens:
-            written = [row.given[:at].count(False) for row, at in zip(rows, positions, strict=True)]
+            written = [text.given[:at].count(False) for text, at in zip(texts, positions, strict=True)]
             early_N1 = torch.tensor(written, device=logits_NV.device).unsqueeze(1) < self.min_new_tokens
             logits_NV[:, ends] = logits_NV[:, ends].masked_fill(early_N1, -torch.inf)
-        token_ids, log_probs = self._tokens(logits_NV, [row.rng for row in rows])
+        token_ids, log_probs = self._tokens(logits_NV, [text.rng for text in texts])
 
         judged_NV = self.filtered(logits_NV) if self.tempered_confidence else logits_NV
         # Random order ignores the suppression, as published.
-        suppresses = self.suppress_end == "confidence" and self.confidence is not uniform
+        suppresses = self.suppress_end == "confidence" and not is_random(self.confidence)
         if suppresses:
             judged_NV = judged_NV.index_fill(1, ends, -torch.inf)
-        confidence = self.confidence(Candidates(judged_NV, token_ids, rows, positions))
+        confidence = self.confidence(Candidates(judged_NV, token_ids, texts, positions))
         if suppresses:
             confidence[torch.isin(token_ids, ends)] = -torch.inf
         return Choices(token_ids, log_probs, confidence)

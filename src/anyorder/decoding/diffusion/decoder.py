@@ -2,7 +2,7 @@
 
 A sampler is schedule x confidence x commit x cache, and each of them has a file of its own: `schedule` (the blocks of
 a canvas and their steps), `confidence` (a token for each mask, and how sure it is), `commit` (which are written),
-`cache` (what is read again in each pass). Here they become the rows, the reader and the choice of the decoding loop.
+`cache` (what is read again in each pass). Here they become the texts, the reader and the choice of the decoding loop.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from anyorder.decoding.canvas import PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.diffusion.confidence import TokenChooser
 from anyorder.decoding.diffusion.reader import CanvasReader
-from anyorder.decoding.diffusion.row import CanvasRow
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.decoding.diffusion.schedule import plan_blocks
+from anyorder.decoding.diffusion.text import CanvasText
 from anyorder.decoding.loop import decode
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
@@ -61,7 +61,7 @@ def diffusion_steps(
 def assemble(
     model: Llama, canvases: Sequence[Sequence[int]], sampler: DiffusionSampler, *, mode: Mode,
     sample_ids: Sequence[int], seed: int = 0, layout: CanvasLayout = PLAIN,
-) -> tuple[list[CanvasRow], CanvasReader, TokenChooser]:  # fmt: skip
+) -> tuple[list[CanvasText], CanvasReader, TokenChooser]:  # fmt: skip
     """Return what `decode` takes to fill canvases; the arguments are those of `diffusion_steps`."""
     check_canvases(model.config, canvases, sample_ids, layout.lengths)
     assert mode.mask_token_id is not None, "a network that diffuses has one"
@@ -76,8 +76,8 @@ def assemble(
         blocks = plan_blocks(
             canvas, sample_id, block_length=block_length, steps=sampler.steps, uneven=sampler.uneven, aligned=aligned
         )
-        text = CanvasRow(
-            sample_id, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, cache=policy,
+        text = CanvasText(
+            sample_id, canvas, rng, end_token_ids, mode=mode, blocks=blocks, commit=sampler.commit, policy=policy,
             edit=sampler.edit, grow=sampler.grow, stop_at_end=sampler.stop_at_end,
         )  # fmt: skip
         texts.append(text)

@@ -1,7 +1,7 @@
 """Logits of canvases: which rows go through the network in a pass, and which keys it finds in a cache.
 
-Shapes: B rows of the batch, L positions of the canvas, R positions that are read, E hidden size, N queries, M of them
-with logits of their own, W at most in one row of the batch, V tokens of the vocabulary.
+Shapes: B rows of the batch, L positions of the canvas, R positions that are read, E hidden size, N queries, W
+at most in one row of the batch, V tokens of the vocabulary.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.cache import CachePolicy
 from anyorder.decoding.diffusion.guidance import guided
-from anyorder.decoding.diffusion.row import CanvasRow
+from anyorder.decoding.diffusion.text import CanvasText
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.modes import Mode
 from anyorder.utils.ragged import pad
@@ -25,74 +25,73 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 
-class CanvasReader(Reader[CanvasRow]):
+class CanvasReader(Reader[CanvasText]):
     """Reads canvases, masked positions as the mask token.
 
     Args:
         model: the network.
-        rows: the batch.
-        mode: of writing.
-        cache: what a pass reads.
+        texts: the batch.
+        mode: the mode that writes.
+        policy: what a pass reads.
         block_length: tokens of a block, in a network where no block sees later ones; otherwise None.
         guidance: scale of classifier-free guidance; 0 for none.
         layout: of the canvases.
     """
 
-    passes = 0
-
     def __init__(
         self,
         model: Llama,
-        rows: Sequence[CanvasRow],
+        texts: Sequence[CanvasText],
         mode: Mode,
-        cache: CachePolicy,
+        policy: CachePolicy,
         *,
         block_length: int | None = None,
         guidance: float = 0.0,
         layout: CanvasLayout = PLAIN,
     ) -> None:
         self.model = model
-        self.rows = list(rows)
+        self.texts = list(texts)
         self.mode = mode
-        self.policy = cache
+        self.policy = policy
         self.block_length = block_length
         self.visibility = bidirectional() if block_length is None else not_after("block")
         self.guidance = guidance
         self.layout = layout
         self.mask_token_id = -1 if mode.mask_token_id is None else mode.mask_token_id
-        self.number = {row: b for b, row in enumerate(rows)}
-        tokens_BL, _ = pad([row.tokens for row in rows], model.device)
+        self.number = {text: b for b, text in enumerate(texts)}
+        tokens_BL, _ = pad([text.tokens for text in texts], model.device)
         self.given_BL = tokens_BL != BLANK
         self.ids_BL = tokens_BL.masked_fill(~self.given_BL, self.mask_token_id)
         copies = 2 if guidance else 1
-        self.cache = model.new_cache(copies * len(rows), tokens_BL.shape[1]) if cache.caches else None
+        self.cache = model.new_cache(copies * len(texts), tokens_BL.shape[1]) if policy.caches else None
 
-    def next_batch(self, writing: Sequence[CanvasRow]) -> Sequence[CanvasRow]:
-        """Select the rows within a block first, so that then all renew their keys in one pass."""
-        return [row for row in writing if not self.policy.renews(row)] or writing
+    def next_batch(self, writing: Sequence[CanvasText]) -> Sequence[CanvasText]:
+        """Select the texts within a block first, so that then all renew their keys in one pass."""
+        return [text for text in writing if not self.policy.renews(text)] or writing
 
-    def logits(self, queries: Queries[CanvasRow]) -> Tensor:
+    def logits(self, queries: Queries[CanvasText]) -> Tensor:
         """Read what the cache policy says, and return the logits of the queries, `[N, V]`."""
         self.passes += 1
-        device, shifted = self.ids_BL.device, self.mode.shifted
+        device = self.ids_BL.device
         # 1. Bring the ids up to date with what was written.
-        fresh = [(self.number[row], position, row.tokens[position]) for row in queries for position in row.fresh]
-        if fresh:
-            row_N, position_N, token_N = torch.tensor(fresh, device=device).unbind(1)
+        written = [
+            (self.number[text], position, text.tokens[position]) for text in queries for position in text.just_written
+        ]  # fmt: skip
+        if written:
+            row_N, position_N, token_N = torch.tensor(written, device=device).unbind(1)
             self.ids_BL[row_N, position_N] = token_N
-        # 2. Select positions. A cache is of the whole batch; without one, rows that rest are left out.
-        rows = self.rows if self.cache is not None else list(queries)
-        reads: list[Sequence[int]] = [self.policy.reads(row) if row in queries else range(0) for row in rows]
+        # 2. Select positions. A cache is of the whole batch; without one, texts that rest are left out.
+        texts = self.texts if self.cache is not None else list(queries)
+        reads: list[Sequence[int]] = [self.policy.reads(text) if text in queries else range(0) for text in texts]
         at_BR, valid_BR = pad(reads, device)
-        # 3. Find the network row of each query. Shifted positions 0 and 1 share one, whose logits are computed once.
+        # 3. Find the network row of each query.
         columns = [
-            list(map(read.index, map(self.mode.row, queries.get(row, ())) if shifted else queries.get(row, ())))
-            for row, read in zip(rows, reads, strict=True)
+            [read.index(text.logits_at(position)) for position in queries.get(text, ())]
+            for text, read in zip(texts, reads, strict=True)
         ]
-        once = [list(dict.fromkeys(of_row)) for of_row in columns] if shifted else columns
-        column_BW, query_BW = pad(once, device)
+        column_BW, query_BW = pad(columns, device)
         # 4. Run the network; for guidance, also on the same rows without what is given.
-        numbers = [self.number[row] for row in rows]
+        numbers = [self.number[text] for text in texts]
         ids_BR = self.ids_BL[numbers].gather(1, at_BR)
         if self.guidance:
             free_BR = ids_BR.masked_fill(self.given_BL[numbers].gather(1, at_BR), self.mask_token_id)
@@ -100,14 +99,10 @@ class CanvasReader(Reader[CanvasRow]):
             at_BR, valid_BR, column_BW = (half.repeat(2, 1) for half in (at_BR, valid_BR, column_BW))
             numbers = [*numbers, *numbers]
         hidden_BWE = self._hidden(ids_BR, at_BR, valid_BR, numbers, column_BW)
-        logits_MV = self.model.logits(hidden_BWE[: len(rows)][query_BW])
+        logits_NV = self.model.logits(hidden_BWE[: len(texts)][query_BW])
         if self.guidance:
-            logits_MV = guided(logits_MV, self.model.logits(hidden_BWE[len(rows) :][query_BW]), self.guidance)
-        if once == columns:
-            return logits_MV
-        pairs = [(b, column) for b, of_row in enumerate(once) for column in of_row]
-        number = {pair: index for index, pair in enumerate(pairs)}
-        return logits_MV[[number[b, column] for b, of_row in enumerate(columns) for column in of_row]]
+            logits_NV = guided(logits_NV, self.model.logits(hidden_BWE[len(texts) :][query_BW]), self.guidance)
+        return logits_NV
 
     def _hidden(
         self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, numbers: Sequence[int], column_BW: Tensor

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from anyorder.decoding.diffusion.cache import BlockCache, CacheName, CachePolicy, CompleteBlocks, NoCache
+from anyorder.decoding.diffusion.cache import CACHES, CacheName, CachePolicy, CompleteBlocks
 from anyorder.decoding.diffusion.commit import Commit, Factor, PerStep, Threshold, Timesteps
-from anyorder.decoding.diffusion.confidence import CONFIDENCES, Confidence, ConfidenceName, TokenChooser
+from anyorder.decoding.diffusion.confidence import CONFIDENCES, Confidence, ConfidenceName, TokenChooser, is_random
 from anyorder.decoding.diffusion.schedule import Uneven
 from anyorder.decoding.sampling import Sampling
 from anyorder.errors import UserError
-from anyorder.model.modes import Mode, mode_named
+from anyorder.model.modes import KINDS, Mode, mode_named
 from anyorder.orders.names import read_order
-from anyorder.utils.annotations import check_fields
+from anyorder.utils.annotations import check_fields, requirement
 from anyorder.utils.reprs import changed_fields
 
 
@@ -25,7 +25,8 @@ class DiffusionSampler:
     """How a canvas is filled; `preset` has the published ones.
 
     Attributes:
-        mode: which of the network's modes writes, "diffusion" or "blocks"; its default of the two unless given.
+        mode: which of the network's modes writes, "diffusion", "blocks" or a registered one that diffuses; its default
+            of these unless given.
         steps: for the whole canvas; None writes a token a step. Rules other than `PerStep` and `Timesteps` take as
             many as they need.
         block_length: blocks of so many tokens are written from left to right; None writes all as one. A network with
@@ -46,7 +47,7 @@ class DiffusionSampler:
         cfg_scale: classifier-free guidance: scores move away from those without the given tokens.
         suppress_end: end tokens are never chosen ("choice"), or are the least sure ("confidence").
         min_new_tokens: no end token is chosen at so many of the first positions to be written.
-        stop_at_end: a row that is written up to an end token is complete; otherwise the whole canvas is written. Rows
+        stop_at_end: a text that is written up to an end token is complete; otherwise the whole canvas is written. Texts
             with given tokens behind a gap are written as a whole.
         cache: keys that are not computed again: "none", "prefix" or "dual", of which the last two are approximate,
             except in a network with blocks; or a policy of one's own, see `CachePolicy`.
@@ -82,38 +83,37 @@ class DiffusionSampler:
 
     def __post_init__(self) -> None:
         check_fields(self, "{} of the sampler")
+        require = requirement(self, "{} of the sampler")
         object.__setattr__(self, "mode", self.mode and (mode_named(self.mode) or self.mode))
         sampling = Sampling(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p)
         if not self.tempered_confidence:  # which filters change at temperature 0 as well
             sampling.check_filters()
         for name in ("steps", "block_length", "refresh"):
             value = getattr(self, name)
-            self._require(name, value is None or value > 0, "give a whole number above 0, or None")
-        self._require("mode", self.mode in (None, "diffusion", "blocks"), "choose one of None, diffusion, blocks")
-        self._require("edit", self.edit is None or 0 < self.edit <= 1, "give a probability above 0, or None")
-        self._require(
-            "cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "give 0 for no guidance, or more"
-        )
-        self._require("min_new_tokens", self.min_new_tokens >= 0, "give a number of tokens from 0 on")
+            require(name, value is None or value > 0, "give a whole number above 0, or None")
+        diffusing = [name for name, kind in KINDS.items() if kind.diffuses]
+        require("mode", self.mode in (None, *diffusing), f"choose one of None, {', '.join(diffusing)}")
+        require("edit", self.edit is None or 0 < self.edit <= 1, "give a probability above 0, or None")
+        require("cfg_scale", math.isfinite(self.cfg_scale) and self.cfg_scale >= 0, "give 0 for no guidance, or more")
+        require("min_new_tokens", self.min_new_tokens >= 0, "give a number of tokens from 0 on")
         renewed = self.refresh is None or self.cache in ("prefix", "dual")
-        self._require("refresh", renewed, 'there is no cache to renew, so leave it out, or give cache="dual"')
+        require("refresh", renewed, 'there is no cache to renew, so leave it out, or give cache="dual"')
         ends = not self.may_choose_mask or self.commit.planned
-        self._require("may_choose_mask", ends, "this rule would wait for ever for the last masks, so give False")
-
-    def _require(self, name: str, holds: bool, remedy: str) -> None:
-        if not holds:
-            raise UserError(f"{name} of the sampler is {getattr(self, name)!r}: {remedy}.")
+        require("may_choose_mask", ends, "this rule would wait for ever for the last masks, so give False")
 
     @property
     def draws(self) -> bool:
         """Whether what is written depends on a seed."""
-        return self.temperature > 0 or self.confidence == "random"
+        return self.temperature > 0 or is_random(self._ranking)
+
+    @property
+    def _ranking(self) -> Confidence:
+        return self.confidence if callable(self.confidence) else CONFIDENCES[self.confidence]
 
     def chooser(self, mask_token_id: int, end_token_ids: Sequence[int]) -> TokenChooser:
         """Return what chooses tokens, for a network with these special tokens."""
-        confidence = self.confidence if callable(self.confidence) else CONFIDENCES[self.confidence]
         return TokenChooser(
-            mask_token_id=mask_token_id, end_token_ids=end_token_ids, confidence=confidence,
+            mask_token_id=mask_token_id, end_token_ids=end_token_ids, confidence=self._ranking,
             temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, suppress_end=self.suppress_end,
             min_new_tokens=self.min_new_tokens, tempered_confidence=self.tempered_confidence,
             may_choose_mask=self.may_choose_mask,
@@ -123,11 +123,12 @@ class DiffusionSampler:
         """Return the cache policy for a network's mode; in a network with blocks, "prefix" and "dual" are one."""
         if isinstance(self.cache, CachePolicy):
             return self.cache
-        if self.cache == "none":
-            return NoCache()
-        if mode.block_length is not None:
+        if mode.block_length is not None and self.cache != "none":
             return CompleteBlocks()
-        return BlockCache(dual=self.cache == "dual", refresh=self.refresh)
+        policy: Any = CACHES[self.cache]
+        return (
+            policy if self.refresh is None else dataclasses.replace(policy, refresh=self.refresh)
+        )  # of a `BlockCache`
 
     def replace(self, **changes: Any) -> DiffusionSampler:
         """Return a copy with some fields changed, checked again."""
@@ -222,7 +223,8 @@ def sampler_of_order(order: str | DiffusionSampler, sampling: Sampling, *, use_c
 
     Args:
         order: "diffusion", one block of all that is written, a token a step; "blocks:32" or "blocks", block by block
-            with an exact cache until an end token; or a sampler, whose temperature and filters count.
+            with an exact cache until an end token; the name of another mode that diffuses, likewise; or a sampler,
+            whose temperature and filters count.
         sampling: of `anyorder.generate`.
         use_cache: False does without the exact cache of "blocks".
 
@@ -245,6 +247,6 @@ def sampler_of_order(order: str | DiffusionSampler, sampling: Sampling, *, use_c
     sampler = DiffusionSampler(
         mode=words.mode, temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p
     )
-    if words.kind == "diffusion":
+    if not KINDS[words.mode].blocks:
         return sampler
     return sampler.replace(block_length=words.number, cache="prefix" if use_cache else "none", stop_at_end=True)

@@ -48,7 +48,7 @@ class FusedCanvases(CanvasLayout):
         self.canvases = [list(layout.token_ids) for layout in layouts]
         self.lengths = [layout.next_place for layout in layouts]
         self._rows = lay_out([layout.whole for layout in layouts], device)
-        self._place_BL = self._rows.rotary_positions
+        self._place_BL = self._rows.fractional_places
         self._corrections = corrected(questions, fusion.correction, device)
 
     def narrow(

@@ -97,11 +97,6 @@ class PooledReader(BeamReader):
     questions: Mapping[CausalText, Question]
     pool: Pool
 
-    @property
-    def passes(self) -> int:
-        """Forward passes so far."""
-        return self.reader.passes
-
     def logits(self, queries: Queries[CausalText]) -> Tensor:
         """Combine the distributions of the members: scores `[texts of the pass, vocabulary]`."""
         for text in queries:
@@ -109,6 +104,7 @@ class PooledReader(BeamReader):
                 member.tokens[member.first :] = text.tokens[text.first :]
         members = {member: member.queries() for text in queries for member in self.members[text]}
         of_texts = log_softmax(self.reader.logits(members)).split([len(self.members[text]) for text in queries])
+        self.passes = self.reader.passes
         scores = [
             pooled(self.pool, log_probs_NV, self.questions[text].shares)
             for text, log_probs_NV in zip(queries, of_texts, strict=True)
@@ -128,14 +124,11 @@ class HybridReader(BeamReader):
     def __init__(self, *readers: BeamReader) -> None:
         self.readers = readers
 
-    @property
-    def passes(self) -> int:
-        """Forward passes so far."""
-        return sum(reader.passes for reader in self.readers)
-
     def logits(self, queries: Queries[CausalText]) -> Tensor:
         """Return the mean of log-probabilities, `[texts of the pass, vocabulary]`."""
-        return torch.stack([log_softmax(reader.logits(queries)) for reader in self.readers]).mean(0)
+        log_probs_ENV = torch.stack([log_softmax(reader.logits(queries)) for reader in self.readers])
+        self.passes = sum(reader.passes for reader in self.readers)
+        return log_probs_ENV.mean(0)
 
     def reorder(self, parents: Sequence[int]) -> None:
         """Reorder the texts of each reader; see `BeamReader.reorder`."""
@@ -170,7 +163,7 @@ def elect(
     taken = list(steps)
     events: dict[int, list[Written]] = defaultdict(list)
     for event in itertools.chain.from_iterable(step.written for step in taken):
-        events[event.row].append(event)
+        events[event.sample_id].append(event)
     reasons = {number: why for step in taken for number, why in step.stopped.items()}
     log_prob = {number: sum(event.log_prob for event in answer) for number, answer in events.items()}
     found: list[Written] = []
@@ -184,6 +177,6 @@ def elect(
         most = max(votes.values()) * (1 - 1e-9)
         best = max(numbers, key=lambda number: (votes[answer_of[number]] >= most, log_prob[number]))
         start = question.layout("shared").length
-        found += [event._replace(row=sample_id, position=start + event.step) for event in events[best]]
+        found += [event._replace(sample_id=sample_id, position=start + event.step) for event in events[best]]
         stopped[sample_id] = reasons[best]
     yield Step(tuple(sorted(found)), stopped, sum(step.passes for step in taken))

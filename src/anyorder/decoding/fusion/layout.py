@@ -181,7 +181,7 @@ class Rows(NamedTuple):
     labels: dict[str, Tensor]
 
     @property
-    def rotary_positions(self) -> Tensor | None:
+    def fractional_places(self) -> Tensor | None:
         """`places` where some are fractions; None where all equal the label "position"."""
         return self.places if bool((self.places != self.labels["position"]).any()) else None
 

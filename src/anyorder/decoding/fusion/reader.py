@@ -121,7 +121,7 @@ class Prefiller:
             return list(torch.zeros(shape, dtype=model.dtype, device=model.device))
         self.passes += 1
         views = model.prepare(
-            causal(), rows.labels, valid=rows.valid, cache=cache, rotary_positions=rows.rotary_positions,
+            causal(), rows.labels, valid=rows.valid, cache=cache, rotary_positions=rows.fractional_places,
             corrections=corrections,
         )  # fmt: skip
         hidden_BRE = model.hidden(rows.ids, views, cache)
@@ -167,7 +167,7 @@ def masked_pass(
     layouts = [question.layout(fusion.positions) for question in questions]
     rows = lay_out([layout.extended(ids).whole for layout, ids in zip(layouts, answers, strict=True)], model.device)
     views = model.prepare(
-        segments(), rows.ordered, valid=rows.valid, rotary_positions=rows.rotary_positions,
+        segments(), rows.ordered, valid=rows.valid, rotary_positions=rows.fractional_places,
         corrections=corrected(questions, fusion.correction, model.device),
     )  # fmt: skip
     return rows, views

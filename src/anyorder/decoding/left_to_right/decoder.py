@@ -65,7 +65,7 @@ def left_to_right_steps(
     ]
     if num_beams > 1:
         return beam_steps(texts, CausalReader(model, texts, use_cache=use_cache), num_beams, sampling, stop)
-    # A stop condition might end a burst too late.
+    # No bursts beside a stop condition, so that stop conditions apply after each token.
     bursts = bool(compile) and stop is None and sampling.most_probable and is_small(model)
     if compile == "auto":
         steps = min(max_new_tokens, longest - min(map(len, prompts)))

@@ -51,8 +51,6 @@ class CausalReader(BeamReader):
         labels, corrections: of each new token, labels `[B, 1]` besides the position, and what changes its scores.
     """
 
-    passes = 0
-
     def __init__(
         self, model: Llama, texts: Sequence[CausalText], *, use_cache: bool = True, one_token: Compiled | None = None
     ) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from anyorder.decoding.canvas import BLANK, blanks
 from anyorder.decoding.diffusion.cache import CachePolicy
-from anyorder.decoding.diffusion.commit import Commit, Progress
+from anyorder.decoding.diffusion.commit import BlockProgress, Commit
 from anyorder.decoding.diffusion.schedule import Block
 from anyorder.decoding.loop import Choice, Text
 from anyorder.errors import UserError
@@ -19,21 +19,22 @@ EDITING_STEPS = 16
 """Steps of a block that only edit, at most, as two edits could undo each other for ever."""
 
 
-class CanvasRow(Text):
-    """The state of one row.
+class CanvasText(Text):
+    """The state of one canvas.
 
     Args:
-        mode: of writing, with the mask token.
+        mode: the mode that writes, with the mask token.
         blocks: to write, from left to right, at least one.
-        commit, cache, edit, grow, stop_at_end: see `DiffusionSampler`.
+        commit, edit, grow, stop_at_end: see `DiffusionSampler`.
+        policy: which positions a pass reads.
         sample_id, canvas, rng, end_token_ids: see `Text`.
 
     Attributes:
         blocks: those still to be written; the first one is being written.
         step: of the block, from 0.
         given: which positions held a token from the beginning.
-        fresh: positions written since they were last read; in the beginning, all that are given.
-        complete: start of the block that was read last, before which nothing changes any more.
+        just_written: positions written since they were last read; in the beginning, all that are given.
+        frozen_end: start of the block that was read last, before which nothing changes any more.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class CanvasRow(Text):
         mode: Mode,
         blocks: Sequence[Block],
         commit: Commit,
-        cache: CachePolicy,
+        policy: CachePolicy,
         edit: float | None = None,
         grow: bool = False,
         stop_at_end: bool = False,
@@ -55,13 +56,13 @@ class CanvasRow(Text):
         self.mode = mode
         self.blocks = list(blocks)
         self.rule = commit
-        self.cache = cache
+        self.policy = policy
         self.edit = edit
         self.grow = grow
         self.stop_at_end = stop_at_end
-        self.step = self.complete = self._edited = 0
+        self.step = self.frozen_end = self._edited = 0
         self.given = [token_id != BLANK for token_id in canvas]
-        self.fresh = [position for position, is_given in enumerate(self.given) if is_given]
+        self.just_written = [position for position, is_given in enumerate(self.given) if is_given]
 
     @property
     def block(self) -> Block:
@@ -69,7 +70,7 @@ class CanvasRow(Text):
         return self.blocks[0]
 
     @property
-    def sight(self) -> int:
+    def visible_end(self) -> int:
         """Exclusive end of the positions that may be attended to at present."""
         return self.block.stop if self.grow or self.mode.block_length is not None else len(self.tokens)
 
@@ -83,7 +84,7 @@ class CanvasRow(Text):
         A position of an earlier block is masked only where the mask token itself was chosen. It is predicted again
         when the canvas is read from its beginning.
         """
-        reads = self.cache.reads(self)
+        reads = self.policy.reads(self)
         readable = reads if isinstance(reads, range) else frozenset(reads)
         edits, start, shifted = self.edit is not None, self.block.start, self.mode.shifted
         queries = [
@@ -93,7 +94,7 @@ class CanvasRow(Text):
             and (self.logits_at(at) if shifted else at) in readable
         ]
         if not queries:
-            raise UserError(f"{type(self.cache).__name__} reads none of the masked positions: let reads return them.")
+            raise UserError(f"{type(self.policy).__name__} reads none of the masked positions: let reads return them.")
         return queries
 
     def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:
@@ -106,8 +107,8 @@ class CanvasRow(Text):
         written = [choice for choice in committed if choice.token_id != self.mode.mask_token_id]
         for choice in written:
             self.tokens[choice.position] = choice.token_id
-        self.fresh = [choice.position for choice in written]
-        self.complete = self.block.start
+        self.just_written = [choice.position for choice in written]
+        self.frozen_end = self.block.start
         self._advance(bool(committed))
         if not self.blocks and self.mode.mask_token_id is not None:
             # The steps are over: what is left masked is in the trace as mask tokens.
@@ -116,7 +117,7 @@ class CanvasRow(Text):
 
     def _selected(self, masked: Sequence[Choice]) -> list[Choice]:
         positions = [choice.position for choice in masked]
-        progress = Progress(masks=self.block.masks, step=self.step, steps=self.block.steps)
+        progress = BlockProgress(masks=self.block.masks, step=self.step, steps=self.block.steps)
         selected = set(self.rule.select([choice.confidence for choice in masked], positions, progress))
         if not selected <= set(positions) or not (selected or self.rule.planned):
             raise UserError(
@@ -153,5 +154,5 @@ class CanvasRow(Text):
 
     @property
     def ends_early(self) -> bool:
-        """Whether an end token completes the row: at once, or where the canvas grows, with its block."""
+        """Whether an end token completes the text: at once, or where the canvas grows, with its block."""
         return self.stop_at_end or (self.grow and self.step == 0)
