@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from anyorder.api.output import Finished
@@ -10,6 +10,7 @@ from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.api.text import Continuation, stop_strings, text_of
 from anyorder.decoding.trace import Generation, Recorder, Step
 from anyorder.modes import Options, decoder_of
+from anyorder.parallel import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,11 +56,18 @@ class Batches:
         self._stops = stop_strings(options.stop, tokenizer)
         self._texts = None if tokenizer is None else [text_of(tokenizer, ids, self._stops) for ids in self.rows]
 
-    def write(self, watch: Watch | None = None) -> Iterator[Finished]:
-        """Write one batch after the other; call `watch` with each step of a decoder."""
+    def write(self, watch: Watch | None = None, processes: Processes | None = None) -> Iterator[Finished]:
+        """Write one batch after the other; call `watch` with each step of a decoder.
+
+        Of several processes each writes its own batches, of equally many texts where `batch_size` allows it.
+        """
         size = self._options.batch_size or len(self.rows)
+        starts: Iterable[int] = range(0, len(self.rows), size)
+        if processes is not None:
+            size = min(size, -(-len(self.rows) // processes.mesh["data"].size()))
+            starts = processes.own(range(0, len(self.rows), size))
         stop = self._stopped if self._stops else None
-        for start in range(0, len(self.rows), size):
+        for start in starts:
             sample_ids = range(start, min(start + size, len(self.rows)))
             # The texts of each mode are written at once, and then all are in the order of their prompts again.
             generations, written = [], []
