@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -31,6 +32,7 @@ def _begin(
     rank: int, number: int, store: str, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:  # fmt: skip
     torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": str(number), "RANK": str(rank)}
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=number, timeout=TIMEOUT)
     try:
         function(*arguments)

@@ -194,7 +194,7 @@ def generate(
             if callable(progress) and processes is None:
                 progress(batch.output(single=False))
     if processes is not None:
-        finished = processes.gathered(finished)
+        finished = processes.in_order(processes.shares(finished))
         if callable(progress):
             for batch in finished:
                 progress(batch.output(single=False))

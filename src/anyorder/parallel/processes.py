@@ -61,6 +61,11 @@ class Processes:
         """Where this process computes."""
         return this_device(self.mesh.device_type)
 
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that prints and writes files."""
+        return dist.get_rank() == 0
+
     def own(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items of this process: every n-th, so that all have equally many but for the last."""
         share, shares = self.mesh["data"].get_local_rank(), self.mesh["data"].size()
@@ -68,10 +73,19 @@ class Processes:
             if number % shares == share:
                 yield item
 
-    def gathered(self, own: Sequence[T]) -> list[T]:
-        """Return the items of all processes in their order, of which each gives what `own` yielded, in each process."""
-        shares: list[Sequence[T]] = _exchanged(own, self.mesh["data"].get_group())
+    def shares(self, value: T) -> list[T]:
+        """Return the values of all processes that share out items, in each of them."""
+        return _exchanged(value, self.mesh["data"].get_group())
+
+    def in_order(self, shares: Sequence[Sequence[T]]) -> list[T]:
+        """Return the items that `own` shared out in their order, of what each process made of its own."""
         return [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
+
+    def broadcast(self, value: T) -> T:
+        """Return the value of the first process, in each."""
+        values = [value]
+        dist.broadcast_object_list(values, src=0)
+        return values[0]
 
     def split(self, config: ModelConfig) -> Sharding:
         """Return how a network is split over these processes, after a comparison of all configurations.
