@@ -104,8 +104,10 @@ def test_processes_share_out_questions(folder: Path, tmp_path: Path) -> None:
     dataset = tmp_path / "set.jsonl"
     questions = [Question(uuid=f"u{n}", phrasings=(f"is it {n}?", f"{n}?"), answers=("a girl",)) for n in range(5)]
     dataset.write_text("".join(to_json(question) + "\n" for question in questions))
-    words = ("fuse", "run", "--model", folder, "--dataset", dataset, "--shots", 0, "--instruction", "")
-    words = (*words, "--max_new_tokens", 3, "--num_paraphrases", 2, "--batch_size", 2)
+    words = (
+        "fuse", "run", "--model", folder, "--dataset", dataset, "--shots", 0, "--instruction", "",
+        "--max_new_tokens", 3, "--num_paraphrases", 2, "--batch_size", 2,
+    )  # fmt: skip
     assert main([*map(str, words), "--output", str(tmp_path / "one.feather")]) == 0
     shared = together(*words, "--output", tmp_path / "two.feather", "--tensor_parallel", 1)
     assert shared.returncode == 0, shared.stderr

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import anyorder
 from anyorder.api.output import Output
@@ -16,8 +18,10 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
-from anyorder.parallel import Processes, begin, is_split, parallelize
+from anyorder.parallel import Processes, begin, is_split, parallelize, shard
+from anyorder.parallel.sizes import Layout, Sizes
 from tests.model.networks import VOCABULARY, network
+from tests.parallel.split import built
 
 MASK = VOCABULARY - 1
 
@@ -86,11 +90,58 @@ def loaded(processes: Processes, folder: Path) -> None:
         processes.split(network(num_key_value_heads=1).config)
 
 
+class Sent(TorchDispatchMode):
+    """Counts the bytes of the results of collectives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.summed = self.gathered = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if any(isinstance(one, DTensor) for one in args):
+            return NotImplemented
+        if func is torch.ops._c10d_functional.all_reduce.default:
+            self.summed += out.nbytes
+        if func is torch.ops._c10d_functional.all_gather_into_tensor.default:
+            self.gathered += out.nbytes
+        return out
+
+
+def sizes(processes: Processes) -> None:
+    """What a process holds and sends is what is computed from the configuration."""
+    for name in ("plain", "tied", "norms of heads, biases", "norm of all heads", "experts"):
+        model = parallelize(built(name, vocab_size=32).eval(), processes.tensor)
+        expected = Sizes(model.config, Layout(tp=2), torch.float64)
+        held = [weight.to_local() if isinstance(weight, DTensor) else weight for weight in model.parameters()]
+        assert sum(weight.nbytes for weight in held) == expected.weights, name
+        cache = model.new_cache(1, 9)
+        assert sum(layer.keys[:, 1:].nbytes + layer.values[:, 1:].nbytes for layer in cache.layers) == (
+            9 * expected.cache_per_token
+        )
+        with torch.no_grad(), Sent() as sent:
+            model(torch.arange(14).view(2, 7))
+        assert (sent.summed, sent.gathered) == (expected.summed_in_pass(14), expected.gathered_in_pass(14, 14)), name
+    model = shard(built("plain", vocab_size=32), processes.mesh["tensor"])
+    held = [weight.to_local() for weight in model.parameters() if isinstance(weight, DTensor)]
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.arange(14).view(2, 7)).logits.sum().backward()
+    optimizer.step()
+    assert all(weight.grad is not None for weight in model.parameters())
+    moments = [state[key].to_local() for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    expected = Sizes(model.config, Layout(fsdp=2), torch.float64)
+    assert sum(part.nbytes for part in held) == expected.weights
+    assert sum(part.nbytes for part in (*held, *moments)) == expected.training - expected.weights
+
+
 def everything(folder: Path) -> None:
     """All of the above with two processes, which are started once."""
     split = begin(2, "cpu")
     every_mode(split, tokens=12)
     loaded(split, folder)
+    sizes(split)
     shared_out(begin(1, "cpu"))
 
 

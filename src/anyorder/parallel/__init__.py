@@ -6,8 +6,8 @@
 
 from __future__ import annotations
 
-from anyorder.parallel.apply import is_split, parallelize
+from anyorder.parallel.apply import is_split, parallelize, shard
 from anyorder.parallel.plans import tensor_plan
 from anyorder.parallel.processes import Processes, begin
 
-__all__ = ["Processes", "begin", "is_split", "parallelize", "tensor_plan"]
+__all__ = ["Processes", "begin", "is_split", "parallelize", "shard", "tensor_plan"]

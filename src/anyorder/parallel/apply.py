@@ -17,9 +17,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     ParallelStyle,
@@ -34,16 +34,23 @@ from anyorder.model.llama import Llama
 from anyorder.parallel.plans import split_dimension, style_of, tensor_plan
 
 
-class PartialGradient(ParallelStyle):
-    """A whole weight of which each process uses a part of the rows: its gradient is summed over processes."""
+class HeadNorm(ParallelStyle):
+    """A norm of single heads, of which each process has some: its weight is whole, with a gradient summed over them."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def summed(grad: Tensor) -> Tensor:
-            return collectives.all_reduce(grad, "sum", device_mesh)
+        def partition(_: str, norm: nn.Module, mesh: DeviceMesh) -> None:
+            for name, weight in list(norm.named_parameters(recurse=False)):
+                whole = nn.Parameter(distribute_tensor(weight, mesh, [Replicate()], src_data_rank=None))
+                whole.register_hook(lambda grad: grad.redistribute(placements=[Replicate()]))
+                norm.register_parameter(name, whole)
 
-        for parameter in module.parameters():
-            parameter.register_hook(summed)
-        return module
+        def entered(_: nn.Module, given: tuple[Tensor], mesh: DeviceMesh) -> Any:
+            return DTensor.from_local(given[0], mesh, [Shard(2)], run_check=False)
+
+        def left(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> Any:
+            return output.to_local()
+
+        return distribute_module(module, device_mesh, partition, entered, left)
 
 
 class ExpertParallel(ParallelStyle):
@@ -89,7 +96,7 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
     "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
     "rowwise_split_input": lambda: RowwiseParallel(input_layouts=Replicate()),
     "embedding_rowwise": lambda: RowwiseParallel(input_layouts=Replicate()),
-    "replicated_with_grad_allreduce": PartialGradient,
+    "replicated_with_grad_allreduce": HeadNorm,
 }
 """By their names in plans; experts have `ExpertParallel`."""
 
@@ -179,12 +186,14 @@ def is_split(model: nn.Module) -> bool:
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
-def parallelize(model: Llama, mesh: DeviceMesh) -> Llama:
+def parallelize(model: Llama, mesh: DeviceMesh, *, gather_logits: bool = True) -> Llama:
     """Split a network in place over the processes of a mesh of one dimension.
 
     Args:
         model: the same whole network in each process, or one that was read by a `Sharding`.
         mesh: the processes.
+        gather_logits: whether each process has the scores of all tokens, as decoders need, and not a `DTensor` that is
+            split by tokens, as `vocabulary.summed_loss` takes it.
 
     Raises:
         UserError: see `check_divisible`.
@@ -197,8 +206,28 @@ def parallelize(model: Llama, mesh: DeviceMesh) -> Llama:
         name: STYLES[style]() for name, _ in model.named_modules() if (style := style_of(name, plan)) is not None
     }
     styles |= {name: ExpertParallel() for name, module in model.named_modules() if isinstance(module, ExpertWeights)}
+    if not gather_logits:
+        styles["lm_head"] = ColwiseParallel(use_local_output=False)
     parallelize_module(model, mesh, styles, src_data_rank=None)
     model.tie_weights()
     if model.config.qk_norm != "learned-full-width":
         model.model.kv_heads //= mesh.size()
+    return model
+
+
+def shard(model: Llama, mesh: DeviceMesh) -> Llama:
+    """Shard all parameters of a network in place over the groups of processes of a mesh (FSDP2).
+
+    Each layer is gathered while it is computed. Embedding and head, which may be one matrix, are gathered with the
+    rest. Optimizers are made afterwards. Gradients are averaged over the groups.
+
+    Args:
+        model: whole, or split by `parallelize` over the processes of each group.
+        mesh: one process of each group, of one dimension.
+    """
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    for method in ("hidden", "two_streams", "logits"):  # which gather weights as `forward` does
+        register_fsdp_forward_method(model, method)
     return model
