@@ -21,7 +21,7 @@ from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from anyorder.modes import Options, Order, decoder_of
-from anyorder.parallel import Processes, is_split, parallelize
+from anyorder.parallel import Processes, is_split
 from anyorder.utils.annotations import checked
 from anyorder.utils.progress import TextProgress
 
@@ -66,6 +66,8 @@ def load(
         revision=revision, token=token, split=None if processes is None else processes.split,
     )  # fmt: skip
     if processes is not None:
+        from anyorder.parallel import parallelize  # which takes a second to import
+
         parallelize(model, processes.tensor)
     return (to_int8(model) if dtype == "int8" else model), loaded
 

@@ -6,8 +6,22 @@
 
 from __future__ import annotations
 
-from anyorder.parallel.apply import is_split, parallelize, shard
-from anyorder.parallel.plans import tensor_plan
-from anyorder.parallel.processes import Processes, begin
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anyorder.parallel.apply import parallelize, shard
+    from anyorder.parallel.plans import tensor_plan
+    from anyorder.parallel.processes import Processes, begin, is_split
 
 __all__ = ["Processes", "begin", "is_split", "parallelize", "shard", "tensor_plan"]
+
+_MODULES = {"parallelize": "apply", "shard": "apply", "tensor_plan": "plans"}
+"""Where the names are; in `processes` unless named here."""
+
+
+def __getattr__(name: str) -> object:
+    # On first use: PyTorch's parts for several processes take a second to import, and one process needs none of them.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"anyorder.parallel.{_MODULES.get(name, 'processes')}"), name)

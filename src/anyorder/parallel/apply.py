@@ -9,7 +9,6 @@ Shape suffixes: P pairs of a row and one of its experts, E hidden size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -27,11 +26,10 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.experts import ExpertWeights
 from anyorder.model.llama import Llama
-from anyorder.parallel.plans import split_dimension, style_of, tensor_plan
+from anyorder.parallel.plans import check_divisible, split_dimension, style_of, tensor_plan
 
 
 class HeadNorm(ParallelStyle):
@@ -101,46 +99,6 @@ STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
 """By their names in plans; experts have `ExpertParallel`."""
 
 
-def check_divisible(config: ModelConfig, processes: int) -> None:
-    """Refuse to split a network over a number of processes that does not divide what is split.
-
-    The vocabulary may be split unevenly.
-
-    Raises:
-        UserError: see above; names the numbers that do.
-    """
-    if processes < 1:
-        raise UserError(f"tensor_parallel is {processes}: give a number of processes, 1 for no split.")
-    if processes > 1 and config.attention is not None:
-        raise UserError(
-            f"tensor_parallel is {processes}, but the plan does not know how to split the attention "
-            f"{config.attention!r}: give 1."
-        )
-    sizes = split_sizes(config)
-    if any(size % processes for size in sizes.values()):
-        common = math.gcd(*sizes.values())
-        fitting = [number for number in range(1, common + 1) if common % number == 0]
-        splits = ", ".join(f"{size} {name}" for name, size in sizes.items())
-        raise UserError(
-            f"tensor_parallel is {processes}, which does not divide what is split ({splits}): give one of "
-            f"{', '.join(map(str, fitting))}."
-        )
-
-
-def split_sizes(config: ModelConfig) -> dict[str, int]:
-    """Return what must be divisible by the number of processes."""
-    full_width = config.qk_norm == "learned-full-width"
-    width = config.num_attention_heads * config.head_dim
-    sizes = {"columns of attention": width} if full_width else {"key-value heads": config.num_key_value_heads}
-    if any(not kind.experts for kind in config.layers):
-        sizes["inner features"] = config.intermediate_size
-    if config.experts is not None:
-        sizes["experts"] = config.experts.number
-        if config.experts.shared_width:
-            sizes["inner features of the shared expert"] = config.experts.shared_width
-    return sizes
-
-
 def part_of(size: int, mesh: DeviceMesh) -> slice:
     """Return which of `size` rows this process has: equally many each, and what remains the last ones."""
     each = -(-size // mesh.size())
@@ -179,11 +137,6 @@ class Sharding:
 
     def _dimension(self, name: str) -> int | None:
         return None if self.mesh.size() == 1 else split_dimension(name, tensor_plan(self.config))
-
-
-def is_split(model: nn.Module) -> bool:
-    """Whether a network, or a part of it, is split over processes."""
-    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def parallelize(model: Llama, mesh: DeviceMesh, *, gather_logits: bool = True) -> Llama:

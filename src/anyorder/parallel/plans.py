@@ -16,9 +16,11 @@ A module without a style is whole in each process, and computes the same in each
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 
+from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 
 FULLY_SHARDED: Mapping[str, str] = {
@@ -125,3 +127,43 @@ def split_dimension(name: str, plan: Mapping[str, str]) -> int | None:
         return 0
     module, _, leaf = name.rpartition(".")
     return SPLIT_DIMENSIONS.get(style_of(module, plan) or "", {}).get(leaf)
+
+
+def check_divisible(config: ModelConfig, processes: int) -> None:
+    """Refuse to split a network over a number of processes that does not divide what is split.
+
+    The vocabulary may be split unevenly.
+
+    Raises:
+        UserError: see above; names the numbers that do.
+    """
+    if processes < 1:
+        raise UserError(f"tensor_parallel is {processes}: give a number of processes, 1 for no split.")
+    if processes > 1 and config.attention is not None:
+        raise UserError(
+            f"tensor_parallel is {processes}, but the plan does not know how to split the attention "
+            f"{config.attention!r}: give 1."
+        )
+    sizes = split_sizes(config)
+    if any(size % processes for size in sizes.values()):
+        common = math.gcd(*sizes.values())
+        fitting = [number for number in range(1, common + 1) if common % number == 0]
+        splits = ", ".join(f"{size} {name}" for name, size in sizes.items())
+        raise UserError(
+            f"tensor_parallel is {processes}, which does not divide what is split ({splits}): give one of "
+            f"{', '.join(map(str, fitting))}."
+        )
+
+
+def split_sizes(config: ModelConfig) -> dict[str, int]:
+    """Return what must be divisible by the number of processes."""
+    full_width = config.qk_norm == "learned-full-width"
+    width = config.num_attention_heads * config.head_dim
+    sizes = {"columns of attention": width} if full_width else {"key-value heads": config.num_key_value_heads}
+    if any(not kind.experts for kind in config.layers):
+        sizes["inner features"] = config.intermediate_size
+    if config.experts is not None:
+        sizes["experts"] = config.experts.number
+        if config.experts.shared_width:
+            sizes["inner features of the shared expert"] = config.experts.shared_width
+    return sizes

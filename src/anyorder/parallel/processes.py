@@ -11,16 +11,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch import nn
 
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
-from anyorder.parallel.apply import Sharding, check_divisible
+from anyorder.parallel.plans import check_divisible
 from anyorder.utils.annotations import shown
+
+if TYPE_CHECKING:  # which take a second to import, and one process needs none of them
+    from torch.distributed.device_mesh import DeviceMesh
+
+    from anyorder.parallel.apply import Sharding
 
 T = TypeVar("T")
 
@@ -103,7 +108,14 @@ class Processes:
                         f"{field.name} is {shown(expected)}: give all processes the same checkpoint."
                     )
         check_divisible(config, self.tensor.size())
+        from anyorder.parallel.apply import Sharding
+
         return Sharding(config, self.tensor)
+
+
+def is_split(model: nn.Module) -> bool:
+    """Whether a network, or a part of it, is split over processes: whether a parameter is a `DTensor`."""
+    return any(hasattr(parameter, "device_mesh") for parameter in model.parameters())
 
 
 def begin(tensor_parallel: int | None, device: str = "auto") -> Processes:
@@ -145,6 +157,8 @@ def begin(tensor_parallel: int | None, device: str = "auto") -> Processes:
                 f"the processes cannot reach each other at {place} ({reason}): start them with torchrun --standalone, "
                 "which takes a free port."
             ) from error
+    from torch.distributed.device_mesh import init_device_mesh
+
     shape = (number // tensor_parallel, tensor_parallel)
     return Processes(init_device_mesh(kind, shape, mesh_dim_names=("data", "tensor")))
 

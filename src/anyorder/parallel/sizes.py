@@ -16,8 +16,7 @@ import torch
 from anyorder.checkpoints.weights import blank
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
-from anyorder.parallel.apply import check_divisible
-from anyorder.parallel.plans import split_dimension, tensor_plan
+from anyorder.parallel.plans import check_divisible, split_dimension, tensor_plan
 from anyorder.utils.annotations import shown
 
 
