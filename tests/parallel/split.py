@@ -17,6 +17,7 @@ from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.objectives import summed_loss
 from anyorder.parallel import begin, parallelize, shard, vocabulary
+from anyorder.parallel.sizes import Layout, Sizes
 from tests.model.networks import network
 from tests.objectives.cases import OBJECTIVES, ragged
 
@@ -109,10 +110,11 @@ def split_and_sharded(tensor: int) -> None:
     groups = processes.mesh["data"].size()
     for name in ("tied", "norms of heads, biases", "experts"):
         whole, split = pair(name, processes.tensor)
-        bytes_whole = sum(weight.nbytes for weight in whole.parameters())
         shard(split, processes.mesh["data"])
         bytes_here = sum(weight.to_local().nbytes for weight in split.parameters() if isinstance(weight, DTensor))
-        assert bytes_here < 1.25 * bytes_whole / dist.get_world_size(), "small matrices are not cut evenly"
+        most = torch.tensor(bytes_here)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        assert int(most) == Sizes(split.config, Layout(tensor, groups), torch.float64).weights, name
         optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False) for model in (whole, split)]
         for step in range(3):
             batches = [ragged(9, 5, seed=10 * step + group, step=step) for group in range(groups)]

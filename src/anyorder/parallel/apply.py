@@ -29,7 +29,7 @@ from torch.distributed.tensor.parallel import (
 from anyorder.model.config import ModelConfig
 from anyorder.model.experts import ExpertWeights
 from anyorder.model.llama import Llama
-from anyorder.parallel.plans import check_divisible, split_dimension, style_of, tensor_plan
+from anyorder.parallel.plans import check_divisible, sharded_dimension, split_dimension, style_of, tensor_plan
 
 
 class HeadNorm(ParallelStyle):
@@ -178,9 +178,13 @@ def shard(model: Llama, mesh: DeviceMesh) -> Llama:
         model: whole, or split by `parallelize` over the processes of each group.
         mesh: one process of each group, of one dimension.
     """
+
+    def placement(parameter: nn.Parameter) -> Shard:
+        return Shard(sharded_dimension(tuple(parameter.shape), mesh.size()))
+
     for layer in model.model.layers:
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+        fully_shard(layer, mesh=mesh, shard_placement_fn=placement)
+    fully_shard(model, mesh=mesh, shard_placement_fn=placement)
     for method in ("hidden", "two_streams", "logits"):  # which gather weights as `forward` does
         register_fsdp_forward_method(model, method)
     return model

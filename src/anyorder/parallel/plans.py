@@ -167,3 +167,12 @@ def split_sizes(config: ModelConfig) -> dict[str, int]:
         if config.experts.shared_width:
             sizes["inner features of the shared expert"] = config.experts.shared_width
     return sizes
+
+
+def sharded_dimension(shape: tuple[int, ...], shards: int) -> int:
+    """Return the dimension in which a parameter is sharded over groups of processes.
+
+    PyTorch shards the first one unevenly where it must, and others evenly alone. Experts are the first dimension of
+    their matrices, and few, so that their rows are sharded where that is possible.
+    """
+    return 1 if len(shape) == 3 and shape[1] % shards == 0 else 0

@@ -16,7 +16,7 @@ import torch
 from anyorder.checkpoints.weights import blank
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
-from anyorder.parallel.plans import check_divisible, split_dimension, tensor_plan
+from anyorder.parallel.plans import check_divisible, sharded_dimension, split_dimension, tensor_plan
 from anyorder.utils.annotations import shown
 
 
@@ -146,5 +146,6 @@ class Sizes:
 
 
 def _sharded(shape: tuple[int, ...], shards: int) -> int:
-    """Return the number of weights in the largest of so many shards, which are cut between rows."""
-    return -(-shape[0] // shards) * math.prod(shape[1:])
+    """Return the number of weights in the largest of so many shards."""
+    dimension = sharded_dimension(shape, shards)
+    return -(-shape[dimension] // shards) * math.prod(shape) // shape[dimension]
