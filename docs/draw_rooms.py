@@ -27,6 +27,7 @@ FLOORS = (
     ("model",),
     ("orders",),
     ("objectives", "decoding", "checkpoints"),
+    ("parallel",),
     ("likelihood", "huggingface"),
     ("modes",),
     ("api", "data"),

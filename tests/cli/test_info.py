@@ -55,6 +55,21 @@ def test_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPat
     assert rows["attention"].startswith("sdpa on cpu: ")
 
 
+def test_what_each_of_many_devices_holds(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
+    assert main(["info", str(folder), "--parallel", "tp=2,fsdp=4", "--device", "cpu"]) == 0
+    rows = table(capsys.readouterr().out)
+    # Of two keys and values in three layers, one head of width 8, four bytes each.
+    assert rows["of each: cache"] == "192 bytes per token"
+    assert rows["devices"].startswith("8: 2 share each matrix")
+    assert mistake(capsys, "info", str(folder), "--parallel", "tp=3") == (
+        "tensor_parallel is 3, which does not divide what is split (2 key-value heads, 48 inner features): give one of "
+        "1, 2."
+    )
+    assert mistake(capsys, "info", str(folder), "--parallel", "pp=3") == (
+        "--parallel is 'pp=3': give numbers of devices, such as tp=8,fsdp=64."
+    )
+
+
 def test_ways_are_told_the_default_first(tiny_config: ModelConfig) -> None:
     several = (LEFT_TO_RIGHT, diffusion(5, shifted=True), blocks(6, 4), ANY_ORDER)
     config = tiny_config.replace(modes=several, default_mode="blocks")

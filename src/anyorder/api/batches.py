@@ -11,6 +11,7 @@ from anyorder.api.prompts import Prompt, prompts_for
 from anyorder.api.text import Continuation, detokenizer_of, stop_strings
 from anyorder.decoding.trace import Generation, Recorder, Step
 from anyorder.modes import Options, decoder_of
+from anyorder.parallel import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,10 +74,17 @@ class Batches:
             None if tokenizer is None else [detokenizer_of(tokenizer, ids, self._stops) for ids in self._tokens]
         )
 
-    def write(self, watch: Watch | None = None) -> Iterator[Finished]:
-        """Write one batch after the other; call `watch` with each step of a decoder."""
+    def write(self, watch: Watch | None = None, processes: Processes | None = None) -> Iterator[Finished]:
+        """Write one batch after the other; call `watch` with each step of a decoder.
+
+        Of several processes each writes its own batches, of equally many texts where `batch_size` allows it.
+        """
         stop = self._stopped if self._stops else None
-        for entries in in_batches(len(self.rows), self._options.batch_size):
+        count, size = len(self.rows), self._options.batch_size
+        if processes is not None:
+            size = min(size or count, -(-count // processes.mesh["data"].size()))
+        batches = list(in_batches(count, size))
+        for entries in batches if processes is None else processes.own(batches):
             # The texts of each mode are written at once, and then all are in the order of their prompts again.
             generations, written = [], []
             for mode, decoder in self._decoders.items():

@@ -16,6 +16,7 @@ from anyorder.likelihood.exact import log_prob
 from anyorder.model.modes import ANY_ORDER
 from anyorder.modes import Options
 from anyorder.orders.plan import GroupPlan
+from anyorder.parallel import Processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,13 +61,18 @@ class LikeliestLengths:
         self._by_length = [Batches(model, tokenizer, prompt, options, length, images) for length in lengths]
         self.rows, self.single = self._by_length[0].rows, self._by_length[0].single
 
-    def write(self, watch: Watch | None = None) -> Iterator[Finished]:
+    def write(self, watch: Watch | None = None, processes: Processes | None = None) -> Iterator[Finished]:
         """Write one batch after the other in all lengths.
 
         Raises:
-            UserError: there is a `watch`, which could not tell the lengths apart.
+            UserError: there is a `watch`, which could not tell the lengths apart, or processes that share out prompts.
         """
         self._refuse(watch=watch)
+        if processes is not None and processes.mesh["data"].size() > 1:
+            raise UserError(
+                f"gap_tokens is {self._lengths}, whose texts are not shared out: split the network over all processes "
+                f"(tensor_parallel {processes.mesh.size()}), or give one length."
+            )
         start = 0
         for of_lengths in zip(*(batches.write() for batches in self._by_length), strict=True):
             stop = start + len(of_lengths[0].generation.sequences)

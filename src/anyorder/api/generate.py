@@ -22,6 +22,7 @@ from anyorder.errors import UserError
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from anyorder.modes import Options, Order, decoder_of
+from anyorder.parallel import Processes, is_split
 from anyorder.utils.annotations import checked
 from anyorder.utils.progress import TextProgress
 
@@ -38,6 +39,7 @@ def load(
     tokenizer: str | Path | None = None,
     revision: str | None = None,
     token: str | None = None,
+    processes: Processes | None = None,
 ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
     """Read a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
@@ -51,15 +53,23 @@ def load(
             SentencePiece or tiktoken model, or the id of a model on the hub.
         revision: on the hub, a branch, a tag or a commit.
         token: for private and gated models on the hub; that of HF_TOKEN or of `hf auth login` unless given.
+        processes: over which the network is split, see `anyorder.parallel.begin`; each reads its part of the weights.
 
     Raises:
-        UserError: the checkpoint is missing, damaged or of a kind that is not known, or the device or attention
-            cannot be had here.
+        UserError: the checkpoint is missing, damaged or of a kind that is not known, the device or attention cannot
+            be had here, or the network cannot be split over the processes.
     """
+    if processes is not None and dtype == "int8":
+        raise UserError("dtype is 'int8', but weights of several processes are not rounded: leave out dtype.")
+    device = device if processes is None else processes.device
     model, loaded = checkpoints.load(
         path, tokenizer=tokenizer, dtype="auto" if dtype == "int8" else dtype, device=device, backend=attention,
-        revision=revision, token=token,
+        revision=revision, token=token, split=None if processes is None else processes.split,
     )  # fmt: skip
+    if processes is not None:
+        from anyorder.parallel import parallelize  # which takes a second to import
+
+        parallelize(model, processes.tensor)
     return (to_int8(model) if dtype == "int8" else model), loaded
 
 
@@ -114,6 +124,7 @@ def generate(
     watch: Callable[[Step], None] | None = None,
     progress: bool | Callable[[Output], None] = False,
     images: Sequence[Any] | None = None,
+    processes: Processes | None = None,
 ) -> Output:
     """Continue a prompt, or fill its gaps; likewise each of a list of prompts.
 
@@ -149,6 +160,7 @@ def generate(
             each batch, one entry per text.
         images: files, their bytes, or images of Pillow, for a network with vision: one for each `<|image|>` of the
             prompt, or all at its beginning; for a list of prompts, a list for each. Messages can have them as parts.
+        processes: which share out the batches; each returns all texts, and calls `progress` with them at the end.
 
     Raises:
         UserError: a prompt or an option that cannot be, or options that exclude each other, in a sentence that names
@@ -163,7 +175,7 @@ def generate(
     )
     options = Options(
         order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_samples=num_samples,
-        num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile=compile,
+        num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile=_compiles(model, compile),
     )  # fmt: skip
     batches: Batches | LikeliestLengths
     prompt, with_rows = seen(model, tokenizer, prompt, images)
@@ -182,11 +194,16 @@ def generate(
 
     finished = []
     with bar or nullcontext():
-        for batch in batches.write(on_step if counts_steps or watch is not None else None):
+        for batch in batches.write(on_step if counts_steps or watch is not None else None, processes):
             finished.append(batch)
             if bar is not None and not counts_steps:
                 bar.advance(len(batch.generation.written), len(batch.generation.trace.events))
-            if callable(progress):
+            if callable(progress) and processes is None:
+                progress(batch.output(single=False))
+    if processes is not None:
+        finished = processes.in_order(processes.shares(finished))
+        if callable(progress):
+            for batch in finished:
                 progress(batch.output(single=False))
     return Finished.join(finished).output(single=batches.single, num_samples=num_samples)
 
@@ -238,8 +255,9 @@ def stream(
         raise UserError(f"the prompt of a stream is a list of {len(read.rows)}: give one of them, or use generate.")
     [(mode, order)] = read.modes
     options = Options(
-        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache, compile=compile
-    )
+        order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache,
+        compile=_compiles(model, compile),
+    )  # fmt: skip
     write = decoder_of(mode, order, model, options)
     tokens = as_tokens(read.rows[0], model.config)
     text = detokenizer_of(tokenizer, tokens, stop_strings(stop, tokenizer))
@@ -247,3 +265,16 @@ def stream(
         raise UserError(f"the prompt of a stream has a gap, {GAP}, but only what goes on is streamed: use generate.")
     steps = write(read.rows, range(1), lambda row, written: text.update(written))
     return Stream(pieces(steps, Recorder([tokens], range(1), model.config.eos_token_ids), text, read.texts[0]))
+
+
+def _compiles(model: Llama, compile: bool | Literal["auto"]) -> bool | Literal["auto"]:
+    """Return whether the one-token step may be compiled, which it is not where several processes take part.
+
+    Raises:
+        UserError: it shall be, but the network is split.
+    """
+    if not is_split(model):
+        return compile
+    if compile is True:
+        raise UserError("compile is True, but the network is split over processes: leave compile out.")
+    return False

@@ -18,7 +18,7 @@ from anyorder.checkpoints.masked_diffusion import named_form
 from anyorder.checkpoints.places import is_file, is_folder
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens
-from anyorder.checkpoints.weights import Checkpoint
+from anyorder.checkpoints.weights import Checkpoint, SplitOf
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.utils.annotations import checked, shown
@@ -106,6 +106,7 @@ def load(
     backend: str = "auto",
     revision: str | None = None,
     token: str | None = None,
+    split: SplitOf | None = None,
 ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
     """Read a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
@@ -113,12 +114,13 @@ def load(
         path: the folder or file, or the id of a model on the hub.
         tokenizer: where the tokenizer is, if not in the checkpoint's folder.
         dtype, device, backend, revision, token: see `load_model`.
+        split: which part of each weight is read, and the parameter that it becomes; all of each unless given.
 
     Raises:
         UserError: either cannot be read, or the tokenizer is not the network's.
     """
     checkpoint, found = _read_both(path, tokenizer, revision, token)
-    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend), found
+    return weights.load(checkpoint, dtype=dtype, device=device, backend=backend, split=split), found
 
 
 def save_model(

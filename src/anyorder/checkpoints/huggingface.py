@@ -33,7 +33,7 @@ from anyorder.checkpoints.pickled import load_pickled
 from anyorder.checkpoints.places import is_file
 from anyorder.checkpoints.published_mask import with_tokenizers_mask
 from anyorder.checkpoints.vision_fields import PREPROCESSOR, preprocessor_json, with_preprocessor
-from anyorder.checkpoints.weights import DTYPES, FEW_LAYERS, Checkpoint, blank, check_layers, listed
+from anyorder.checkpoints.weights import DTYPES, FEW_LAYERS, Checkpoint, Index, blank, check_layers, listed
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
@@ -133,26 +133,31 @@ def read(folder: Path) -> Checkpoint:
 
     opened = functools.lru_cache(maxsize=1)(_pickled)  # mapped into memory
 
-    def read_tensor(name: str) -> Tensor:
+    def read_tensor(name: str, index: Index = ()) -> Tensor:
         with contextlib.ExitStack() as stack:
             # Opened anew for each tensor: pages of a file stay in memory while it is open.
             readers: dict[Path, Any] = {}
 
-            def part(theirs: str, rows: slice | None) -> Tensor:
+            def part(theirs: str, at: Index | slice | None) -> Tensor:
                 file = files[theirs]
                 if file.suffix == PICKLED_SUFFIX:
-                    return opened(file)[theirs][... if rows is None else rows]
+                    return opened(file)[theirs][at or ...]
                 if file not in readers:
                     readers[file] = stack.enter_context(safe_open(file, framework="pt"))
-                found: Tensor = readers[file].get_slice(theirs)[... if rows is None else rows]
+                found: Tensor = readers[file].get_slice(theirs)[at or ...]
                 return found
 
+            if name in gathered.names:
+                whole = gathered.read(
+                    name, lambda theirs, rows: part(theirs, () if rows is None else (rows,)), dtypes[name]
+                )
+                return whole[index].clone() if index else whole
             # A copy, since tensors in the file need not be aligned, and the file may change.
-            return gathered.read(name, part, dtypes[name]) if name in gathered.names else part(name, None).clone()
+            return part(name, index).clone()
 
     return Checkpoint(
         path=folder, config=config, shapes=gathered.shapes,
-        dtypes={name: dtypes[name] for name in gathered.shapes}, read=read_tensor,
+        dtypes={name: dtypes[name] for name in gathered.shapes}, read=read_tensor, read_part=read_tensor,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,24 @@ DTYPES: dict[str, torch.dtype] = {
 """The dtypes that weights are read, kept and written in."""
 
 
+Index = tuple[slice, ...]
+"""Which part of a tensor: a slice of each of its first dimensions."""
+
+
+class Split(Protocol):
+    """Which part of each tensor is read, and the parameter that it becomes."""
+
+    def part(self, name: str, shape: tuple[int, ...]) -> Index:
+        """Return the index of the part; empty for the whole tensor."""
+
+    def parameter(self, name: str, part: Tensor, shape: tuple[int, ...]) -> nn.Parameter:
+        """Return the parameter of the whole `shape` that consists of this part and those that are elsewhere."""
+
+
+SplitOf = Callable[[ModelConfig], Split]
+"""How a network is split, by its configuration; called before weights are read."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Weights on disk under Hugging Face's names; nothing but the headers is read yet.
@@ -40,6 +58,7 @@ class Checkpoint:
         shapes: of each tensor.
         dtypes: that each tensor is stored in.
         read: a tensor by its name, in memory of its own, on the CPU.
+        read_part: the same of an index of a tensor; reads no more where the file allows it. None: `read` is indexed.
     """
 
     path: Path
@@ -47,6 +66,13 @@ class Checkpoint:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     read: Callable[[str], Tensor]
+    read_part: Callable[[str, Index], Tensor] | None = None
+
+    def part(self, name: str, index: Index) -> Tensor:
+        """Read an index of a tensor, in memory of its own; all of it where the index is empty."""
+        if not index:
+            return self.read(name)
+        return self.read(name)[index].clone() if self.read_part is None else self.read_part(name, index)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,8 +85,11 @@ class Checkpoint:
         return widest
 
 
-def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torch.device, backend: str) -> Llama:
-    """The network with its weights, ready to write.
+def load(
+    checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torch.device, backend: str,
+    split: SplitOf | None = None,
+) -> Llama:  # fmt: skip
+    """The network with its weights, ready to write; where it is `split`, with its part of each.
 
     Raises:
         UserError: names or shapes disagree with the configuration, a weight is not finite, or `dtype`, `device` or
@@ -69,6 +98,7 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
     wanted = None if dtype == "auto" else resolve_dtype(dtype)
     device = resolve_device(device)
     check_layers(checkpoint.path, checkpoint.config.num_hidden_layers, len(checkpoint.shapes))
+    parts = None if split is None else split(checkpoint.config)
     model = blank(checkpoint.config, backend)
     names = _parameter_names(model)
     _check_names(checkpoint, names)
@@ -77,11 +107,15 @@ def load(checkpoint: Checkpoint, *, dtype: str | torch.dtype, device: str | torc
         _check_shape(checkpoint, name, model.get_parameter(name).shape)
     # Largest first: a tensor and its copy on disk are in memory together, which would count most at the end.
     for name in sorted(names, key=lambda name: -math.prod(checkpoint.shapes[name])):
-        weight = _read(checkpoint, name, wanted or checkpoint.dtype)
+        shape = checkpoint.shapes[name]
+        index = () if parts is None else parts.part(name, shape)
+        weight = _read(checkpoint, name, wanted or checkpoint.dtype, index)
         for alias in names[name]:
             if alias in checkpoint.shapes:
-                _check_tied(checkpoint, name, alias, weight)
-        parameter = nn.Parameter(weight.to(device))
+                _check_shape(checkpoint, alias, torch.Size(shape))
+                _check_tied(checkpoint, name, alias, weight, index)
+        weight = weight.to(device)
+        parameter = nn.Parameter(weight) if parts is None else parts.parameter(name, weight, shape)
         for place in (name, *names[name]):
             put(model, place, parameter)
     return model.eval()
@@ -191,23 +225,24 @@ def _check_shape(checkpoint: Checkpoint, name: str, expected: torch.Size) -> Non
         )
 
 
-def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype) -> Tensor:
-    weight = checkpoint.read(name).to(dtype)
+def _read(checkpoint: Checkpoint, name: str, dtype: torch.dtype, index: Index) -> Tensor:
+    weight = checkpoint.part(name, index).to(dtype)
     if _is_finite(weight):
         return weight
-    if _is_finite(checkpoint.read(name)):
+    if _is_finite(checkpoint.part(name, index)):
         raise UserError(f"tensor {name!r} in {str(checkpoint.path)!r} is too large for {dtype}: give a wider dtype.")
     raise UserError(f"tensor {name!r} in {str(checkpoint.path)!r} holds NaN or infinity: fetch the weights again.")
 
 
 def _is_finite(weight: Tensor) -> bool:
+    if not weight.numel():  # of a part
+        return True
     low, high = weight.aminmax()  # NaN comes through, and no tensor of booleans is made
     return math.isfinite(low) and math.isfinite(high)
 
 
-def _check_tied(checkpoint: Checkpoint, name: str, alias: str, weight: Tensor) -> None:
-    _check_shape(checkpoint, alias, weight.shape)
-    if not torch.equal(_read(checkpoint, alias, weight.dtype), weight):
+def _check_tied(checkpoint: Checkpoint, name: str, alias: str, weight: Tensor, index: Index) -> None:
+    if not torch.equal(_read(checkpoint, alias, weight.dtype, index), weight):
         raise UserError(
             f"tensors {name!r} and {alias!r} in {str(checkpoint.path)!r} differ, but the configuration ties them: set "
             "tie_word_embeddings to false."

@@ -18,8 +18,10 @@ from difflib import get_close_matches
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
+from typing import TextIO
 
 from anyorder.cli._parser import one_sentence, parse, typed_names
+from anyorder.cli._processes import check_command, only_the_first_prints, print_mistake
 from anyorder.cli._signature import Command, values_of
 from anyorder.cli._values import check_values
 from anyorder.errors import UserError
@@ -56,8 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         reader of the output has gone.
     """
     _open_streams()
+    with only_the_first_prints() as errors:
+        return _exit_code(list(sys.argv[1:] if arguments is None else arguments), errors)
+
+
+def _exit_code(words: list[str], errors: TextIO) -> int:
     try:
-        _run(list(sys.argv[1:] if arguments is None else arguments))
+        _run(words)
     except KeyboardInterrupt as interrupt:
         print("\ninterrupted.", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)  # as shells count
@@ -66,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (UserError, OSError) as error:
-        print(f"error: {one_sentence(error)}", file=sys.stderr)
+        print_mistake(one_sentence(error), errors)
         return USER_MISTAKE
     return 0
 
@@ -103,6 +110,7 @@ def _run_command(name: str, words: list[str]) -> None:
             _run_command(f"{name} {sub}", rest)
         case _ if hasattr(module, "command"):
             call = parse(name, module.command, words, below)
+            check_command(name)
             with typed_names(name, module.command), overwriting(call.force):
                 check_values(name, values_of(call.arguments))
                 module.command(**call.arguments)

@@ -15,6 +15,7 @@ from anyorder.model.experts import Experts
 from anyorder.model.modes import Mode
 from anyorder.model.rope import Rotary
 from anyorder.model.vision import VisionConfig
+from anyorder.parallel.sizes import Sizes
 
 
 def layers(kinds: tuple[LayerKind, ...]) -> str:
@@ -107,3 +108,17 @@ def in_bytes(count: int) -> str:
     """Return bytes with a unit: "1.5 MiB"."""
     power = min((max(count, 1).bit_length() - 1) // 10, 4)
     return f"{count / 1024**power:.4g} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
+
+
+def split(sizes: Sizes) -> dict[str, str]:
+    """Return what one of many devices holds and sends."""
+    layout, tokens = sizes.layout, sizes.config.max_position_embeddings
+    return {
+        "devices": f"{layout.devices:,}: {layout.tp} share each matrix, {layout.fsdp} such groups share all weights",
+        "of each: weights": in_bytes(sizes.weights),
+        "of each: training": f"{in_bytes(sizes.training)}: weights, gradients, AdamW's moments; activations beside",
+        "of each: cache": f"{in_bytes(sizes.cache_per_token)} per token",
+        "each sends: writing": f"{in_bytes(sizes.sent_in_pass(1, 1))} per token",
+        "each sends: training": f"{in_bytes(sizes.sent_for_shards())} of weights and gradients per step, and "
+        f"{in_bytes(sizes.sent_in_pass(tokens, 0))} in the forward pass of {tokens:,} tokens",
+    }

@@ -23,7 +23,7 @@ GROUPS: dict[str, Sequence[str]] = {
         "preset", "sampling_method", "remasking_strategy", "steps", "block_length", "cfg_scale", "cache", "threshold",
         "factor",
     ),
-    "speed and memory": ("dtype", "device", "attention", "batch_size", "compile", "draft"),
+    "speed and memory": ("dtype", "device", "attention", "batch_size", "compile", "draft", "tensor_parallel"),
     "how it is served": ("host", "port", "api_key", "name", "max_running", "max_queued", "timeout", "open"),
     "what is printed and kept": (
         "stream", "show", "delay", "json", "trace", "output", "html", "plot", "examples", "repeats", "samples", "drift",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from anyorder.cli._processes import number_of_processes
 from anyorder.utils.annotations import check_fields
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from anyorder.cli._console import PlainConsole
     from anyorder.model.llama import Llama
+    from anyorder.parallel import Processes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +51,10 @@ class CheckpointOptions(OptionGroup):
     device: str = "auto"
     revision: str | None = None
 
-    def load(self, model: str, console: PlainConsole) -> tuple[Llama, PreTrainedTokenizerBase | None]:
-        """Read a model and its tokenizer, and say so on the console meanwhile.
+    def load(
+        self, model: str, console: PlainConsole, processes: Processes | None = None
+    ) -> tuple[Llama, PreTrainedTokenizerBase | None]:
+        """Read a model and its tokenizer, split over processes if there are any; say so on the console meanwhile.
 
         Raises:
             UserError: see `anyorder.load`.
@@ -58,7 +62,7 @@ class CheckpointOptions(OptionGroup):
         import anyorder
 
         with console.status(f"reading {model}"):
-            return anyorder.load(model, **dataclasses.asdict(self))
+            return anyorder.load(model, **dataclasses.asdict(self), processes=processes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +74,30 @@ class ModelOptions(CheckpointOptions):
     """
 
     attention: str = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessOptions(OptionGroup):
+    """What several processes that torchrun started do together.
+
+    Attributes:
+        tensor_parallel: Processes that one network is split over, as torchrun starts them; groups of so many share out
+            what is written. 1 splits no network.
+    """
+
+    tensor_parallel: int | None = None
+
+    def begin(self, device: str) -> Processes | None:
+        """Join the processes; return None where there is one alone.
+
+        Raises:
+            UserError: see `anyorder.parallel.begin`.
+        """
+        if number_of_processes() == 1 and self.tensor_parallel in (None, 1):
+            return None
+        from anyorder.parallel import begin
+
+        return begin(self.tensor_parallel, device)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from anyorder.cli._options import DiffusionOptions, ModelOptions, OutputOptions, SamplingOptions, WritingOptions
+from anyorder.cli._options import (
+    DiffusionOptions,
+    ModelOptions,
+    OutputOptions,
+    ProcessOptions,
+    SamplingOptions,
+    WritingOptions,
+)
 from anyorder.cli._order_options import chosen_order, with_drafts
+from anyorder.cli._processes import is_first, number_of_processes
 from anyorder.cli._prompts import GivenPrompt, has_gap, read_prompts, typed
 from anyorder.errors import UserError
 
@@ -27,6 +35,7 @@ def command(
     sampling: SamplingOptions,
     diffusion: DiffusionOptions,
     loading: ModelOptions,
+    splitting: ProcessOptions,
     output: OutputOptions,
 ) -> None:
     """Continue a prompt, a file of prompts, or standard input.
@@ -45,10 +54,13 @@ def command(
         sampling: how tokens are chosen.
         diffusion: how diffusion samples.
         loading: how the model is read.
+        splitting: what several processes do together.
         output: how texts are printed, and what is kept of them.
     """
     if interactive and (prompt is not None or prompts_file is not None or output.json):
         raise UserError("interactive is given with a prompt, prompts_file or json: leave out one of them.")
+    if number_of_processes() > 1:
+        _check_input(prompt, prompts_file, interactive=interactive)
     prompts = [] if interactive else read_prompts(prompt, prompts_file)
     as_messages = _as_messages(system) if chat or system is not None else lambda given: given
     prompts = list(map(as_messages, prompts))
@@ -62,7 +74,8 @@ def command(
     from anyorder.cli._results import print_pieces, text_before, write_all, write_trace
 
     notes = PlainConsole(stderr=True)
-    loaded, tokenizer = loading.load(model, notes)
+    processes = splitting.begin(loading.device)
+    loaded, tokenizer = loading.load(model, notes, processes)
 
     def write(given: list[GivenPrompt]) -> Any:
         prompt = given[0].prompt
@@ -72,13 +85,13 @@ def command(
             pieces = anyorder.stream(loaded, tokenizer, prompt, **options)
             print_pieces(text_before(prompt), pieces)
             return pieces.output
-        of_each = {"images": [image] * len(given)} if image else {}
+        of_each: dict[str, Any] = {"processes": processes} | ({"images": [image] * len(given)} if image else {})
         return write_all(loaded, tokenizer, given, notes, options | of_each, writing, output)
 
     if not interactive:
         out = write(prompts)
         notes.print(out.trace.summary(), style="dim", soft_wrap=True)
-        if output.trace is not None:
+        if output.trace is not None and is_first():
             write_trace(output.trace, [out], tokenizer)
         return
     for line in typed():
@@ -100,6 +113,21 @@ def _as_messages(system: str | None) -> Callable[[GivenPrompt], GivenPrompt]:
         return dataclasses.replace(given, prompt=[*before, {"role": "user", "content": given.prompt}])
 
     return convert
+
+
+def _check_input(prompt: str | None, prompts_file: Path | None, *, interactive: bool) -> None:
+    """Refuse to read what is typed, or standard input, which processes cannot share.
+
+    Raises:
+        UserError: see above.
+    """
+    if interactive:
+        raise UserError("interactive is given, but several processes were started: start one without torchrun.")
+    if str(prompts_file or prompt or "-") == "-":
+        raise UserError(
+            "the prompt comes from standard input, which several processes cannot share: give it as a word, or "
+            "prompts_file."
+        )
 
 
 def _check_output(

@@ -8,6 +8,7 @@ def command(
     *,
     heads: bool = False,
     no_measure: bool = False,
+    parallel: str | None = None,
     dtype: str = "auto",
     device: str = "auto",
     attention: str = "auto",
@@ -20,6 +21,8 @@ def command(
         heads: Compare the network with versions that have more or fewer key-value heads: size, cache, and time per
             token, taken with random weights.
         no_measure: Leave out the time per token.
+        parallel: Say what a device would hold and send if the network were split over many, such as tp=8,fsdp=64
+            (docs/parallel.md).
         dtype: Data type to calculate with: auto (as stored), float32, bfloat16, float16 or float64.
         device: Where the network would run, such as cpu or cuda; auto takes a GPU where there is one.
         attention: Attention backend to ask for: auto, eager, sdpa, flex or flash.
@@ -35,12 +38,14 @@ def command(
     from anyorder.cli._console import PlainConsole
     from anyorder.cli._describe import in_bytes
     from anyorder.inspection import head_sharing
+    from anyorder.parallel.sizes import Layout, Sizes
 
     checkpoint = read_checkpoint(model, revision=revision)
     config = checkpoint.config
     kept = checkpoint.dtype if dtype == "auto" else resolve_dtype(dtype)
     place = resolve_device(device)
     backend = resolve_backend(attention, place, kept)
+    sizes = None if parallel is None else Sizes(config, Layout.of(parallel), kept)
     parameters, cache_bytes = head_sharing.parameter_count(config), head_sharing.cache_bytes(config, kept)
 
     table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
@@ -62,6 +67,7 @@ def command(
         "key-value cache": f"{in_bytes(cache_bytes)} per token, "
         f"{in_bytes(cache_bytes * config.max_position_embeddings)} at the trained length",
         "attention": f"{backend.name} on {place}: {backend.reason}",
+        **({} if sizes is None else _describe.split(sizes)),
     }.items():
         table.add_row(name, value)
     console = PlainConsole()

@@ -22,6 +22,7 @@ from anyorder.huggingface.peft_defaults import enter_defaults
 from anyorder.huggingface.versions import CACHE_NAMES
 from anyorder.model.config import ModelConfig
 from anyorder.model.rope import Rotary
+from anyorder.parallel.plans import FULLY_SHARDED, transformers_plan
 
 FIELDS = tuple(field.name for field in dataclasses.fields(ModelConfig))
 
@@ -100,6 +101,16 @@ class AnyOrderConfig(PreTrainedConfig):
             before = self.backbone.eos_token_ids
             eos = (eos, *(other for other in before if other != eos)) if eos in before else (eos,)
         self.eos_token_ids = () if eos is None else tuple(eos)
+
+    @property
+    def base_model_tp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """How transformers and vLLM split the network over processes."""
+        return transformers_plan(self.backbone)
+
+    @property
+    def base_model_fsdp_plan(self) -> dict[str, str]:  # type: ignore[override]
+        """Which modules transformers gathers at a time in fully sharded data parallelism."""
+        return dict(FULLY_SHARDED)
 
     @classmethod
     def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -39,6 +39,7 @@ from anyorder.model.int8 import Int8Linear
 from anyorder.model.linear import Linear
 from anyorder.model.llama import Decoder, Llama, Views
 from anyorder.model.query_rows import QueryRows
+from anyorder.parallel.plans import FULLY_SHARDED_HEAD, HEAD_PLAN
 
 
 class CheckpointedBlock(GradientCheckpointingLayer, Block):
@@ -55,6 +56,8 @@ class AnyOrderMixin(Llama, PreTrainedModel):
     # The loss is divided by the number of tokens in all batches between two steps, not in each.
     accepts_loss_kwargs = True
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (as transformers has it)
+    _tp_plan = dict(HEAD_PLAN)  # noqa: RUF012
+    _fsdp_plan = dict(FULLY_SHARDED_HEAD)  # noqa: RUF012
     _no_split_modules = [CheckpointedBlock.__name__]  # noqa: RUF012
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_sdpa = True
@@ -67,6 +70,8 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         self.query_rows = QueryRows(config.hidden_size) if config.has_query_rows else None
         self.add_vision(config.backbone)
+        # transformers asks each part for its plan; `model` is none of its own classes, which take it from `config`.
+        vars(self.model).update(_tp_plan=config.base_model_tp_plan, _fsdp_plan=config.base_model_fsdp_plan)
         self.post_init()
 
     @classmethod
@@ -103,6 +108,8 @@ class AnyOrderMixin(Llama, PreTrainedModel):
         kwargs.setdefault("key_mapping", patterns(rule for form in FORMS for rule in form.tensors))
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model._tp_size and model.config.qk_norm != "learned-full-width":
+            model.model.kv_heads = model.config.num_key_value_heads // model._tp_size
         if cls.can_generate():
             # Where config.json and generation_config.json disagree about it, `generate` follows the latter.
             if model.generation_config.eos_token_id is None:

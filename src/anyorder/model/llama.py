@@ -51,10 +51,14 @@ class Decoder(nn.Module):
     Args:
         config: the shape.
         block: the class of the layers, `Block` or a subclass.
+
+    Attributes:
+        kv_heads: key-value heads that its caches hold.
     """
 
     def __init__(self, config: ModelConfig, block: type[Block] = Block) -> None:
         super().__init__()
+        self.kv_heads = config.num_key_value_heads
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(block(config, kind) for kind in config.layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -131,7 +135,7 @@ class Llama(nn.Module):
         """Make an empty cache for `batch` samples of at most `capacity` keys each."""
         config = self.config
         return Cache.empty(
-            config.num_hidden_layers, batch, capacity, config.num_key_value_heads, config.head_dim,
+            config.num_hidden_layers, batch, capacity, self.model.kv_heads, config.head_dim,
             dtype=self.dtype, device=self.device,
         )  # fmt: skip
 

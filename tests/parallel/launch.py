@@ -1,0 +1,40 @@
+"""Run a function in several processes that exchange tensors by gloo."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+
+TIMEOUT = timedelta(minutes=1)
+
+
+def on_processes(number: int, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function of a module in each process; what one of them raises is raised here.
+
+    Args:
+        number: of processes.
+        function: called with `arguments`, within a process group.
+        arguments: can be pickled.
+    """
+    # A file, not a port, by which they find each other: no other process can have it.
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_begin, (number, f"file://{folder}/store", function, arguments), nprocs=number)
+
+
+def _begin(
+    rank: int, number: int, store: str, function: Callable[..., None], arguments: tuple[Any, ...]
+) -> None:  # fmt: skip
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": str(number), "RANK": str(rank)}
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=number, timeout=TIMEOUT)
+    try:
+        function(*arguments)
+    finally:
+        dist.destroy_process_group()
