@@ -65,7 +65,7 @@ def shared_out(processes: Processes) -> None:
         assert [ids for batch in reported for ids in batch.token_ids] == expected.token_ids
         assert found.sequences == expected.sequences
         assert sorted(event.sample_id for event in found.trace.events) == sorted(
-            event.row for event in expected.trace.events
+            event.sample_id for event in expected.trace.events
         )
 
 
