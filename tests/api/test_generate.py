@@ -618,7 +618,7 @@ def test_load_hands_on_every_option(monkeypatch: pytest.MonkeyPatch, random_mode
 
     monkeypatch.setattr(anyorder.api.generate.checkpoints, "load", load)
     anyorder.load("org/name", attention="eager", **options)  # type: ignore[arg-type]
-    assert given == {"path": "org/name", "backend": "eager", **options}
+    assert given == {"path": "org/name", "backend": "eager", "split": None, **options}
 
 
 def test_a_revision_is_for_the_hub(tmp_path: Path) -> None:

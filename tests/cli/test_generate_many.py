@@ -162,8 +162,8 @@ def test_what_is_finished_is_kept_when_interrupted(
     write = Batches.write
     seen: list[str] = []
 
-    def interrupted(self: Batches, watch: Any = None) -> Any:
-        for number, batch in enumerate(write(self, watch)):
+    def interrupted(self: Batches, watch: Any = None, processes: Any = None) -> Any:
+        for number, batch in enumerate(write(self, watch, processes)):
             seen.append(capsys.readouterr().out)  # each batch is printed before the next is written
             if number == 2:
                 raise KeyboardInterrupt

@@ -82,7 +82,7 @@ def test_lengths_that_do_not_fit_the_network(tmp_path: Path) -> None:
     assert str(error.value) == (
         f"rope_scaling is 'yarn', but the network in {init!r} was trained on 16 tokens, and length is 16: leave it out."
     )
-    with pytest.raises(UserError, match=r"^rope_scaling is yarn: without init, a network is made for this length"):
+    with pytest.raises(UserError, match=r"^rope_scaling is 'yarn': without init, a network is made for this length"):
         settings(tmp_path, rope_scaling="yarn")
     runs.run(settings(tmp_path, init=init, output=tmp_path / "yarn", length=48, rope_scaling="yarn", steps=1))
     with pytest.raises(UserError, match=r"^rope_scaling is 'linear' for the network in '.*': its embedding is YarnRot"):

@@ -186,6 +186,27 @@ class WritingOptions(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PromptOptions(OptionGroup):
+    """What is continued, and what is around it.
+
+    Attributes:
+        prompts_file: File with one prompt in each line; in a .jsonl file, a JSON string or an object with prompt, text,
+            messages or prompt_token_ids in each. "-" is standard input.
+        interactive: Continue one prompt after another, each a line that is typed; Ctrl-D ends.
+        chat: Take each prompt for the message of a user, which the chat template writes; the answer is printed.
+        system: System message before it; implies chat.
+        image: Image file that the prompt is about, for a model with vision; once for each <|image|> of the prompt, or
+            as often as wanted for one without. Each of several prompts has all of them.
+    """
+
+    prompts_file: Path | None = None
+    interactive: bool = False
+    chat: bool = False
+    system: str | None = None
+    image: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class OutputOptions(OptionGroup):
     """How texts are printed, and what is kept of them.
 

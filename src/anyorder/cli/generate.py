@@ -13,6 +13,7 @@ from anyorder.cli._options import (
     ModelOptions,
     OutputOptions,
     ProcessOptions,
+    PromptOptions,
     SamplingOptions,
     WritingOptions,
 )
@@ -26,11 +27,7 @@ def command(
     model: str,
     prompt: str | None = None,
     *,
-    prompts_file: Path | None = None,
-    interactive: bool = False,
-    chat: bool = False,
-    system: str | None = None,
-    image: list[str] = [],  # noqa: B006 (never changed)
+    given: PromptOptions,
     writing: WritingOptions,
     sampling: SamplingOptions,
     diffusion: DiffusionOptions,
@@ -43,13 +40,7 @@ def command(
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
         prompt: Text to continue; "-", or nothing at all, reads standard input to its end.
-        prompts_file: File with one prompt in each line; in a .jsonl file, a JSON string or an object with prompt, text,
-            messages or prompt_token_ids in each. "-" is standard input.
-        interactive: Continue one prompt after another, each a line that is typed; Ctrl-D ends.
-        chat: Take each prompt for the message of a user, which the chat template writes; the answer is printed.
-        system: System message before it; implies chat.
-        image: Image file that the prompt is about, for a model with vision; once for each <|image|> of the prompt, or
-            as often as wanted for one without. Each of several prompts has all of them.
+        given: what else is continued, and what is around it.
         writing: what is written, and how much at a time.
         sampling: how tokens are chosen.
         diffusion: how diffusion samples.
@@ -57,12 +48,14 @@ def command(
         splitting: what several processes do together.
         output: how texts are printed, and what is kept of them.
     """
-    if interactive and (prompt is not None or prompts_file is not None or output.json):
+    interactive, image = given.interactive, given.image
+    if interactive and (prompt is not None or given.prompts_file is not None or output.json):
         raise UserError("interactive is given with a prompt, prompts_file or json: leave out one of them.")
     if number_of_processes() > 1:
-        _check_input(prompt, prompts_file, interactive=interactive)
-    prompts = [] if interactive else read_prompts(prompt, prompts_file)
-    as_messages = _as_messages(system) if chat or system is not None else lambda given: given
+        _check_input(prompt, given.prompts_file, interactive=interactive)
+    prompts = [] if interactive else read_prompts(prompt, given.prompts_file)
+    in_chat = given.chat or given.system is not None
+    as_messages = _as_messages(given.system) if in_chat else lambda prompt: prompt
     prompts = list(map(as_messages, prompts))
     single = _check_output(output, writing, prompts, interactive=interactive)
     stream = output.stream or (sys.stdout.isatty() and not output.show and single)
@@ -77,16 +70,16 @@ def command(
     processes = splitting.begin(loading.device)
     loaded, tokenizer = loading.load(model, notes, processes)
 
-    def write(given: list[GivenPrompt]) -> Any:
-        prompt = given[0].prompt
+    def write(several: list[GivenPrompt]) -> Any:
+        prompt = several[0].prompt
         if output.show and sys.stdout.isatty():
             return show_writing(loaded, tokenizer, prompt, options, delay=output.delay)
         if stream and not writing.gap_tokens and not has_gap(prompt):
             pieces = anyorder.stream(loaded, tokenizer, prompt, **options)
             print_pieces(text_before(prompt), pieces)
             return pieces.output
-        of_each: dict[str, Any] = {"processes": processes} | ({"images": [image] * len(given)} if image else {})
-        return write_all(loaded, tokenizer, given, notes, options | of_each, writing, output)
+        of_each: dict[str, Any] = {"processes": processes} | ({"images": [image] * len(several)} if image else {})
+        return write_all(loaded, tokenizer, several, notes, options | of_each, writing, output)
 
     if not interactive:
         out = write(prompts)

@@ -84,12 +84,14 @@ class CanvasReader(Reader[CanvasText]):
         texts = self.texts if self.cache is not None else list(queries)
         reads: list[Sequence[int]] = [self.policy.reads(text) if text in queries else range(0) for text in texts]
         at_BR, valid_BR = pad(reads, device)
-        # 3. Find the network row of each query.
+        # 3. Find the network row of each query. Shifted positions 0 and 1 share one, whose logits are computed once:
+        # two computations may differ in the last bit, by which a tie between the positions would depend on the batch.
         columns = [
             [read.index(text.logits_at(position)) for position in queries.get(text, ())]
             for text, read in zip(texts, reads, strict=True)
         ]
-        column_BW, query_BW = pad(columns, device)
+        once = [list(dict.fromkeys(of_text)) for of_text in columns]
+        column_BW, query_BW = pad(once, device)
         # 4. Run the network; for guidance, also on the same rows without what is given.
         numbers = [self.number[text] for text in texts]
         ids_BR = self.ids_BL[numbers].gather(1, at_BR)
@@ -99,10 +101,14 @@ class CanvasReader(Reader[CanvasText]):
             at_BR, valid_BR, column_BW = (half.repeat(2, 1) for half in (at_BR, valid_BR, column_BW))
             numbers = [*numbers, *numbers]
         hidden_BWE = self._hidden(ids_BR, at_BR, valid_BR, numbers, column_BW)
-        logits_NV = self.model.logits(hidden_BWE[: len(texts)][query_BW])
+        logits_MV = self.model.logits(hidden_BWE[: len(texts)][query_BW])
         if self.guidance:
-            logits_NV = guided(logits_NV, self.model.logits(hidden_BWE[len(texts) :][query_BW]), self.guidance)
-        return logits_NV
+            logits_MV = guided(logits_MV, self.model.logits(hidden_BWE[len(texts) :][query_BW]), self.guidance)
+        if once == columns:
+            return logits_MV
+        pairs = [(b, column) for b, of_text in enumerate(once) for column in of_text]
+        number = {pair: index for index, pair in enumerate(pairs)}
+        return logits_MV[[number[b, column] for b, of_text in enumerate(columns) for column in of_text]]
 
     def _hidden(
         self, ids_BR: Tensor, at_BR: Tensor, valid_BR: Tensor, numbers: Sequence[int], column_BW: Tensor
