@@ -58,6 +58,8 @@ def blocks_of(page: str) -> list[Block]:
 REPLACED = (
     (r"^make demo\b", "anyorder demo", "the environment is there"),
     (r"^make (test|bench)\b.*", "", "these tests would run themselves"),
+    (r"^make chat\b.*", "", "serves in a browser until it is stopped; tests/serving/test_page.py drives that page"),
+    (r"^(anyorder chat.*)", r"echo 'Once upon a time' | \1 --max_new_tokens 4", "what a person types"),
     (r"--nproc_per_node 8\b", "--nproc_per_node 2", "eight processes on two cores"),
     (r"^accelerate launch .* --use_fsdp .*", "", "needs GPUs"),
     # Measurements of minutes to hours, which mean nothing on a busy machine; tests/benchmarks runs them in small.
@@ -144,6 +146,7 @@ FILES: dict[str, Callable[[Path, Path], None]] = {
     "conversations.json": _conversations,
     "alpaca_data.json": _link("llamafactory_demo/alpaca_en_demo.json"),
     "webquestions": _webquestions,
+    "SmolLM2-135M-Instruct.Q4_1.gguf": _stories260k,  # whatever the name ends in
     "seeing": _seeing,
     "photo.png": _link("images/coffee.png"),
 }
