@@ -199,7 +199,9 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
 
 
 def _per_sample(term: BiasTerm, batch: int, device: torch.device) -> Tensor:
-    return term.value_per_sample(device).to(torch.float32).expand(batch).contiguous()
+    value_B = term.value_per_sample(device).to(torch.float32).expand(batch)
+    # Copied in any case: a batch of one counts as contiguous with any stride, which the compiled kernel reads wrongly.
+    return value_B.clone(memory_format=torch.contiguous_format)
 
 
 def _present(request: Request) -> Tensor:
