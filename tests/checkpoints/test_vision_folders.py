@@ -241,5 +241,5 @@ def test_a_dense_network_with_vision(tmp_path: Path) -> None:
     save_model(loaded, tmp_path / "saved")
     written = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert written["model_type"] == "llama4"
-    assert (written["text_config"]["moe_layers"], written["text_config"]["attention_chunk_size"]) == ([], None)
+    assert (written["text_config"]["moe_layers"], written["text_config"]["attention_chunk_size"]) == ([], 8192)
     assert load_model(tmp_path / "saved", device="cpu").config == loaded.config

@@ -92,7 +92,7 @@ NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
         | {"no_rope_layers": [0, 1, 0], "num_experts_per_tok": 2, "use_qk_norm": False, "attention_bias": True}
         | {"layer_types": ["chunked_attention", FULL, FULL]},
     ),
-    "Llama 4, dense": ("llama4_text", LLAMA4 | {"moe_layers": [], "attention_chunk_size": None}),
+    "Llama 4, dense": ("llama4_text", LLAMA4 | {"moe_layers": [], "layer_types": [FULL] * 3}),
     "SmolLM3, mixed": (
         "smollm3",
         WINDOWS | {"no_rope_layers": [0, 1, 1], "layer_types": [FULL, SLIDING, FULL], "attention_bias": True},

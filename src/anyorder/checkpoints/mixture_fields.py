@@ -232,6 +232,8 @@ QWEN3_EXPERTS = OtherFields(
 
 CHUNKED = "chunked_attention"
 
+USUAL_CHUNK = 8192
+
 
 def _read_llama4_layers(fields: Json) -> Layers:
     """Chunks where there is rotary, unless `layer_types` says where; growing queries where there is none."""
@@ -270,7 +272,8 @@ def _write_llama4_layers(layers: Layers) -> Json:
     grown = {"attn_scale": scales[0].strength, "floor_scale": scales[0].period} if scales else {}
     return {
         "no_rope_layers": [int(layer.rotary is not False) for layer in layers],
-        "attention_chunk_size": next((layer.chunk for layer in layers if layer.chunk is not None), None),
+        # Never null, with which transformers 5.16 fails even where no layer has chunks.
+        "attention_chunk_size": next((layer.chunk for layer in layers if layer.chunk is not None), USUAL_CHUNK),
         "layer_types": [FULL if layer.chunk is None else CHUNKED for layer in layers],
         "attn_temperature_tuning": bool(scales),
         **grown,
@@ -304,7 +307,7 @@ def _write_llama4(config: ModelConfig) -> Json:
 
 LLAMA4_LAYERS = LayerFields(
     defaults={
-        "layer_types": None, "no_rope_layers": None, "no_rope_layer_interval": 4, "attention_chunk_size": 8192,
+        "layer_types": None, "no_rope_layers": None, "no_rope_layer_interval": 4, "attention_chunk_size": USUAL_CHUNK,
         "attn_temperature_tuning": True, "floor_scale": 8192, "attn_scale": 0.1, "interleave_moe_layer_step": 1,
         "moe_layers": None,
     },

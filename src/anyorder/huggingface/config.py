@@ -107,6 +107,10 @@ class AnyOrderConfig(PreTrainedConfig):
         """How transformers and vLLM split the network over processes."""
         return transformers_plan(self.backbone)
 
+    @base_model_tp_plan.setter
+    def base_model_tp_plan(self, plan: dict[str, str]) -> None:
+        """Do nothing: transformers 5.16 adds the tied embedding here, which the plan of the backbone has already."""
+
     @property
     def base_model_fsdp_plan(self) -> dict[str, str]:  # type: ignore[override]
         """Which modules transformers gathers at a time in fully sharded data parallelism."""
