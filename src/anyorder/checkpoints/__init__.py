@@ -195,7 +195,6 @@ def convert(
     seed: int = 0,
     form: str | None = None,
     revision: str | None = None,
-    token: str | None = None,
 ) -> None:
     """Read a checkpoint of any form and write a Hugging Face folder, a llama2.c `.bin` or a `.gguf` of llama.cpp.
 
@@ -214,7 +213,7 @@ def convert(
         expert_sample: a file of text, over whose beginning it is counted which experts are busy.
         seed: decides what is drawn for "random".
         form: such as "llada" or "dream": writes the folder as those models are published.
-        revision, token: for the hub, see `fetch`.
+        revision: a branch, tag or commit of a model on the hub. One that needs a token is read with `fetch` first.
 
     Raises:
         UserError: the source cannot be read, the target is taken, cannot be written or cannot hold the network, its
@@ -230,7 +229,7 @@ def convert(
     if form is not None:
         named_form(form)
     checkpoint, found = _read_both(
-        source, tokenizer, revision, token, wanted=target.suffix != ".bin" or tokenizer is not None
+        source, tokenizer, revision, None, wanted=target.suffix != ".bin" or tokenizer is not None
     )
     if kv_heads is not None:
         shared_config(checkpoint.config, kv_heads)
