@@ -42,9 +42,7 @@ def submit(network: Network, engine: Engine) -> Submit:
 
     def submit(on_news: Callable[[Task], None] = lambda task: None, into: Engine = engine, **body: Any) -> Task:
         plan = planner.of_completion(read_body(Completion, body))
-        task = Task(
-            size=len(plan.prompts), open=lambda: samples_of(plan, model, tokenizer), on_news=lambda: on_news(task)
-        )
+        task = Task(size=len(plan.prompts), open=lambda: samples_of(plan, tokenizer), on_news=lambda: on_news(task))
         return into.submit(task)
 
     return submit

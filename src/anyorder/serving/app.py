@@ -195,7 +195,7 @@ class Server:
             return JSONResponse(answer.echo_alone())
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         task = Task(
-            size=len(plan.prompts), open=lambda: samples_of(plan, self.model, self.tokenizer),
+            size=len(plan.prompts), open=lambda: samples_of(plan, self.tokenizer),
             on_news=lambda: _tell(loop, news, task, always=body.stream),
         )  # fmt: skip
         self.engine.submit(task)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from anyorder.api.output import Finished, Output
+from anyorder.api.output import Finished
 from anyorder.api.text import Continuation, Gaps
 from anyorder.decoding.any_order.reader import TwoStreamReader
 from anyorder.decoding.any_order.text import AnyOrderText
@@ -183,8 +183,8 @@ class Sample:
             others = [Alternative(*pair) for pair in zip(ids, values, strict=True)]
             self.alternatives[step, choice.position] = [itself, *others[: self.scores.alternatives or 0]]
 
-    def output(self, seconds: float) -> Output:
-        """Return what `anyorder.generate` would of the complete text, which took so many seconds."""
+    def finished(self, seconds: float) -> Finished:
+        """Return the complete text, which took so many seconds."""
         sample_id = self.text.sample_id
         recorder = Recorder([self.prompt], [sample_id], self.end_token_ids)
         for _ in recorder.watch(self.steps):
@@ -192,7 +192,7 @@ class Sample:
         generation = recorder.generation()
         object.__setattr__(generation.trace, "seconds", seconds)
         spelled = None if self.spelled is None else [self.spelled]
-        return Finished.of(generation, spelled, [self.prompt_text]).output(single=True)
+        return Finished.of(generation, spelled, [self.prompt_text])
 
 
 class Group(ABC):
@@ -285,7 +285,8 @@ class DecoderGroup(Group):
             events = [event for event in step.written if event.sample_id == sample_id]
             sample.text.commit([Choice(event.position, event.token_id, event.log_prob, 0.0) for event in events])
             stopped = {sample_id: step.stopped[sample_id]} if sample_id in step.stopped else {}
-            sample.end_step(Step(tuple(events), stopped, step.passes))
+            drafts = (step.drafted, step.accepted) if sample is self.samples[0] else (0, 0)
+            sample.end_step(Step(tuple(events), stopped, step.passes, *drafts))
         errors: dict[Sample, Exception | None] = dict.fromkeys(self.samples)
         self.samples = [sample for sample in self.samples if not sample.stopped]
         return errors

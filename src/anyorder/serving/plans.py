@@ -59,6 +59,7 @@ class Plan:
     """What a request has written; `anyorder.serving.samples` begins it.
 
     Attributes:
+        model: the network; where prompts have images, with their rows.
         prompts: token ids or canvas of each text.
         modes: the mode of each, and its order.
         texts: each prompt as it was given, where that is text.
@@ -69,8 +70,10 @@ class Plan:
         follows: whether texts are spelled while they are written.
         fused: the questions of which each text is an answer; empty where there are none.
         fusion: how they are fused.
+        first_id: number of the first text, which decides its draws with the seed; the others follow.
     """
 
+    model: Llama
     prompts: Sequence[Sequence[int]]
     modes: Sequence[tuple[Mode, Order]]
     texts: Sequence[str | None]
@@ -81,6 +84,12 @@ class Plan:
     follows: bool
     fused: Sequence[Question] = ()
     fusion: Fusion = field(default_factory=Fusion)
+    first_id: int = 0
+
+    @property
+    def sample_ids(self) -> range:
+        """The number of each text."""
+        return range(self.first_id, self.first_id + len(self.prompts))
 
     @property
     def options(self) -> Options:
@@ -254,7 +263,7 @@ class Planner:
 
         read = read_by(None) if self._encoder is None else self._encoder.call(read_by)
         plan = Plan(
-            prompts=[row for row in read.rows for _ in range(body.n)],
+            model=self.model, prompts=[row for row in read.rows for _ in range(body.n)],
             modes=[mode for mode in read.modes for _ in range(body.n)],
             texts=[text for text in (texts or read.texts) for _ in range(body.n)],
             sampling=self._sampling(body, order), new_tokens=new_tokens,
@@ -273,8 +282,9 @@ class Planner:
             require("method", fusion.method, fusion.method == "attention", "others are for answers from left to right")
         layouts = [question.layout(fusion.positions).token_ids for question in questions]
         plan = Plan(
-            prompts=[list(ids) for ids in layouts for _ in range(body.n)], modes=[(mode, order)] * body.n,
-            texts=[None] * body.n, sampling=self._sampling(body, order), new_tokens=new_tokens,
+            model=self.model, prompts=[list(ids) for ids in layouts for _ in range(body.n)],
+            modes=[(mode, order)] * body.n, texts=[None] * body.n,
+            sampling=self._sampling(body, order), new_tokens=new_tokens,
             stops=stop_strings(body.stop, self.tokenizer), scores=self._scores(body),
             follows=body.stream or body.stop is not None,
             fused=[question for question in questions for _ in range(body.n)], fusion=fusion,
