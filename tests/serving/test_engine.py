@@ -253,7 +253,7 @@ def _with_nan(begin: Callable[[], Any]) -> Callable[[], Any]:
 def test_a_broken_pass_ends_its_group_and_no_other(
     network: Network, engine: Engine, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anyorder.serving.groups import TwoStreamGroup
+    from anyorder.serving.groups.two_stream import TwoStreamGroup
 
     with stalled(engine):
         broken = submit(prompt="ab", max_tokens=6, order="random")

@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from anyorder.api.output import Finished, Output
 from anyorder.errors import UserError
-from anyorder.serving.groups import Group, Sample
+from anyorder.serving.groups.group import Group
+from anyorder.serving.groups.sample import Sample
 from anyorder.utils.annotations import check_fields
 
 logger = logging.getLogger(__name__)

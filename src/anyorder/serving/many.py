@@ -17,7 +17,7 @@ from anyorder.errors import UserError
 from anyorder.modes import Options, decoder_of, resolve
 from anyorder.serving.dialogue import Encoder
 from anyorder.serving.engine import Engine, Limits, Task
-from anyorder.serving.groups import Scores
+from anyorder.serving.groups.sample import Scores
 from anyorder.serving.plans import Plan
 from anyorder.serving.samples import samples_of
 from anyorder.utils.numbers import check_positive

@@ -31,7 +31,7 @@ from anyorder.modes.left_to_right import LeftToRightMode
 from anyorder.orders.names import read_order
 from anyorder.serving.dialogue import Encoder
 from anyorder.serving.fields import Chat, Completion, FieldError, Fuse, Infill, Score, Writing, meant, require
-from anyorder.serving.groups import Scores
+from anyorder.serving.groups.sample import Scores
 from anyorder.utils.annotations import shown
 
 if TYPE_CHECKING:

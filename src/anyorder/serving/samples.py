@@ -33,16 +33,13 @@ from anyorder.modes import ModeEntry, decoder_of, entry_of
 from anyorder.modes.any_order import AnyOrderMode
 from anyorder.modes.diffusion import BlocksMode, DiffusionMode
 from anyorder.modes.left_to_right import LeftToRightMode
-from anyorder.serving.groups import (
-    CanvasGroup,
-    CausalGroup,
-    DecodedText,
-    DecoderGroup,
-    FixedGroup,
-    Group,
-    Sample,
-    TwoStreamGroup,
-)
+from anyorder.serving.groups.canvas import CanvasGroup
+from anyorder.serving.groups.causal import CausalGroup
+from anyorder.serving.groups.decoded import DecodedText, DecoderGroup
+from anyorder.serving.groups.fixed import FixedGroup
+from anyorder.serving.groups.group import Group
+from anyorder.serving.groups.sample import Sample
+from anyorder.serving.groups.two_stream import TwoStreamGroup
 from anyorder.serving.plans import Plan
 
 if TYPE_CHECKING:
