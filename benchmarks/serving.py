@@ -58,18 +58,31 @@ def seconds(write: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def throughput(client: httpx.Client, body: dict[str, Any], repeats: int) -> dict[str, float]:
-    """Tokens per second of requests one after the other, and all at once."""
-    each, together = [], []
+def throughput(client: httpx.Client, body: dict[str, Any], process: int, repeats: int) -> dict[str, float]:
+    """Tokens per second of requests one after the other and all at once; also the ratio of processor times."""
+
+    def one_by_one() -> None:
+        for _ in range(PARALLEL):
+            completed(client, body)
+
+    clock: dict[str, list[float]] = {"one_by_one": [], "parallel": []}
+    processor: dict[str, list[float]] = {name: [] for name in clock}
     with ThreadPoolExecutor(PARALLEL) as pool:
+        ways: dict[str, Callable[[], object]] = {
+            "one_by_one": one_by_one,
+            "parallel": lambda: list(pool.map(completed, [client] * PARALLEL, [body] * PARALLEL)),
+        }
         for _ in range(repeats):
-            each.append(seconds(lambda: [completed(client, body) for _ in range(PARALLEL)]))
-            together.append(
-                seconds(lambda: list(pool.map(lambda _: completed(client, body), range(PARALLEL))))
-            )  # fmt: skip
+            for name, write in ways.items():
+                before = processor_seconds(process)
+                clock[name].append(seconds(write))
+                processor[name].append(processor_seconds(process) - before)
     tokens = PARALLEL * body["max_tokens"]
-    one, all_at_once = statistics.median(each), statistics.median(together)
-    return {"one_by_one": tokens / one, "parallel": tokens / all_at_once, "ratio": one / all_at_once}
+    rates = {name: tokens / statistics.median(times) for name, times in clock.items()}
+    costs = {name: statistics.median(times) for name, times in processor.items()}
+    return rates | {
+        "ratio": rates["parallel"] / rates["one_by_one"], "processor_ratio": costs["one_by_one"] / costs["parallel"]
+    }  # fmt: skip
 
 
 def overhead(client: httpx.Client, new: int, model: Any, words: Any, process: int, repeats: int) -> dict[str, float]:
@@ -168,7 +181,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "new": options.new,
             "overhead": overhead(client, options.new, model, words, server.pid, options.repeats),
-            "throughput": throughput(client, body_of(options.new, ends), options.repeats),
+            "throughput": throughput(client, body_of(options.new, ends), server.pid, options.repeats),
             "first_token_seconds": first_token(client, ends, options.new),
             "memory_mib": memory(client, server.pid, options.requests, ends),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from typing import Any
 import pytest
 
 import anyorder
-from anyorder.api.batches import Batches
 from anyorder.cli import main
 from anyorder.data import chat_template
 from anyorder.inspection.replay import Recording
+from anyorder.serving.many import ManyPrompts
 from anyorder.utils import progress
 from tests.cli.test_main import mistake
+
+LOG_PROB = re.compile(r'"log_prob": [-.\d]+')
+"""Whose last digits depend on the company of a text."""
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
@@ -159,23 +163,23 @@ def test_what_is_finished_is_kept_when_interrupted(
     words += ["--batch_size", "2", *(["--json"] if form == "json" else [])]
     assert main(words) == 0
     whole = capsys.readouterr().out
-    write = Batches.write
+    write = ManyPrompts.write
     seen: list[str] = []
 
-    def interrupted(self: Batches, watch: Any = None, processes: Any = None) -> Any:
-        for number, batch in enumerate(write(self, watch, processes)):
-            seen.append(capsys.readouterr().out)  # each batch is printed before the next is written
-            if number == 2:
+    def interrupted(self: ManyPrompts, prompts: Any, first: int = 0) -> Any:
+        for number, text in enumerate(write(self, prompts, first)):
+            seen.append(capsys.readouterr().out)  # each text is printed before the next is there
+            if number == 4:
                 raise KeyboardInterrupt
-            yield batch
+            yield text
 
-    monkeypatch.setattr(Batches, "write", interrupted)
+    monkeypatch.setattr(ManyPrompts, "write", interrupted)
     assert main([*words, "--trace", str(tmp_path / "trace.json")]) == 130
     printed = capsys.readouterr()
-    assert len(seen) == 3
+    assert len(seen) == 5
     assert all(seen[1:])
     kept = "".join(seen) + printed.out
-    assert whole.startswith(kept)
+    assert LOG_PROB.sub("", whole).startswith(LOG_PROB.sub("", kept))
     assert kept.count("\n") == (4 if form == "json" else 4 + 3)
     assert "4 of 5 texts are finished" in printed.err
     assert "interrupted" in printed.err

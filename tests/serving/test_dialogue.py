@@ -8,7 +8,7 @@ import pytest
 from transformers import PreTrainedTokenizerBase
 
 from anyorder.errors import UserError
-from anyorder.serving.dialogue import Encoder
+from anyorder.serving.dialogue import Encoder, plain_messages
 from tests.data.tokenizers import chatty
 
 
@@ -27,7 +27,7 @@ def test_messages_are_what_the_template_writes(tokenizer: PreTrainedTokenizerBas
     assert Encoder(tokenizer).dialogue(messages) == tokenizer(text, add_special_tokens=False)["input_ids"]
     developer = [{"role": "developer", "content": "one"}, *messages]
     system = [{"role": "system", "content": "one"}, *messages]
-    assert Encoder(tokenizer).dialogue(developer) == Encoder(tokenizer).dialogue(system)
+    assert plain_messages(developer) == (system, [])
 
 
 def test_a_special_token_in_a_message_is_text(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -42,9 +42,7 @@ def submit(network: Network, engine: Engine) -> Submit:
 
     def submit(on_news: Callable[[Task], None] = lambda task: None, into: Engine = engine, **body: Any) -> Task:
         plan = planner.of_completion(read_body(Completion, body))
-        task = Task(
-            size=len(plan.prompts), open=lambda: samples_of(plan, model, tokenizer), on_news=lambda: on_news(task)
-        )
+        task = Task(size=len(plan.prompts), open=lambda: samples_of(plan, tokenizer), on_news=lambda: on_news(task))
         return into.submit(task)
 
     return submit
@@ -255,7 +253,7 @@ def _with_nan(begin: Callable[[], Any]) -> Callable[[], Any]:
 def test_a_broken_pass_ends_its_group_and_no_other(
     network: Network, engine: Engine, submit: Submit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from anyorder.serving.groups import TwoStreamGroup
+    from anyorder.serving.groups.two_stream import TwoStreamGroup
 
     with stalled(engine):
         broken = submit(prompt="ab", max_tokens=6, order="random")

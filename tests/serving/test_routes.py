@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import runpy
 import socket
@@ -320,6 +321,20 @@ CHAT: Any = {"messages": [{"role": "user", "content": "a"}]}
         ("/v1/chat/completions", CHAT | {"response_format": {"type": "json_object"}}, 400, "only text is written"),
         (
             "/v1/chat/completions",
+            CHAT | {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}}},
+            400,
+            "so leave it out.",
+        ),
+        (
+            "/v1/chat/completions",
+            CHAT | {"model": "other"},
+            404,
+            "the model 'other' is unknown: this server has 'tiny'.",
+        ),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "a" * 300}]}, 400, "more than the 255"),
+        ("/apply-template", {"messages": []}, 400, "give at least one message"),
+        (
+            "/v1/chat/completions",
             CHAT | {"max_tokens": 1, "max_completion_tokens": 2},
             400,
             "beside max_completion_tokens",
@@ -366,12 +381,61 @@ def test_fields_that_change_nothing_are_taken(post: Post) -> None:
             "nothing is fetched, so give a data: URL",
         ),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}, "this network reads text alone"),
-        ({"type": "audio"}, "give parts of the type text"),
+        ({"type": "audio"}, "give parts of the types text and image_url"),
     ],
 )
 def test_images_are_refused(post: Post, part: Any, message: str) -> None:
     response = post("/v1/chat/completions", {"messages": [{"role": "user", "content": [part]}]})
     assert (response.status_code, message in response.json()["error"]["message"]) == (400, True)
+
+
+def test_a_template_that_raises(network: Network) -> None:
+    """Or runs without end, is a sentence, and the server lives on."""
+    model, tokenizer = network
+    broken = copy.deepcopy(tokenizer)
+    for template, message in (
+        ("{{ raise_exception('user and assistant take turns') }}", "user and assistant take turns"),
+        ("{{ messages.nothing.at.all }}", "the chat template does not write"),
+        ("{% for a in range(10**6) %}{% for b in range(10**6) %}{% endfor %}{% endfor %}", "the chat template"),
+    ):
+        broken.chat_template = template
+        with serving(model, broken) as (address, _):
+            for path in ("/v1/chat/completions", "/apply-template"):
+                response = httpx.post(f"{address}{path}", json=CHAT, timeout=60)
+                assert response.status_code == 400, response.text
+                assert message in response.json()["error"]["message"]
+            assert answer(httpx.post(f"{address}/v1/completions", json=A | {"max_tokens": 2}))["choices"]
+
+
+def test_a_template_is_applied(post: Post) -> None:
+    messages = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    assert answer(post("/apply-template", {"messages": messages})) == {"prompt": "user:\na\n\nassistant:\n"}
+
+
+def test_a_slow_reader_holds_up_nobody_and_gets_everything(post: Post, served: tuple[str, Server]) -> None:
+    address, server = served
+    host, port = address.removeprefix("http://").split(":")
+    long = {"prompt": "ab", "max_tokens": 240, "logit_bias": {"2": -100}, "logprobs": 20, "n": 4, "temperature": 1.0}
+    body = json.dumps(long | {"seed": 1, "stream": True}).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        connection.connect((host, int(port)))
+        connection.sendall(head.encode() + body)
+        wait_until(lambda: server.engine.running == 4)
+        assert answer(post("/v1/completions", A | {"max_tokens": 4}))["choices"]
+        wait_until(lambda: server.engine.running == 0)
+        received = b""
+        while data := connection.recv(4096):
+            received += data
+    texts = [""] * 4
+    for line in received.decode().splitlines():
+        if line.startswith('data: {"'):
+            [choice] = json.loads(line.removeprefix("data: "))["choices"]
+            texts[choice["index"]] += choice["text"]
+    whole = answer(post("/v1/completions", long | {"seed": 1}))
+    assert texts == [choice["text"] for choice in whole["choices"]]
+    assert b"data: [DONE]" in received
 
 
 def test_a_body_that_is_too_large_is_refused(served: tuple[str, Server]) -> None:

@@ -35,6 +35,7 @@ class LikeliestLengths:
         model, tokenizer, prompt, options: as `Batches` takes them.
         lengths: in tokens.
         images: of the prompts; None where there are none.
+        sample_ids: see `Batches`.
 
     Attributes:
         rows, single: see `Batches`; the rows of the first length.
@@ -51,6 +52,7 @@ class LikeliestLengths:
         options: Options,
         lengths: Sequence[int],
         images: Images | None = None,
+        sample_ids: Sequence[int] | None = None,
     ) -> None:
         if not lengths:
             raise UserError(f"gap_tokens is {lengths!r}: give at least one length.")
@@ -58,8 +60,9 @@ class LikeliestLengths:
         self._refuse(num_samples=options.num_samples)
         model.config.mode(ANY_ORDER.name)
         self._model = model if images is None else images.model
-        self._by_length = [Batches(model, tokenizer, prompt, options, length, images) for length in lengths]
+        self._by_length = [Batches(model, tokenizer, prompt, options, length, images, sample_ids) for length in lengths]
         self.rows, self.single = self._by_length[0].rows, self._by_length[0].single
+        self._sample_ids = range(len(self.rows)) if sample_ids is None else sample_ids
 
     def write(self, watch: Watch | None = None, processes: Processes | None = None) -> Iterator[Finished]:
         """Write one batch after the other in all lengths.
@@ -97,7 +100,7 @@ class LikeliestLengths:
             event
             for row, length in zip(rows, best, strict=True)
             for event in of_lengths[length].generation.trace.events
-            if event.sample_id == row
+            if event.sample_id == self._sample_ids[row]
         ]
         trace = dataclasses.replace(
             whole.generation.trace,

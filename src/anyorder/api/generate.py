@@ -175,7 +175,7 @@ def generate(
     )
     options = Options(
         order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, num_samples=num_samples,
-        num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile=_compiles(model, compile),
+        num_beams=num_beams, batch_size=batch_size, use_cache=use_cache, compile=compiles(model, compile),
     )  # fmt: skip
     batches: Batches | LikeliestLengths
     prompt, with_rows = seen(model, tokenizer, prompt, images)
@@ -256,7 +256,7 @@ def stream(
     [(mode, order)] = read.modes
     options = Options(
         order=order, sampling=sampling, max_new_tokens=max_new_tokens, stop=stop, use_cache=use_cache,
-        compile=_compiles(model, compile),
+        compile=compiles(model, compile),
     )  # fmt: skip
     write = decoder_of(mode, order, model, options)
     tokens = as_tokens(read.rows[0], model.config)
@@ -267,7 +267,7 @@ def stream(
     return Stream(pieces(steps, Recorder([tokens], range(1), model.config.eos_token_ids), text, read.texts[0]))
 
 
-def _compiles(model: Llama, compile: bool | Literal["auto"]) -> bool | Literal["auto"]:
+def compiles(model: Llama, compile: bool | Literal["auto"]) -> bool | Literal["auto"]:
     """Return whether the one-token step may be compiled, which it is not where several processes take part.
 
     Raises:

@@ -8,7 +8,7 @@ Shape suffixes: T tiles, N rows of all images, E hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +42,7 @@ class Images:
         model: a network with vision.
         tokenizer: of the network; may be None where prompts are token ids with an image token for each row.
         images: in the order in which the prompt has them; for a list of prompts, a list for each.
+        encode: `encoded`, or what calls it elsewhere.
 
     Attributes:
         model: the network, whose ids from `vocab_size` on stand for the rows of the images.
@@ -50,7 +51,10 @@ class Images:
         UserError: the network has no vision, or an image cannot be read.
     """
 
-    def __init__(self, model: Llama, tokenizer: PreTrainedTokenizerBase | None, images: Sequence[Any]) -> None:
+    def __init__(
+        self, model: Llama, tokenizer: PreTrainedTokenizerBase | None, images: Sequence[Any],
+        encode: Callable[[Llama, Tensor], Tensor] | None = None,
+    ) -> None:  # fmt: skip
         if model.config.vision is None:
             raise UserError("there are images, and this network has no vision: leave them out, or load one that has.")
         if isinstance(images, str | bytes) or not isinstance(images, Sequence) or not images:
@@ -65,7 +69,7 @@ class Images:
             placed = []
             for image in of_prompt:
                 tile_TCSS, grid = tiles_of(load_image(image), self._vision)
-                rows.append(encoded(model, tile_TCSS))
+                rows.append((encode or encoded)(model, tile_TCSS))
                 placed.append((range(next_id, next_id + len(rows[-1])), grid))
                 next_id += len(rows[-1])
             self._of_prompts.append(placed)

@@ -66,21 +66,21 @@ NEEDED: dict[str, Sequence[str]] = {"sft": ("init",)}
 FEW = 8
 """So many options need no headings."""
 
-OVERWRITE = {
-    "generate": "trace",
-    "pretrain": "output",
-    "sft": "output",
-    "configs": "folder",
-    "convert": "target",
-    "bench": "output",
-    "data convert": "target",
-    "data tokenizer": "target",
-    "data paraphrase": "output",
-    "fuse run": "output",
-    "fuse compare": "output",
-    "inspect replay": "html",
-    "inspect attention": "plot",
-    "inspect compare": "json",
-    "evaluate tasks": "output",
+OVERWRITE: dict[str, Sequence[str]] = {
+    "generate": ("output", "trace"),
+    "pretrain": ("output",),
+    "sft": ("output",),
+    "configs": ("folder",),
+    "convert": ("target",),
+    "bench": ("output",),
+    "data convert": ("target",),
+    "data tokenizer": ("target",),
+    "data paraphrase": ("output",),
+    "fuse run": ("output",),
+    "fuse compare": ("output",),
+    "inspect replay": ("html",),
+    "inspect attention": ("plot",),
+    "inspect compare": ("json",),
+    "evaluate tasks": ("output",),
 }
-"""Of each command that takes `--force`, the option or word whose place it then overwrites."""
+"""Of each command that takes `--force`, the options or words whose places it then overwrites."""

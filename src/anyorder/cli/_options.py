@@ -215,6 +215,7 @@ class OutputOptions(OptionGroup):
         show: Draw the text in the terminal while it fills, in whatever order; elsewhere it is printed at its end.
         delay: Seconds to wait after each step that --show draws, such as 0.2.
         json: Print one JSON object a line instead of text.
+        output: New file for the texts of prompts_file, a JSON object a line. Interrupted, the same command resumes.
         trace: New file for what was written where and when, which `anyorder inspect replay` shows.
     """
 
@@ -222,4 +223,5 @@ class OutputOptions(OptionGroup):
     show: bool = False
     delay: float = 0.0
     json: bool = False
+    output: Path | None = None
     trace: Path | None = None

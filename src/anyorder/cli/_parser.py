@@ -132,9 +132,9 @@ def _help(name: str, command: Command, below: Sequence[str]) -> str:
     options = [entry.name for entry in entries if not entry.is_word]
     groups = {"options": [*options, "force"]} if len(options) <= FEW else headings_of(name)
     if name in OVERWRITE:
-        place = OVERWRITE[name]
-        word = next(entry for entry in entries if entry.name == place)
-        text = FORCE.format(place.upper() if word.is_word else f"--{place}")
+        places = [entry for entry in entries if entry.name in OVERWRITE[name]]
+        called = [place.name.upper() if place.is_word else f"--{place.name}" for place in places]
+        text = FORCE.format(" or ".join(called))
         entries.append(Entry("force", False, bool, False, text))
     entries += [
         Entry(option, False, Path if option == "config" else bool, None, text) for option, text in SETTINGS.items()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from anyorder.api.generate import generate
 from anyorder.api.output import Output
@@ -23,21 +24,21 @@ if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
 
-def write_all(
+def write_one(
     model: Llama,
     tokenizer: Any,
-    prompts: Sequence[GivenPrompt],
+    prompt: GivenPrompt,
     notes: PlainConsole,
     options: Mapping[str, Any],
     writing: WritingOptions,
     output: OutputOptions,
 ) -> Output:
-    """Write texts to standard output batch by batch, with their number on standard error.
+    """Write the texts of a prompt to standard output batch by batch, with their number on standard error.
 
     After Ctrl-C what was written stays, and the trace file has what is finished.
 
     Args:
-        prompts: in order.
+        prompt: what they continue.
         notes: standard error.
         options: further ones of `anyorder.generate`.
         writing: how many texts of each prompt, and how many at a time.
@@ -46,8 +47,8 @@ def write_all(
     Raises:
         UserError: see `anyorder.generate`.
     """
-    results = Results(prompts, writing.num_samples, json=output.json)
-    total = len(prompts) * (writing.num_samples or 1)
+    results = Results(writing.num_samples, json=output.json, keeps=output.trace is not None)
+    total = writing.num_samples or 1
     bar = TextProgress(total, notes) if total > 1 else None
     counts_steps = bar is not None and writing.num_beams == 1 and not isinstance(options.get("gap_tokens"), list)
 
@@ -60,67 +61,82 @@ def write_all(
             bar.advance(len(out.sequences), len(out.trace.events))
         status.stop()
         with nullcontext() if bar is None else bar.aside():
-            results.print(out)
+            results.write([prompt], out)
 
     status = notes.status("writing")
     try:
         with status if bar is None else bar:
             return generate(
-                model, tokenizer, [one.prompt for one in prompts], num_samples=writing.num_samples,
+                model, tokenizer, [prompt.prompt], num_samples=writing.num_samples,
                 num_beams=writing.num_beams, batch_size=writing.batch_size,
                 watch=on_step if counts_steps else None, progress=on_batch, **options,
             )  # fmt: skip
     except KeyboardInterrupt:
-        if results.batches:
+        if results.count:
             notes.print(f"\n{results.count} of {total} texts are finished", soft_wrap=True)
             if output.trace is not None:
-                write_trace(output.trace, results.batches, tokenizer)
+                write_trace(output.trace, results.kept, tokenizer)
         raise
 
 
 class Results:
-    """Prints texts in the order of their prompts.
+    """Writes texts in the order of their prompts, as text or as JSON lines.
 
     Args:
-        prompts: in order.
-        num_samples: texts of each, if a number of them was given.
-        json: whether to print a JSON object a line.
+        num_samples: texts of each prompt, if a number of them was given.
+        json: whether to write a JSON object a line.
+        keeps: whether to keep the outputs.
+        file: where to; standard output unless given.
+        count: number of texts that are there already.
 
     Attributes:
-        batches: what was printed.
-        count: number of texts in it.
+        kept: the outputs so far, if they are kept.
+        count: number of texts that are there.
     """
 
-    def __init__(self, prompts: Sequence[GivenPrompt], num_samples: int | None, *, json: bool) -> None:
-        self.batches: list[Output] = []
-        self.count = 0
-        self._given, self._num_samples, self._json = prompts, num_samples, json
+    def __init__(
+        self, num_samples: int | None, *, json: bool, keeps: bool = False, file: TextIO | None = None, count: int = 0
+    ) -> None:  # fmt: skip
+        self.kept: list[Output] = []
+        self.count = count
+        self._num_samples, self._json, self._keeps, self._file = num_samples, json, keeps, file
 
-    def print(self, out: Output) -> None:
-        """Print a batch, one entry per text, and all of it at once."""
-        for record in self._records(out):
-            if self._json:
-                print(json_text(record))
-            elif record["text"] is None:
-                print_writing("", " ".join(map(str, record["token_ids"])), first=self.count == 0)
-            elif has_gap(record["prompt"]):
-                print_writing("", record["full_text"], first=self.count == 0)
-            else:
-                print_writing(text_before(record["prompt"]), record["text"], first=self.count == 0)
-            self.count += 1
-        self.batches.append(out)
-        sys.stdout.flush()
+    def write(self, prompts: Sequence[GivenPrompt], out: Output) -> None:
+        """Write the next texts, an entry of the output each, and all of them at once.
 
-    def _records(self, out: Output) -> Iterator[dict[str, Any]]:
+        Args:
+            prompts: which they continue, from the first whose texts are not all there.
+            out: the texts.
+        """
+        records = list(self._records(prompts, out))
+        if self._json:
+            print("".join(json_text(record) + "\n" for record in records), end="", file=self._file)
+        else:
+            for number, record in enumerate(records, start=self.count):
+                self._print(record, first=number == 0)
+        self.count += len(records)
+        if self._keeps:
+            self.kept.append(out)
+        (self._file or sys.stdout).flush()
+
+    def _print(self, record: Mapping[str, Any], *, first: bool) -> None:
+        if record["text"] is None:
+            print_writing("", " ".join(map(str, record["token_ids"])), first=first)
+        elif has_gap(record["prompt"]):
+            print_writing("", record["full_text"], first=first)
+        else:
+            print_writing(text_before(record["prompt"]), record["text"], first=first)
+
+    def _records(self, prompts: Sequence[GivenPrompt], out: Output) -> Iterator[dict[str, Any]]:
         """Yield the record of each text."""
-        first = self.count
+        samples = self._num_samples or 1
         for entry, (ids, stopped) in enumerate(zip(out.token_ids, out.stopped, strict=True)):
-            row = first + entry
-            number, sample = divmod(row, self._num_samples or 1)
+            row = self.count + entry
+            given = prompts[row // samples - self.count // samples]
             yield {
-                **self._given[number].others,
-                "prompt": self._given[number].prompt,
-                **({"sample": sample} if self._num_samples else {}),
+                **given.others,
+                "prompt": given.prompt,
+                **({"sample": row % samples} if self._num_samples else {}),
                 "text": None if out.text is None else out.text[entry],
                 "full_text": None if out.full_text is None else out.full_text[entry],
                 "token_ids": ids,
@@ -168,9 +184,18 @@ def print_pieces(prompt: str, pieces: Iterable[str]) -> None:
     print()
 
 
-def write_trace(file: Path, outs: Sequence[Output], tokenizer: Any) -> None:
-    """Write the trace of these texts, one batch after the other."""
+def write_trace(file: Path, outs: Sequence[Output], tokenizer: Any, passes: int | None = None) -> None:
+    """Write the trace of these texts, one batch after the other.
+
+    Args:
+        file: new file.
+        outs: the texts.
+        tokenizer: spells them.
+        passes: forward passes that all took together; the sum of all unless given.
+    """
     trace = Trace.join([out.trace for out in outs])
+    if passes is not None:
+        trace = dataclasses.replace(trace, passes=passes)
     sequences = [sequence for out in outs for sequence in out.sequences]
     with whole_file(file) as partial:
         partial.write_text(Recording.of(trace, sequences, tokenizer).to_json(), encoding="utf-8")

@@ -94,7 +94,7 @@ def check_values(command: str, values: Mapping[str, Any]) -> None:
         check = CHECKS.get(f"{command} {name}") or CHECKS.get(name)
         if check is not None and value is not None:
             check(name, value)
-        if value is not None and OVERWRITE.get(command) == name and command not in GROWING:
+        if value is not None and name in OVERWRITE.get(command, ()) and command not in GROWING:
             is_folder = command in FOLDERS and Path(value).suffix not in FILES
             check_place(Path(value), folder=is_folder)
 

@@ -19,7 +19,7 @@ from anyorder.cli._options import (
 )
 from anyorder.cli._order_options import chosen_order, with_drafts
 from anyorder.cli._processes import is_first, number_of_processes
-from anyorder.cli._prompts import GivenPrompt, has_gap, read_prompts, typed
+from anyorder.cli._prompts import GivenPrompt, PromptFile, has_gap, read_prompts, typed
 from anyorder.errors import UserError
 
 
@@ -53,43 +53,60 @@ def command(
         raise UserError("interactive is given with a prompt, prompts_file or json: leave out one of them.")
     if number_of_processes() > 1:
         _check_input(prompt, given.prompts_file, interactive=interactive)
-    prompts = [] if interactive else read_prompts(prompt, given.prompts_file)
     in_chat = given.chat or given.system is not None
-    as_messages = _as_messages(given.system) if in_chat else lambda prompt: prompt
-    prompts = list(map(as_messages, prompts))
-    single = _check_output(output, writing, prompts, interactive=interactive)
+    as_messages: Callable[[GivenPrompt], GivenPrompt] = _as_messages(given.system) if in_chat else lambda prompt: prompt
+    prompts = [] if interactive else read_prompts(prompt, given.prompts_file, as_messages)
+    file = prompts if isinstance(prompts, PromptFile) and (len(prompts) > 1 or output.output is not None) else None
+    single = _check_output(output, writing, len(prompts), given, interactive=interactive)
     stream = output.stream or (sys.stdout.isatty() and not output.show and single)
-    options = _options(writing, sampling, diffusion) | ({"images": image} if image else {})
+    options = _options(writing, sampling, diffusion)
 
     import anyorder
+    from anyorder.cli import _many
     from anyorder.cli._canvas import show_writing
     from anyorder.cli._console import PlainConsole
-    from anyorder.cli._results import print_pieces, text_before, write_all, write_trace
+    from anyorder.cli._results import print_pieces, text_before, write_one, write_trace
 
     notes = PlainConsole(stderr=True)
     processes = splitting.begin(loading.device)
     loaded, tokenizer = loading.load(model, notes, processes)
 
-    def write(several: list[GivenPrompt]) -> Any:
-        prompt = several[0].prompt
+    def write(one: GivenPrompt) -> Any:
+        prompt = one.prompt
+        seeing: dict[str, Any] = {"images": image} if image else {}
         if output.show and sys.stdout.isatty():
-            return show_writing(loaded, tokenizer, prompt, options, delay=output.delay)
+            return show_writing(loaded, tokenizer, prompt, options | seeing, delay=output.delay)
         if stream and not writing.gap_tokens and not has_gap(prompt):
-            pieces = anyorder.stream(loaded, tokenizer, prompt, **options)
+            pieces = anyorder.stream(loaded, tokenizer, prompt, **options, **seeing)
             print_pieces(text_before(prompt), pieces)
             return pieces.output
-        of_each: dict[str, Any] = {"processes": processes} | ({"images": [image] * len(several)} if image else {})
-        return write_all(loaded, tokenizer, several, notes, options | of_each, writing, output)
+        of_each: dict[str, Any] = {"processes": processes} | ({"images": [image]} if image else {})
+        return write_one(loaded, tokenizer, one, notes, options | of_each, writing, output)
 
+    if file is not None:
+        if writing.gap_tokens and not file.has_gaps:
+            raise UserError(
+                f"gap_tokens is {options['gap_tokens']}, but no prompt has a gap: write [...] where tokens are missing."
+            )
+        how = _many.Writing(
+            model=loaded, tokenizer=tokenizer, gap_tokens=options.pop("gap_tokens", None), images=image or None,
+            processes=processes, options=_many.options_from(loaded, options, writing),
+        )  # fmt: skip
+        settings = _settings(model, given, writing, sampling, diffusion, loading)
+        took = _many.write_many(how, file, notes, output, settings)
+        if output.output is not None:
+            print(f"{output.output}: {len(file) * (writing.num_samples or 1)} texts")
+        notes.print(took, style="dim", soft_wrap=True)
+        return
     if not interactive:
-        out = write(prompts)
+        out = write(*prompts)
         notes.print(out.trace.summary(), style="dim", soft_wrap=True)
         if output.trace is not None and is_first():
             write_trace(output.trace, [out], tokenizer)
         return
     for line in typed():
         try:
-            notes.print(write([as_messages(line)]).trace.summary(), style="dim", soft_wrap=True)
+            notes.print(write(as_messages(line)).trace.summary(), style="dim", soft_wrap=True)
         except UserError as error:
             if not sys.stdin.isatty():
                 raise
@@ -124,15 +141,20 @@ def _check_input(prompt: str | None, prompts_file: Path | None, *, interactive: 
 
 
 def _check_output(
-    output: OutputOptions, writing: WritingOptions, prompts: list[GivenPrompt], *, interactive: bool
+    output: OutputOptions, writing: WritingOptions, prompts: int, given: PromptOptions, *, interactive: bool
 ) -> bool:
     """Refuse what cannot be printed or kept; return whether a single text is written.
 
     Raises:
         UserError: see above.
     """
+    if output.output is not None and given.prompts_file is None:
+        raise UserError("output is given without prompts_file, whose texts alone it keeps: add that, or leave it out.")
+    if output.output is not None and output.trace is not None:
+        raise UserError("output is given with trace, which a later run does not resume: leave out one of them.")
     several = {
-        f"{len(prompts)} prompts": len(prompts) > 1,
+        f"{prompts} prompts": prompts > 1,
+        "output": output.output is not None,
         f"num_samples {writing.num_samples}": writing.num_samples is not None,
         f"num_beams {writing.num_beams}": writing.num_beams != 1,
         "json": output.json,
@@ -155,6 +177,26 @@ def _check_output(
 
         check_place(output.trace, folder=False)
     return not any(several.values())
+
+
+def _settings(
+    model: str, given: PromptOptions, writing: WritingOptions, sampling: SamplingOptions, diffusion: DiffusionOptions,
+    loading: ModelOptions,
+) -> dict[str, Any]:  # fmt: skip
+    """Return all options that decide what is written."""
+    read = {name: getattr(loading, name) for name in ("tokenizer", "dtype", "revision")}
+    around = {name: getattr(given, name) for name in ("chat", "system", "image")}
+    written = {
+        name: value for name, value in dataclasses.asdict(writing).items() if name not in ("batch_size", "compile")
+    }
+    return {
+        "model": model,
+        **read,
+        **around,
+        **written,
+        **dataclasses.asdict(sampling),
+        **dataclasses.asdict(diffusion),
+    }
 
 
 def _options(writing: WritingOptions, sampling: SamplingOptions, diffusion: DiffusionOptions) -> dict[str, Any]:

@@ -77,13 +77,11 @@ class Trace:
     @property
     def tokens_per_second(self) -> float:
         """`tokens` per second; 0 where no time was measured."""
-        return self.tokens / self.seconds if self.seconds > 0 else 0.0
+        return _rate(self.tokens, self.seconds)
 
     def summary(self) -> str:
         """Return tokens, passes, seconds and tokens per second in a line."""
-        numbers = f"{self.tokens} tokens in {self.passes} forward passes and {self.seconds:.2f} s"
-        drafts = f", {self.accepted} of {self.drafted} drafts accepted" if self.drafted else ""
-        return f"{numbers} ({self.tokens_per_second:.1f} tokens/s){drafts}"
+        return summary(self.tokens, self.passes, self.seconds, self.drafted, self.accepted)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.summary()})"
@@ -134,6 +132,17 @@ class Trace:
             reason = repr(error)[:200]
             raise UserError(f"the text is no trace ({reason}): give what Trace.to_json wrote.") from error
         return cls(events, passes, seconds, ends, **drafts)
+
+
+def summary(tokens: int, passes: int, seconds: float, drafted: int = 0, accepted: int = 0) -> str:
+    """Return in a line what writing took; the arguments are those of `Trace`."""
+    drafts = f", {accepted} of {drafted} drafts accepted" if drafted else ""
+    rate = _rate(tokens, seconds)
+    return f"{tokens} tokens in {passes} forward passes and {seconds:.2f} s ({rate:.1f} tokens/s){drafts}"
+
+
+def _rate(number: int, seconds: float) -> float:
+    return number / seconds if seconds > 0 else 0.0
 
 
 FIELDS = ("step", "row", "position", "token_id", "log_prob")

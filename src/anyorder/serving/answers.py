@@ -17,7 +17,7 @@ from anyorder.api.output import Output
 from anyorder.api.text import Continuation, Gaps
 from anyorder.decoding.canvas import BLANK
 from anyorder.serving.fields import Chat, Completion, Infill, Writing
-from anyorder.serving.groups import Alternative, Sample
+from anyorder.serving.groups.sample import Alternative, Sample
 from anyorder.serving.pieces import Pieces
 from anyorder.serving.plans import Plan
 

@@ -22,12 +22,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.exceptions import HTTPException
 
+from anyorder.api.images import encoded
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens, prompt_tokens
 from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.errors import UserError
 from anyorder.serving.answers import Answer, Stream
+from anyorder.serving.dialogue import plain_messages
 from anyorder.serving.engine import BusyError, CancelledError, ClosingError, Engine, LateError, Task
 from anyorder.serving.fields import (
+    ApplyTemplate,
     Chat,
     Completion,
     Detokenize,
@@ -46,6 +49,7 @@ from anyorder.serving.scoring import check_scored, echo_scores, score_text
 from anyorder.utils.annotations import shown
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.api.output import Output
@@ -134,9 +138,12 @@ class Server:
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:
-        self.planner = Planner(self.model, self.tokenizer, self.most_tokens)
+        self.planner = Planner(self.model, self.tokenizer, self.most_tokens, self._encode_image)
         self.pieces = None if self.tokenizer is None else Pieces(self.tokenizer)
         self.metrics = Metrics(self.engine)
+
+    def _encode_image(self, model: Llama, tile_TCSS: Tensor) -> Tensor:
+        return self.engine.call(lambda: encoded(model, tile_TCSS)).result()
 
     # ---- reading requests ------------------------------------------------------------------------------
 
@@ -195,7 +202,7 @@ class Server:
             return JSONResponse(answer.echo_alone())
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         task = Task(
-            size=len(plan.prompts), open=lambda: samples_of(plan, self.model, self.tokenizer),
+            size=len(plan.prompts), open=lambda: samples_of(plan, self.tokenizer),
             on_news=lambda: _tell(loop, news, task, always=body.stream),
         )  # fmt: skip
         self.engine.submit(task)
@@ -431,6 +438,11 @@ def build_app(server: Server) -> FastAPI:
                 raise FieldError("tokens", f"tokens has {token_id}: give ids from 0 to {size - 1}.")
         return JSONResponse({"content": planner.encoder.call(lambda tokenizer: tokenizer.decode(list(body.tokens)))})
 
+    async def apply_template(request: Request) -> Response:
+        body = await server.body(request, ApplyTemplate)
+        messages, _ = plain_messages(body.messages)
+        return JSONResponse({"prompt": await asyncio.to_thread(planner.encoder.text, messages)})
+
     async def health(request: Request) -> Response:
         if server.engine.error is not None:
             return JSONResponse({"status": "error", "message": "the engine has ended: see the log."}, 503)
@@ -443,8 +455,8 @@ def build_app(server: Server) -> FastAPI:
     for method, path, handler in (
         ("GET", "/", page), ("GET", "/v1/models", models), ("GET", "/v1/models/{name:path}", model),
         ("POST", "/v1/score", score),
-        ("POST", "/tokenize", tokenize), ("POST", "/detokenize", detokenize), ("GET", "/health", health),
-        ("GET", "/metrics", metrics),
+        ("POST", "/tokenize", tokenize), ("POST", "/detokenize", detokenize),
+        ("POST", "/apply-template", apply_template), ("GET", "/health", health), ("GET", "/metrics", metrics),
     ):  # fmt: skip
         route(method, path, handler)
     return app

@@ -16,9 +16,10 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from anyorder.api.output import Output
+from anyorder.api.output import Finished, Output
 from anyorder.errors import UserError
-from anyorder.serving.groups import Group, Sample
+from anyorder.serving.groups.group import Group
+from anyorder.serving.groups.sample import Sample
 from anyorder.utils.annotations import check_fields
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ class Task:
     began: float = 0.0
     ended: float = 0.0
 
-    def outputs(self) -> list[Output]:
+    def finished(self) -> list[Finished]:
         """Wait for the end; return what each sample became.
 
         Raises:
@@ -105,7 +106,11 @@ class Task:
         self.done.wait()
         if self.error is not None:
             raise self.error
-        return [sample.output(self.ended - self.began) for sample in self.samples]
+        return [sample.finished(self.ended - self.began) for sample in self.samples]
+
+    def outputs(self) -> list[Output]:
+        """Return the same as `anyorder.generate` would for each sample."""
+        return [sample.output(single=True) for sample in self.finished()]
 
 
 class CancelledError(Exception):

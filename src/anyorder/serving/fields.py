@@ -354,6 +354,18 @@ class Tokenize:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ApplyTemplate:
+    """The body of `/apply-template`."""
+
+    messages: Sequence[Mapping[str, Any]]
+    model: str | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require("messages", self.messages, len(self.messages) > 0, "give at least one message")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Detokenize:
     """The body of `/detokenize`."""
 

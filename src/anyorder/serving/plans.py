@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import random
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from anyorder.api.images import Images
 from anyorder.api.phrasings import read_questions
 from anyorder.api.prompts import Prompts, prompt_ids, prompts_for
 from anyorder.api.text import detokenizer_of, stop_strings
@@ -29,12 +31,13 @@ from anyorder.modes.any_order import AnyOrderMode
 from anyorder.modes.diffusion import BlocksMode, DiffusionMode
 from anyorder.modes.left_to_right import LeftToRightMode
 from anyorder.orders.names import read_order
-from anyorder.serving.dialogue import Encoder
+from anyorder.serving.dialogue import Encoder, plain_messages
 from anyorder.serving.fields import Chat, Completion, FieldError, Fuse, Infill, Score, Writing, meant, require
-from anyorder.serving.groups import Scores
+from anyorder.serving.groups.sample import Scores
 from anyorder.utils.annotations import shown
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
@@ -43,6 +46,9 @@ Result = TypeVar("Result")
 
 NEW_TOKENS = 64
 """Tokens that are written at most where a request does not say, as `anyorder.generate` has it."""
+
+MOST_IMAGES = 16
+"""Of a request."""
 
 SAMPLER_FIELDS = {field.name for field in dataclasses.fields(DiffusionSampler)} - {"commit"}
 """What a sampler may have in JSON; commit rules are objects."""
@@ -59,6 +65,7 @@ class Plan:
     """What a request has written; `anyorder.serving.samples` begins it.
 
     Attributes:
+        model: the network; where prompts have images, with their rows.
         prompts: token ids or canvas of each text.
         modes: the mode of each, and its order.
         texts: each prompt as it was given, where that is text.
@@ -69,8 +76,10 @@ class Plan:
         follows: whether texts are spelled while they are written.
         fused: the questions of which each text is an answer; empty where there are none.
         fusion: how they are fused.
+        first_id: number of the first text, which decides its draws with the seed; the others follow.
     """
 
+    model: Llama
     prompts: Sequence[Sequence[int]]
     modes: Sequence[tuple[Mode, Order]]
     texts: Sequence[str | None]
@@ -81,6 +90,12 @@ class Plan:
     follows: bool
     fused: Sequence[Question] = ()
     fusion: Fusion = field(default_factory=Fusion)
+    first_id: int = 0
+
+    @property
+    def sample_ids(self) -> range:
+        """The number of each text."""
+        return range(self.first_id, self.first_id + len(self.prompts))
 
     @property
     def options(self) -> Options:
@@ -100,15 +115,19 @@ class Planner:
         model: the network.
         tokenizer: of the network.
         most_tokens: that a request may have written to each text; None for what the network was trained on.
+        encode: makes rows of an image, see `anyorder.api.images.Images`; as the thread that owns the network does.
     """
 
     def __init__(
-        self, model: Llama, tokenizer: PreTrainedTokenizerBase | None, most_tokens: int | None = None
+        self, model: Llama, tokenizer: PreTrainedTokenizerBase | None, most_tokens: int | None = None,
+        encode: Callable[[Llama, Tensor], Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.model = model
         self.tokenizer = tokenizer
         self._encoder = None if tokenizer is None else Encoder(tokenizer)
         self.most_tokens = most_tokens
+        self._encode = encode
+        self._decoding = threading.Lock()  # one image at a time, as a large one takes much memory
 
     @property
     def encoder(self) -> Encoder:
@@ -125,12 +144,15 @@ class Planner:
 
     def of_chat(self, body: Chat) -> Plan:
         """Plan the answer to a chat."""
+        messages, links = plain_messages(body.messages)
+        images = self._images(links) if links else None
         if body.phrasings:
-            before, content, behind = self.encoder.around_last(body.messages)
+            require("phrasings", body.phrasings, images is None, "messages have images, so leave out one of them")
+            before, content, behind = self.encoder.around_last(messages)
             phrasings = [content, *body.phrasings]
             questions, _ = self.encoder.call(lambda tokenizer: read_questions(phrasings, tokenizer, before, behind))
             return self._fused(body, questions, Fusion())
-        return self._plan(body, [self.encoder.dialogue(body.messages)], [None], to_the_end=True)
+        return self._plan(body, [self.encoder.dialogue(messages)], [None], to_the_end=True, images=images)
 
     def of_completion(self, body: Completion) -> Plan:
         """Plan the continuation of prompts, or what fills their gaps."""
@@ -238,14 +260,32 @@ class Planner:
         behind = self.encoder.call(lambda tokenizer: continuing_tokens(tokenizer, suffix))
         return [*row, *[BLANK] * tokens, *behind]
 
+    def _images(self, links: Sequence[str]) -> Images:
+        """Read the images of a request.
+
+        Raises:
+            FieldError: the network has no vision, there are too many, or one is broken or too large.
+        """
+        if self.model.config.vision is None:
+            raise FieldError("messages", "messages have an image, but this network reads text alone: leave it out.")
+        if len(links) > MOST_IMAGES:
+            raise FieldError("messages", f"messages have {len(links)} images: give at most {MOST_IMAGES}.")
+        try:
+            with self._decoding:
+                return Images(self.model, self.tokenizer, [links], self._encode)
+        except UserError as error:
+            raise FieldError("messages", str(error)) from None
+
     def _plan(
         self, body: Writing, prompt: Any, texts: Sequence[str | None] | None, *, gap_tokens: int | None = None,
-        to_the_end: bool = False,
+        to_the_end: bool = False, images: Images | None = None,
     ) -> Plan:  # fmt: skip
         config = self.model.config
         order = self.order(body)
         from_left = resolve(order, config)[0].kind.causal
         new_tokens = self._new_tokens(body, config.context_length if to_the_end and from_left else NEW_TOKENS)
+        if images is not None:
+            prompt = images.place(prompt, single=False)
         if isinstance(prompt, list) and texts is not None:
             self._check_room(prompt)
 
@@ -254,6 +294,7 @@ class Planner:
 
         read = read_by(None) if self._encoder is None else self._encoder.call(read_by)
         plan = Plan(
+            model=self.model if images is None else images.model,
             prompts=[row for row in read.rows for _ in range(body.n)],
             modes=[mode for mode in read.modes for _ in range(body.n)],
             texts=[text for text in (texts or read.texts) for _ in range(body.n)],
@@ -273,8 +314,9 @@ class Planner:
             require("method", fusion.method, fusion.method == "attention", "others are for answers from left to right")
         layouts = [question.layout(fusion.positions).token_ids for question in questions]
         plan = Plan(
-            prompts=[list(ids) for ids in layouts for _ in range(body.n)], modes=[(mode, order)] * body.n,
-            texts=[None] * body.n, sampling=self._sampling(body, order), new_tokens=new_tokens,
+            model=self.model, prompts=[list(ids) for ids in layouts for _ in range(body.n)],
+            modes=[(mode, order)] * body.n, texts=[None] * body.n,
+            sampling=self._sampling(body, order), new_tokens=new_tokens,
             stops=stop_strings(body.stop, self.tokenizer), scores=self._scores(body),
             follows=body.stream or body.stop is not None,
             fused=[question for question in questions for _ in range(body.n)], fusion=fusion,

@@ -11,8 +11,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from anyorder.api.images import as_tokens
 from anyorder.api.text import Continuation, detokenizer_of
 from anyorder.decoding.any_order.decoder import texts_of
+from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.cache import NoCache
 from anyorder.decoding.diffusion.decoder import assemble
@@ -31,56 +33,46 @@ from anyorder.modes import ModeEntry, decoder_of, entry_of
 from anyorder.modes.any_order import AnyOrderMode
 from anyorder.modes.diffusion import BlocksMode, DiffusionMode
 from anyorder.modes.left_to_right import LeftToRightMode
-from anyorder.serving.groups import (
-    CanvasGroup,
-    CausalGroup,
-    DecodedText,
-    DecoderGroup,
-    FixedGroup,
-    Group,
-    Sample,
-    TwoStreamGroup,
-)
+from anyorder.serving.groups.canvas import CanvasGroup
+from anyorder.serving.groups.causal import CausalGroup
+from anyorder.serving.groups.decoded import DecodedText, DecoderGroup
+from anyorder.serving.groups.fixed import FixedGroup
+from anyorder.serving.groups.group import Group
+from anyorder.serving.groups.sample import Sample
+from anyorder.serving.groups.two_stream import TwoStreamGroup
 from anyorder.serving.plans import Plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from anyorder.model.llama import Llama
-
 Parts = list[dict[str, Any]]
 """Of each sample of a mode, the arguments of `Sample` that depend on the mode."""
 
 
-def samples_of(plan: Plan, model: Llama, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
+def samples_of(plan: Plan, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
     """Make the samples of a plan, in the order of its prompts."""
     if plan.fused:
-        return _answers(plan, model, tokenizer)
+        return _answers(plan, tokenizer)
+    config = plan.model.config
     samples: dict[int, Sample] = {}
     for name in dict.fromkeys(mode.name for mode, _ in plan.modes):
         rows = [row for row, (mode, _) in enumerate(plan.modes) if mode.name == name]
         mode, order = plan.modes[rows[0]]
         prompts = [plan.prompts[row] for row in rows]
-        for row, prompt, parts in zip(rows, prompts, _parts(plan, model, mode, order, prompts, rows), strict=True):
+        make = _MAKERS.get(type(entry_of(mode)), _by_decoder)
+        every = make(plan, mode, order, prompts, [plan.sample_ids[row] for row in rows])
+        for row, prompt, parts in zip(rows, prompts, every, strict=True):
+            tokens = as_tokens(prompt, config)
             samples[row] = Sample(
-                prompt=prompt, prompt_text=plan.texts[row], end_token_ids=model.config.eos_token_ids,
-                spelled=None if tokenizer is None else detokenizer_of(tokenizer, prompt, plan.stops),
+                prompt=tokens, prompt_text=plan.texts[row], end_token_ids=config.eos_token_ids,
+                spelled=None if tokenizer is None else detokenizer_of(tokenizer, tokens, plan.stops),
                 scores=plan.scores, follows=plan.follows, **parts,
             )  # fmt: skip
     return [samples[row] for row in sorted(samples)]
 
 
-def _parts(
-    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
-) -> Parts:
-    make = _MAKERS.get(type(entry_of(mode)), _by_decoder)
-    return make(plan, model, mode, order, prompts, sample_ids)
-
-
-def _causal(
-    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
-) -> Parts:
-    config = model.config
+def _causal(plan: Plan, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> Parts:
+    model, config = plan.model, plan.model.config
     texts = [
         CausalText(
             sample_id, prompt, rng, config.eos_token_ids, min(len(prompt) + plan.new_tokens, config.context_length)
@@ -90,20 +82,24 @@ def _causal(
     choose = _by_sampling(replace(plan.sampling, seed=0))
     if config.cacheable is not None and any(text.limit > config.cacheable for text in texts):
         return _together(texts, FixedGroup(CausalReader(model, texts)), choose)
-    return [_part(text, choose, mode, lambda: CausalGroup(model)) for text in texts]
+    return [_part(text, choose, (model, mode), lambda: CausalGroup(model)) for text in texts]
 
 
 def _any_order(
-    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
-) -> Parts:
+    plan: Plan, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
+) -> Parts:  # fmt: skip
+    if isinstance(order, Speculative):
+        return _by_decoder(plan, mode, order, prompts, sample_ids)
+    model = plan.model
     choose = _by_sampling(replace(plan.sampling, seed=0))
     texts = texts_of(model, prompts, order, plan.sampling, sample_ids)
-    return [_part(text, choose, mode, lambda: TwoStreamGroup(model)) for text in texts]
+    return [_part(text, choose, (model, mode), lambda: TwoStreamGroup(model)) for text in texts]
 
 
 def _canvases(
-    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
-) -> Parts:
+    plan: Plan, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int]
+) -> Parts:  # fmt: skip
+    model = plan.model
     sampler = sampler_of_order(order, plan.sampling)
     texts, reader, _ = assemble(model, prompts, sampler, mode=mode, sample_ids=sample_ids, seed=plan.sampling.seed)
     choose = _chooser(sampler, mode.mask_token_id, model.config.eos_token_ids)
@@ -115,16 +111,16 @@ def _canvases(
     def new_group() -> Group:
         return CanvasGroup(lambda rows: CanvasReader(model, rows, mode, NoCache(), block_length=block_length))
 
-    return [_part(text, choose, (mode, block_length), new_group) | never for text in texts]
+    return [_part(text, choose, (model, mode, block_length), new_group) | never for text in texts]
 
 
 def _by_decoder(
-    plan: Plan, model: Llama, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int],
+    plan: Plan, mode: Mode, order: Any, prompts: Sequence[Sequence[int]], sample_ids: Sequence[int],
     layout: CanvasLayout = PLAIN,
 ) -> Parts:  # fmt: skip
-    decoder = decoder_of(mode, order, model, plan.options, layout)
+    decoder = decoder_of(mode, order, plan.model, plan.options, layout)
     texts = [
-        DecodedText(sample_id, prompt, rng, model.config.eos_token_ids)
+        DecodedText(sample_id, prompt, rng, plan.model.config.eos_token_ids)
         for sample_id, prompt, rng in zip(sample_ids, prompts, plan.sampling.generators(sample_ids), strict=True)
     ]
     group = DecoderGroup(lambda stop: decoder(prompts, sample_ids, stop))
@@ -147,10 +143,11 @@ def _together(texts: Sequence[Any], group: Group, choose: Choose[Any] | None) ->
     return [_part(text, choose, kind, lambda: group) for text in texts]
 
 
-def _answers(plan: Plan, model: Llama, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
+def _answers(plan: Plan, tokenizer: PreTrainedTokenizerBase | None) -> list[Sample]:
     """The samples that answer a question in several phrasings."""
+    model = plan.model
     mode, order = plan.modes[0]
-    sample_ids, questions = range(len(plan.fused)), list(plan.fused)
+    sample_ids, questions = plan.sample_ids, list(plan.fused)
     limits = check_questions(model.config, questions, plan.fusion, plan.new_tokens, sample_ids)
     ends, prompts = model.config.eos_token_ids, plan.prompts
     if mode.kind.causal:
@@ -165,7 +162,7 @@ def _answers(plan: Plan, model: Llama, tokenizer: PreTrainedTokenizerBase | None
     else:
         fused = FusedCanvases(questions, plan.fusion, limits, model.device)
         prompts = fused.canvases
-        parts = _by_decoder(plan, model, mode, order, prompts, sample_ids, fused)
+        parts = _by_decoder(plan, mode, order, prompts, sample_ids, fused)
     return [
         Sample(
             prompt=prompt, prompt_text=None, end_token_ids=ends, scores=plan.scores, follows=plan.follows,

@@ -22,7 +22,7 @@ from anyorder.modes.diffusion import DiffusionMode
 from anyorder.modes.left_to_right import LeftToRightMode
 from anyorder.orders.kinds import LeftToRight, MostConfident
 from anyorder.orders.plan import GroupPlan
-from anyorder.serving.groups import Alternative
+from anyorder.serving.groups.sample import Alternative
 from anyorder.utils.ragged import log_softmax
 from anyorder.visibility import causal
 

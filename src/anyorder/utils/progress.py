@@ -22,10 +22,11 @@ class TextProgress:
     Args:
         total: number of texts.
         console: where to; standard error unless given.
+        done: number of those that were finished before.
     """
 
-    def __init__(self, total: int, console: Console | None = None) -> None:
-        self._total, self._texts, self._tokens = total, 0, 0
+    def __init__(self, total: int, console: Console | None = None, done: int = 0) -> None:
+        self._total, self._texts, self._tokens = total, done, 0
         self._console = Console(stderr=True, highlight=False) if console is None else console
         self._began = self._last_line = time.monotonic()
         self._drawn = self._console.is_terminal or self._console.is_jupyter
@@ -41,7 +42,7 @@ class TextProgress:
             transient=True,
             redirect_stdout=False,  # which would go to standard error
         )
-        self._task = self._bar.add_task("writing", total=total, tokens=0)
+        self._task = self._bar.add_task("writing", total=total, completed=done, tokens=0)
 
     def __enter__(self) -> TextProgress:
         self._bar.start()
