@@ -98,11 +98,12 @@ def diffusion() -> Iterable[tuple[str, ...]]:
         config = config_from_json(entry["config"])
         form = form_of(entry["config"])
         assert form is not None, entry["name"]
-        [mode] = config.modes
+        *others, mode = config.modes
         length = "" if mode.block_length is None else f" of {mode.block_length}"
+        ways = [*(other.name for other in others), f"{mode.name}{length}"]
         mask = entry.get("mask", str(mode.mask_token_id))
         yield (
-            entry["name"], example_of(entry), model_type(entry), f"{mode.name}{length}",
+            entry["name"], example_of(entry), model_type(entry), ", ".join(ways),
             "yes" if mode.shifted else "no", mask, f"`{form.name}`",
         )  # fmt: skip
 

@@ -410,9 +410,19 @@ def segments() -> Visibility:
     return not_after("order") & (before("part") | same("segment"))
 
 
-def block_diffusion() -> Visibility:
-    """Noised rows see their own noised block and the clean blocks before; clean rows clean blocks."""
-    return before("block") & key_is("noised", 0) | same("block") & same("noised")
+def block_diffusion(causal_context: bool = False) -> Visibility:
+    """Noised rows see their own noised block and the clean blocks before; clean rows clean blocks.
+
+    Args:
+        causal_context: clean rows see only the clean rows up to their own.
+    """
+    seen = before("block") & key_is("noised", 0) | same("block") & same("noised")
+    return seen & (not_after("position") | key_is("noised", 1)) if causal_context else seen
+
+
+def open_rows() -> Visibility:
+    """Rows that are `open` see all keys that there are, the others from left to right."""
+    return causal() | query_is("open", 1)
 
 
 def annealed(rate: float, seed: int) -> Visibility:

@@ -39,7 +39,8 @@ def kept() -> dict[str, Tensor]:
     return load_file(FILE)
 
 
-if __name__ == "__main__":
+def published() -> dict[str, Tensor]:
+    """The same, made anew by transformers' processor, which needs torchvision."""
     from transformers import Llama4ImageProcessor
 
     processor = Llama4ImageProcessor(size={"height": SIDE, "width": SIDE}, max_patches=MOST)
@@ -48,4 +49,8 @@ if __name__ == "__main__":
         made = processor(image(*size), return_tensors="pt")
         found[name(*size)] = made["pixel_values"].contiguous()
         found[f"{name(*size)} grid"] = made["aspect_ratios"][0].contiguous()
-    save_file(found, FILE)
+    return found
+
+
+if __name__ == "__main__":
+    save_file(published(), FILE)

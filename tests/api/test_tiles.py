@@ -32,6 +32,22 @@ def test_tiles_are_those_of_transformers(size: tuple[int, int]) -> None:
     assert torch.equal(tiles, expected[name])
 
 
+def _torchvision_runs() -> bool:
+    """Whether it is there and fits this build of PyTorch: those on PyPI fit its builds for GPUs alone."""
+    try:
+        import torchvision  # type: ignore[import-not-found]  # noqa: F401
+    except (ImportError, RuntimeError):
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _torchvision_runs(), reason="needs a torchvision that fits this PyTorch, which is not there")
+def test_the_kept_tiles_are_those_of_transformers_now() -> None:
+    kept, made = llama4_tiles.kept(), llama4_tiles.published()
+    assert made.keys() == kept.keys()
+    assert all(torch.equal(made[name], tiles) for name, tiles in kept.items())
+
+
 @pytest.mark.parametrize("most", [1, 2, 5, 16])
 @pytest.mark.parametrize("size", [(336, 336), (1000, 500), (200, 900), (61, 60), (5000, 4999), (1, 3000)])
 def test_the_grid_wastes_least(size: tuple[int, int], most: int) -> None:

@@ -27,11 +27,13 @@ from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from tests.decoding.left_to_right.test_decoder import same
+from tests.model.networks import EXPERTS, LAYERS
 from tests.writers import write_left_to_right
 
 KINDS = {
     "plain": (),
     "mixed layers": (LayerKind(window=3), LayerKind(chunk=4), LayerKind(rotary=False)),
+    "experts": LAYERS["experts"],
 }
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -39,7 +41,9 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 
 def network(tiny_config: ModelConfig, kind: str) -> Llama:
     torch.manual_seed(0)
-    return Llama(tiny_config.replace(layers=KINDS[kind], num_hidden_layers=len(KINDS[kind]) or 2)).double()
+    experts = EXPERTS if kind == "experts" else None
+    layers = {"layers": KINDS[kind], "num_hidden_layers": len(KINDS[kind]) or 2, "experts": experts}
+    return Llama(tiny_config.replace(**layers)).double()
 
 
 def after_ten(row: int, written: Sequence[int]) -> bool:
@@ -146,7 +150,12 @@ def test_the_compiler_is_imported_where_something_is_compiled() -> None:
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize(
-    ("kind", "prompts"), [("plain", [[1, 2]]), ("mixed layers", [[1, 2, 3], [4], [5, 6, 7, 8, 9]])]
+    ("kind", "prompts"),
+    [
+        ("plain", [[1, 2]]),
+        ("mixed layers", [[1, 2, 3], [4], [5, 6, 7, 8, 9]]),
+        ("experts", [[1, 2, 3], [4], [5, 6, 7, 8, 9]]),
+    ],
 )
 def test_compiled_writes_what_eager_writes(
     tiny_config: ModelConfig, kind: str, prompts: list[list[int]], caplog: pytest.LogCaptureFixture

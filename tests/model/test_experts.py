@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from typing import Any
 
 import pytest
@@ -141,6 +142,49 @@ def test_padding_alone_has_gradients_of_zeros() -> None:
     for name, weight in module.named_parameters():
         assert weight.grad is not None, name
         assert not weight.grad.any(), name
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_experts_that_are_not_chosen_are_not_read(rows: int) -> None:
+    """As in decoding: what is in the matrices of the others makes no difference."""
+    module = mixture_of(Experts(number=8, chosen=2, width=10, normalise=True)).eval()
+    given = torch.randn(1, rows, HIDDEN)
+    with torch.no_grad(), routings_of(module) as found:
+        expected = module(given)
+        idle = [expert for expert, load in enumerate(found[0].load.tolist()) if not load]
+        assert len(idle) >= 8 - 2 * rows
+        for weight in module.experts.parameters():
+            weight[idle] = torch.nan
+        assert torch.equal(module(given), expected)
+
+
+def peak_bytes(call: Any) -> int:
+    """The most memory that tensors take during a call beyond what they took before it."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(itertools.accumulate(changes))
+
+
+def test_memory_grows_by_the_weights_alone() -> None:
+    """With four times the experts, a forward pass takes what it took, and a step more by their gradients at most."""
+    rows, forward, step, size = torch.randn(4, 256, 64), {}, {}, {}
+    for number in (4, 16):
+        module = MixtureOfExperts(Experts(number=number, chosen=2, width=96, normalise=True), 64)
+        for weight in module.parameters():
+            weight.data.normal_(0, 0.05)
+
+        def learn(module: MixtureOfExperts = module) -> None:
+            module.zero_grad(set_to_none=True)
+            module(rows).sum().backward()
+
+        with torch.no_grad():
+            forward[number] = peak_bytes(lambda module=module: module(rows))
+        step[number] = peak_bytes(learn)
+        size[number] = sum(weight.nbytes for weight in module.parameters())
+    assert forward[16] < 1.05 * forward[4]
+    assert step[16] - step[4] < size[16] - size[4]
 
 
 def test_blocks_share_their_choice() -> None:

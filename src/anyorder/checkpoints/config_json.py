@@ -28,6 +28,8 @@ from anyorder.checkpoints.layer_fields import FIELD_TYPES, FULL, SLIDING
 from anyorder.checkpoints.layouts import Rule
 from anyorder.checkpoints.masked_diffusion import FORMS, Form, form_of
 from anyorder.checkpoints.mixture_fields import FIELD_TYPES as MIXTURE_TYPES
+from anyorder.checkpoints.nemotron import FIELD_TYPES as MINISTRAL_TYPES
+from anyorder.checkpoints.nemotron import MINISTRAL3
 from anyorder.checkpoints.rotary_json import (
     NATIVE_ROTARY,
     TRAINED_LENGTH_ELSEWHERE,
@@ -41,7 +43,7 @@ from anyorder.checkpoints.weights import listed
 from anyorder.errors import UserError
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.experts import Experts
-from anyorder.model.modes import Mode
+from anyorder.model.modes import LEFT_TO_RIGHT, Mode
 from anyorder.model.query_scale import QueryScale
 from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention, attention_class
@@ -96,8 +98,8 @@ def _check_classes(fields: Json, names: tuple[str, ...]) -> None:
 
 def _from_form(fields: Json, form: Form) -> ModelConfig:
     _check_classes(fields, form.class_names)
-    mode = form.mode(fields)
-    return _from_native(form.read(fields), _native(form)).replace(modes=(mode,), default_mode=mode.name)
+    modes = form.modes(fields)
+    return _from_native(form.read(fields), _native(form)).replace(modes=modes, default_mode=modes[0].name)
 
 
 def _from_whole(fields: Json) -> ModelConfig:
@@ -109,7 +111,7 @@ def _from_whole(fields: Json) -> ModelConfig:
 
 
 def _native(form: Form) -> Architecture:
-    return next(known for known in (*ARCHITECTURES, *DIFFUSION_MIXTURES) if known.model_type == form.native)
+    return next(known for known in (*ARCHITECTURES, *DIFFUSION_MIXTURES, MINISTRAL3) if known.model_type == form.native)
 
 
 def form_to_json(config: ModelConfig, form: Form) -> Json:
@@ -118,10 +120,12 @@ def form_to_json(config: ModelConfig, form: Form) -> Json:
     Raises:
         UserError: the form cannot express the network.
     """
-    mode, *others = config.modes
-    if others or not mode.kind.diffuses or mode.shifted != form.shifted:
-        wanted = f"masked diffusion alone, {'shifted' if form.shifted else 'not shifted'}"
-        raise UserError(f"form {form.name!r} is for networks that write by {wanted}: leave out the form.")
+    *others, mode = sorted(config.modes, key=lambda mode: mode.kind.diffuses)
+    expected = [LEFT_TO_RIGHT] if form.causal else []
+    if others != expected or not mode.kind.diffuses or mode.shifted != form.shifted:
+        alone = "from left to right and by masked diffusion" if form.causal else "by masked diffusion alone"
+        wanted = f"{alone}, {'shifted' if form.shifted else 'not shifted'}"
+        raise UserError(f"form {form.name!r} is for networks that write {wanted}: leave out the form.")
     native = _to_native(config, _native(form))
     names = {"model_type": form.model_type, "architectures": [form.class_names[0]]}
     fields = form.write(native, mode) | names
@@ -181,7 +185,8 @@ def _from_native(fields: Json, architecture: Architecture) -> ModelConfig:
     eos = known.pop("eos_token_id")
     known["eos_token_ids"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
     _require(known)
-    check_types(known, typing.get_type_hints(ModelConfig) | FIELD_TYPES | MIXTURE_TYPES | DIFFUSION_TYPES)
+    elsewhere_types = FIELD_TYPES | MIXTURE_TYPES | DIFFUSION_TYPES | MINISTRAL_TYPES
+    check_types(known, typing.get_type_hints(ModelConfig) | elsewhere_types)
     said = others.read(known)
     experts = said.pop("experts", None)
     elsewhere = {*architecture.layers.defaults, *others.defaults}

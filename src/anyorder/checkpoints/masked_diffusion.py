@@ -1,4 +1,4 @@
-"""Masked diffusion models as they are published: LLaDA, LLaDA2, Dream, dLLM's conversions, Fast-dLLM v2, SDAR.
+"""Masked diffusion models as they are published: LLaDA, LLaDA2, Dream, dLLM's, Fast-dLLM v2, SDAR, Nemotron.
 
 Each is a network of the Llama family without the causal mask, in a Hugging Face folder that says so in its own words.
 A `Form` translates these words into those of the architecture that it is, and back, so nothing else about folders is
@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from anyorder.checkpoints.diffusion_mixtures import read_llada2, read_llada_moe, write_llada2, write_llada_moe
 from anyorder.checkpoints.json_types import Json
 from anyorder.checkpoints.layouts import Rule
+from anyorder.checkpoints.nemotron import NEMOTRON_TENSORS, read_nemotron, write_nemotron
 from anyorder.errors import UserError
-from anyorder.model.modes import Mode, blocks, diffusion
+from anyorder.model.modes import LEFT_TO_RIGHT, Mode, blocks, diffusion
 from anyorder.utils.annotations import shown
 from anyorder.utils.numbers import is_whole
 
@@ -156,6 +157,7 @@ class Form:
         in_blocks: may write block by block; config.json says so by one of `BLOCK_FIELDS`.
         block_length: tokens of a block where config.json does not say; None: not by blocks then.
         own_head: a head in the file counts even if config.json ties it to the embedding.
+        causal: writes from left to right as well, which is its default then, and its blocks have a causal context.
     """
 
     name: str
@@ -170,9 +172,18 @@ class Form:
     in_blocks: bool = False
     block_length: int | None = None
     own_head: bool = False
+    causal: bool = False
+
+    def modes(self, fields: Json) -> tuple[Mode, ...]:
+        """Return how the network writes, by its default mode first.
+
+        Raises:
+            UserError: the mask token is missing.
+        """
+        return (*((LEFT_TO_RIGHT,) if self.causal else ()), self.mode(fields))
 
     def mode(self, fields: Json) -> Mode:
-        """Return how the network writes.
+        """Return how the network diffuses.
 
         Raises:
             UserError: the mask token is missing.
@@ -186,7 +197,7 @@ class Form:
             length = length if fields.get(name) is None else fields[name]
         if length is None:
             return diffusion(mask, shifted=self.shifted)
-        return blocks(mask, length, shifted=self.shifted)
+        return blocks(mask, length, shifted=self.shifted, causal_context=self.causal)
 
     def names_mask(self, fields: Json) -> bool:
         """Return whether config.json names the mask token."""
@@ -240,6 +251,11 @@ FORMS = (
     Form(
         name="llada2", model_type="llada2_moe", class_names=("LLaDA2MoeModelLM",), native="llada2_moe",
         read=read_llada2, write=write_llada2, mask_token_id=156_895, in_blocks=True, block_length=32,
+    ),
+    Form(
+        name="nemotron", model_type="nemotron_labs_diffusion", class_names=("NemotronLabsDiffusionModel",),
+        native="ministral3", read=read_nemotron, write=write_nemotron, tensors=NEMOTRON_TENSORS, in_blocks=True,
+        block_length=32, causal=True,
     ),
 )  # fmt: skip
 

@@ -384,7 +384,7 @@ def _logits(
         return model.logits(model.hidden(ids_BR, views)[owner_N, mode.row(at_N)])
     block_length = mode.block_length
     labels = {"position": position_BR, "block": position_BR // block_length, "noised": noised_BR}
-    hidden_BRE = model.hidden(ids_BR, model.prepare(block_diffusion(), labels, valid=valid_BR))
+    hidden_BRE = model.hidden(ids_BR, model.prepare(block_diffusion(mode.causal_context), labels, valid=valid_BR))
 
     def row(owner: int, at: int) -> int:
         position = mode.row(at)

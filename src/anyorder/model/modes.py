@@ -135,15 +135,19 @@ class Mode:
             token.
         mask_token_id: the token in place of those that are not written yet; None where there is none.
         block_length: tokens of a block, where a text is written block by block; otherwise None.
+        causal_context: of blocks, whether what is before a block is read from left to right, so that only the block
+            that is being written sees all of itself. Blocks then begin behind the prompt, and the first token of each
+            is the next token from left to right (Nemotron-Labs-Diffusion, arXiv 2607.05722).
 
     Raises:
-        UserError: there is no such mode, or what it needs is missing.
+        UserError: there is no such mode, what it needs is missing, or it has no blocks to have a context.
     """
 
     name: str
     shifted: bool
     mask_token_id: Annotated[int, AtMost(2**31 - 1)] | None = None
     block_length: Annotated[int, AtMost(2**31 - 1)] | None = None
+    causal_context: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "the mode's {}")
@@ -153,6 +157,12 @@ class Mode:
         if self.kind.blocks and (self.block_length is None or self.block_length < 1):
             length = f"block_length is {self.block_length!r} for the mode {self.name!r}"
             raise UserError(f"{length}: give tokens of a block.")
+        if self.causal_context and (self.shifted or not self.kind.blocks):
+            shifted = "shifted " if self.shifted else ""
+            raise UserError(
+                f"causal_context is True for the {shifted}mode {self.name!r}: leave it out, or give blocks that are "
+                "not shifted."
+            )
 
     @property
     def kind(self) -> ModeKind:
@@ -197,9 +207,12 @@ def diffusion(mask_token_id: int, *, shifted: bool = False) -> Mode:
     return Mode(name="diffusion", shifted=shifted, mask_token_id=mask_token_id)
 
 
-def blocks(mask_token_id: int, block_length: int, *, shifted: bool = False) -> Mode:
+def blocks(mask_token_id: int, block_length: int, *, shifted: bool = False, causal_context: bool = False) -> Mode:
     """Return block diffusion: blocks from left to right, each by masked diffusion."""
-    return Mode(name="blocks", shifted=shifted, mask_token_id=mask_token_id, block_length=block_length)
+    return Mode(
+        name="blocks", shifted=shifted, mask_token_id=mask_token_id, block_length=block_length,
+        causal_context=causal_context,
+    )  # fmt: skip
 
 
 def check_modes(modes: Sequence[Mode], default: str) -> None:

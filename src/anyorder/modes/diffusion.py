@@ -100,5 +100,5 @@ class BlocksMode(DiffusionMode):
         assert mode.block_length is not None, "likewise"
         return BlockDiffusion(
             mask_token_id=mode.mask_token_id, block_length=mode.block_length, eps=options.eps, times=options.times,
-            mode_name=mode.name,
+            causal_context=mode.causal_context, mode_name=mode.name,
         )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from anyorder.decoding.any_order.speculation import Speculative
 from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
+from anyorder.decoding.left_to_right.self_speculation import SelfSpeculative
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
@@ -23,7 +24,7 @@ from anyorder.orders.by_name import AnyOrder
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
-Order = str | AnyOrder | Speculative | DiffusionSampler
+Order = str | AnyOrder | Speculative | SelfSpeculative | DiffusionSampler
 """What `anyorder.generate` takes as an order."""
 
 Decoder = Callable[[Sequence[Sequence[int]], Sequence[int], Stop | None], Iterator[Step]]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.decoding.left_to_right.decoder import left_to_right_steps
+from anyorder.decoding.left_to_right.self_speculation import SelfSpeculative
 from anyorder.likelihood.diffusion import Bound, Method
 from anyorder.likelihood.exact import left_to_right_log_prob
 from anyorder.model.modes import KINDS, Mode
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
 
 
 class LeftToRightMode(ModeEntry):
-    """One token after another, with a cache, compiled where that pays; or by beam search."""
+    """One token after another, with a cache, compiled where that pays; by beam search; or with drafts."""
 
     kind = KINDS["left-to-right"]
     options = frozenset({"num_beams", "compile"})
+    order_classes = (SelfSpeculative,)
 
     def decoder(self, model: Llama, mode: Mode, order: Any, options: Options, layout: CanvasLayout = PLAIN) -> Decoder:
         """Continue prompts; fused questions have decoders of their own (`fusion_steps`)."""
@@ -32,6 +34,7 @@ class LeftToRightMode(ModeEntry):
         return lambda prompts, sample_ids, stop: left_to_right_steps(
             model, prompts, sample_ids=sample_ids, max_new_tokens=options.max_new_tokens, sampling=options.sampling,
             num_beams=options.num_beams, stop=stop, use_cache=options.use_cache, compile=options.compile,
+            speculation=order if isinstance(order, SelfSpeculative) else None,
         )  # fmt: skip
 
     def log_probs(

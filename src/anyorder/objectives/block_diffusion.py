@@ -27,6 +27,7 @@ class BlockDiffusion(MaskingObjective):
 
     Attributes:
         block_length: tokens of a block.
+        causal_context: a clean row sees the clean rows up to its own alone, see `Mode`.
         mode_name: as in `MaskingObjective`.
 
     Raises:
@@ -34,6 +35,7 @@ class BlockDiffusion(MaskingObjective):
     """
 
     block_length: int
+    causal_context: bool = False
     mode_name: str = "blocks"
 
     def __post_init__(self) -> None:
@@ -45,7 +47,8 @@ class BlockDiffusion(MaskingObjective):
     def modes(self) -> tuple[Mode, ...]:
         """The mode of this name, with the conventions of the fields."""
         mode = Mode(
-            name=self.mode_name, shifted=False, mask_token_id=self.mask_token_id, block_length=self.block_length
+            name=self.mode_name, shifted=False, mask_token_id=self.mask_token_id, block_length=self.block_length,
+            causal_context=self.causal_context,
         )  # fmt: skip
         return (mode,)
 
@@ -63,7 +66,7 @@ class BlockDiffusion(MaskingObjective):
                 "block": batch.position_BL.repeat(1, 2) // self.block_length,
                 "noised": torch.cat((is_noised_BL, 1 - is_noised_BL), 1),
             },
-            visibility=block_diffusion() & documents(),
+            visibility=block_diffusion(self.causal_context) & documents(),
             n_keys=2 * batch.ids_BL.shape[1],
             valid_BR=batch.valid_BL.repeat(1, 2),
             sample_N=sample_N,

@@ -199,6 +199,7 @@ def _objective(name: str, run: Run, mask_token_id: int | None, config: ModelConf
         shifted=kind.causal or (run.shifted and not kind.blocks),
         mask_token_id=mask_token_id if kind.mask_token else None,
         block_length=run.block_length if kind.blocks else None,
+        causal_context=any(mode.name == kind.name and mode.causal_context for mode in config.modes),
     )
     options = LearningOptions(
         tuning=tuning, schedule=_schedule(run), predicted=run.predicted, times=_times(run), eps=run.eps,

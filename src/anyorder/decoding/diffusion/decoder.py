@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from anyorder.decoding.canvas import PLAIN, CanvasLayout, check_canvases
+from anyorder.decoding.canvas import BLANK, PLAIN, CanvasLayout, check_canvases
 from anyorder.decoding.diffusion.confidence import TokenChooser
 from anyorder.decoding.diffusion.reader import CanvasReader
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
@@ -65,7 +65,11 @@ def assemble(
     """Return what `decode` takes to fill canvases; the arguments are those of `diffusion_steps`."""
     check_canvases(model.config, canvases, sample_ids, layout.lengths)
     assert mode.mask_token_id is not None, "a network that diffuses has one"
-    aligned, block_length = mode.block_length is not None, sampler.block_length or mode.block_length
+    if mode.causal_context:
+        _refuse_gaps(canvases, sample_ids)
+        sampler = sampler.replace(may_choose_mask=False)  # a block that begins with a mask would never begin
+    aligned = mode.block_length is not None and not mode.causal_context
+    block_length = sampler.block_length or mode.block_length
     end_token_ids, policy = model.config.eos_token_ids, sampler.policy(mode)
     texts = []
     for sample_id, canvas, rng in zip(sample_ids, canvases, Sampling(seed=seed).generators(sample_ids), strict=True):
@@ -86,3 +90,23 @@ def assemble(
         layout=layout,
     )  # fmt: skip
     return texts, reader, sampler.chooser(mode.mask_token_id, end_token_ids)
+
+
+def _refuse_gaps(canvases: Sequence[Sequence[int]], sample_ids: Sequence[int]) -> None:
+    """Refuse canvases that do not continue a prompt.
+
+    Raises:
+        UserError: see above.
+    """
+    for sample_id, canvas in zip(sample_ids, canvases, strict=True):
+        first = list(canvas).index(BLANK)
+        if first == 0:
+            raise UserError(
+                f"prompt {sample_id} is empty, but this network begins each block from what is before it: give at "
+                "least one token."
+            )
+        if any(token_id != BLANK for token_id in canvas[first:]):
+            raise UserError(
+                f"prompt {sample_id} has tokens behind a gap, but this network reads what is before a block alone: "
+                "give a prompt to be continued."
+            )

@@ -19,7 +19,7 @@ from anyorder.decoding.diffusion.text import CanvasText
 from anyorder.decoding.loop import Queries, Reader
 from anyorder.model.modes import Mode
 from anyorder.utils.ragged import pad
-from anyorder.visibility import bidirectional, not_after
+from anyorder.visibility import bidirectional, not_after, open_rows
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
@@ -55,6 +55,8 @@ class CanvasReader(Reader[CanvasText]):
         self.policy = policy
         self.block_length = block_length
         self.visibility = bidirectional() if block_length is None else not_after("block")
+        if mode.causal_context:
+            self.visibility = open_rows()
         self.guidance = guidance
         self.layout = layout
         self.mask_token_id = -1 if mode.mask_token_id is None else mode.mask_token_id
@@ -117,6 +119,9 @@ class CanvasReader(Reader[CanvasText]):
         labels = {"position": at_BR}
         if self.block_length is not None:
             labels["block"] = at_BR // self.block_length
+        if self.mode.causal_context:
+            open_from_B = torch.tensor([self.texts[number].open_from for number in numbers], device=at_BR.device)
+            labels["open"] = (at_BR >= open_from_B.unsqueeze(1)).long()
         visibility, labels, others = self.layout.narrow(numbers, self.visibility, labels)
         views = self.model.prepare(
             visibility, labels, valid=None if bool(valid_BR.all()) else valid_BR, cache=self.cache,

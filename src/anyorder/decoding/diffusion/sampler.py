@@ -153,7 +153,7 @@ class DiffusionSampler:
         Args:
             name: "llada" (one block unless `block_length` is given), "llada-semi-ar" (blocks of 32), "dream-maskgit",
                 "dream-margin", "dream-entropy", "fast-dllm" (blocks of 32, dual cache), or of networks with blocks,
-                "sdar", "llada2", and "llada2.1", which edits what it has written.
+                "sdar", "llada2", "llada2.1", which edits what it has written, and "nemotron".
             steps: for the whole text.
             block_length: blocks of so many tokens, from left to right.
             temperature: 0 takes the most probable token.
@@ -204,6 +204,7 @@ PRESETS: dict[str, DiffusionSampler] = {
     "sdar": DiffusionSampler(commit=Threshold(0.85), cache="prefix", stop_at_end=True),
     "llada2": DiffusionSampler(commit=Threshold(0.95), cache="prefix", stop_at_end=True),
     "llada2.1": DiffusionSampler(commit=Threshold(0.95), edit=0.9, cache="prefix", stop_at_end=True),
+    "nemotron": DiffusionSampler(commit=Threshold(0.9), cache="prefix", stop_at_end=True),
 }
 
 REMASKING: dict[str, ConfidenceName] = {

@@ -70,13 +70,25 @@ class CanvasText(Text):
         return self.blocks[0]
 
     @property
+    def begins(self) -> bool:
+        """Whether the next pass reads what is before the block, for its first token, as a causal context is read."""
+        return self.mode.causal_context and self.tokens[self.block.start] == BLANK
+
+    @property
+    def open_from(self) -> int:
+        """First position whose row sees all of its block, where the context is causal."""
+        return self.block.start if self.blocks and not self.begins else len(self.tokens)
+
+    @property
     def visible_end(self) -> int:
         """Exclusive end of the positions that may be attended to at present."""
+        if self.begins:
+            return self.block.start
         return self.block.stop if self.grow or self.mode.block_length is not None else len(self.tokens)
 
     def logits_at(self, position: int) -> int:
         """Return the position whose logits predict this one."""
-        return self.mode.row(position)
+        return position - 1 if self.begins else self.mode.row(position)
 
     def queries(self) -> Sequence[int]:
         """Return the masked positions that the next pass reads; where tokens are edited, also those just written.
@@ -84,6 +96,8 @@ class CanvasText(Text):
         A position of an earlier block is masked only where the mask token itself was chosen. It is predicted again
         when the canvas is read from its beginning.
         """
+        if self.begins:
+            return [self.block.start]
         reads = self.policy.reads(self)
         readable = reads if isinstance(reads, range) else frozenset(reads)
         edits, start, shifted = self.edit is not None, self.block.start, self.mode.shifted
@@ -99,6 +113,8 @@ class CanvasText(Text):
 
     def commit(self, choices: Sequence[Choice]) -> Sequence[Choice]:
         """Write the choices that the rule selects, and the edits; go to the next block where this one is complete."""
+        if self.begins:
+            return self._begin(choices[0])
         masked = [choice for choice in choices if self.tokens[choice.position] == BLANK]
         committed = self._selected(masked) if masked else []
         if self.edit is not None:
@@ -114,6 +130,14 @@ class CanvasText(Text):
             # The steps are over: what is left masked is in the trace as mask tokens.
             committed += [Choice(position, self.mode.mask_token_id, 0.0, 0.0) for position in blanks(self.tokens)]
         return committed
+
+    def _begin(self, choice: Choice) -> list[Choice]:
+        """Write the first token of a block, which no step counts."""
+        self.tokens[choice.position] = choice.token_id
+        self.just_written, self.frozen_end = [choice.position], self.block.start
+        if BLANK not in self.tokens[self.block.start : self.block.stop]:
+            self.blocks = self.blocks[1:]
+        return [choice]
 
     def _selected(self, masked: Sequence[Choice]) -> list[Choice]:
         positions = [choice.position for choice in masked]

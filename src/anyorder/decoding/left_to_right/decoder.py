@@ -9,6 +9,7 @@ from anyorder.decoding.checks import check_max_new_tokens, check_prompts
 from anyorder.decoding.left_to_right.beams import beam_steps
 from anyorder.decoding.left_to_right.bursts import burst_steps, greedy_tokens
 from anyorder.decoding.left_to_right.reader import CausalReader
+from anyorder.decoding.left_to_right.self_speculation import SelfSpeculative, self_speculative_steps
 from anyorder.decoding.left_to_right.text import CausalText
 from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
@@ -32,6 +33,7 @@ def left_to_right_steps(
     stop: Stop | None = None,
     use_cache: bool = True,
     compile: bool | Literal["auto"] = "auto",
+    speculation: SelfSpeculative | None = None,
 ) -> Iterator[Step]:
     """Continue every prompt until an end token, the stop condition or a limit of length.
 
@@ -48,6 +50,7 @@ def left_to_right_steps(
         stop: called after each token that is no end token; the token itself stays. Texts of beams do not only grow.
         use_cache: False computes all rows again for each token (slow reference path).
         compile: whether the one-token step is compiled; "auto": where that can pay off, see `pays_to_compile`.
+        speculation: drafts by the network's diffusion, which write the same in fewer passes; None: none.
 
     Raises:
         UserError: no prompts, an empty prompt, a token id outside the vocabulary, a prompt that leaves no room in
@@ -63,6 +66,11 @@ def left_to_right_steps(
         for sample_id, prompt, rng in zip(sample_ids, prompts, sampling.generators(sample_ids), strict=True)
         for _ in range(num_beams)
     ]
+    if speculation is not None:
+        for name, value, usual in (("num_beams", num_beams, 1), ("use_cache", use_cache, True)):
+            if value != usual:
+                raise UserError(f"{name} is {value} beside {speculation}: leave out one of them.")
+        return self_speculative_steps(model, texts, speculation, sampling, stop)
     if num_beams > 1:
         return beam_steps(texts, CausalReader(model, texts, use_cache=use_cache), num_beams, sampling, stop)
     # No bursts beside a stop condition, so that stop conditions apply after each token.
