@@ -54,10 +54,11 @@ def built(name: str, **changes: object) -> Llama:
     return Llama(config).double()
 
 
-def pair(name: str, processes: DeviceMesh, kv_heads: int = 2) -> tuple[Llama, Llama]:
-    """The whole network, and the same split."""
+def pair(name: str, processes: DeviceMesh, kv_heads: int = 2, *, rows: bool = False) -> tuple[Llama, Llama]:
+    """The whole network, and the same split, with or without the rows between layers."""
     whole = adapt(built(name, num_key_value_heads=kv_heads), (LEFT_TO_RIGHT, ANY_ORDER)).train()
-    return whole, parallelize(copy.deepcopy(whole), processes, gather_logits=False)
+    split = parallelize(copy.deepcopy(whole), processes, gather_logits=False, sequence_parallel=rows)
+    return whole, split
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -70,16 +71,18 @@ def close(found: Tensor, expected: Tensor, what: str) -> None:
     )
 
 
-def forward_and_steps(names: list[str], objectives: list[str], kv_heads: int = 2) -> None:
+def forward_and_steps(
+    names: list[str], objectives: list[str], kv_heads: int = 2, *, rows: bool = False
+) -> None:  # fmt: skip
     """Logits, losses, gradients, and weights after three steps of AdamW."""
     processes = mesh()
     for name in names:
-        whole, split = pair(name, processes, kv_heads)
+        whole, split = pair(name, processes, kv_heads, rows=rows)
         ids = torch.arange(14).view(2, 7) % 31
         with torch.no_grad():
             close(gathered(split(ids).logits), whole(ids).logits, f"logits of {name}")
         for objective in objectives:
-            whole, split = pair(name, processes, kv_heads)
+            whole, split = pair(name, processes, kv_heads, rows=rows)
             optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False) for model in (whole, split)]
             for step in range(3):
                 inputs = OBJECTIVES[objective].inputs(ragged(9, 5, seed=step, prompts=True, step=step), seed=1)
