@@ -15,7 +15,8 @@ from anyorder.cli import main
 from anyorder.errors import UserError
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
 from anyorder.parallel import processes
-from anyorder.training import Run
+from anyorder.training import Run, Training
+from anyorder.training.loop import check_machine
 from tests.cli.conftest import folder
 from tests.parallel.test_commands import messages, together
 
@@ -67,8 +68,8 @@ def test_evaluations_and_mistakes(place: Path, capsys: pytest.CaptureFixture[str
     likelihood = ["evaluate", "likelihood", network, text, "--length", 8, "--texts", 5, "--draws", 2, "--json",
                   "--batch_size", 2, "--orders", "random", "--orders", "diffusion"]  # fmt: skip
     tasks = ["evaluate", "tasks", network, "--tasks", "next_word", "--include_path", place, "--batch_size", 1]
-    pretrain = ["pretrain", "--data", text, "--length", 8, "--width", 12, "--layers", 1, "--heads", 3, "--vocab_size", 290,
-                "--cache_dir", place / "cache", "--output", place / "trained"]  # fmt: skip
+    pretrain = ["pretrain", "--data", text, "--length", 8, "--width", 12, "--layers", 1, "--heads", 3, "--vocab_size",
+                290, "--cache_dir", place / "cache", "--output", place / "trained"]  # fmt: skip
     good = [
         [*likelihood, "--tensor_parallel", 1], [*likelihood, "--tensor_parallel", 2],
         [*tasks, "--output", place / "two.json", "--tensor_parallel", 1],
@@ -106,7 +107,7 @@ def test_evaluations_and_mistakes(place: Path, capsys: pytest.CaptureFixture[str
 
 def test_a_port_in_use(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(processes, "REPORT_TIMEOUT", timedelta(seconds=0.1))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
         port = taken.getsockname()[1]
         for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, str(value))
@@ -125,6 +126,12 @@ def test_serve_runs_in_one_process(
     assert message.startswith(
         "error: 2 processes were started, but anyorder serve runs in one: start it without torchrun"
     )
+
+
+def test_networks_are_sharded_by_fsdp_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(UserError, match=r"^accelerate launch was given --use_fsdp, .*: give fsdp instead\.$"):
+        check_machine(Training(steps=1))
 
 
 def test_networks_in_parts_have_no_loss_scaling_and_no_adapters() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -209,6 +210,15 @@ def is_reported_elsewhere(printed: bool) -> bool:
     Returns:
         Whether the first process has printed a message, so that another one need not.
     """
+    answers: list[bool] = []
+    # In a thread that may be left behind: where another program has the port, PyTorch waits without end.
+    asking = threading.Thread(target=lambda: answers.append(_is_reported(printed)), daemon=True)
+    asking.start()
+    asking.join(REPORT_TIMEOUT.total_seconds() * 1.5)
+    return answers == [True]
+
+
+def _is_reported(printed: bool) -> bool:
     # The store of the launcher, not a collective: a process that made no mistake takes part in nothing here.
     with suppress(KeyError, ValueError, RuntimeError):  # RuntimeError: it cannot be reached, or nothing came in time
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

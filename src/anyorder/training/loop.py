@@ -170,10 +170,12 @@ def check_machine(training: Training, report_to: Sequence[str] = ()) -> None:
     """Check that this machine has what a training needs; nothing is written.
 
     Raises:
-        UserError: a package is missing, or there is no GPU for float16.
+        UserError: a package is missing, there is no GPU for float16, or accelerate is to shard the network itself.
     """
     if importlib.util.find_spec("accelerate") is None:
         raise UserError("training needs the package accelerate, which is not installed: pip install 'anyorder[train]'.")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError("accelerate launch was given --use_fsdp, which our checkpoints do not know: give fsdp instead.")
     for name in report_to:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder of that name here, such as one with logs, is no package
