@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import Shard, distribute_tensor
 
-from anyorder.parallel import vocabulary
-from tests.parallel.split import mesh
+from anyorder.parallel import begin, vocabulary
 
 ROWS = 40
 
@@ -20,7 +20,7 @@ def written(logits: Tensor, temperature: float = 0.8) -> Tensor:
 
 def split_scores() -> None:
     """Of vocabularies that are split evenly, unevenly, and so that a process has none."""
-    processes = mesh()
+    processes = begin(dist.get_world_size(), "cpu").tensor
     for tokens in (32, 99, 3):
         whole = torch.randn(ROWS, tokens, generator=torch.Generator().manual_seed(tokens), dtype=torch.float64)
         split = distribute_tensor(whole, processes, [Shard(1)], src_data_rank=None)

@@ -115,7 +115,8 @@ class Rows:
         for index, layer in enumerate(layers):
             if index == 0:
                 layer.register_forward_pre_hook(lambda _, given: (self.split(given[0]), *given[1:]))
-            for part in (layer.self_attn, layer.mlp):
+            parts: tuple[nn.Module, ...] = (layer.self_attn, layer.mlp)
+            for part in parts:
                 part.register_forward_pre_hook(lambda _, given: (self.gathered(given[0]), *given[1:]))
             if isinstance(layer.mlp, MixtureOfExperts):
                 layer.mlp.register_forward_hook(lambda _, given, whole: self.split(whole))
