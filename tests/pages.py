@@ -61,7 +61,6 @@ REPLACED = (
     (r"^make chat\b.*", "", "serves in a browser until it is stopped; tests/serving/test_page.py drives that page"),
     (r"^(anyorder chat.*)", r"echo 'Once upon a time' | \1 --max_new_tokens 4", "what a person types"),
     (r"--nproc_per_node 8\b", "--nproc_per_node 2", "eight processes on two cores"),
-    (r"^accelerate launch .* --use_fsdp .*", "", "needs GPUs"),
     # Measurements of minutes to hours, which mean nothing on a busy machine; tests/benchmarks runs them in small.
     (r"^(OMP_NUM_THREADS=1 )?python benchmarks/.*", "", "a measurement"),
     (r"^(OMP_NUM_THREADS=1 )?anyorder bench .*", "", "a measurement"),

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from anyorder.errors import UserError
 from anyorder.utils.annotations import AtMost, checked, shown
+from anyorder.utils.rng import WORDS, hashed
 
 Labels = Mapping[str, Tensor]
 """Label name to integers `[batch, rows]`."""
@@ -236,11 +237,7 @@ class Chance(Visibility):
             raise UserError(f"chance has the rate {self.rate}: give a number from 0 to 1.")
 
     def sees(self, query: LabelGetter, key: LabelGetter) -> Tensor:
-        hashed = _mix(query("sample") + _GOLDEN)
-        hashed = _mix(hashed ^ (self.seed & _WORD))  # mixed in between, or sample 0 under seed 1 were sample 1 under 0
-        hashed = _mix(hashed ^ query("position"))
-        hashed = _mix(hashed ^ key("position"))
-        return hashed < round(self.rate * (_WORD + 1))
+        return hashed(query("sample"), self.seed, query("position"), key("position")) < round(self.rate * WORDS)
 
     def bounds(self, query: Ranges, key: Ranges) -> tuple[Tensor, Tensor]:
         pairs = torch.ones_like(query("position")[0] + key("position")[0], dtype=torch.bool)
@@ -497,19 +494,6 @@ def create_chunked_attention_mask(
 # ---- helpers --------------------------------------------------------------------------------------
 
 _TRUE = torch.ones((), dtype=torch.bool)  # of no dimension, so that it joins tensors of any shape and device
-
-_WORD = 0xFFFFFFFF
-
-_GOLDEN = 0x9E3779B9  # since the finaliser leaves 0 as it is, and sample 0, seed 0, row 0, key 0 is a common pair
-
-
-def _mix(word: Tensor) -> Tensor:
-    """MurmurHash3's 32-bit finaliser, in int64 so that every backend computes the same."""
-    word = (word & _WORD) ^ ((word & _WORD) >> 16)
-    word = (word * 0x85EBCA6B) & _WORD
-    word = word ^ (word >> 13)
-    word = (word * 0xC2B2AE35) & _WORD
-    return word ^ (word >> 16)
 
 
 def _positive(size: int) -> int:

@@ -32,7 +32,8 @@ def _begin(
     rank: int, number: int, store: str, function: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:  # fmt: skip
     torch.set_num_threads(1)
-    os.environ |= {"WORLD_SIZE": str(number), "RANK": str(rank)}
+    os.environ |= {"WORLD_SIZE": str(number), "RANK": str(rank), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}  # of which accelerate wants to know
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=number, timeout=TIMEOUT)
     try:
         function(*arguments)

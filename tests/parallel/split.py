@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from anyorder.checkpoints.adapt import adapt
@@ -16,8 +16,9 @@ from anyorder.model.experts import Experts
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.objectives import summed_loss
-from anyorder.parallel import begin, parallelize, shard, vocabulary
+from anyorder.parallel import Processes, begin, parallelize, reshard, shard, vocabulary
 from anyorder.parallel.sizes import Layout, Sizes
+from anyorder.training.gradients import clip_grad_norm
 from tests.model.networks import network
 from tests.objectives.cases import OBJECTIVES, ragged
 
@@ -25,6 +26,7 @@ MIXTURE = Experts(number=4, chosen=2, width=10, score="sigmoid", normalise=True,
 
 NETWORKS: dict[str, tuple[str, dict[str, object]]] = {
     "plain": ("plain", {}),
+    "99 tokens": ("plain", {"vocab_size": 99}),
     "tied": ("plain", {"tie_word_embeddings": True}),
     "norms of heads, biases": ("plain", {
         "qk_norm": "learned", "attention_bias": True, "attention_output_bias": True, "mlp_bias": True,
@@ -39,11 +41,33 @@ NETWORKS: dict[str, tuple[str, dict[str, object]]] = {
         "layers": (LayerKind(), LayerKind(experts=True)),
     }),
 }  # fmt: skip
-"""By name, arguments of `network`; their vocabulary of 31 is never split evenly."""
+"""By name, arguments of `network`; their vocabulary of 31 or 99 is never split evenly."""
 
 
-def mesh() -> DeviceMesh:
-    return init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("tensor",))
+@dataclass(frozen=True)
+class Case:
+    """What is compared.
+
+    Attributes:
+        tensor: processes that share a network; the groups of so many share out samples and weights.
+        network: one of `NETWORKS`.
+        objective: one of `OBJECTIVES`.
+        rows: whether the rows between layers are split, too.
+    """
+
+    tensor: int
+    network: str
+    objective: str = "permutation"
+    rows: bool = False
+
+
+def cases(tensor: int, *, rows: bool = False) -> list[Case]:
+    """Each network by one objective, and each objective for one network of experts."""
+    others = [objective for objective in OBJECTIVES if objective != "permutation"]
+    return [
+        *(Case(tensor, name, rows=rows) for name in NETWORKS),
+        *(Case(tensor, "experts", objective, rows) for objective in others),
+    ]
 
 
 def built(name: str, **changes: object) -> Llama:
@@ -52,12 +76,6 @@ def built(name: str, **changes: object) -> Llama:
     config = network(layers).config.replace(**(fields | changes))
     torch.manual_seed(0)
     return Llama(config).double()
-
-
-def pair(name: str, processes: DeviceMesh, kv_heads: int = 2) -> tuple[Llama, Llama]:
-    """The whole network, and the same split."""
-    whole = adapt(built(name, num_key_value_heads=kv_heads), (LEFT_TO_RIGHT, ANY_ORDER)).train()
-    return whole, parallelize(copy.deepcopy(whole), processes, gather_logits=False)
 
 
 def gathered(tensor: Tensor) -> Tensor:
@@ -70,76 +88,54 @@ def close(found: Tensor, expected: Tensor, what: str) -> None:
     )
 
 
-def forward_and_steps(names: list[str], objectives: list[str], kv_heads: int = 2) -> None:
-    """Logits, losses, gradients, and weights after three steps of AdamW."""
-    processes = mesh()
-    for name in names:
-        whole, split = pair(name, processes, kv_heads)
+def check(cases: list[Case], kv_heads: int = 2) -> None:
+    """Compare networks that are split, sharded or both with whole ones."""
+    for case in cases:
+        processes = begin(case.tensor, "cpu")
+        whole = adapt(built(case.network, num_key_value_heads=kv_heads), (LEFT_TO_RIGHT, ANY_ORDER)).train()
+        split = parallelize(
+            copy.deepcopy(whole), processes.tensor, gather_logits=False, sequence_parallel=case.rows
+        )  # fmt: skip
+        if processes.groups > 1:
+            shard(split, processes.mesh["data"])
+            check_bytes(split, Layout(case.tensor, processes.groups))
         ids = torch.arange(14).view(2, 7) % 31
         with torch.no_grad():
-            close(gathered(split(ids).logits), whole(ids).logits, f"logits of {name}")
-        for objective in objectives:
-            whole, split = pair(name, processes, kv_heads)
-            optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False) for model in (whole, split)]
-            for step in range(3):
-                inputs = OBJECTIVES[objective].inputs(ragged(9, 5, seed=step, prompts=True, step=step), seed=1)
-                losses = []
-                for model, loss_of, optimizer in zip(
-                    (whole, split), (summed_loss, vocabulary.summed_loss), optimizers, strict=True
-                ):
-                    optimizer.zero_grad()
-                    losses.append(loss_of(model, inputs) / max(inputs.count, 1))
-                    losses[-1].backward()
-                what = f"{name}, {objective}, step {step}"
-                close(losses[1], losses[0], f"loss of {what}")
-                of_split = dict(split.named_parameters())
-                for parameter, expected in whole.named_parameters():
-                    if expected.grad is not None:
-                        grad = of_split[parameter].grad
-                        assert grad is not None, parameter
-                        close(gathered(grad), expected.grad, f"gradient of {parameter}: {what}")
-                for optimizer in optimizers:
-                    optimizer.step()
-            for parameter, expected in whole.named_parameters():
-                close(gathered(of_split[parameter]), expected, f"{parameter} after 3 steps: {name}, {objective}")
+            close(gathered(split(ids).logits), whole(ids).logits, f"logits: {case}")
+        reshard(split)
+        check_steps(case, whole, split, processes)
 
 
-def split_and_sharded(tensor: int) -> None:
-    """Three steps over samples that groups of processes share out; what each holds is its part."""
-    processes = begin(tensor, "cpu")
-    groups = processes.mesh["data"].size()
-    for name in ("tied", "norms of heads, biases", "experts"):
-        whole, split = pair(name, processes.tensor)
-        shard(split, processes.mesh["data"])
-        bytes_here = sum(weight.to_local().nbytes for weight in split.parameters() if isinstance(weight, DTensor))
-        most = torch.tensor(bytes_here)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        assert int(most) == Sizes(split.config, Layout(tensor, groups), torch.float64).weights, name
-        optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False) for model in (whole, split)]
-        for step in range(3):
-            batches = [ragged(9, 5, seed=10 * step + group, step=step) for group in range(groups)]
-            inputs = [OBJECTIVES["permutation"].inputs(batch, seed=1) for batch in batches]
-            count = sum(of_group.count for of_group in inputs)
-            for optimizer in optimizers:
-                optimizer.zero_grad()
-            loss = sum(summed_loss(whole, of_group) for of_group in inputs) / count
-            assert isinstance(loss, Tensor)
-            loss.backward()
-            own = inputs[processes.mesh["data"].get_local_rank()]
-            # Gradients are averaged over the groups.
-            (vocabulary.summed_loss(split, own) * groups / count).backward()
-            norms = (
-                [
-                    gathered(torch.nn.utils.clip_grad_norm_(parameters, 0.5, foreach=False))
-                    for parameters in (whole.parameters(), split.parameters())
-                ]
-                if tensor == 1
-                else []
-            )
-            for found in norms[1:]:
-                close(found, norms[0], f"norm of the gradient of {name}")
-            for optimizer in optimizers:
-                optimizer.step()
-        of_split = dict(split.named_parameters())
-        for parameter, expected in whole.named_parameters():
-            close(gathered(of_split[parameter]), expected, f"{parameter} after 3 steps of {name}")
+def check_bytes(split: Llama, layout: Layout) -> None:
+    """The largest part of a process is as large as computed."""
+    most = torch.tensor(sum(weight.to_local().nbytes for weight in split.parameters() if isinstance(weight, DTensor)))
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    assert int(most) == Sizes(split.config, layout, torch.float64).weights
+
+
+def check_steps(case: Case, whole: Llama, split: Llama, processes: Processes) -> None:
+    """Compare losses, gradients and their norm, and the weights after three steps of AdamW with clipped gradients."""
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False) for model in (whole, split)]
+    of_split = dict(split.named_parameters())
+    for step in range(3):
+        batches = [ragged(9, 5, seed=10 * step + group, prompts=True, step=step) for group in range(processes.groups)]
+        inputs = [OBJECTIVES[case.objective].inputs(batch, seed=1) for batch in batches]
+        count = max(sum(of_group.count for of_group in inputs), 1)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss = torch.stack([summed_loss(whole, of_group) for of_group in inputs]).sum() / count
+        loss.backward()
+        own = vocabulary.summed_loss(split, inputs[processes.group]) / count
+        (own * processes.groups).backward()  # gradients are averaged over the groups
+        close(torch.stack(processes.shares(own.detach())).sum(), loss, f"loss of step {step}: {case}")
+        for name, expected in whole.named_parameters():
+            if expected.grad is not None:
+                grad = of_split[name].grad
+                assert grad is not None, name
+                close(gathered(grad), expected.grad, f"gradient of {name} in step {step}: {case}")
+        norm = torch.nn.utils.clip_grad_norm_(whole.parameters(), 0.5)
+        close(clip_grad_norm(split.parameters(), 0.5), norm, f"norm of gradients in step {step}: {case}")
+        for optimizer in optimizers:
+            optimizer.step()
+    for name, expected in whole.named_parameters():
+        close(gathered(of_split[name]), expected, f"{name} after 3 steps: {case}")

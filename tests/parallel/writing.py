@@ -21,6 +21,7 @@ from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
 from anyorder.parallel import Processes, begin, is_split, parallelize, shard
 from anyorder.parallel.sizes import Layout, Sizes
 from tests.model.networks import VOCABULARY, network
+from tests.parallel.scores import split_scores
 from tests.parallel.split import built
 
 MASK = VOCABULARY - 1
@@ -141,6 +142,7 @@ def sizes(processes: Processes) -> None:
 def everything(folder: Path) -> None:
     """All of the above with two processes, which are started once."""
     split = begin(2, "cpu")
+    split_scores()
     every_mode(split, tokens=12)
     loaded(split, folder)
     sizes(split)
@@ -148,4 +150,5 @@ def everything(folder: Path) -> None:
 
 
 def four(kv_heads: int) -> None:
+    split_scores()
     every_mode(begin(4, "cpu"), kv_heads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -117,7 +118,8 @@ def test_two_trainings_in_one_folder(tmp_path: Path) -> None:
 
 def test_damaged_checkpoints(tmp_path: Path) -> None:
     trained(steps=2, folder=tmp_path, save_every=1)
-    for name in ("optimizer.pt", "model.safetensors", "trainer_state.json", "scheduler.pt", "progress.json"):
+    state = "optimizer/shard-00001-model-00001-of-00001.safetensors"
+    for name in (state, "model.safetensors", "trainer_state.json", "progress.json"):
         file = tmp_path / "checkpoint-2" / name
         content = file.read_bytes()
         file.write_bytes(content[:-2] + bytes([content[-2] ^ 8]) + content[-1:])
@@ -125,6 +127,12 @@ def test_damaged_checkpoints(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=reason):
             trained(steps=2, folder=tmp_path, save_every=1, resume=True)
         file.write_bytes(content)
+    stray = tmp_path / "checkpoint-2" / "optimizer" / "shard-00002-model-00001-of-00001.safetensors"
+    shutil.copy(tmp_path / "checkpoint-1" / state, stray)
+    reason = rf"checkpoint-2' has files that are not of its training, such as optimizer/{stray.name}: delete them\.$"
+    with pytest.raises(UserError, match=reason):
+        trained(steps=2, folder=tmp_path, save_every=1, resume=True)
+    stray.unlink()
     trained(steps=2, folder=tmp_path, save_every=1, resume=True)
 
 

@@ -45,7 +45,7 @@ TRAINING: dict[str, Sequence[str]] = {
     "how": (
         "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",
         "balance_loss", "balance_bias",
-        "precision", "activation_checkpointing", "lora_rank", "seed", "workers",
+        "precision", "activation_checkpointing", "tensor_parallel", "fsdp", "lora_rank", "seed", "workers",
     ),
     "what is printed and kept": (
         "log_every", "evaluate_every", "save_every", "keep", "tensorboard", "wandb", "resume", "force",

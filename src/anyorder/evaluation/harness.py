@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.api.model import TemplateLM
@@ -19,7 +19,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from anyorder.api.batches import Batches
+from anyorder.api.batches import Batches, Finished
 from anyorder.checkpoints.chat_template.dialogue import dialogue_template
 from anyorder.checkpoints.chat_template.render import render
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens, prompt_tokens
@@ -39,9 +39,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from anyorder.model.llama import Llama
+    from anyorder.parallel import Processes
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a context, and of what continues it."""
+
+Scored = tuple[list[int], list[Bound], list[bool]]
+"""Numbers of pairs, the bound of each, and whether greedy decoding writes the continuation."""
 
 KNOWN = (
     "until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams",
@@ -80,6 +84,7 @@ class AnyOrderLM(TemplateLM):
         mask_samples: masked copies of each answer that the bound of a network that diffuses is estimated from.
         seed: decides random orders, masks and draws, with the text of the request.
         batch_size: texts at a time; changes speed and memory alone.
+        processes: which share out the batches of the same requests, and each return what all found.
 
     Attributes:
         mode: that the order means.
@@ -99,6 +104,7 @@ class AnyOrderLM(TemplateLM):
         mask_samples: int = 128,
         seed: int = 0,
         batch_size: int = 16,
+        processes: Processes | None = None,
     ) -> None:
         super().__init__()
         check_positive("batch_size", batch_size)
@@ -116,6 +122,7 @@ class AnyOrderLM(TemplateLM):
         self.is_bound = self._entry.bound
         self._method = MonteCarlo(samples=mask_samples, seed=seed)
         self._begin: int = begin
+        self._processes = processes
         # From left to right the last token of a text is predicted, and never read.
         self._room = model.config.context_length + self.mode.kind.causal
 
@@ -220,9 +227,7 @@ class AnyOrderLM(TemplateLM):
                 bar.update(len(entries))
         return [Estimate.total(bounds) for bounds in of_text.values()]
 
-    def _scored(
-        self, pairs: Sequence[Pair], *, greedy: bool = True
-    ) -> Iterator[tuple[list[int], list[Bound], list[bool]]]:  # fmt: skip
+    def _scored(self, pairs: Sequence[Pair], *, greedy: bool = True) -> Iterator[Scored]:
         """Score continuations batch by batch, the longest first.
 
         Args:
@@ -230,12 +235,12 @@ class AnyOrderLM(TemplateLM):
             greedy: whether to find out what greedy decoding writes, where that takes passes of its own.
 
         Yields:
-            Indices into `pairs`, the bound of each, and whether greedy decoding writes the continuation.
+            A batch after the other, of several processes when all are scored.
         """
         fitted = [self._fitted(*pair) for pair in pairs]
         order = sorted(range(len(pairs)), key=lambda entry: -sum(map(len, fitted[entry])))
-        for start in range(0, len(order), self.batch_size):
-            entries = order[start : start + self.batch_size]
+
+        def scored(entries: list[int]) -> Scored:
             batch = [fitted[entry] for entry in entries]
             texts = [context + continuation for context, continuation in batch]
             bounds = self._entry.log_probs(
@@ -245,10 +250,14 @@ class AnyOrderLM(TemplateLM):
                 sample_ids=[number_of(context, continuation) for context, continuation in batch],
             )  # fmt: skip
             known = [bound.greedy for bound in bounds]
-            if greedy and None in known:
-                yield entries, bounds, self._greedy(batch)
-            else:
-                yield entries, bounds, [bool(one) for one in known]
+            missing = greedy and None in known
+            return entries, bounds, self._greedy(batch) if missing else [bool(one) for one in known]
+
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        if self._processes is None:
+            yield from map(scored, batches)
+        else:
+            yield from self._processes.share_out(batches, scored)
 
     def _fitted(self, context: list[int], continuation: list[int]) -> Pair:
         """Return the pair without the first tokens of the context that do not fit."""
@@ -304,7 +313,10 @@ class AnyOrderLM(TemplateLM):
                     sample_ids=[numbers[entry] for entry in entries],
                 )  # fmt: skip
                 waiting = iter(entries)
-                for finished in batches.write():
+                written: Iterable[Finished] = batches.write(processes=self._processes)
+                if self._processes is not None:
+                    written = self._processes.in_order(self._processes.shares(list(written)))
+                for finished in written:
                     assert finished.texts is not None, "there is a tokenizer"
                     for text, entry in zip(finished.texts, waiting):  # noqa: B905 (the next so many)
                         texts[entry] = text

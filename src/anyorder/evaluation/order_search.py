@@ -12,7 +12,7 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from anyorder.decoding.any_order.decoder import any_order_steps
 from anyorder.decoding.canvas import BLANK
@@ -25,6 +25,7 @@ from anyorder.orders.by_name import AnyOrder
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
+    from anyorder.parallel import Processes
 
 
 # ---- orders by likelihood ---------------------------------------------------------------------------
@@ -62,6 +63,7 @@ def by_likelihood(
     seed: int = 0,
     batch_size: int = 16,
     done: Callable[[int], None] | None = None,
+    processes: Processes | None = None,
 ) -> list[OrderLikelihood]:
     """Return likelihoods of texts in several orders, the highest first: exact, but for diffusion, a lower bound.
 
@@ -74,6 +76,7 @@ def by_likelihood(
         seed: decides random orders, with the number of the text.
         batch_size: texts to read at a time.
         done: callback, called after each batch with the number of texts that were read.
+        processes: which share out the batches; each returns all likelihoods.
 
     Raises:
         UserError: there are no texts or no orders, or see `log_prob`.
@@ -87,18 +90,20 @@ def by_likelihood(
         mode, by = (order, None) if isinstance(order, Mode) else resolve(order, model.config)
         of_draws = []
         for draw in range(draws):
-            totals: list[float] = []
-            for start in range(0, len(texts), batch_size):
-                batch = range(start, min(start + batch_size, len(texts)))
+
+            def totals_of(batch: range, mode: Mode = mode, by: Any = by, draw: int = draw) -> list[float]:
                 members = [texts[number] for number in batch]
                 scored = [[at for at, is_given in enumerate(marks[number]) if not is_given] for number in batch]
                 bounds = entry_of(mode).log_probs(
                     model, mode, members, scored, order=by, seed=seed + draw, sample_ids=batch
                 )  # fmt: skip
-                totals += [bound.log_prob for bound in bounds]
                 if done is not None:
                     done(len(batch))
-            of_draws.append(totals)
+                return [bound.log_prob for bound in bounds]
+
+            batches = [range(start, min(start + batch_size, len(texts))) for start in range(0, len(texts), batch_size)]
+            totals = map(totals_of, batches) if processes is None else processes.share_out(batches, totals_of)
+            of_draws.append(list(itertools.chain.from_iterable(totals)))
         found.append(dataclasses.replace(_likelihood(name, of_draws, counts), bound=entry_of(mode).bound))
     return sorted(found, key=lambda order: -order.per_token)
 

@@ -10,13 +10,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anyorder.parallel.apply import parallelize, shard
+    from anyorder.parallel.apply import gathered, parallelize, reshard, shard
     from anyorder.parallel.plans import tensor_plan
     from anyorder.parallel.processes import Processes, begin, is_split
 
-__all__ = ["Processes", "begin", "is_split", "parallelize", "shard", "tensor_plan"]
+__all__ = ["Processes", "begin", "gathered", "is_split", "parallelize", "reshard", "shard", "tensor_plan"]
 
-_MODULES = {"parallelize": "apply", "shard": "apply", "tensor_plan": "plans"}
+_MODULES = {"gathered": "apply", "parallelize": "apply", "reshard": "apply", "shard": "apply", "tensor_plan": "plans"}
 """Where the names are; in `processes` unless named here."""
 
 

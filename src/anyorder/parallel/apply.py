@@ -15,9 +15,10 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
@@ -26,14 +27,22 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
+from anyorder.checkpoints.weights import blank, put
 from anyorder.model.config import ModelConfig
-from anyorder.model.experts import ExpertWeights
+from anyorder.model.experts import ExpertWeights, MixtureOfExperts
 from anyorder.model.llama import Llama
 from anyorder.parallel.plans import check_divisible, sharded_dimension, split_dimension, style_of, tensor_plan
 
 
-class HeadNorm(ParallelStyle):
-    """A norm of single heads, of which each process has some: its weight is whole, with a gradient summed over them."""
+class PartialNorm(ParallelStyle):
+    """A norm of heads or rows, of which each process has some: its weight is whole, with a gradient summed over them.
+
+    Args:
+        dimension: in which the heads or rows are split.
+    """
+
+    def __init__(self, dimension: int) -> None:
+        self.dimension = dimension
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def partition(_: str, norm: nn.Module, mesh: DeviceMesh) -> None:
@@ -43,7 +52,7 @@ class HeadNorm(ParallelStyle):
                 norm.register_parameter(name, whole)
 
         def entered(_: nn.Module, given: tuple[Tensor], mesh: DeviceMesh) -> Any:
-            return DTensor.from_local(given[0], mesh, [Shard(2)], run_check=False)
+            return DTensor.from_local(given[0], mesh, [Shard(self.dimension)], run_check=False)
 
         def left(_: nn.Module, output: DTensor, mesh: DeviceMesh) -> Any:
             return output.to_local()
@@ -88,13 +97,71 @@ def _summed(partial: Tensor, mesh: DeviceMesh) -> Tensor:
     return whole
 
 
+class Rows:
+    """The rows between layers, of which each process has some (sequence parallelism, Korthikanti et al. 2022).
+
+    The layers but the last one norm and add these alone; attention and feed-forward read all (arXiv 2205.05198). The
+    last layer, which may leave out rows, has all rows.
+
+    Args:
+        model: whole; what is split between layers is entered by hooks.
+        mesh: the processes.
+    """
+
+    def __init__(self, model: Llama, mesh: DeviceMesh) -> None:
+        self.mesh = mesh
+        self.number = 0
+        *layers, last = model.model.layers
+        for index, layer in enumerate(layers):
+            if index == 0:
+                layer.register_forward_pre_hook(lambda _, given: (self.split(given[0]), *given[1:]))
+            parts: tuple[nn.Module, ...] = (layer.self_attn, layer.mlp)
+            for part in parts:
+                part.register_forward_pre_hook(lambda _, given: (self.gathered(given[0]), *given[1:]))
+            if isinstance(layer.mlp, MixtureOfExperts):
+                layer.mlp.register_forward_hook(lambda _, given, whole: self.split(whole))
+        if layers:
+            last.register_forward_pre_hook(lambda _, given: (self.gathered(given[0]), *given[1:]))
+
+    @staticmethod
+    def styles(model: Llama) -> dict[str, ParallelStyle]:
+        """Return the styles of the modules that have other inputs or outputs than without this."""
+        split = Shard(1)
+        inputs = Replicate() if model.config.qk_norm == "learned-full-width" else Shard(-1)
+        styles: dict[str, ParallelStyle] = {}
+        for index, layer in enumerate(model.model.layers[:-1]):
+            name = f"model.layers.{index}"
+            styles[f"{name}.input_layernorm"] = styles[f"{name}.post_attention_layernorm"] = PartialNorm(1)
+            styles[f"{name}.self_attn.o_proj"] = RowwiseParallel(input_layouts=inputs, output_layouts=split)
+            if not isinstance(layer.mlp, MixtureOfExperts):
+                styles[f"{name}.mlp.down_proj"] = RowwiseParallel(output_layouts=split)
+        return styles
+
+    def split(self, whole_BRE: Tensor) -> Tensor:
+        """Return the rows of this process, of rows that each has."""
+        self.number = whole_BRE.shape[1]
+        replicated = DTensor.from_local(whole_BRE, self.mesh, [Replicate()], run_check=False)
+        own: Tensor = replicated.redistribute(placements=[Shard(1)]).to_local()
+        return own
+
+    def gathered(self, own_BRE: Tensor) -> Tensor:
+        """Return the rows of all processes."""
+        part = part_of(self.number, self.mesh)
+        assert own_BRE.shape[1] == part.stop - part.start, "of the same pass"
+        shape = torch.Size((own_BRE.shape[0], self.number, own_BRE.shape[2]))
+        stride = (shape[1] * shape[2], shape[2], 1)
+        split = DTensor.from_local(own_BRE, self.mesh, [Shard(1)], run_check=False, shape=shape, stride=stride)
+        whole: Tensor = split.redistribute(placements=[Replicate()]).to_local()
+        return whole
+
+
 STYLES: Mapping[str, Callable[[], ParallelStyle]] = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
     "colwise_gather_output": lambda: ColwiseParallel(output_layouts=Replicate()),
     "rowwise_split_input": lambda: RowwiseParallel(input_layouts=Replicate()),
     "embedding_rowwise": lambda: RowwiseParallel(input_layouts=Replicate()),
-    "replicated_with_grad_allreduce": HeadNorm,
+    "replicated_with_grad_allreduce": lambda: PartialNorm(2),
 }
 """By their names in plans; experts have `ExpertParallel`."""
 
@@ -139,7 +206,9 @@ class Sharding:
         return None if self.mesh.size() == 1 else split_dimension(name, tensor_plan(self.config))
 
 
-def parallelize(model: Llama, mesh: DeviceMesh, *, gather_logits: bool = True) -> Llama:
+def parallelize(
+    model: Llama, mesh: DeviceMesh, *, gather_logits: bool = True, sequence_parallel: bool = False
+) -> Llama:  # fmt: skip
     """Split a network in place over the processes of a mesh of one dimension.
 
     Args:
@@ -147,6 +216,7 @@ def parallelize(model: Llama, mesh: DeviceMesh, *, gather_logits: bool = True) -
         mesh: the processes.
         gather_logits: whether each process has the scores of all tokens, as decoders need, and not a `DTensor` that is
             split by tokens, as `vocabulary.summed_loss` takes it.
+        sequence_parallel: split the rows between layers, too, see `Rows`; for training, where they need memory.
 
     Raises:
         UserError: see `check_divisible`.
@@ -161,6 +231,9 @@ def parallelize(model: Llama, mesh: DeviceMesh, *, gather_logits: bool = True) -
     styles |= {name: ExpertParallel() for name, module in model.named_modules() if isinstance(module, ExpertWeights)}
     if not gather_logits:
         styles["lm_head"] = ColwiseParallel(use_local_output=False)
+    if sequence_parallel:
+        styles |= Rows.styles(model)
+        Rows(model, mesh)
     parallelize_module(model, mesh, styles, src_data_rank=None)
     model.tie_weights()
     if model.config.qk_norm != "learned-full-width":
@@ -188,3 +261,36 @@ def shard(model: Llama, mesh: DeviceMesh) -> Llama:
     for method in ("hidden", "two_streams", "logits"):  # which gather weights as `forward` does
         register_fsdp_forward_method(model, method)
     return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Free weights that were gathered for a pass without gradients, after which embedding and head stay whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def gathered(model: Llama) -> Llama:
+    """Return a network that was split or sharded, whole and on the CPU, in the first process.
+
+    All processes call this together. One weight after another is gathered, and the others keep none of them.
+    """
+    whole = blank(model.config)
+    first = dist.get_rank() == 0
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        full = _whole(weight.detach())
+        if first:
+            put(whole, name, nn.Parameter(full.cpu(), requires_grad=weight.requires_grad))
+    if first:
+        whole.tie_weights()
+    return whole.eval()
+
+
+def _whole(weight: Tensor) -> Tensor:
+    """Gather the parts of a weight: those of the groups first, into which the parts of each group were cut."""
+    if not isinstance(weight, DTensor):
+        return weight
+    for dimension in range(len(weight.placements)):
+        done = dimension + 1
+        weight = weight.redistribute(placements=[Replicate()] * done + list(weight.placements[done:]))
+    return weight.to_local()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,6 +28,7 @@ if TYPE_CHECKING:  # which take a second to import, and one process needs none o
 
     from anyorder.parallel.apply import Sharding
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 TIMEOUT = timedelta(minutes=10)
@@ -67,15 +69,24 @@ class Processes:
         return this_device(self.mesh.device_type)
 
     @property
+    def groups(self) -> int:
+        """How many groups of processes, each with a whole network, share out the items."""
+        return self.mesh["data"].size()
+
+    @property
+    def group(self) -> int:
+        """The number of the group of this process."""
+        return self.mesh["data"].get_local_rank()
+
+    @property
     def is_first(self) -> bool:
         """Whether this is the process that prints and writes files."""
         return dist.get_rank() == 0
 
     def own(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items of this process: every n-th, so that all have equally many but for the last."""
-        share, shares = self.mesh["data"].get_local_rank(), self.mesh["data"].size()
         for number, item in enumerate(items):
-            if number % shares == share:
+            if number % self.groups == self.group:
                 yield item
 
     def shares(self, value: T) -> list[T]:
@@ -86,11 +97,30 @@ class Processes:
         """Return the items that `own` shared out in their order, of what each process made of its own."""
         return [share[turn] for turn in range(len(shares[0])) for share in shares if turn < len(share)]
 
+    def share_out(self, items: Sequence[S], compute: Callable[[S], T]) -> list[T]:
+        """Return what a function makes of each item, in their order and in each process; a group computes its own."""
+        return self.in_order(self.shares([compute(item) for item in self.own(items)]))
+
     def broadcast(self, value: T) -> T:
         """Return the value of the first process, in each."""
         values = [value]
         dist.broadcast_object_list(values, src=0)
         return values[0]
+
+    def differences(self, record: Any) -> list[tuple[int, str, Any, Any]]:
+        """Compare a dataclass, of which each process has one, with that of the first process.
+
+        Returns:
+            Of each field that differs somewhere: the process, the field, its value there, and that of the first
+            process; the same in each process.
+        """
+        first, *others = _exchanged(record, None)
+        return [
+            (number, field.name, getattr(other, field.name), getattr(first, field.name))
+            for number, other in enumerate(others, start=1)
+            for field in dataclasses.fields(record)
+            if getattr(other, field.name) != getattr(first, field.name)
+        ]
 
     def split(self, config: ModelConfig) -> Sharding:
         """Return how a network is split over these processes, after a comparison of all configurations.
@@ -98,15 +128,11 @@ class Processes:
         Raises:
             UserError: one process has another configuration, in each process; or see `check_divisible`.
         """
-        first, *others = _exchanged(config, None)
-        for number, other in enumerate(others, start=1):
-            for field in dataclasses.fields(config):
-                expected, found = getattr(first, field.name), getattr(other, field.name)
-                if found != expected:
-                    raise UserError(
-                        f"process {number} has a network whose {field.name} is {shown(found)}, and process 0 one whose "
-                        f"{field.name} is {shown(expected)}: give all processes the same checkpoint."
-                    )
+        for number, name, found, expected in self.differences(config):
+            raise UserError(
+                f"process {number} has a network whose {name} is {shown(found)}, and process 0 one whose "
+                f"{name} is {shown(expected)}: give all processes the same checkpoint."
+            )
         check_divisible(config, self.tensor.size())
         from anyorder.parallel.apply import Sharding
 
@@ -184,6 +210,15 @@ def is_reported_elsewhere(printed: bool) -> bool:
     Returns:
         Whether the first process has printed a message, so that another one need not.
     """
+    answers: list[bool] = []
+    # In a thread that may be left behind: where another program has the port, PyTorch waits without end.
+    asking = threading.Thread(target=lambda: answers.append(_is_reported(printed)), daemon=True)
+    asking.start()
+    asking.join(REPORT_TIMEOUT.total_seconds() * 1.5)
+    return answers == [True]
+
+
+def _is_reported(printed: bool) -> bool:
     # The store of the launcher, not a collective: a process that made no mistake takes part in nothing here.
     with suppress(KeyError, ValueError, RuntimeError):  # RuntimeError: it cannot be reached, or nothing came in time
         place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])

@@ -23,18 +23,18 @@ def first_line(run: Run, *, tuning: bool, processes: int) -> str:
     return f"anyorder {'sft' if tuning else 'pretrain'}: {named}, {amount}, on {device}{many}"
 
 
-def summary(run: Run, model: Llama, rows: int | None, *, processes: int) -> str:
+def summary(run: Run, model: Llama, rows: int | None, *, groups: int) -> str:
     """What the settings amount to, once network and data have been read.
 
     Args:
         run: the settings, whose objective and steps are known.
         model: the network.
         rows: of the data; None: streamed.
-        processes: that share a step.
+        groups: of processes, which share out the samples of a step.
     """
     size = sum(weight.numel() for weight in model.parameters()) / 1e6
     amount = "streamed data" if rows is None else f"{rows:,} rows of data"
-    samples = run.batch_size * run.accumulation * processes
+    samples = run.batch_size * run.accumulation * groups
     steps = f"{run.total_steps} steps of {samples} samples of at most {run.length} tokens"
     rate = f"learning rate {run.learning_rate:g}"
     return f"{size:.1f} million weights, {amount}, objective {run.objective}, {steps}, {rate}"

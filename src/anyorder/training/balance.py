@@ -16,6 +16,7 @@ from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.experts import Router, Routing, balance_loss
 from anyorder.model.llama import Llama
+from anyorder.training.gradients import like
 from anyorder.training.settings import Training
 
 
@@ -60,7 +61,7 @@ class Balance(TrainerCallback):
             with torch.no_grad():
                 for router, change_X in zip(self.routers, change_MX, strict=True):
                     assert router.expert_bias is not None, "checked by check_balance"
-                    router.expert_bias.add_(change_X.to(router.expert_bias))
+                    router.expert_bias.add_(like(router.expert_bias, change_X))
 
     def logged(self) -> dict[str, float]:
         """Share of rows of each expert since the last call, over all layers, and the largest of a layer; 1 is even."""

@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, set_model_state_dict
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
@@ -25,15 +23,17 @@ from anyorder.errors import UserError
 from anyorder.model.experts import routings_of
 from anyorder.model.llama import Llama
 from anyorder.objectives import TrainingInputs, summed_loss
+from anyorder.parallel import Processes, is_split, reshard
 from anyorder.training.balance import Balance
+from anyorder.training.gradients import by_mesh, clip_grad_norm
 from anyorder.training.interruption import Interruption
 from anyorder.training.progress import Progress
 from anyorder.training.samples import Collator, Samples, StreamedSamples
 from anyorder.training.settings import Training
-from anyorder.utils.files import SEAL, DiskError, damage, disk_error, seal
+from anyorder.training.state import OPTIMIZER, read_optimizer, read_weights, write_optimizer, write_weights
+from anyorder.utils.files import SEAL, DiskError, added, damage, disk_error, seal
 
 CHECKPOINT = "checkpoint-"
-WEIGHTS = "model.safetensors"
 PROGRESS = "progress.json"
 PARTIAL = ".partial"
 """Folder of a checkpoint that is being written."""
@@ -46,14 +46,19 @@ class ModelWithLoss(nn.Module):
         super().__init__()
         self.model = model
         self.balance: Balance | None = None
+        self.summed_loss = summed_loss
+        if is_split(model):
+            from anyorder.parallel import vocabulary  # which takes a second to import
+
+            self.summed_loss = vocabulary.summed_loss
         self._no_split_modules = sorted({type(layer).__name__ for layer in model.model.layers})
 
     def forward(self, inputs: TrainingInputs) -> Tensor:
         """The summed loss, see `summed_loss`; in training, with the term that keeps experts equally busy."""
         if self.balance is None or not self.training:
-            return summed_loss(self.model, inputs)
+            return self.summed_loss(self.model, inputs)
         with routings_of(self.model) as routings:
-            summed = summed_loss(self.model, inputs)
+            summed = self.summed_loss(self.model, inputs)
         return summed + self.balance.term(routings, inputs.count)
 
 
@@ -69,6 +74,7 @@ class ObjectiveTrainer(Trainer):
         keep: checkpoints that stay, the latest ones.
         training: how experts are kept equally busy; None: they are not counted.
         interruption: ends the training early, with a checkpoint.
+        processes: that train together, over which the network may be split; None: this one alone.
         callbacks: called at each step and each entry of the log.
         options: further ones of `Trainer`.
     """
@@ -84,11 +90,14 @@ class ObjectiveTrainer(Trainer):
         keep: int = 2,
         training: Training | None = None,
         interruption: Interruption | None = None,
+        processes: Processes | None = None,
         callbacks: Sequence[TrainerCallback] = (),
         **options: Any,
     ) -> None:
         self.samples = samples
+        self.processes = processes
         self.wrapped = ModelWithLoss(model)
+        self.is_split = is_split(model)
         validation_samples = {name: others for name, (others, _) in (validation or {}).items()}
         self.progress, self.interruption = Progress(), interruption
         super().__init__(
@@ -107,6 +116,53 @@ class ObjectiveTrainer(Trainer):
                 model, training, lambda counts: self.accelerator.reduce(counts.double(), "sum")
             )
             self.add_callback(self.wrapped.balance)
+
+    # ---- processes --------------------------------------------------------------------------------
+
+    @property
+    def groups(self) -> int:
+        """How many groups of processes share out the samples."""
+        return 1 if self.processes is None else self.processes.groups
+
+    def get_train_dataloader(self) -> Any:
+        """The batches of this process; of those that share a network, each has the same."""
+        if self.processes is None or self.groups == self.accelerator.num_processes:
+            return super().get_train_dataloader()
+        from accelerate.data_loader import prepare_data_loader
+
+        loader = DataLoader(
+            self.samples, batch_size=self.args.train_batch_size, collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+        )  # fmt: skip
+        return prepare_data_loader(
+            loader, num_processes=self.groups, process_index=self.processes.group, dispatch_batches=False
+        )
+
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        if not self.is_split:
+            wrapped: nn.Module = super()._wrap_model(model, *args, **kwargs)
+            return wrapped
+        # Its gradients are summed already, so that accelerate adds mixed precision alone.
+        self.accelerator.prepare_model(model, device_placement=False, evaluation_mode=True)
+        model._is_accelerate_prepared = True  # type: ignore[assignment]
+        return model
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> torch.optim.Optimizer:
+        """As `Trainer` does; weights that are split over other processes are updated apart."""
+        optimizer: torch.optim.Optimizer = super().create_optimizer(*args, **kwargs)
+        if self.is_split:
+            optimizer.param_groups = [
+                {**group, "params": weights}
+                for group in optimizer.param_groups
+                for weights in by_mesh(group["params"]).values()
+            ]
+        return optimizer
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if not self.is_split:
+            return super()._clip_grad_norm(model)
+        assert self.args.max_grad_norm is not None
+        return clip_grad_norm(model.parameters(), self.args.max_grad_norm)
 
     # ---- losses -----------------------------------------------------------------------------------
 
@@ -150,8 +206,8 @@ class ObjectiveTrainer(Trainer):
             logs["train_runtime"] += self.progress.seconds_before
             speed = self.state.global_step / max(logs["train_runtime"], 1e-9)
             logs["train_steps_per_second"] = speed
-            per_process = self.args.train_batch_size * self.args.gradient_accumulation_steps
-            logs["train_samples_per_second"] = speed * per_process * self.args.world_size
+            of_group = self.args.train_batch_size * self.args.gradient_accumulation_steps
+            logs["train_samples_per_second"] = speed * of_group * self.groups
         super().log(logs, start_time)
 
     def _mean(self, value: Tensor) -> float:
@@ -164,19 +220,28 @@ class ObjectiveTrainer(Trainer):
         self.model_wrapped.eval()
         found = {}
         for name, (samples, collator) in self.validation.items():
-            loader = DataLoader(samples, batch_size=self.args.eval_batch_size, collate_fn=collator)
             totals = torch.zeros(2, dtype=torch.float64, device=self.args.device)
-            for batch in self.accelerator.prepare_data_loader(loader):
-                inputs = self._prepare_input(batch["inputs"])
+            for numbers in self._own_batches(len(samples)):
+                # A process whose samples have come to their end reads one more, for the others wait for it.
+                inputs = self._prepare_input(collator([samples[number] for number in numbers or [0]])["inputs"])
                 with self.compute_loss_context_manager():
                     summed = self.model_wrapped(inputs).double()
-                totals += torch.stack((summed, torch.full_like(summed, inputs.count)))
+                if numbers:
+                    totals += torch.stack((summed, torch.full_like(summed, inputs.count)))
             summed, count = self.accelerator.reduce(totals, "sum").tolist()
             found[f"eval_{name}"] = summed / max(count, 1e-9)
         self.model_wrapped.train()
+        if self.is_split:
+            reshard(self.wrapped)
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
+
+    def _own_batches(self, samples: int) -> Iterator[range]:
+        """The numbers of the validation samples in each batch of this process; each has equally many batches."""
+        size, group = self.args.eval_batch_size, 0 if self.processes is None else self.processes.group
+        for first in range(0, samples, size * self.groups):
+            yield range(min(first + group * size, samples), min(first + (group + 1) * size, samples))
 
     # ---- checkpoints ------------------------------------------------------------------------------
 
@@ -222,30 +287,43 @@ class ObjectiveTrainer(Trainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write the weights that are trained, whole on every kind of sharding, and what `describe` writes."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Any] = get_model_state_dict(self.wrapped, options=options)
-        if not self.args.should_save:
-            return
         folder = Path(output_dir) if output_dir else self.folder
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {
-            name: state[f"model.{name}"].contiguous()
-            for name, weight in self.wrapped.model.named_parameters()
-            if weight.requires_grad
-        }
-        save_file(weights, folder / WEIGHTS, {"format": "pt"})
-        self.describe(folder)
+        write_weights(self._trained_weights(), folder)
+        if self.args.should_save:
+            self.describe(folder)
+
+    def _trained_weights(self) -> dict[str, Tensor]:
+        named = self.wrapped.model.named_parameters()
+        return {name: weight for name, weight in named if weight.requires_grad}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        set_model_state_dict(
-            self.wrapped,
-            {f"model.{name}": weight for name, weight in load_file(folder / WEIGHTS).items()},
-            options=StateDictOptions(full_state_dict=True, strict=False),
-        )
+        read_weights(self._trained_weights(), folder)
         kept = folder / PROGRESS
         record = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
         self.progress.restore(record, step=_step(folder))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        assert self.optimizer is not None, "made when the training began"
+        write_optimizer(self.wrapped, self.optimizer, Path(output_dir))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not (Path(checkpoint) / OPTIMIZER).is_dir():  # of an earlier version
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        assert self.optimizer is not None, "made when the training began"
+        read_optimizer(self.wrapped, self.optimizer, Path(checkpoint))
+        step = _step(Path(checkpoint))
+        schedule: Any = self.lr_scheduler
+        schedule.load_state_dict(schedule.state_dict() | {"last_epoch": step, "_step_count": step + 1})
+        for group, base, factor in zip(
+            self.optimizer.param_groups, schedule.base_lrs, schedule.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(step)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Write nothing: all draws follow from the seed and the numbers of samples and steps."""
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
@@ -265,6 +343,10 @@ def check_checkpoint(folder: Path) -> None:
         UserError: it is damaged.
     """
     reason = damage(folder) if (folder / SEAL).exists() else None
+    if reason is None and (folder / SEAL).exists() and (strays := added(folder)):
+        raise UserError(
+            f"checkpoint {str(folder)!r} has files that are not of its training, such as {strays[0]}: delete them."
+        )
     if reason is not None:
         others = len(whole_checkpoints(folder.parent)) > 1
         remedy = "go on from the one before" if others else "begin anew, without resume"
@@ -272,8 +354,8 @@ def check_checkpoint(folder: Path) -> None:
 
 
 def sync(folder: Path) -> None:
-    """Flush a folder's files to the disk, so that no name is there before its content."""
-    for path in (*folder.iterdir(), folder):
+    """Flush a folder's files, and those below, to the disk, so that no name is there before its content."""
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -18,13 +18,15 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 from anyorder.errors import UserError
 from anyorder.modes import LearningOptions, entry_of
 from anyorder.objectives import Objective
+from anyorder.parallel import Processes, begin
+from anyorder.parallel.processes import launched
 from anyorder.training.balance import check_balance
 from anyorder.training.curves import Log
 from anyorder.training.engine import PARTIAL, ObjectiveTrainer, check_checkpoint, whole_checkpoints
 from anyorder.training.interruption import Interrupted, Interruption
 from anyorder.training.samples import Collator, Row, Rows, Samples, StreamedSamples
 from anyorder.training.settings import LEARNING_RATES, Training
-from anyorder.utils.annotations import checked
+from anyorder.utils.annotations import checked, shown
 from anyorder.utils.files import DiskError, claimed
 
 if TYPE_CHECKING:
@@ -47,7 +49,8 @@ def fit(
 ) -> Log:
     """Train a network in place, on the device that accelerate chooses, and leave it ready to write.
 
-    AdamW with beta 0.9 and 0.95, and gradients of at most `training.clip`.
+    AdamW with beta 0.9 and 0.95, and gradients of at most `training.clip`. In several processes each has the same whole
+    network at first; with `fsdp` or `tensor_parallel` each is left with its part, see `anyorder.parallel.gathered`.
 
     Args:
         model: the network, whose trainable weights change.
@@ -69,9 +72,10 @@ def fit(
         Interrupted: SIGINT or SIGTERM came; a checkpoint of the last whole step is in `folder`.
         DiskError: a checkpoint cannot be written.
         UserError: there is no row, epochs are given for rows that have no length, accelerate is not installed, another
-            process trains into `folder`, or there is nothing to resume or it is damaged.
+            process trains into `folder`, there is nothing to resume or it is damaged, or processes differ.
     """
     check_machine(training, report_to)
+    processes = together(training)
     check_balance(training, model.config)
     if isinstance(objective, str):
         mode = model.config.mode(objective)
@@ -80,7 +84,8 @@ def fit(
         raise UserError("the data have 0 rows: give more text, or a shorter length.")
     if training.epochs is not None and not isinstance(rows, Sized):
         raise UserError(f"epochs is {training.epochs:g}, but the rows have no length: give steps instead.")
-    training = training.in_steps(len(rows) if isinstance(rows, Sized) else 0, processes())
+    groups = 1 if processes is None else processes.groups
+    training = training.in_steps(len(rows) if isinstance(rows, Sized) else 0, groups)
     if training.evaluate_every and not validation:
         raise UserError(
             f"evaluate_every is {training.evaluate_every} without validation data: give some, or leave it out."
@@ -91,11 +96,13 @@ def fit(
             raise UserError(f"folder {str(output)!r} has no checkpoint to resume from: leave out resume.")
         if resume:
             check_checkpoint(latest[0])
+        if processes is not None:
+            _split(model, processes, training)
         arguments = _arguments(
             training, output, saves=folder is not None, report_to=report_to,
             find_unused=model.query_rows is not None or model.vision_model is not None,
         )  # fmt: skip
-        per_step = training.batch_size * training.accumulation * arguments.world_size
+        per_step = training.batch_size * training.accumulation * groups
         trainer = ObjectiveTrainer(
             model,
             _samples(rows, training.total_steps * per_step, training.seed),
@@ -112,6 +119,7 @@ def fit(
             keep=training.keep,
             training=training,
             interruption=None if folder is None else Interruption(alone=arguments.world_size == 1),
+            processes=processes,
             args=arguments,
             callbacks=callbacks,
         )
@@ -123,14 +131,51 @@ def fit(
     return list(trainer.state.log_history)
 
 
+def together(training: Training) -> Processes | None:
+    """Join the processes that train together; None where this one is alone.
+
+    Raises:
+        UserError: they cannot reach each other, have other settings than the first one, or are not as many as a split
+            network needs.
+    """
+    if launched() == 1 and training.tensor_parallel == 1:
+        return None
+    processes = begin(training.tensor_parallel)
+    for number, name, found, expected in processes.differences(training):
+        raise UserError(
+            f"{name} is {shown(found)} in process {number}, and {shown(expected)} in process 0: give all processes the "
+            "same settings."
+        )
+    if processes.groups > 1 and training.tensor_parallel > 1 and not training.fsdp:
+        raise UserError(
+            f"fsdp is False, but {processes.groups} groups of processes train parts of one network: give fsdp, by "
+            f"which they share its weights, or start {training.tensor_parallel} processes."
+        )
+    return processes
+
+
+def _split(model: Llama, processes: Processes, training: Training) -> None:
+    """Leave each process its part of a network."""
+    from anyorder.parallel import parallelize, shard  # which take a second to import
+
+    processes.split(model.config)
+    parallelize(model, processes.tensor, gather_logits=False)
+    if training.tensor_parallel > 1:
+        model.to(processes.device)
+    if training.fsdp and processes.groups > 1:
+        shard(model, processes.mesh["data"])
+
+
 def check_machine(training: Training, report_to: Sequence[str] = ()) -> None:
     """Check that this machine has what a training needs; nothing is written.
 
     Raises:
-        UserError: a package is missing, or there is no GPU for float16.
+        UserError: a package is missing, there is no GPU for float16, or accelerate is to shard the network itself.
     """
     if importlib.util.find_spec("accelerate") is None:
         raise UserError("training needs the package accelerate, which is not installed: pip install 'anyorder[train]'.")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise UserError("accelerate launch was given --use_fsdp, which our checkpoints do not know: give fsdp instead.")
     for name in report_to:
         found = importlib.util.find_spec(name)
         if found is None or found.origin is None:  # a folder of that name here, such as one with logs, is no package
@@ -177,11 +222,6 @@ def _train(trainer: ObjectiveTrainer, checkpoint: Path | None) -> None:
 def is_first_process() -> bool:
     """Whether this process is the one that writes files."""
     return int(os.environ.get("RANK", "0")) == 0
-
-
-def processes() -> int:
-    """Number of processes that share this training."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _samples(rows: Rows | Iterable[Row], total: int, seed: int) -> Samples | StreamedSamples:

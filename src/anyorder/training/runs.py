@@ -28,13 +28,15 @@ from anyorder.huggingface import AnyOrderForCausalLM
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.objectives import Mixture
+from anyorder.parallel import Processes, gathered, is_split
+from anyorder.parallel.processes import launched
 from anyorder.training.announce import first_line, summary
 from anyorder.training.build import build_model, build_objective, lost_modes, with_mask, with_own_mode
 from anyorder.training.curves import Log, draw_curves, with_bits_per_byte
 from anyorder.training.disk_space import check_disk_space, rescue
 from anyorder.training.engine import whole_checkpoints
 from anyorder.training.folder import CHECKPOINTS, CURVES, LOG, SETTINGS, nothing_trained, write_network
-from anyorder.training.loop import check_machine, fit, is_first_process, processes
+from anyorder.training.loop import check_machine, fit, is_first_process, together
 from anyorder.training.settings import Run
 from anyorder.utils.annotations import checked
 from anyorder.utils.files import DiskError, check_place, claimed, whole_file
@@ -42,8 +44,15 @@ from anyorder.utils.files import DiskError, check_place, claimed, whole_file
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-MAY_CHANGE = ("resume", "output", "data", "validation", "cache_dir", "keep", "workers", "tensorboard", "wandb")
-"""Settings that may differ where a training is resumed: they do not decide what is trained on, or the data show it."""
+MAY_CHANGE = (
+    "resume", "output", "data", "validation", "cache_dir", "keep", "workers", "tensorboard", "wandb",
+    "batch_size", "accumulation", "tensor_parallel", "fsdp", "activation_checkpointing",
+)  # fmt: skip
+"""Settings that may differ where a training is resumed: they do not decide what is trained on, or something else shows
+it, such as the number of samples in a step."""
+
+SAMPLES_PER_STEP = "samples_per_step"
+"""Beside the settings: of all processes."""
 
 
 @checked()
@@ -74,12 +83,22 @@ def run(
     """
     settings = settings.completed(tuning=tuning)
     check_machine(settings, _reports(settings))
+    processes = together(settings)
+    go_on = functools.partial(_run, settings, processes=processes, tuning=tuning, callbacks=callbacks)
     if not is_first_process():
-        return _run(settings, tuning=tuning, callbacks=callbacks, report=lambda line: None)
+        return go_on(report=lambda line: None)
     with claimed(settings.output):
-        _check_output(settings)
-        report(first_line(settings, tuning=tuning, processes=processes()))
-        return _run(settings, tuning=tuning, callbacks=callbacks, report=report)
+        _check_output(settings, _samples_per_step(settings, processes))
+        report(first_line(settings, tuning=tuning, processes=launched()))
+        return go_on(report=report)
+
+
+def _samples_per_step(settings: Run, processes: Processes | None) -> int:
+    return settings.batch_size * settings.accumulation * _groups(processes)
+
+
+def _groups(processes: Processes | None) -> int:
+    return 1 if processes is None else processes.groups
 
 
 def _reports(settings: Run) -> list[str]:
@@ -87,7 +106,10 @@ def _reports(settings: Run) -> list[str]:
     return [name for name in ("tensorboard", "wandb") if getattr(settings, name)]
 
 
-def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], report: Callable[[str], None]) -> Log:
+def _run(
+    settings: Run, *, processes: Processes | None, tuning: bool, callbacks: Sequence[TrainerCallback],
+    report: Callable[[str], None],
+) -> Log:  # fmt: skip
     given = settings
     model, tokenizer = build_model(settings)
     settings = with_own_mode(settings, model.config)
@@ -101,9 +123,11 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], r
     )
     rows = prepare_rows(settings.data, streaming=settings.streaming)
     if settings.steps is None:
-        settings = settings.in_steps(len(rows), processes())
+        settings = settings.in_steps(len(rows), _groups(processes))
     objective = build_objective(settings, mask_token_id, model.config, tuning=tuning)
     model = adapt(model, objective.modes, seed=settings.seed)
+    if processes is not None:
+        processes.split(model.config)  # or refused before anything is written
     validation, bytes_per_token = {}, None
     if settings.validation is not None:
         others = prepare_rows(settings.validation)
@@ -111,7 +135,7 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], r
         names = list(settings.parts) or [str(settings.objective)]
         validation = {name: (part, others) for name, part in zip(names, parts, strict=True)}
         bytes_per_token = report_of(others).bytes_per_token
-    report(summary(settings, model, None if settings.streaming else len(rows), processes=processes()))
+    report(summary(settings, model, None if settings.streaming else len(rows), groups=_groups(processes)))
     hf_model = AnyOrderForCausalLM.of(model).train()
     adapted = _with_lora(hf_model, settings.lora_rank, settings.seed) if settings.lora_rank else None
     if settings.activation_checkpointing:
@@ -132,7 +156,8 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], r
         check_disk_space(settings, hf_model)
         settings.output.mkdir(parents=True, exist_ok=True)
         if not resume:
-            _write(settings.output / SETTINGS, lambda file: write_json(file, json.loads(_as_json(given))))
+            record = json.loads(_as_json(given)) | {SAMPLES_PER_STEP: _samples_per_step(given, processes)}
+            _write(settings.output / SETTINGS, lambda file: write_json(file, record))
 
     @functools.cache
     def trained() -> Llama:
@@ -145,10 +170,11 @@ def _run(settings: Run, *, tuning: bool, callbacks: Sequence[TrainerCallback], r
             describe=describe, callbacks=callbacks, report_to=_reports(settings),
         )  # fmt: skip
         log = with_bits_per_byte(log, bytes_per_token)
+        network = gathered(trained()) if is_split(trained()) else trained()
         if first:
-            _write_results(settings, trained(), tokenizer, log)
+            _write_results(settings, network, tokenizer, log)
     except DiskError as error:
-        if first:
+        if first and not is_split(trained()):
             raise rescue(settings, error, trained(), tokenizer) from error
         raise
     return log
@@ -169,7 +195,7 @@ def _set_chat_template(settings: Run, model: Llama, tokenizer: PreTrainedTokeniz
         model.config = model.config.replace(eos_token_ids=(end, *(each for each in ends if each != end)))
 
 
-def _check_output(settings: Run) -> None:
+def _check_output(settings: Run, samples_per_step: int) -> None:
     """Check that the folder is new, or that its training has these settings, before minutes are spent."""
     if not settings.resume:
         if nothing_trained(settings.output):
@@ -184,6 +210,12 @@ def _check_output(settings: Run) -> None:
         field.name: field.default for field in dataclasses.fields(Run) if field.default is not dataclasses.MISSING
     }
     before, now = defaults | read_json(file), json.loads(_as_json(settings))
+    began_with = before.get(SAMPLES_PER_STEP, before["batch_size"] * before["accumulation"])
+    if samples_per_step != began_with:
+        raise UserError(
+            f"batch_size is {settings.batch_size}, which makes {samples_per_step} samples in a step, but the training "
+            f"in {str(settings.output)!r} began with {began_with}: give batch_size and accumulation for as many."
+        )
     changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
     # What the training began with comes first: to give it again may be all that lacks.
     for name in sorted(changed, key=lambda name: not _is_given(before.get(name))):

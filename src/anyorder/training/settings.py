@@ -42,6 +42,10 @@ class Training:
             scales the loss.
         activation_checkpointing: Compute layers again in the backward pass instead of keeping what they made: less
             memory, a third more time.
+        tensor_parallel: Processes that one network is split over, as torchrun starts them; groups of so many share out
+            the samples.
+        fsdp: Shard weights, gradients and moments over the processes, or over the groups of tensor_parallel
+            (PyTorch's fully sharded data parallelism).
         seed: Decides first weights, the order of the samples, and all draws.
         log_every: Steps between two entries of the log, each the mean loss since the last one.
         evaluate_every: Steps between two evaluations on the validation data; 0 evaluates at the end alone.
@@ -67,6 +71,8 @@ class Training:
     balance_bias: float = 0.0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     activation_checkpointing: bool = False
+    tensor_parallel: int = 1
+    fsdp: bool = False
     seed: int = 0
     log_every: int = 10
     evaluate_every: int = 0
@@ -81,7 +87,10 @@ class Training:
             raise UserError(f"steps is {self.steps} beside epochs, which is {self.epochs:g}: leave out one of them.")
         if self.steps is None and self.epochs is None:
             object.__setattr__(self, "steps", STEPS)
-        for name in ("steps", "epochs", "batch_size", "accumulation", "learning_rate", "clip", "log_every", "keep"):
+        for name in (
+            "steps", "epochs", "batch_size", "accumulation", "learning_rate", "clip", "tensor_parallel", "log_every",
+            "keep",
+        ):  # fmt: skip
             value = getattr(self, name)
             require(name, value is None or value > 0, "give a number above 0")
         for name in (
@@ -91,6 +100,8 @@ class Training:
         require("seed", 0 <= self.seed < 2**32, f"give a whole number from 0 to {2**32 - 1}")
         fewer = self.steps is None or self.warmup < self.steps
         require("warmup", fewer, f"give less than all {self.steps} steps")
+        scaled = self.precision == "float16" and (self.fsdp or self.tensor_parallel > 1)
+        require("precision", not scaled, "the loss of a network in parts is not scaled, so give bfloat16 or float32")
 
     @property
     def total_steps(self) -> int:
@@ -103,7 +114,7 @@ class Training:
 
         Args:
             rows: of the data, each a sample of every epoch.
-            processes: that share a step.
+            processes: that share out the samples of a step.
         """
         if self.epochs is None:
             return self
@@ -216,6 +227,8 @@ class Run(Training):
         require("random_length_prob", 0 <= self.random_length_prob <= 1, "give a share of the steps, from 0 to 1")
         require("lora_rank", self.lora_rank >= 0, "give 0 or a number above")
         require("lora_rank", not self.lora_rank or self.init is not None, "an adapter needs init, what it adapts")
+        whole = not self.fsdp and self.tensor_parallel == 1
+        require("lora_rank", not self.lora_rank or whole, "adapters are of a whole network: no fsdp or tensor_parallel")
         scales = self.rope_scaling is None or self.init is not None
         require("rope_scaling", scales, "without init, a network is made for this length, so leave it out")
         counted = self.epochs is None or not self.streaming

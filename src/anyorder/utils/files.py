@@ -303,6 +303,13 @@ def damage(folder: Path) -> str | None:
     return found[0] if found else None
 
 
+def added(folder: Path) -> list[str]:
+    """Return the files in a folder and below that were added after `seal` had sealed it."""
+    sums = json.loads((folder / SEAL).read_bytes())
+    names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return sorted(names - set(sums) - {SEAL})
+
+
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from anyorder.cli._options import ModelOptions
+from anyorder.cli._options import ModelOptions, ProcessOptions
 from anyorder.utils.annotations import Listed
 
 
@@ -20,6 +20,7 @@ def command(
     seed: int = 0,
     batch_size: int = 16,
     loading: ModelOptions,
+    splitting: ProcessOptions,
     json: bool = False,
 ) -> None:
     """Compute how probable a model finds texts, in each of several orders; of diffusion, a bound, marked by ≤.
@@ -37,6 +38,7 @@ def command(
         seed: Decides random orders.
         batch_size: Texts to read at a time; changes speed and memory alone.
         loading: how the model is read.
+        splitting: what several processes do together.
         json: Print one JSON object a line instead of a table.
     """
     import dataclasses
@@ -52,7 +54,8 @@ def command(
 
     marks = gap_marks(length, gap)
     notes = PlainConsole(stderr=True)
-    loaded, tokenizer = loading.load(model, notes)
+    processes = splitting.begin(loading.device)
+    loaded, tokenizer = loading.load(model, notes, processes)
     with notes.status(f"reading {data}"):
         rows = cut_texts(data, tokenizer, loaded.config, length=length, most=texts)
     named = orders_by_name(orders, loaded.config)
@@ -60,7 +63,7 @@ def command(
         task = progress.add_task("reading texts", total=len(named) * draws * len(rows))
         found = by_likelihood(
             loaded, rows, named, [marks] * len(rows), draws=draws, seed=seed, batch_size=batch_size,
-            done=lambda count: progress.advance(task, count),
+            done=lambda count: progress.advance(task, count), processes=processes,
         )  # fmt: skip
     if json:
         for order in found:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from anyorder.cli._options import DiffusionOptions, ModelOptions, SamplingOptions
+from anyorder.cli._options import DiffusionOptions, ModelOptions, ProcessOptions, SamplingOptions
 from anyorder.cli._order_options import chosen_order
+from anyorder.cli._processes import is_first, number_of_processes
 from anyorder.cli.evaluate._options import TaskOptions
 from anyorder.errors import UserError
 
@@ -20,6 +21,7 @@ def command(
     diffusion: DiffusionOptions,
     batch_size: int = 16,
     loading: ModelOptions,
+    splitting: ProcessOptions,
     use_cache: Path | None = None,
     log_samples: bool = False,
     output: Path | None = None,
@@ -37,6 +39,7 @@ def command(
         diffusion: how diffusion samples.
         batch_size: Answers at a time; changes speed and memory.
         loading: how the model is read.
+        splitting: what several processes do together.
         use_cache: Folder in which each response is kept, so that the same command goes on where it was.
         log_samples: Keep questions with their responses in the output, too.
         output: New JSON file for the results and all settings.
@@ -47,6 +50,11 @@ def command(
         raise UserError("tasks need the package lm-eval, which is not installed: pip install 'anyorder[eval]'.")
     if log_samples and output is None:
         raise UserError("log_samples is given without output, the file that has them: add --output FILE.")
+    if use_cache is not None and number_of_processes() > 1:
+        raise UserError(
+            "use_cache is given, but several processes were started, which keep no responses: leave it out, or start "
+            "one without torchrun."
+        )
     writing = chosen_order(order, diffusion, SamplingOptions())
 
     from anyorder.cli._console import PlainConsole
@@ -59,13 +67,15 @@ def command(
     notes = PlainConsole(stderr=True)
     with notes.status("reading tasks"):  # before a large model is read, so that mistakes are found at once
         tasks = load_tasks(asking.tasks, asking.include_path, seed=asking.seed)
-    loaded, tokenizer = loading.load(model, notes)
+    processes = splitting.begin(loading.device)
+    loaded, tokenizer = loading.load(model, notes, processes)
     lm = AnyOrderLM(
-        loaded, tokenizer, order=writing, mask_samples=mask_samples, seed=asking.seed, batch_size=batch_size
+        loaded, tokenizer, order=writing, mask_samples=mask_samples, seed=asking.seed, batch_size=batch_size,
+        processes=processes,
     )  # fmt: skip
     results = evaluate_tasks(lm, tasks, settings, cache=use_cache, log_samples=log_samples)
     results["settings"] |= {"model": model, "revision": loading.revision, "dtype": loading.dtype}
-    if output is not None:
+    if output is not None and is_first():
         with whole_file(output) as partial:
             partial.write_text(json_text(results, indent=2) + "\n", encoding="utf-8")
     _print(results)
