@@ -60,6 +60,8 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
         raise UserError(f"output is {output!r}, which holds something else: give the name of a new folder.")
     if not folder.exists():
         check_place(folder, folder=True)  # before minutes are spent
+    if finished and not retrain:
+        _record(folder)  # before anything is shown
     _show(folder, seed, console)
     if retrain or not finished:
         _train(folder, steps, seed, console)
@@ -132,15 +134,20 @@ def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
         (Path(beside) / "new").rename(folder)
 
 
+def _record(folder: Path) -> tuple[int, float, float]:
+    """Read steps, seconds and loss of the training."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return record["steps"], float(record["seconds"]), float(record["loss"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{str(folder / RECORD)!r} is damaged: run `anyorder demo --retrain`.") from None
+
+
 def _write(folder: Path, seed: int, console: PlainConsole) -> None:
     import anyorder
     from anyorder.cli._results import print_writing
 
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        steps, seconds, loss = record["steps"], float(record["seconds"]), float(record["loss"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{str(folder / RECORD)!r} is damaged: run `anyorder demo --retrain`.") from None
+    steps, seconds, loss = _record(folder)
     console.print(f"{folder}: {steps} steps in {seconds:.0f} s, final loss {loss:.2f} nats per token\n", soft_wrap=True)
     model, tokenizer = anyorder.load(folder)
     out = anyorder.generate(model, tokenizer, list(PROMPTS), max_new_tokens=80, temperature=0.6, top_p=0.9, seed=seed)
