@@ -35,7 +35,7 @@ LEARNING_RATE = 6e-3
 
 
 def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, seed: int = 0) -> None:
-    """Write with the network of the package in every way, then train a small Llama.
+    """Write in every way with a small network, then train another.
 
     Args:
         output: Folder for the trained network and a page that replays a text; if the network is there already, it

@@ -13,7 +13,7 @@ def command(
     folder: Path | None = None,
     output: Path | None = None,
 ) -> None:
-    """Measure one claim again: a table with intervals, a plot and the numbers.
+    """Measure a claim again: a table with intervals, and a plot.
 
     The same command resumes what was interrupted. It needs a clone of the repository, in which docs/evidence.md lists
     the claims.
