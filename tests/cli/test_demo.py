@@ -23,7 +23,9 @@ def test_trains_once_then_only_writes(
     output = tmp_path / "demo"
     assert main(["demo", "--output", str(output), "--steps", "2"]) == 0
     first = capsys.readouterr().out
-    assert first.startswith("training a Llama of ")
+    assert first.startswith("stories: a Llama of ")
+    assert "\ntraining a Llama of " in first
+    assert "<html" in (output / "replay.html").read_text()
     assert json.loads((output / "demo.json").read_text())["steps"] == 2
     model, tokenizer = anyorder.load(output)
     assert anyorder.generate(model, tokenizer, "The", max_new_tokens=3).token_ids
@@ -35,7 +37,10 @@ def test_trains_once_then_only_writes(
     assert main(["demo", "--output", str(output)]) == 0
     second = capsys.readouterr().out
     # All but the line of speed is the same.
-    assert second[: second.index(" tokens in ")] in first
+    shown, _, trained = first.partition("training a Llama of ")
+    assert second.startswith(shown)
+    assert all(len(line) <= 80 for line in shown.splitlines() if str(tmp_path) not in line)
+    assert second[len(shown) : second.index(" tokens in ")] in trained
     assert "2 steps in" in second
     assert "\ndef" in second
 
@@ -78,11 +83,12 @@ def test_interrupted_in_the_middle(tmp_path: Path) -> None:
         [*command, "--output", str(tmp_path / "demo")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
-    line = process.stdout.readline()
-    assert line.startswith("training a Llama")
+    for line in process.stdout:
+        if line.startswith("training a Llama"):
+            break
     time.sleep(5)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "\ninterrupted.\n"
-    assert not list(tmp_path.iterdir())
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.*")] == ["demo/replay.html"]

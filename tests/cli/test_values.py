@@ -129,6 +129,7 @@ def test_names_are_those_of_the_library() -> None:
     assert set(_values.FUSIONS) == {*METHODS, *SAME_METHODS}
     assert set(_values.RUN_METHODS) == {*RUN_METHODS, *SAME_METHODS}
     assert hub.HUB_ID.pattern == _values.HUB_ID.pattern
+    assert tuple(hub.SHIPPED) == _values.SHIPPED
     assert all(torch.device(kind).type == kind for kind in set(_values.DEVICES) - {"auto"})
     assert has_gap(f"a {GAP} b")
     assert has_gap([5, BLANK])

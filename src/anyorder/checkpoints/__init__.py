@@ -19,6 +19,7 @@ from anyorder.checkpoints.places import is_file, is_folder
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.checkpoints.weights import Checkpoint, SplitOf
+from anyorder.checkpoints.widths import to_wider, wider_config
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.utils.annotations import checked, shown
@@ -192,6 +193,7 @@ def convert(
     pooling: str = "mean",
     experts: int | str | None = None,
     expert_sample: str | Path | None = None,
+    widen: int | None = None,
     seed: int = 0,
     form: str | None = None,
     revision: str | None = None,
@@ -211,7 +213,8 @@ def convert(
         experts: of a dense network, copies of each feed-forward network as experts, such as 8, or "8:2" where two read
             each token; of a network with experts, how many of each layer are kept, the busiest.
         expert_sample: a file of text, over whose beginning it is counted which experts are busy.
-        seed: decides what is drawn for "random".
+        widen: how many times as wide the network becomes, computing the same, to begin a training from.
+        seed: decides what is drawn for "random" and for `widen`.
         form: such as "llada" or "dream": writes the folder as those models are published.
         revision: a branch, tag or commit of a model on the hub. One that needs a token is read with `fetch` first.
 
@@ -233,6 +236,8 @@ def convert(
     )
     if kv_heads is not None:
         shared_config(checkpoint.config, kv_heads)
+    if widen is not None:
+        wider_config(checkpoint.config, widen)
     if pooling not in POOLINGS:
         raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
     if experts is not None:
@@ -244,6 +249,8 @@ def convert(
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
     if kv_heads is not None:
         model = share_heads(model, kv_heads, pooling, seed)
+    if widen is not None:
+        model = to_wider(model, widen, seed)
     if experts is not None:
         model = with_experts(model, experts, None if expert_sample is None else _tokens_of(expert_sample, found))
     save_model(model, target, tokenizer=found, max_shard_size=max_shard_size, form=form)

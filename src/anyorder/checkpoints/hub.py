@@ -1,14 +1,20 @@
-"""Models on the Hugging Face hub: an id such as "org/name" becomes a folder of the local cache."""
+"""Names of models become folders: an id of the Hugging Face hub, such as "org/name", and the network of the package."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from pathlib import Path
 
-from anyorder.checkpoints.places import is_folder, network_folder
+from anyorder.checkpoints.places import is_file, is_folder, network_folder
 from anyorder.errors import UserError
 from anyorder.utils.annotations import shown
+
+logger = logging.getLogger(__name__)
+
+SHIPPED = {"stories": Path(__file__).with_name("shipped") / "stories"}
+"""Networks that the package ships, by name."""
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -38,13 +44,28 @@ def is_hub_id(path: str | Path) -> bool:
     return not is_folder(place.parent) and place.suffix not in FILE_SUFFIXES
 
 
+def is_shipped(path: str | Path) -> bool:
+    """Return whether this names a network that the package ships: a string, and no file or folder here.
+
+    A `Path` never does.
+    """
+    if isinstance(path, Path) or path not in SHIPPED:
+        return False
+    if not (is_folder(Path(path)) or is_file(Path(path))):
+        return True
+    logger.warning("%r is a folder or file here, which is read instead of the network that anyorder ships", path)
+    return False
+
+
 def fetch(path: str | Path, revision: str | None = None, token: str | None = None, *, weights: bool = True) -> Path:
-    """Return the place of a checkpoint: a hub id is fetched into the local cache, anything else is a path already.
+    """Return the place of a checkpoint: a hub id is fetched into the local cache, "stories" is the package's network.
+
+    Anything else is a path already.
 
     What is in the cache is not fetched again, and with HF_HUB_OFFLINE=1 only the cache is read.
 
     Args:
-        path: a path, or an id such as "org/name".
+        path: a path, an id such as "org/name", or "stories", unless a file or folder here has this name.
         revision: a branch, a tag or a commit on the hub; its main branch unless given.
         token: for private and gated models; that of HF_TOKEN or of `hf auth login` unless given.
         weights: False fetches configurations and tokenizer only.
@@ -58,6 +79,8 @@ def fetch(path: str | Path, revision: str | None = None, token: str | None = Non
     if not is_hub_id(path):
         if revision is not None:
             raise UserError(f"revision is {revision!r}, but {str(path)!r} is no model on the hub: leave it out.")
+        if is_shipped(path):
+            return SHIPPED[str(path)]
         try:
             return network_folder(Path(path).expanduser())
         except RuntimeError as error:

@@ -41,6 +41,7 @@ COMMANDS = (
     "convert",
     "info",
     "bench",
+    "evidence",
     "demo",
 )
 

@@ -15,7 +15,7 @@ GROUPS: dict[str, Sequence[str]] = {
         "order", "orders", "method", "methods", "positions", "correction", "weights", "keep", "max_new_tokens",
         "gap_tokens", "stop", "count", "num_samples", "mask_samples",
     ),
-    "heads and experts": ("kv_heads", "pooling", "experts", "expert_sample"),
+    "heads, experts, width": ("kv_heads", "pooling", "experts", "expert_sample", "widen"),
     "how tokens are chosen": (
         "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "seed",
     ),
@@ -39,8 +39,8 @@ TRAINING: dict[str, Sequence[str]] = {
         "cache_dir",
     ),
     "what is learnt": (
-        "objective", "shares", "order_schedule", "predicted", "block_length", "mask_token", "times", "eps",
-        "random_length_prob", "shifted", "opening_steps",
+        "objective", "shares", "mixture_by", "order_schedule", "predicted", "block_length", "mask_token", "times",
+        "eps", "random_length_prob", "shifted", "opening_steps",
     ),
     "how": (
         "steps", "epochs", "batch_size", "accumulation", "learning_rate", "warmup", "schedule", "weight_decay", "clip",

@@ -68,6 +68,9 @@ PICTURES = (
 )  # fmt: skip
 """What matplotlib writes."""
 
+SHIPPED = ("stories",)
+"""Networks of the package, by name."""
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 DATA = ("data", "validation", "data convert source", "data inspect source", "data tokenizer source")
@@ -160,7 +163,7 @@ def _is_checkpoint(name: str, value: Any) -> None:
         there = Path(value).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # a name that no file can have, which the library explains
         return
-    if not there and HUB_ID.fullmatch(str(value)) is None:
+    if not there and value not in SHIPPED and HUB_ID.fullmatch(str(value)) is None:
         raise UserError(f"checkpoint {shown(str(value))} is no folder or file here: check the path.")
 
 
@@ -181,6 +184,7 @@ CHECKS: dict[str, Check] = {
     ),
     "data paraphrase temperature": _number(0, "a number above 0, so that phrasings differ", above=True),
     "repetition_penalty": _number(0, "a number above 0, such as 1.1, or 1 for no penalty", above=True),
+    "convert widen": _number(2, "a whole number from 2 to 64", highest=64),
     "model": _is_checkpoint,
     "init": _is_checkpoint,
     "convert source": _is_checkpoint,

@@ -15,6 +15,7 @@ def command(
     pooling: Literal["mean", "first", "random"] = "mean",
     experts: str | None = None,
     expert_sample: str | None = None,
+    widen: int | None = None,
     seed: int = 0,
     form: Literal[
         "llada",
@@ -47,7 +48,8 @@ def command(
         experts: Of a dense network, copies of each feed-forward network as experts, such as 8, or 8:2 where two read
             each token; of a network with experts, how many of each layer are kept, the busiest.
         expert_sample: File of text, over whose beginning it is counted which experts are busy.
-        seed: Decides what is drawn for random.
+        widen: How many times as wide the network becomes; it computes the same, so that a training can begin from it.
+        seed: Decides what is drawn for random and for widen.
         form: the published form to write a masked diffusion model in, such as llada or dream.
         revision: Branch, tag or commit of a model on the hub.
     """
@@ -58,6 +60,6 @@ def command(
     with notes.status(f"converting {source}"):
         anyorder.convert(
             source, target, tokenizer=tokenizer, dtype=dtype, kv_heads=kv_heads, pooling=pooling, seed=seed,
-            form=form, revision=revision, experts=experts, expert_sample=expert_sample,
+            form=form, revision=revision, experts=experts, expert_sample=expert_sample, widen=widen,
         )  # fmt: skip
     notes.print(f"wrote {target}", soft_wrap=True)

@@ -1,9 +1,10 @@
-"""`anyorder demo`: the main job end to end, on texts that every machine has."""
+"""`anyorder demo`: the network of the package in all ways, then a training on texts that every machine has."""
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +21,9 @@ RECORD = "demo.json"
 TEXTS = "texts.txt"
 """In the finished folder: what it was trained on, to go on from."""
 
+PAGE = "replay.html"
+"""In the folder, finished or not: how a text came into being."""
+
 PROMPTS = ("The", "def", "class")
 
 SOURCE_BYTES = 150_000
@@ -31,10 +35,11 @@ LEARNING_RATE = 6e-3
 
 
 def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, seed: int = 0) -> None:
-    """Train a small Llama on Python's own texts, and let it write.
+    """Write in every way with a small network, then train another.
 
     Args:
-        output: Folder for the trained network; if it is there already, it only writes.
+        output: Folder for the trained network and a page that replays a text; if the network is there already, it
+            only writes. Ctrl-C leaves out the training.
         retrain: Train anew, and replace the folder.
         steps: Optimizer steps; the default takes about a minute on two cores.
         seed: Decides the first weights, the order of the texts and what is drawn.
@@ -47,13 +52,33 @@ def command(*, output: str = "demo", retrain: bool = False, steps: int = STEPS, 
     folder = Path(output)
     console = PlainConsole()
     finished = (folder / RECORD).is_file()
-    if not finished and folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    if (
+        not finished
+        and folder.exists()
+        and not (folder.is_dir() and {file.name for file in folder.iterdir()} <= {PAGE})
+    ):
         raise UserError(f"output is {output!r}, which holds something else: give the name of a new folder.")
-    if not finished:
+    if not folder.exists():
         check_place(folder, folder=True)  # before minutes are spent
+    if finished and not retrain:
+        _record(folder)  # before anything is shown
+    _show(folder, seed, console)
     if retrain or not finished:
         _train(folder, steps, seed, console)
     _write(folder, seed, console)
+
+
+def _show(folder: Path, seed: int, console: PlainConsole) -> None:
+    from anyorder.cli._showing import show
+    from anyorder.utils.files import whole_file
+
+    page = show(console, seed)
+    file = folder / PAGE
+    if not file.exists():
+        folder.mkdir(exist_ok=True)
+        with whole_file(file) as partial:
+            partial.write_text(page, encoding="utf-8")
+    console.print(f"\nhow masked diffusion wrote it, step by step: open {file} in a browser\n", soft_wrap=True)
 
 
 def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
@@ -103,21 +128,26 @@ def _train(folder: Path, steps: int, seed: int, console: PlainConsole) -> None:
         anyorder.save(model, tokenizer, Path(beside) / "new")
         parted = f"\n{END_OF_TEXT}\n".join(texts)
         (Path(beside) / "new" / TEXTS).write_text(parted, encoding="utf-8")
+        shutil.copy(folder / PAGE, Path(beside) / "new" / PAGE)
         (Path(beside) / "new" / RECORD).write_text(json.dumps(record) + "\n", encoding="utf-8")
-        if folder.exists():  # goes only now that the new one is whole
-            folder.rename(Path(beside) / "old")
+        folder.rename(Path(beside) / "old")  # goes only now that the new one is whole
         (Path(beside) / "new").rename(folder)
+
+
+def _record(folder: Path) -> tuple[int, float, float]:
+    """Read steps, seconds and loss of the training."""
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        return record["steps"], float(record["seconds"]), float(record["loss"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{str(folder / RECORD)!r} is damaged: run `anyorder demo --retrain`.") from None
 
 
 def _write(folder: Path, seed: int, console: PlainConsole) -> None:
     import anyorder
     from anyorder.cli._results import print_writing
 
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        steps, seconds, loss = record["steps"], float(record["seconds"]), float(record["loss"])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{str(folder / RECORD)!r} is damaged: run `anyorder demo --retrain`.") from None
+    steps, seconds, loss = _record(folder)
     console.print(f"{folder}: {steps} steps in {seconds:.0f} s, final loss {loss:.2f} nats per token\n", soft_wrap=True)
     model, tokenizer = anyorder.load(folder)
     out = anyorder.generate(model, tokenizer, list(PROMPTS), max_new_tokens=80, temperature=0.6, top_p=0.9, seed=seed)

@@ -38,7 +38,7 @@ def command(
     """Continue a prompt, a file of prompts, or standard input.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         prompt: Text to continue; "-", or nothing at all, reads standard input to its end.
         given: what else is continued, and what is around it.
         writing: what is written, and how much at a time.

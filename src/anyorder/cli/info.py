@@ -17,7 +17,7 @@ def command(
     """Describe a checkpoint without reading its weights.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         heads: Compare the network with versions that have more or fewer key-value heads: size, cache, and time per
             token, taken with random weights.
         no_measure: Leave out the time per token.

@@ -187,8 +187,8 @@ def build_objective(run: Run, mask_token_id: int | None, config: ModelConfig, *,
         return _objective(run.objective, run, mask_token_id, config, tuning=tuning)
     parts = [_objective(name, run, mask_token_id, config, tuning=tuning) for name in run.parts]
     # Losses per sample and per token cannot be added in one step.
-    by: Literal["sample", "step"] = "sample" if len({part.unit for part in parts}) == 1 else "step"
-    return Mixture(parts=parts, shares=list(run.parts.values()), by=by)
+    addable: Literal["sample", "step"] = "sample" if len({part.unit for part in parts}) == 1 else "step"
+    return Mixture(parts=parts, shares=list(run.parts.values()), by=run.mixture_by or addable)
 
 
 def _objective(name: str, run: Run, mask_token_id: int | None, config: ModelConfig, *, tuning: bool) -> Objective:

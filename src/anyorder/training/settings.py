@@ -159,6 +159,9 @@ class Run(Training):
             on the disk twice.
         cache_dir: Where prepared data are kept; a folder of the library datasets unless given.
         shares: For a mixture, objectives with their shares, such as masked-diffusion=0.5; may be repeated.
+        mixture_by: For a mixture, whether each sample or each step draws its objective. Samples of several objectives
+            are padded to the rows of the longest, so that a step of one objective is faster. Unless given, sample, or
+            step where the losses are of different units.
         learning_rate: The highest, at the end of the warm-up. Unless given, 1e-3 from scratch, 1e-4 for whole texts
             from init, 2e-5 for answers, 2e-4 for low-rank adapters; small networks bear more.
         order_schedule: For permutation, the orders of the samples, and how they change.
@@ -198,6 +201,7 @@ class Run(Training):
     streaming: bool = False
     cache_dir: Path | None = None
     shares: list[Listed] = field(default_factory=list)
+    mixture_by: Literal["sample", "step"] | None = None
     order_schedule: Literal["random", "left-to-right", "spans", "growing", "random-to-left", "left-to-random"] = (
         "random"
     )
@@ -236,6 +240,8 @@ class Run(Training):
         if self.shares and self.objective != MIXTURE:
             of = "no objective" if self.objective is None else f"the objective {self.objective!r}"
             raise UserError(f"shares is {self.shares} for {of}: choose mixture.")
+        if self.mixture_by is not None and self.objective != MIXTURE:
+            raise UserError(f"mixture_by is {self.mixture_by!r} without a mixture: leave it out, or choose mixture.")
         if self.objective is None and self.init is None:
             object.__setattr__(self, "objective", "autoregressive")
         defaults = {item.name: item.default for item in fields(self)}

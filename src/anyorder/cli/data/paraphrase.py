@@ -45,7 +45,7 @@ def command(
     Interrupted, the same command resumes.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         dataset: Questions: a .jsonl file, the folder of WebQuestions, a .parquet file, a folder of datasets, or the id
             of a data set on the hub.
         output: New .jsonl file with uuid, phrasings (the first as it was) and answers in each line.

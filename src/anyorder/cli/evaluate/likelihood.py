@@ -26,7 +26,7 @@ def command(
     """Compute how probable a model finds texts, in each of several orders; of diffusion, a bound, marked by ≤.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         data: File or folder of JSONL, JSON or text; it is cut into texts of equal length.
         orders: An order, such as left-to-right, any-order, random, groups:4 or diffusion; may be repeated. What the
             model writes unless given.

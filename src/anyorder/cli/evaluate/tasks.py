@@ -31,7 +31,7 @@ def command(
     Log-probabilities are exact; those of diffusion are bounds, from random masks, and metrics have their error.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         asking: which tasks are run, and how questions are written.
         order: Order in which answers are scored and written, such as left-to-right, random, groups:4 or diffusion; that
             of the model unless given.

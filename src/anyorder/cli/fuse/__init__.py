@@ -32,7 +32,7 @@ def command(
     `anyorder fuse score --help`, `anyorder fuse compare --help`.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         phrasings: The question, said several times, each in quotes.
         parts: text around the phrasings.
         fusion: how several phrasings become one answer.

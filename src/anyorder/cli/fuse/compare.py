@@ -24,7 +24,7 @@ def command(
     Interrupted, the same command resumes.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         output: Folder for the results files of each method, table.md, comparison.json and comparison.png.
         asking: which questions are asked, and how.
         counts: Numbers of phrasings to compare at, such as 1,3,5; 1, 2, 4, ... and all unless given.

@@ -23,7 +23,7 @@ def command(
     Interrupted, the same command resumes.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         output: New feather file with the columns uuid, paraphrases, answers, prediction, generation.
         answering: how the questions are answered.
         asking: which questions are asked, and how.

@@ -19,7 +19,7 @@ def command(
     """Measure what the heads of a network attend to: a table, and a picture of every map.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         text: What is read.
         masks: So many mask tokens follow the text, for networks that diffuse; the table is about their attention.
         mode: Mode, which says who sees whom, such as diffusion; that of the model unless given.

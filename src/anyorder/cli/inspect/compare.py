@@ -29,7 +29,7 @@ def command(
     """Write the same prompts by several samplers, and compare speed and likelihood.
 
     Args:
-        model: Hugging Face or Meta folder, llama2.c or GGUF file, or hub id (org/name).
+        model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
         prompts: Texts to continue, each in quotes.
         method: An order such as left-to-right or groups:4, or a preset of diffusion with options, such as
             fast-dllm,block_length=8,threshold=0.9; may be repeated. Those that suit the model unless given.

@@ -1,0 +1,1 @@
+"""One file for each claim, run by `anyorder evidence NAME`; see docs/evidence.md."""
