@@ -1,10 +1,11 @@
-"""The server against `transformers serve`, on the same network: tokens per second of 1, 4 and 16 clients.
+"""The server against `transformers serve`, on the same network, with 1, 4 and 16 clients.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/transformers_serve.py MODEL [--new 32] [--repeats 3]
 
 MODEL is whatever `anyorder.load` takes; both servers read it from a folder that `anyorder.convert` makes, in float32.
-Each is a process of its own, with the clients in this one. They take turns, and medians are compared. Prompts are
-continued greedily, so both write the same tokens, which is checked. Writes
+Each is a process of its own, with the clients in this one. They take turns, and medians are compared: of tokens per
+second, and of the processor time that a server takes for a token, on which other work of the machine counts less.
+Prompts are continued greedily, so both write the same tokens, which is checked. Writes
 benchmarks/results/transformers-serve-NAME.json, with the name that --name gives.
 """
 
@@ -36,8 +37,8 @@ PROMPTS = [f"Here is a short story about {number} friends who" for number in ran
 
 
 @contextmanager
-def server(words: Sequence[str], port: int) -> Iterator[httpx.Client]:
-    """A client of the server that a command starts, once it answers."""
+def server(words: Sequence[str], port: int) -> Iterator[tuple[httpx.Client, int]]:
+    """A client of the server that a command starts, once it answers, and the number of its process."""
     process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
@@ -50,7 +51,7 @@ def server(words: Sequence[str], port: int) -> Iterator[httpx.Client]:
                     if process.poll() is not None:
                         raise RuntimeError(f"{' '.join(words)} has ended") from None
                     time.sleep(0.2)
-            yield client
+            yield client, process.pid
     finally:
         process.terminate()
         process.wait()
@@ -91,43 +92,57 @@ def answer(client: httpx.Client, folder: str, prompt: str, new: int) -> tuple[st
     return str(found["choices"][0]["text"]), int(found["usage"]["completion_tokens"])
 
 
-def rate(client: httpx.Client, folder: str, clients: int, new: int) -> tuple[float, list[str]]:
-    """Tokens per second of so many clients at once, and their texts."""
+def rate(client: httpx.Client, process: int, folder: str, clients: int, new: int) -> tuple[float, float, list[str]]:
+    """Tokens per second of so many clients at once, seconds of the server's processor for a token, and the texts."""
     with ThreadPoolExecutor(clients) as pool:
-        started = time.perf_counter()
+        started, before = time.perf_counter(), processor_seconds(process)
         found = list(pool.map(lambda prompt: answer(client, folder, prompt, new), PROMPTS[:clients]))
-        seconds = time.perf_counter() - started
-    return sum(tokens for _, tokens in found) / seconds, [text for text, _ in found]
+        seconds, taken = time.perf_counter() - started, processor_seconds(process) - before
+    tokens = sum(count for _, count in found)
+    return tokens / seconds, taken / tokens, [text for text, _ in found]
+
+
+def processor_seconds(process: int) -> float:
+    """That all threads of a process have taken so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def measure(folder: str, new: int, repeats: int) -> dict[str, Any]:
-    """Medians of all servers that start, and their ratios to the first."""
+    """Medians of all servers that start, and their ratios to the first; by server, and by number of clients."""
     rates: dict[str, dict[int, list[float]]] = {}
+    costs: dict[str, dict[int, list[float]]] = {}
     texts: dict[int, list[str]] = {}
     same: dict[str, bool] = {}
     for turn in range(repeats):
         for name, words in commands(folder).items():
             port = free_port()
             try:
-                with server([*words, "--port", str(port)], port) as client:
-                    rate(client, folder, 1, 2)  # reads the network
+                with server([*words, "--port", str(port)], port) as (client, process):
+                    rate(client, process, folder, 1, 2)  # reads the network
                     for clients in CLIENTS:
-                        found, written = rate(client, folder, clients, new)
+                        found, cost, written = rate(client, process, folder, clients, new)
                         rates.setdefault(name, {}).setdefault(clients, []).append(found)
-                        expected = texts.setdefault(clients, written)
-                        same[name] = same.get(name, True) and written == expected
+                        costs.setdefault(name, {}).setdefault(clients, []).append(cost)
+                        same[name] = same.get(name, True) and written == texts.setdefault(clients, written)
             except (httpx.HTTPError, RuntimeError, KeyError) as error:
                 print(f"turn {turn}: {name}: {error!r}"[:300], file=sys.stderr)
-    medians = {
-        name: {str(clients): statistics.median(values) for clients, values in of_clients.items()}
-        for name, of_clients in rates.items()
-    }
-    ratios = {
-        name: {clients: medians["anyorder"][clients] / value for clients, value in of_clients.items()}
-        for name, of_clients in medians.items()
-        if name != "anyorder"
-    }
-    return {"new": new, "tokens_per_second": medians, "anyorder_to": ratios, "same_texts": same}
+    return {
+        "new": new, "tokens_per_second": medians(rates), "anyorder_to": ratios(medians(rates)),
+        "processor_seconds_per_token": medians(costs), "processor_of_anyorder_to": ratios(medians(costs)),
+        "same_texts": same,
+    }  # fmt: skip
+
+
+def medians(values: dict[str, dict[int, list[float]]]) -> dict[str, dict[int, float]]:
+    """The median of each list."""
+    return {name: {key: statistics.median(one) for key, one in of_name.items()} for name, of_name in values.items()}
+
+
+def ratios(values: dict[str, dict[int, float]]) -> dict[str, dict[int, float]]:
+    """The first entry over each other one."""
+    first, *others = values
+    return {name: {key: values[first][key] / value for key, value in values[name].items()} for name in others}
 
 
 def main() -> None:

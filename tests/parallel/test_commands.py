@@ -89,9 +89,11 @@ def test_a_split_network_writes_what_the_whole_one_does(folder: Path, tmp_path: 
     assert split.returncode == 0, split.stderr
     assert without_log_probs(split.stdout) == without_log_probs(alone)
     assert trace.is_file()
-    shared = together(*words, "--tensor_parallel", 1)
+    kept = tmp_path / "texts.jsonl"
+    shared = together(*words, "--tensor_parallel", 1, "--batch_size", 1, "--output", kept)
     assert shared.returncode == 0, shared.stderr
-    assert without_log_probs(shared.stdout) == without_log_probs(alone)
+    assert shared.stdout == f"{kept}: 3 texts\n"
+    assert without_log_probs(kept.read_text()) == without_log_probs(alone)
 
 
 def without_log_probs(lines: str) -> list[str]:

@@ -33,7 +33,7 @@ def body_of(number: int) -> dict[str, Any]:
 def test_nothing_is_lost_and_nothing_mixed_up(network: tuple[Llama, PreTrainedTokenizerBase]) -> None:
     with serving(*network, limits=Limits(queued=400)) as (address, server):
         limits = httpx.Limits(max_connections=200)
-        client = httpx.Client(base_url=address, timeout=120, limits=limits)
+        client = httpx.Client(base_url=address, timeout=600, limits=limits)
 
         def ask(number: int) -> str | None:
             body = body_of(number)
@@ -74,7 +74,7 @@ def test_memory_is_flat(network: tuple[Llama, PreTrainedTokenizerBase]) -> None:
 
     draw = random.Random(0)
     with serving(*network, limits=Limits(queued=400)) as (address, _):
-        client = httpx.Client(base_url=address, timeout=120)
+        client = httpx.Client(base_url=address, timeout=600)
 
         def ask(number: int) -> None:
             sampler = {"sampler": {"steps": draw.randrange(1, 5), "cfg_scale": draw.random()}}

@@ -219,7 +219,7 @@ def test_a_stream_that_is_left_frees_its_row(client: openai.OpenAI, served: tupl
 
 
 def wait_until(holds: Any) -> None:
-    for _ in range(500):
+    for _ in range(6000):
         if holds():
             return
         time.sleep(0.01)

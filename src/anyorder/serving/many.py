@@ -76,7 +76,7 @@ class ManyPrompts:
         return self._engine.counts.passes
 
     def write(self, prompts: Iterable[tuple[Any, str]], first: int = 0) -> Generator[Output]:
-        """Yield the texts of each prompt, in order, as soon as those before them are complete.
+        """Yield the texts of each prompt, in order, as soon as those before them are complete. To be called once.
 
         Args:
             prompts: each with its place, such as "line 3 of 'prompts.txt'", which messages name.
