@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stories import BLUE, ORANGE, Interval, Stories, interval, losses, parameters, train
+from stories import BLUE, ORANGE, Interval, Stories, draw_runs, interval, losses, parameters, train
 
 from anyorder.inspection.speed import machine
 from anyorder.model.config import ModelConfig
@@ -110,6 +110,9 @@ def report(found: dict[str, Any]) -> None:
         seconds = interval([run["seconds"][-1] / run["steps"][-1] for run in runs])
         print(f"| {name} | {total / 1e6:.2f} million | {active / 1e6:.2f} million | {loss} | {seconds} |")
     print(f"\nexperts below dense, pairs of seeds: {gain(found)} nats a token")
+    for dense, experts in zip(found["runs"][DENSE], found["runs"][MIXTURE], strict=True):
+        rows = [one - other for one, other in zip(dense["held back"], experts["held back"], strict=True)]
+        print(f"seed {dense['seed']}, over rows of text: {interval(rows)}")
     for run in found["runs"][MIXTURE]:
         busiest, idlest = max(map(max, run["load"])), min(map(min, run["load"]))
         print(f"seed {run['seed']}: load of an expert from {idlest:.2f} to {busiest:.2f}; 1 is even")
@@ -156,13 +159,9 @@ def draw(found: dict[str, Any], file: Path) -> None:
     over_steps, over_time, loads = figure.subplots(1, 3, width_ratios=(1, 1, 1))
     for name, colour in ((DENSE, BLUE), (MIXTURE, ORANGE)):
         runs = found["runs"][name]
-        points = [interval(values) for values in zip(*(run["losses"] for run in runs), strict=True)]
-        means = [point.mean for point in points]
-        low, high = ([point.mean + sign * point.reach for point in points] for sign in (-1, 1))
         seconds = [_mean(values) for values in zip(*(run["seconds"] for run in runs), strict=True)]
         for axes, at in ((over_steps, runs[0]["steps"]), (over_time, seconds)):
-            axes.fill_between(at, low, high, color=colour, alpha=0.25, linewidth=0)
-            axes.plot(at, means, color=colour, linewidth=1.5)
+            means = draw_runs(axes, at, [run["losses"] for run in runs], colour)
             above = name == DENSE
             axes.annotate(
                 name, (at[-1], means[-1]), xytext=(0, 9 if above else -13), textcoords="offset points", ha="right",
@@ -172,7 +171,6 @@ def draw(found: dict[str, Any], file: Path) -> None:
     for axes, label in ((over_steps, "optimizer step"), (over_time, "processor seconds in steps")):
         axes.set_xlabel(label)
         axes.set_ylim(floor - 0.15, floor + 1.6)
-        axes.spines[["top", "right"]].set_visible(False)
     over_steps.set_ylabel("loss held back, nats per token")
     over_steps.set_title("loss over steps", fontsize=10)
     over_time.set_title("loss over time", fontsize=10)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stories import BLUE, GREEN, ORANGE, Stories, interval, losses, parameters, train
+from stories import BLUE, GREEN, ORANGE, Stories, draw_runs, interval, losses, parameters, train
 
 from anyorder.inspection.speed import machine
 from anyorder.model.config import LayerKind, ModelConfig
@@ -184,9 +184,10 @@ def draw(found: dict[str, Any], file: Path) -> None:
         for key, style, label in (("seen", "-", "the next token sees"), ("peak", "--", "peak of a pass")):
             sizes = [line[key] / 1e6 for line in lines]
             by_length.plot(lengths, sizes, style, marker="o", markersize=3, color=COLOURS[name], linewidth=1.5)
+            place, offset, side = (-1, (-14, 5), "right") if key == "peak" else (0, (6, -9), "left")
             by_length.annotate(
-                f"{label}", (lengths[-1], sizes[-1]), xytext=(-4, 4 if name == FULL else -11),
-                textcoords="offset points", ha="right", color=COLOURS[name], fontsize=8,
+                label, (lengths[place], sizes[place]), xytext=offset, textcoords="offset points", ha=side,
+                color=COLOURS[name], fontsize=8,
             )  # fmt: skip
     by_length.set_xscale("log", base=2)
     by_length.set_yscale("log")
@@ -201,15 +202,12 @@ def draw(found: dict[str, Any], file: Path) -> None:
 def _draw_losses(axes: Any, found: dict[str, Any]) -> None:
     bucket, length = found["bucket"], found["trained length"]
     for name, colour in COLOURS.items():
-        points = [interval(values) for values in zip(*found["runs"][name], strict=True)]
-        at = [(index + 0.5) * bucket for index in range(len(points))]
-        means = [point.mean for point in points]
-        low, high = ([point.mean + sign * point.reach for point in points] for sign in (-1, 1))
-        axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(at, means, color=colour, linewidth=1.5)
-        offset = {FULL: 8, MIXED: 8, GROWING: -14}[name]
+        runs = found["runs"][name]
+        at = [(index + 0.5) * bucket for index in range(len(runs[0]))]
+        means = draw_runs(axes, at, runs, colour, "--" if name == GROWING else "-")
+        place, offset, side = {FULL: (2, -18, "left"), MIXED: (2, 14, "left"), GROWING: (-1, -24, "right")}[name]
         axes.annotate(
-            name, (at[-1], means[-1]), xytext=(0, offset), textcoords="offset points", ha="right", color=colour
+            name, (at[place], means[place]), xytext=(0, offset), textcoords="offset points", ha=side, color=colour
         )
     axes.axvline(length, color="grey", linestyle=":", linewidth=1)
     axes.annotate(
@@ -219,7 +217,6 @@ def _draw_losses(axes: Any, found: dict[str, Any]) -> None:
     axes.set_xlabel("position in the text")
     axes.set_ylabel("loss held back, nats per token")
     axes.set_title("loss by position", fontsize=10)
-    axes.spines[["top", "right"]].set_visible(False)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

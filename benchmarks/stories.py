@@ -120,6 +120,26 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, quantile * statistics.stdev(values) / math.sqrt(len(values)))
 
 
+def draw_runs(
+    axes: Any, at: Sequence[float], runs: Sequence[Sequence[float]], colour: str, style: str = "-"
+) -> list[float]:  # fmt: skip
+    """Draw a thin line for each seed, a thick one for their mean, and its interval from three seeds on.
+
+    Returns:
+        The means.
+    """
+    for run in runs:
+        axes.plot(at, run, color=colour, linewidth=0.6, alpha=0.6)
+    points = [interval(values) for values in zip(*runs, strict=True)]
+    if len(runs) >= 3:
+        low, high = ([point.mean + sign * point.reach for point in points] for sign in (-1, 1))
+        axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
+    means = [point.mean for point in points]
+    axes.plot(at, means, style, color=colour, linewidth=1.8)
+    axes.spines[["top", "right"]].set_visible(False)
+    return means
+
+
 def parameters(config: ModelConfig) -> tuple[int, int]:
     """Weights of the network, and those that read one token: without the experts that are not chosen."""
     total = sum(weight.numel() for weight in Llama(config).parameters())

@@ -138,8 +138,9 @@ def generate(
             token ids a token to be written.
         order: the mode: "left-to-right", "any-order", "random", "groups:4" (and other names of
             `anyorder.orders.names`), "diffusion", "blocks:32"; or an object: a `GroupPlan`, an order
-            of `anyorder.orders`, `MostConfident`, `Speculative`, a `DiffusionSampler`. Unless given, the network's
-            default; for a prompt with a gap, which is not filled from left to right, "any-order" or else "diffusion".
+            of `anyorder.orders`, `MostConfident`, `Speculative`, `SelfSpeculative`, a `DiffusionSampler`. Unless given,
+            the network's default; for a prompt with a gap, which is not filled from left to right, "any-order" or else
+            "diffusion".
         max_new_tokens: tokens to write per text at most.
         gap_tokens: tokens to write in each gap of a text; `max_new_tokens` unless given. Of several lengths the one
             that makes the text most probable: see `anyorder.api.gap_lengths`.

@@ -127,7 +127,7 @@ class DiffusionOptions(OptionGroup):
 
     Attributes:
         preset: Diffusion as published: llada, llada-semi-ar, dream-maskgit, dream-margin, dream-entropy, fast-dllm,
-            sdar, llada2 or llada2.1.
+            sdar, llada2, llada2.1 or nemotron.
         sampling_method: Diffusion in LLaDA's words: all at once, block by block on a canvas that grows until the end
             token, or block by block on the whole canvas.
         remasking_strategy: What diffusion writes first: low_confidence, random, topk_margin or entropy.

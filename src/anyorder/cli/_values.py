@@ -36,6 +36,7 @@ PRESETS = (
     "sdar",
     "llada2",
     "llada2.1",
+    "nemotron",
 )
 
 REMASKING = ("low_confidence", "random", "maskgit_plus", "topk_margin", "entropy", "probability", "margin")
