@@ -228,7 +228,7 @@ def refuse(name: str, monkeypatch: pytest.MonkeyPatch, *, everywhere: bool = Fal
         save(tensors, file, metadata)
 
     monkeypatch.setattr("anyorder.checkpoints.huggingface.save_file", save_file)
-    monkeypatch.setattr("anyorder.training.engine.save_file", save_file)
+    monkeypatch.setattr("anyorder.training.state.save_file", save_file)
 
 
 @pytest.mark.parametrize("lora", [False, True])
