@@ -165,7 +165,6 @@ def plot(title: str, findings: Sequence[Finding], file: Path) -> None:
     from matplotlib import pyplot
 
     groups = list(dict.fromkeys(finding.group for finding in findings))
-    colors = dict(zip(dict.fromkeys(finding.series for finding in findings), SERIES, strict=False))
     rows = [[finding for finding in findings if finding.group == group] for group in groups]
     figure, panels = pyplot.subplots(
         len(groups), 1, figsize=(8, 0.7 * len(groups) + 0.26 * len(findings) + 0.6), squeeze=False,
@@ -173,6 +172,8 @@ def plot(title: str, findings: Sequence[Finding], file: Path) -> None:
     )  # fmt: skip
     figure.suptitle(title, fontsize="medium")
     for (axes,), group, row in zip(panels, groups, rows, strict=True):
+        colors = dict(zip(dict.fromkeys(finding.series for finding in row), SERIES, strict=False))
+        assert len(colors) == len({finding.series for finding in row}), f"more than {len(SERIES)} series in {group!r}"
         for place, finding in enumerate(row):
             color = colors[finding.series]
             axes.plot([finding.low, finding.high], [place, place], color=color, linewidth=2)

@@ -41,8 +41,6 @@ def command(
     )
     if name not in names:
         raise UserError(f"evidence {name!r} is unknown: give one of {', '.join(names)}.")
-    if not data.is_dir():
-        raise UserError(f"data is {str(data)!r}, which is no folder here: give the folder with the public data.")
     sys.path.insert(0, str(place))
     module = importlib.import_module(f"evidence.{name.replace('-', '_')}")
     frame = importlib.import_module("evidence.frame")
