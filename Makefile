@@ -14,14 +14,18 @@ OTHER := .venv/transformers-$(TRANSFORMERS)
 REAL := .venv/.real
 BROWSER := .venv/.browser
 
+# Public data: tinystories and stories260K.
+DATA ?= ../shared/data
+
 # The newest releases that pyproject.toml allows, whatever the lock says.
 NEWEST := .venv/newest
 
-.PHONY: help demo chat bench docs test lint types test-fast test-slow test-transformers test-newest lock clean
+.PHONY: help demo chat stories bench docs test lint types test-fast test-slow test-transformers test-newest lock clean
 
 help:
-	@echo "make demo       train a small Llama on Python's own texts and let it write (about two minutes)"
+	@echo "make demo       write with a small network in every way, then train another (about two minutes)"
 	@echo "make chat       fetch a small instruct network (0.1 GB) and talk with it in a browser"
+	@echo "make stories    train the network that the package ships again (an hour of one core; needs DATA=folder)"
 	@echo "make bench      measure speed against transformers (about a quarter of an hour)"
 	@echo "make docs       renew the pages and tables that are computed: docs/api.md, hardware.md, models.md"
 	@echo "make test       lint, types and fast tests"
@@ -52,6 +56,9 @@ demo: $(STAMP)
 
 chat: $(REAL)
 	@$(BIN)/anyorder serve --open
+
+stories: $(STAMP)
+	$(MAKE) -C recipes/stories DATA=$(abspath $(DATA)) ANYORDER=$(abspath $(BIN)/anyorder) PYTHON=$(abspath $(BIN)/python)
 
 bench: $(STAMP)
 	@$(BIN)/anyorder bench

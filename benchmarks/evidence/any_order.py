@@ -40,7 +40,7 @@ class Sizes:
     masks: int
 
 
-FULL = Sizes(length=48, steps=200, texts=192, draws=32, seeds=SEEDS, masks=32)
+FULL = Sizes(length=48, steps=200, texts=192, draws=16, seeds=SEEDS, masks=8)
 QUICK = Sizes(length=24, steps=20, texts=16, draws=4, seeds=(0,), masks=4)
 BATCH, RATE, GAP = 16, 3e-3, 4
 

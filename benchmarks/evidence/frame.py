@@ -93,11 +93,12 @@ class Study:
 
     def __init__(self, name: str, data: Path, folder: Path, *, quick: bool, report: Callable[[str], None]) -> None:
         self.name, self.data, self.folder, self.quick, self.report = name, data, folder, quick, report
-        folder.mkdir(parents=True, exist_ok=True)
+        self.parts = folder / "parts"
+        self.parts.mkdir(parents=True, exist_ok=True)
 
     def part(self, name: str, compute: Callable[[], Any]) -> Any:
         """Return what `compute` returns, plain values that JSON holds; read it if it was computed before."""
-        file = self.folder / f"{name}.json"
+        file = self.parts / f"{name}.json"
         if not file.exists():
             started = time.perf_counter()
             value = compute()
@@ -123,20 +124,24 @@ class Study:
             ids_NL: int64 `[rows, length]`.
         """
         folder = self.folder / name
-        if not (folder / "config.json").exists():
-            model = adapt(make(), objective.modes, seed=training.seed)
-            place = self.folder / f"{name}-checkpoints"
-            resume = any(place.glob("checkpoint-*/trainer_state.json"))
-            started = time.perf_counter()
-            fit(model, objective, TensorRows(ids_NL), training, folder=place, resume=resume)
-            anyorder.save(model, None, folder)
-            self.report(f"{name}: {training.total_steps} steps, {time.perf_counter() - started:.0f} s")
+
+        def learn() -> int:
+            if not (folder / "config.json").exists():
+                model = adapt(make(), objective.modes, seed=training.seed)
+                place = self.folder / f"{name}-checkpoints"
+                resume = any(place.glob("checkpoint-*/trainer_state.json"))
+                fit(model, objective, TensorRows(ids_NL), training, folder=place, resume=resume)
+                anyorder.save(model, None, folder)
+            return training.total_steps
+
+        self.part(f"training of {name}", learn)
         return anyorder.load(folder, device="cpu")[0]
 
-
-def seconds_of(folder: Path) -> float:
-    """All parts together."""
-    return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in folder.glob("*.json"))
+    @property
+    def minutes(self) -> float:
+        """All parts together, those of earlier runs included."""
+        files = self.parts.glob("*.json")
+        return sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files) / 60
 
 
 def table(findings: Iterable[Finding]) -> str:
@@ -165,7 +170,6 @@ def plot(title: str, findings: Sequence[Finding], file: Path) -> None:
     from matplotlib import pyplot
 
     groups = list(dict.fromkeys(finding.group for finding in findings))
-    colors = dict(zip(dict.fromkeys(finding.series for finding in findings), SERIES, strict=False))
     rows = [[finding for finding in findings if finding.group == group] for group in groups]
     figure, panels = pyplot.subplots(
         len(groups), 1, figsize=(8, 0.7 * len(groups) + 0.26 * len(findings) + 0.6), squeeze=False,
@@ -173,6 +177,8 @@ def plot(title: str, findings: Sequence[Finding], file: Path) -> None:
     )  # fmt: skip
     figure.suptitle(title, fontsize="medium")
     for (axes,), group, row in zip(panels, groups, rows, strict=True):
+        colors = dict(zip(dict.fromkeys(finding.series for finding in row), SERIES, strict=False))
+        assert len(colors) == len({finding.series for finding in row}), f"more than {len(SERIES)} series in {group!r}"
         for place, finding in enumerate(row):
             color = colors[finding.series]
             axes.plot([finding.low, finding.high], [place, place], color=color, linewidth=2)

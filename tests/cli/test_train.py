@@ -194,6 +194,7 @@ def test_sample_configurations_run_as_they_are(
         ),
         (["--objective=mixture"], "shares is []: give a mixture two objectives, such as autoregressive=0.5."),
         (["--objective=mixture", "--shares=a=1"], "--shares is 'a': give one of autoregressive"),
+        (["--mixture_by=step"], "mixture_by is 'step' without a mixture: leave it out, or choose mixture."),
         (["--shares=permutation=1"], "shares is ['permutation=1'] for no objective: choose mixture."),
         (["--init=x", "--width=8"], "--width is 8 beside --init, which decides it: leave out one of them."),
         (["--lora_rank=2"], "lora_rank is 2: an adapter needs init, what it adapts."),

@@ -21,6 +21,7 @@ from anyorder.objectives import (
     BlockDiffusion,
     MaskedDiffusion,
     MaskedDiffusionTuning,
+    Mixture,
     Objective,
     Permutation,
 )
@@ -63,6 +64,14 @@ def test_conventions_of_the_network_stay_with_the_objective_named() -> None:
     assert with_own_mode(settings(objective="block-diffusion"), dream).block_length == 32
     in_blocks = network().config.replace(modes=(blocks(MASK, 4),))
     assert with_own_mode(settings(objective="block-diffusion", block_length=8), in_blocks).block_length == 8
+
+
+@pytest.mark.parametrize(("given", "by"), [(None, "sample"), ("sample", "sample"), ("step", "step")])
+def test_what_a_mixture_is_drawn_for(given: str | None, by: str) -> None:
+    run = settings(objective="mixture", shares=["autoregressive=1", "permutation=1"], mixture_by=given)
+    objective = build_objective(run, None, network().config, tuning=False)
+    assert isinstance(objective, Mixture)
+    assert objective.by == by
 
 
 def test_of_several_ways_the_one_to_keep_is_asked_for() -> None:

@@ -27,7 +27,6 @@ def command(
     """
     import importlib
     import sys
-    import time
 
     from anyorder.cli._console import PlainConsole
     from anyorder.errors import UserError
@@ -41,27 +40,23 @@ def command(
     )
     if name not in names:
         raise UserError(f"evidence {name!r} is unknown: give one of {', '.join(names)}.")
-    if not data.is_dir():
-        raise UserError(f"data is {str(data)!r}, which is no folder here: give the folder with the public data.")
     sys.path.insert(0, str(place))
     module = importlib.import_module(f"evidence.{name.replace('-', '_')}")
     frame = importlib.import_module("evidence.frame")
     notes, console = PlainConsole(stderr=True), PlainConsole()
     parts = folder or Path("evidence") / (f"{name}-quick" if quick else name)
     study = frame.Study(name, data, parts, quick=quick, report=lambda line: notes.print(line, soft_wrap=True))
-    started = time.perf_counter()
     findings = list(module.findings(study))
-    minutes = (time.perf_counter() - started) / 60
     results = output or parts
     results.mkdir(parents=True, exist_ok=True)
     words = ["anyorder", "evidence", name, *(["--quick"] if quick else [])]
-    about = {"title": module.TITLE, "command": " ".join(words), "minutes": round(minutes, 1)}
+    about = {"title": module.TITLE, "command": " ".join(words), "minutes": round(study.minutes, 1)}
     with whole_file(results / f"{name}.json", replace=True) as partial:
         partial.write_text(frame.record(findings, **about), encoding="utf-8")
     with whole_file(results / f"{name}.png", replace=True) as partial:
         frame.plot(module.TITLE, findings, partial)
     console.print(frame.table(findings), soft_wrap=True)
-    notes.print(f"{minutes:.1f} minutes; numbers and plot: {results}", soft_wrap=True)
+    notes.print(f"{study.minutes:.1f} minutes; numbers and plot: {results}", soft_wrap=True)
 
 
 def _benchmarks() -> Path:
