@@ -15,7 +15,7 @@ from pathlib import Path
 from int8_perplexity import nats_per_token, text_rows
 
 import anyorder
-from anyorder.checkpoints import share_heads
+from anyorder.checkpoints.heads import share_heads
 
 SEEDS = (0, 1, 2)
 

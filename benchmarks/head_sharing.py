@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from anyorder.checkpoints import share_heads
+from anyorder.checkpoints.heads import share_heads
 from anyorder.checkpoints.weights import resolve_device, resolve_dtype
 from anyorder.decoding.left_to_right.decoder import left_to_right_steps
 from anyorder.inspection.head_sharing import cache_bytes, parameter_count, versions

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from anyorder import GroupPlan
-from anyorder.checkpoints import share_heads
+from anyorder.checkpoints.heads import share_heads
 from anyorder.likelihood.exact import left_to_right_log_prob
 from anyorder.model.llama import Llama
 from anyorder.objectives import Autoregressive

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from anyorder.checkpoints import convert, load_model, save_model, share_heads
+from anyorder.checkpoints import convert, load_model, save_model
+from anyorder.checkpoints.heads import share_heads
 from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.int8 import to_int8

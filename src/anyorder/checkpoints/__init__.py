@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from anyorder.checkpoints import gguf, gguf_reader, huggingface, llama2c, meta, weights
+from anyorder.checkpoints.changes import Changes
 from anyorder.checkpoints.contents import check_finite, contents_of
-from anyorder.checkpoints.experts import read_number, with_experts
 from anyorder.checkpoints.gguf_file import SUFFIX
-from anyorder.checkpoints.heads import POOLINGS, share_heads, shared_config
 from anyorder.checkpoints.hub import fetch
 from anyorder.checkpoints.masked_diffusion import named_form
 from anyorder.checkpoints.places import is_file, is_folder
 from anyorder.checkpoints.tokenizer import has_tokenizer, load_tokenizer, save_tokenizer, write_tokenizer
-from anyorder.checkpoints.tokenizer.encoding import plain_tokens
 from anyorder.checkpoints.weights import Checkpoint, SplitOf
-from anyorder.checkpoints.widths import to_wider, wider_config
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.utils.annotations import checked, shown
+from anyorder.utils.annotations import checked, refuse_other_names, shown
 from anyorder.utils.files import check_place, whole_file, whole_folder
 
 if TYPE_CHECKING:
@@ -189,14 +187,9 @@ def convert(
     tokenizer: str | Path | None = None,
     dtype: str | torch.dtype = "auto",
     max_shard_size: int | None = None,
-    kv_heads: int | None = None,
-    pooling: str = "mean",
-    experts: int | str | None = None,
-    expert_sample: str | Path | None = None,
-    widen: int | None = None,
-    seed: int = 0,
     form: str | None = None,
     revision: str | None = None,
+    **changes: Any,
 ) -> None:
     """Read a checkpoint of any form and write a Hugging Face folder, a llama2.c `.bin` or a `.gguf` of llama.cpp.
 
@@ -208,20 +201,18 @@ def convert(
         dtype: of the weights that are written; "auto" keeps that of the source. A `.bin` holds float32 alone, a
             `.gguf` no float64.
         max_shard_size: bytes of one file of weights; a single file unless given.
-        kv_heads: key-value heads that are left, a divisor of those that there are; all unless given.
-        pooling: how several become one: "mean", "first" or "random".
-        experts: of a dense network, copies of each feed-forward network as experts, such as 8, or "8:2" where two read
-            each token; of a network with experts, how many of each layer are kept, the busiest.
-        expert_sample: a file of text, over whose beginning it is counted which experts are busy.
-        widen: how many times as wide the network becomes, computing the same, to begin a training from.
-        seed: decides what is drawn for "random" and for `widen`.
         form: such as "llada" or "dream": writes the folder as those models are published.
         revision: a branch, tag or commit of a model on the hub. One that needs a token is read with `fetch` first.
+        changes: of the network, the fields of `Changes`: kv_heads, pooling, widen, experts, expert_sample, seed.
 
     Raises:
         UserError: the source cannot be read, the target is taken, cannot be written or cannot hold the network, its
-            dtype or its tokenizer, the tokenizer is not the network's, or `kv_heads` does not divide.
+            dtype or its tokenizer, the tokenizer is not the network's, or the changes cannot be made.
     """
+    parameters = {**inspect.signature(Changes).parameters, **inspect.signature(convert).parameters}
+    del parameters["changes"]
+    refuse_other_names("convert", changes, parameters)
+    changed = Changes(**changes)
     target = Path(target)
     to_folder = target.suffix not in FILES
     check_place(target, folder=to_folder)  # before minutes are spent on reading
@@ -234,35 +225,12 @@ def convert(
     checkpoint, found = _read_both(
         source, tokenizer, revision, None, wanted=target.suffix != ".bin" or tokenizer is not None
     )
-    if kv_heads is not None:
-        shared_config(checkpoint.config, kv_heads)
-    if widen is not None:
-        wider_config(checkpoint.config, widen)
-    if pooling not in POOLINGS:
-        raise UserError(f"pooling is {pooling!r}: give one of {weights.listed(POOLINGS)}.")
-    if experts is not None:
-        read_number(experts)
-    elif expert_sample is not None:
-        raise UserError("expert_sample is given without experts: give how many are kept, or leave it out.")
+    changed.check(checkpoint.config)
     if target.suffix == SUFFIX and found is None:
         logger.warning("no tokenizer is beside the checkpoint or named, so %s takes and gives token ids alone", target)
     model = weights.load(checkpoint, dtype=dtype, device="cpu", backend="auto")
-    if kv_heads is not None:
-        model = share_heads(model, kv_heads, pooling, seed)
-    if widen is not None:
-        model = to_wider(model, widen, seed)
-    if experts is not None:
-        model = with_experts(model, experts, None if expert_sample is None else _tokens_of(expert_sample, found))
+    model = changed.made(model, found)
     save_model(model, target, tokenizer=found, max_shard_size=max_shard_size, form=form)
-
-
-def _tokens_of(sample: str | Path, tokenizer: PreTrainedTokenizerBase | None) -> list[int]:
-    """The tokens of a file of text."""
-    if tokenizer is None:
-        raise UserError("expert_sample is text, but the checkpoint has no tokenizer: give tokenizer.")
-    if not is_file(Path(sample)):
-        raise UserError(f"expert_sample {str(sample)!r} is no file here: check the path.")
-    return plain_tokens(tokenizer, Path(sample).read_text(encoding="utf-8"))
 
 
 WEIGHTS_ALONE = (".safetensors", ".pt", ".pth", ".ckpt")

@@ -118,7 +118,7 @@ def _checked(function: Callable[Parameters, Result], read_inside: Sequence[str])
     @functools.wraps(function)
     def with_checks(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Result:
         known = kinds()
-        _refuse_other_names(function.__name__, keywords, parameters)
+        refuse_other_names(function.__name__, keywords, parameters)
         given: Any = list(arguments)
         for index, (name, value) in enumerate(zip(named, arguments, strict=False)):
             if name in known:
@@ -135,9 +135,14 @@ class UnknownKeywordError(UserError, TypeError):
     """A keyword that a function does not have."""
 
 
-def _refuse_other_names(
+def refuse_other_names(
     function: str, keywords: Mapping[str, Any], parameters: Mapping[str, inspect.Parameter]
 ) -> None:  # fmt: skip
+    """Refuse keywords that are names elsewhere of parameters of a function, or much like one.
+
+    Raises:
+        UnknownKeywordError: see above.
+    """
     if keywords.keys() <= parameters.keys():
         return
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
