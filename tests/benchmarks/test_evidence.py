@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,17 +21,18 @@ from anyorder.model.modes import ANY_ORDER
 from anyorder.model.rope import Rotary
 from tests.cli.test_main import mistake
 
+ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("any-order", "diffusion", "shared-heads")
+MEASURED = sorted(file.stem for file in (ROOT / "benchmarks" / "evidence" / "results").glob("*.json"))
 
 
 @pytest.fixture
-def evidence(project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def evidence(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The package `evidence` of the benchmarks."""
-    monkeypatch.syspath_prepend(str(project_root / "benchmarks"))
-    import evidence.frame
-    import evidence.teacher
-
-    yield evidence
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield SimpleNamespace(
+        frame=importlib.import_module("evidence.frame"), teacher=importlib.import_module("evidence.teacher")
+    )
     for name in [name for name in sys.modules if name.partition(".")[0] == "evidence"]:
         del sys.modules[name]
 
@@ -103,6 +106,16 @@ def test_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     )
     message = mistake(capsys, "evidence", "any-order", "--data", str(tmp_path), "--folder", str(tmp_path / "parts"))
     assert "lacks stories260K/stories260K.bin: give the folder that has it" in message
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_pages_show_the_results(name: str, evidence: Any) -> None:
+    record = json.loads((ROOT / "benchmarks" / "evidence" / "results" / f"{name}.json").read_text())
+    page = (ROOT / "docs" / f"evidence-{name}.md").read_text()
+    findings = [evidence.frame.Finding(**finding) for finding in record["findings"]]
+    assert evidence.frame.table(findings) in page
+    assert (ROOT / "docs" / "images" / f"evidence-{name}.png").is_file()
+    assert f"evidence-{name}.md" in (ROOT / "docs" / "evidence.md").read_text()
 
 
 @pytest.mark.slow

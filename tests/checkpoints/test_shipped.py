@@ -48,18 +48,20 @@ def test_fills_a_gap_and_fuses() -> None:
 def test_it_has_learnt() -> None:
     """Stories are more probable than their words in another order, in the mean over the ways that have a likelihood."""
     model, tokenizer = anyorder.load("stories", dtype="float32")
+    assert tokenizer is not None
     text = "once upon a time, there was a little girl named lily. she loved to play with her toys."
     words = text.split()
     mixed = " ".join(words[::2] + words[1::2])
     ids = [tokenizer(each)["input_ids"] for each in (text, mixed)]
-    for make in (anyorder.GroupPlan.sequential, anyorder.GroupPlan.random):
-        plan = make([len(each) for each in ids], given=[1, 1])
+    lengths = [len(each) for each in ids]
+    for plan in (anyorder.GroupPlan.sequential(lengths, [1, 1]), anyorder.GroupPlan.random(lengths, [1, 1])):
         known, unknown = anyorder.log_prob(model, ids, plan).per_token.tolist()
         assert known > unknown + 0.3
 
 
 def test_the_bf16_weights_are_finite_and_used() -> None:
     model, tokenizer = anyorder.load("stories")
+    assert tokenizer is not None
     assert model.dtype == torch.bfloat16
     assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
     assert len(tokenizer) == model.config.vocab_size
