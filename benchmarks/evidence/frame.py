@@ -7,6 +7,7 @@ their results in the study's folder, so that the same command resumes where it w
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import time
@@ -170,6 +171,7 @@ def plot(title: str, findings: Sequence[Finding], file: Path) -> None:
     from matplotlib import pyplot
 
     groups = list(dict.fromkeys(finding.group for finding in findings))
+    colors = dict(zip(dict.fromkeys(finding.series for finding in findings), itertools.cycle(SERIES)))
     rows = [[finding for finding in findings if finding.group == group] for group in groups]
     figure, panels = pyplot.subplots(
         len(groups), 1, figsize=(8, 0.7 * len(groups) + 0.26 * len(findings) + 0.6), squeeze=False,
@@ -177,8 +179,7 @@ def plot(title: str, findings: Sequence[Finding], file: Path) -> None:
     )  # fmt: skip
     figure.suptitle(title, fontsize="medium")
     for (axes,), group, row in zip(panels, groups, rows, strict=True):
-        colors = dict(zip(dict.fromkeys(finding.series for finding in row), SERIES, strict=False))
-        assert len(colors) == len({finding.series for finding in row}), f"more than {len(SERIES)} series in {group!r}"
+        assert len({colors[finding.series] for finding in row}) == len({finding.series for finding in row}), group
         for place, finding in enumerate(row):
             color = colors[finding.series]
             axes.plot([finding.low, finding.high], [place, place], color=color, linewidth=2)

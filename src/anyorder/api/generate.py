@@ -44,7 +44,8 @@ def load(
     """Read a network and its tokenizer, which is None where the checkpoint has none and none is named.
 
     Args:
-        path: a checkpoint: a Hugging Face or Meta folder, a llama2.c or GGUF file, or the id of a model on the hub.
+        path: a checkpoint: a Hugging Face or Meta folder, a llama2.c or GGUF file, the id of a model on the hub, or
+            "stories", the network that the package ships, unless a file or folder here has this name.
         dtype: of the weights, such as "bfloat16"; "auto" keeps that of the checkpoint, and "int8" rounds those of the
             projections to 8 bits, for writing alone.
         device: such as "cpu" or "cuda:1"; "auto" takes a GPU where there is one.
