@@ -19,6 +19,7 @@ from anyorder.modes import resolve
 from anyorder.orders.by_name import CLASSES, order_named
 from anyorder.orders.kinds import LeftToRight, MostConfident, Random
 from anyorder.orders.names import MIXTURE, NAMES, objective_named, objectives, order_names, read_order
+from anyorder.utils.annotations import shown
 from tests.model.networks import network
 
 ALL = (LEFT_TO_RIGHT, ANY_ORDER, diffusion(3), blocks(3, 4))
@@ -54,7 +55,7 @@ def test_what_no_order_is_called(words: Any) -> None:
         "left-to-right, any-order, groups:N, right-to-left:N, random:N, halves, spaced:N, spans:N, confidence:N, "
         "diffusion, blocks:N"
     )
-    message = f"order is {words!r}: give one of {known}, where :N, a number above 0, may be left out."
+    message = f"order is {shown(words)}: give one of {known}, where :N, a number above 0, may be left out."
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
         resolve(words, config())
     with pytest.raises(UserError, match=f"^{re.escape(message)}$"):

@@ -39,7 +39,6 @@ __all__ = [
     "read_checkpoint",
     "save_model",
     "save_tokenizer",
-    "share_heads",
     "write_tokenizer",
 ]
 

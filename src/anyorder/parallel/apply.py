@@ -115,7 +115,7 @@ class Rows:
         for index, layer in enumerate(layers):
             if index == 0:
                 layer.register_forward_pre_hook(lambda _, given: (self.split(given[0]), *given[1:]))
-            parts: tuple[nn.Module, ...] = (layer.self_attn, layer.mlp)
+            parts: tuple[Any, ...] = (layer.self_attn, layer.mlp)
             for part in parts:
                 part.register_forward_pre_hook(lambda _, given: (self.gathered(given[0]), *given[1:]))
             if isinstance(layer.mlp, MixtureOfExperts):
