@@ -24,20 +24,20 @@ from tests.training.test_engine import Ragged, curve, weights
 
 EXPERTS = Experts(number=4, chosen=2, width=10, score="sigmoid", normalise=True, shared_width=8, bias="choice")
 
-FIELDS: dict[str, Any] = {
-    "tie_word_embeddings": True, "qk_norm": "learned", "attention_bias": True, "experts": EXPERTS,
-    "layers": (LayerKind(experts=True), LayerKind()),
-}  # fmt: skip
-"""Of a configuration; the vocabulary of 31 is never split evenly."""
+NETWORKS: dict[str, dict[str, Any]] = {
+    "tied": {"tie_word_embeddings": True, "qk_norm": "learned", "attention_bias": True},
+    "experts": {"experts": EXPERTS, "layers": (LayerKind(experts=True), LayerKind())},
+}
+"""By name, fields of a configuration; the vocabulary of 31 is never split evenly."""
 
 
-def trained(folder: Path, **options: Any) -> dict[str, Any]:
+def trained(name: str, folder: Path, **options: Any) -> dict[str, Any]:
     """The curve and the last weights of a training of 6 steps with 4 samples each, saved after the third."""
     torch.manual_seed(0)
-    # In float64: AdamW divides gradients of keys' biases, which are zero but for rounding, by their size.
-    model = adapt(Llama(network().config.replace(**FIELDS)), (ANY_ORDER,)).double()
+    model = adapt(Llama(network().config.replace(**NETWORKS[name])), (ANY_ORDER,))
     chosen: dict[str, Any] = {"learning_rate": 1e-2, "log_every": 1, "save_every": 3, "evaluate_every": 3, "steps": 6}
-    chosen["balance_bias"] = 0.01  # balance_loss is of the batch of each process
+    if name == "experts":
+        chosen |= {"balance_bias": 0.01}  # balance_loss is of the batch of each process
     resume = options.pop("resume", False)
     log = fit(
         model, Permutation(), Ragged(), Training(**chosen | options), folder=folder, resume=resume,
@@ -59,11 +59,12 @@ def training_groups(options: dict[str, Any]) -> int:
 
 
 def several(runs: dict[str, dict[str, Any]], folder: Path) -> None:
-    """Trainings by the names of their folders."""
+    """Trainings of each network, by the names of their folders."""
     for run, options in runs.items():
-        found = trained(folder / run, **options)
-        if dist.get_rank() == 0:
-            (folder / f"{run}.json").write_text(json.dumps(found))
+        for name in NETWORKS:
+            found = trained(name, folder / run / name, **options)
+            if dist.get_rank() == 0:
+                (folder / run / f"{name}.json").write_text(json.dumps(found))
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
