@@ -23,7 +23,7 @@ from anyorder.model.rope import DynamicRotary, Llama3Rotary, Rotary, YarnRotary
 from tests.checkpoints.metas_form import write_metas_folder
 from tests.checkpoints.test_meta_forms import write_in_form
 
-SECONDS = 1.0
+SECONDS = 20.0
 """That a tiny checkpoint may take; tens of milliseconds are usual."""
 
 VALUES: list[Any] = [
@@ -225,7 +225,7 @@ def test_what_is_damaged_is_read_or_refused(tiny_config: ModelConfig, tmp_path: 
 @pytest.mark.slow
 @pytest.mark.parametrize("part", range(4))
 def test_many_that_are_damaged(part: int, tiny_config: ModelConfig, tmp_path: Path) -> None:
-    check(range(400 + 3000 * part, 3400 + 3000 * part), tiny_config, tmp_path)
+    check(range(400 + 1000 * part, 1400 + 1000 * part), tiny_config, tmp_path)
 
 
 @pytest.mark.parametrize(
