@@ -277,21 +277,13 @@ def test_a_full_disk_at_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyP
 KINDS: dict[str, list[str]] = {
     "autoregressive": [],
     "permutation": ["--objective=permutation", "--predicted=0.5"],
-    "masked-diffusion": ["--objective=masked-diffusion", "--times=stratified"],
-    "block-diffusion": ["--objective=block-diffusion", "--block_length=8"],
     "mixture": ["--objective=mixture", "--shares=autoregressive=0.5", "--shares=permutation=0.5"],
-    "mixture by step": ["--objective=mixture", "--shares=permutation=0.5", "--shares=masked-diffusion=0.5"],
     "streaming": ["--streaming"],
     "workers": ["--workers=2"],
     "bfloat16": ["--precision=bfloat16"],
     "accumulation": ["--accumulation=3", "--log_every=7"],
-    "activation checkpointing": ["--activation_checkpointing"],
-    "lora": ["--init", "--lora_rank=2"],
-    "lora, any order": ["--init", "--lora_rank=2", "--objective=permutation"],
     "lora, diffusion, workers": ["--init", "--lora_rank=2", "--objective=masked-diffusion", "--workers=1"],
-    "sft": ["sft", "--init"],
     "sft, masked diffusion": ["sft", "--init", "--objective=masked-diffusion"],
-    "sft, lora": ["sft", "--init", "--lora_rank=2", "--accumulation=2"],
 }
 
 
