@@ -141,8 +141,8 @@ class Sample:
         """Note a step, in which the text has been spelled already."""
         self.steps.append(step)
         stopped = step.stopped.get(self.text.sample_id)
-        follows = self.follows and isinstance(self.spelled, Continuation)
-        piece = self.spelled.piece(last=bool(stopped)) if follows else ""  # type: ignore[union-attr]
+        spelled = self.spelled
+        piece = spelled.piece(last=bool(stopped)) if self.follows and isinstance(spelled, Continuation) else ""
         if piece:
             self.pieces.append(piece)
         self.stopped = stopped
