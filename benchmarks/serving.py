@@ -2,7 +2,8 @@
 
 Run: OMP_NUM_THREADS=1 python benchmarks/serving.py MODEL [--tokenizer PATH] [--new 128] [--requests 2000]
 
-Server and clients are one process each. Candidates take turns, and medians are compared. Writes
+Server and clients are one process each; Python's functions run in the server's, over the same weights, as two copies of
+them in memory are not equally fast. Candidates take turns, and medians are compared. Writes
 benchmarks/results/serving-NAME.json, with the name that --name gives.
 """
 
@@ -13,9 +14,11 @@ import json
 import multiprocessing
 import os
 import statistics
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +34,22 @@ PARALLEL = 16
 PROMPT = "Once upon a time, there was a little girl"
 
 
-def serve(place: str, tokenizer: str | None, socket: Any) -> None:
-    """Run the server, in a process of its own."""
+def serve(place: str, tokenizer: str | None, socket: Any, orders: Connection) -> None:
+    """Run the server in a process of its own, which also continues the prompt by Python's function when it is told.
+
+    Args:
+        place, tokenizer: of the network.
+        socket: that listens.
+        orders: receives a number of tokens, and is answered by how many were written.
+    """
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     model, words = anyorder.load(place, tokenizer=tokenizer, device="cpu")
-    run(model, words, "bench", socket, Engine(Limits(running=PARALLEL, queued=4096)))
+    engine = Engine(Limits(running=PARALLEL, queued=4096))
+    threading.Thread(target=run, args=(model, words, "bench", socket, engine), daemon=True).start()
+    while True:
+        new = orders.recv()
+        out = anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False)
+        orders.send(len(out.token_ids))
 
 
 def body_of(new: int, ends: Sequence[int], **others: Any) -> dict[str, Any]:
@@ -85,10 +99,13 @@ def throughput(client: httpx.Client, body: dict[str, Any], process: int, repeats
     }  # fmt: skip
 
 
-def overhead(client: httpx.Client, new: int, model: Any, words: Any, process: int, repeats: int) -> dict[str, float]:
+def overhead(client: httpx.Client, new: int, orders: Connection, process: int, repeats: int) -> dict[str, float]:
     """What HTTP and engine cost one client at a time, by the clock and by the processor time of the server."""
-    written = len(anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False).token_ids)
     body = {"prompt": PROMPT, "max_tokens": new}
+
+    def python() -> None:
+        orders.send(new)
+        orders.recv()
 
     def stream() -> None:
         with client.stream("POST", "/v1/completions", json=body | {"stream": True}) as response:
@@ -96,22 +113,25 @@ def overhead(client: httpx.Client, new: int, model: Any, words: Any, process: in
                 pass
 
     ways: dict[str, Callable[[], object]] = {
-        "python": lambda: anyorder.generate(model, words, PROMPT, max_new_tokens=new, compile=False),
-        "whole": lambda: completed(client, body),
-        "streamed": stream,
-    }
+        "python": python, "whole": lambda: completed(client, body), "streamed": stream,
+    }  # fmt: skip
     clock: dict[str, list[float]] = {name: [] for name in ways}
-    processor: dict[str, float] = dict.fromkeys(ways, 0.0)
-    for _ in range(repeats):
-        for name, write in ways.items():
-            of = os.getpid() if name == "python" else process
-            before = processor_seconds(of)
-            clock[name].append(seconds(write))
-            processor[name] += processor_seconds(of) - before
+    processor: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(repeats):
+        for name in list(ways) if turn % 2 else reversed(ways):
+            before = processor_seconds(process)
+            clock[name].append(seconds(ways[name]))
+            processor[name].append(processor_seconds(process) - before)
+    orders.send(new)
+    written = orders.recv()
     rates = {name: written / statistics.median(times) for name, times in clock.items()}
-    ratios = {f"{name}_ratio": rates[name] / rates["python"] for name in ("whole", "streamed")}
-    costs = {f"{name}_processor_ratio": processor[name] / processor["python"] for name in ("whole", "streamed")}
-    return rates | ratios | costs
+    costs = {name: statistics.median(times) for name, times in processor.items()}
+    others = ("whole", "streamed")
+    return (
+        rates
+        | {f"{name}_ratio": rates[name] / rates["python"] for name in others}
+        | {f"{name}_processor_ratio": costs[name] / costs["python"] for name in others}
+    )
 
 
 def processor_seconds(process: int) -> float:
@@ -165,11 +185,11 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=2000)
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    model, words = anyorder.load(options.model, tokenizer=options.tokenizer, device="cpu")
-    ends = model.config.eos_token_ids
+    ends = anyorder.load(options.model, tokenizer=options.tokenizer, device="cpu")[0].config.eos_token_ids
     socket = listen("127.0.0.1", 0)
+    orders, served = multiprocessing.Pipe()
     server = multiprocessing.get_context("fork").Process(
-        target=serve, args=(options.model, options.tokenizer, socket), daemon=True
+        target=serve, args=(options.model, options.tokenizer, socket, served), daemon=True
     )
     server.start()
     address = f"http://127.0.0.1:{socket.getsockname()[1]}"
@@ -180,7 +200,7 @@ def main() -> None:
         found = {
             "threads": torch.get_num_threads(),
             "new": options.new,
-            "overhead": overhead(client, options.new, model, words, server.pid, options.repeats),
+            "overhead": overhead(client, options.new, orders, server.pid, 3 * options.repeats),
             "throughput": throughput(client, body_of(options.new, ends), server.pid, options.repeats),
             "first_token_seconds": first_token(client, ends, options.new),
             "memory_mib": memory(client, server.pid, options.requests, ends),
