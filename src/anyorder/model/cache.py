@@ -30,7 +30,7 @@ class LayerCache:
 
     def update(self, k_BKGD: Tensor, v_BKGD: Tensor, slots_BK: Tensor, extent: int) -> tuple[Tensor, Tensor]:
         """Write new keys and values, in place, and return the first `extent` slots of all."""
-        sample_B1 = torch.arange(len(slots_BK), device=slots_BK.device).unsqueeze(1)
+        sample_B1 = torch.arange(slots_BK.shape[0], device=slots_BK.device).unsqueeze(1)
         self.keys[sample_B1, slots_BK] = k_BKGD.to(self.keys.dtype)  # under autocast new keys are narrower
         self.values[sample_B1, slots_BK] = v_BKGD.to(self.values.dtype)
         return self.keys[:, :extent], self.values[:, :extent]

@@ -1,4 +1,4 @@
-"""Functions of a network, compiled: when that pays, with which options, and what is done when it fails.
+"""Functions of a network and its layers, compiled: when that pays, with which options, and what is done when it fails.
 
 TorchInductor keeps compiled code on disk, so that later processes only trace the function. PyTorch's compiler takes
 seconds to import, so it is imported where something is compiled.
@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
+from anyorder.model.packages import PACKAGE_SECONDS, any_package
 from anyorder.utils.shared_libraries import remove_torn_libraries
 
 logger = logging.getLogger(__name__)
 
 COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 24.0, 0.8
-"""For the step, on an idle machine, where nothing is on disk yet. With the loop of small networks around it, twice."""
+"""For the whole step, on an idle machine, where nothing is on disk yet. With the loop of small networks around it,
+twice.
+"""
 
 SAVED_MS_A_LAYER, SAVED_MS_A_MEBIBYTE = 0.24, 0.02
 """Milliseconds that a compiled step is faster, by layer; and by weights, for the products of a single row.
@@ -41,6 +44,16 @@ SMALL = 32 * 2**20
 def compiler_at_hand(device: torch.device) -> bool:
     """Whether TorchInductor can compile for this device: on a CPU it needs a C++ compiler."""
     return device.type == "cuda" or any(shutil.which(name) for name in ("g++", "c++", "clang++"))
+
+
+def require_compiler(device: torch.device) -> None:
+    """Check that there is a compiler for this device.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not compiler_at_hand(device):
+        raise UserError("compile is True, but no C++ compiler is at hand: install g++, or give compile=False.")
 
 
 def is_small(model: Llama) -> bool:
@@ -140,8 +153,7 @@ def compiled(function: Callable[..., Tensor], model: Llama) -> Compiled:
     Raises:
         UserError: there is no compiler.
     """
-    if not compiler_at_hand(model.device):
-        raise UserError("compile is True, but no C++ compiler is at hand: install g++, or give compile=False.")
+    require_compiler(model.device)
     of_model = _COMPILED.setdefault(model.model, {})
     if function not in of_model:
         of_model[function] = Compiled(function, model)
@@ -154,11 +166,46 @@ def is_compiled(function: Callable[..., Tensor], model: Llama, texts: int) -> bo
     return found is not None and (texts == 1) in found.known
 
 
+def steps_whole(model: Llama) -> bool:
+    """Whether the one-token step is compiled as a whole: of a small network, whose layers take less time than the calls
+    of their code, and on accelerators, which record the whole step. Otherwise its layers are packages.
+    """
+    return model.device.type != "cpu" or is_small(model)
+
+
+def with_packages(model: Llama, *, making: bool) -> Llama:
+    """The same network, whose passes take packages of its layers.
+
+    Args:
+        model: the network; returned as it is if it has them already, or none can serve it and none shall be made.
+        making: whether those that are not on disk are made.
+
+    Raises:
+        UserError: some shall be made, but there is no compiler, or none can serve the network.
+    """
+    if making:
+        require_compiler(model.device)
+    if model.compiled_layers is not None:
+        return model
+    prepared = model
+    if model.device.type == "cpu" and model.backend in ("auto", "sdpa") and (making or any_package()):
+        threads = 1 if is_small(model) else torch.get_num_threads()
+        prepared = model.with_compiled_layers(threads, making=making)
+    if making and prepared is model:
+        raise UserError(
+            f"compile is True, but layers of this network are not compiled on {model.device.type} with attention "
+            f"{model.backend!r}: leave it out."
+        )
+    return prepared
+
+
 # ---- when it pays ----------------------------------------------------------------------------------
 
 
 def compile_seconds(model: Llama) -> float:
     """Estimate the time that compiling a step takes where nothing is on disk yet."""
+    if not steps_whole(model):
+        return PACKAGE_SECONDS
     of_step = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * model.config.num_hidden_layers
     return 2 * of_step if is_small(model) else of_step
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +23,7 @@ class Linear(nn.Linear):
 
 def is_one_row(x: Tensor) -> bool:
     """Whether `x` is a single row in code that is being compiled for a CPU."""
-    return torch.compiler.is_compiling() and x.device.type == "cpu" and x.shape[:-1].numel() == 1
+    return torch.compiler.is_compiling() and x.device.type == "cpu" and math.prod(x.shape[:-1]) == 1
 
 
 def one_row(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:

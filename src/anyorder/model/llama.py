@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.experts import ExpertWeights, Router
 from anyorder.model.linear import Linear
 from anyorder.model.norm import RMSNorm
+from anyorder.model.packages import CompiledLayers, can_be_packages
 from anyorder.model.query_rows import QueryRows
 from anyorder.model.rope import Rotary
 from anyorder.model.self_attention import SelfAttention
@@ -73,9 +75,12 @@ class Llama(nn.Module):
         query_rows: embeddings of query rows, where the network was trained for any order; otherwise None.
         vision_model, multi_modal_projector: make rows of images, where the network has vision; otherwise None.
         image_rows_NE: the rows that ids from `vocab_size` on stand for, see `with_images`; otherwise None.
+        compiled_layers: what passes without gradients take in place of layers, see `with_compiled_layers`; otherwise
+            None.
     """
 
     image_rows_NE: Tensor | None = None
+    compiled_layers: CompiledLayers | None = None
 
     def __init__(self, config: ModelConfig, backend: str = "auto") -> None:
         super().__init__()
@@ -267,6 +272,20 @@ class Llama(nn.Module):
         other.image_rows_NE = image_rows_NE
         return other
 
+    def with_compiled_layers(self, threads: int, *, making: bool) -> Llama:
+        """The same network, without a copy of weights, whose passes take packages of layers where there are any.
+
+        Args:
+            threads: that their loops use.
+            making: whether those that are not on disk are made.
+        """
+        if not can_be_packages(list(self.model.layers)):
+            return self
+        other = copy.copy(self)
+        layers = cast(Sequence[Block], list(self.model.layers))
+        other.compiled_layers = CompiledLayers(self.config, layers, threads, making=making)
+        return other
+
     def embed(self, input_ids_BR: Tensor) -> Tensor:
         """Embeddings of tokens, and rows of images where ids are beyond the vocabulary, `[batch, rows, hidden]`.
 
@@ -293,12 +312,16 @@ class Llama(nn.Module):
 
     def read(self, rows_BRE: Tensor, views: Views, cache: Cache | None = None) -> Tensor:
         """Run the layers and the final norm over rows `[batch, rows, hidden]`, such as embeddings; see `hidden`."""
+        compiled = {} if self.compiled_layers is None else self.compiled_layers.of_pass(rows_BRE, views)
         for index, (layer, kind) in enumerate(zip(self.model.layers, self.config.layers, strict=True)):
             last = index == len(self.model.layers) - 1 and "last" in views
             # An attention from outside may not know how to leave rows out.
             leaves_out = last and type(layer.self_attn) is SelfAttention
-            view = views["last"] if leaves_out else views[kind]
-            rows_BRE = layer(rows_BRE, view, None if cache is None else cache.layers[index])
+            kv = None if cache is None else cache.layers[index]
+            if kind in compiled and not leaves_out:
+                rows_BRE = compiled[kind](index, rows_BRE, kv)
+            else:
+                rows_BRE = layer(rows_BRE, views["last"] if leaves_out else views[kind], kv)
             if last and not leaves_out:
                 rows_BRE = views["last"].queries_of(rows_BRE)
         normed_BRE: Tensor = self.model.norm(rows_BRE)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from anyorder.decoding.canvas import PLAIN, CanvasLayout
 from anyorder.errors import UserError
+from anyorder.model.compiled import with_packages
 from anyorder.model.modes import KINDS, Mode, ModeKind, refuse_unless_causal, register_kind
 from anyorder.modes.any_order import AnyOrderMode
 from anyorder.modes.diffusion import BlocksMode, DiffusionMode
@@ -98,15 +99,15 @@ def decoder_of(
         layout: of the canvases.
 
     Raises:
-        UserError: options that the mode does not have, or that exclude each other.
+        UserError: options that the mode does not have, or that exclude each other; or layers cannot be compiled.
     """
     entry = entry_of(mode)
     if options.num_beams != 1 and "num_beams" not in entry.options:
         raise UserError(f"num_beams is {options.num_beams!r}, but beams are written from left to right: leave it out.")
-    if options.compile is True and "compile" not in entry.options:
-        raise UserError("compile is True, but only writing from left to right is compiled: leave it out.")
     several = options.num_samples not in (None, 1) and options.num_beams == 1
     if several and not entry.draws(order, options.sampling):
         same = f"num_samples is {options.num_samples} at temperature 0, where all samples are the same"
         raise UserError(f"{same}: give a temperature above 0, or leave out num_samples.")
+    if options.compile is not False:
+        model = with_packages(model, making=options.compile is True and "compile" not in entry.options)
     return entry.decoder(model, mode, order, options, layout)

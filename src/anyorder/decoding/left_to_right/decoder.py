@@ -15,7 +15,7 @@ from anyorder.decoding.loop import by_sampling, decode
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Step, Stop
 from anyorder.errors import UserError
-from anyorder.model.compiled import compiled, is_small, pays_to_compile
+from anyorder.model.compiled import compiled, is_small, pays_to_compile, steps_whole, with_packages
 from anyorder.model.step import one_token
 
 if TYPE_CHECKING:
@@ -83,6 +83,8 @@ def left_to_right_steps(
         raise UserError(
             "compile is True and use_cache is False: leave one of them out; the compiled step reads a cache."
         )
+    if compile and not steps_whole(model):
+        model, compile = with_packages(model, making=True), False
     step = compiled(one_token, model) if compile else None
     reader = CausalReader(model, texts, use_cache=use_cache, one_token=step)
     if compile and bursts:
