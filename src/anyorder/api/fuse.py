@@ -24,6 +24,7 @@ from anyorder.decoding.fusion.store import SegmentStore
 from anyorder.decoding.sampling import Sampling
 from anyorder.decoding.trace import Generation, Recorder, Step, Stop, collect
 from anyorder.errors import UserError
+from anyorder.model.compiled import with_packages
 from anyorder.model.llama import Llama
 from anyorder.modes import Options, Order, decoder_of, resolve
 from anyorder.utils.annotations import checked
@@ -137,7 +138,9 @@ def fuse(
     if images is not None:
         model, questions = _with_images(model, tokenizer, questions, images, single, store)
     fusion = Fusion(method=method, positions=positions, correction=correction)
-    answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store, attention_share)
+    answers = _Answers(
+        with_packages(model, making=False), tokenizer, questions, fusion, options, weights, keep, store, attention_share
+    )
     generation, shares = answers.write()
     texts = None if tokenizer is None else [answers.detokenizer_of(question) for question in questions]
     output = Finished.of(generation, texts).output(single=single)
@@ -185,6 +188,7 @@ def stream_fused(
     if images is not None:
         model, questions = _with_images(model, tokenizer, questions, images, single, store)
     fusion = Fusion(method=method, positions=positions, correction=correction)
+    model = with_packages(model, making=False)
     answers = _Answers(model, tokenizer, questions, fusion, options, weights, keep, store)
     if method == "vote":
         raise UserError("method is 'vote', but only whole answers can be counted: use fuse, or another method.")

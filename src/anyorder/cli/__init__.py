@@ -39,6 +39,7 @@ COMMANDS = (
     "inspect",
     "evaluate",
     "convert",
+    "compile",
     "info",
     "bench",
     "evidence",

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.model.packages import PACKAGE_SECONDS, any_package
+from anyorder.model.packages import PACKAGE_SECONDS, packages_kept
 from anyorder.utils.shared_libraries import remove_torn_libraries
 
 logger = logging.getLogger(__name__)
@@ -188,7 +188,7 @@ def with_packages(model: Llama, *, making: bool) -> Llama:
     if model.compiled_layers is not None:
         return model
     prepared = model
-    if model.device.type == "cpu" and model.backend in ("auto", "sdpa") and (making or any_package()):
+    if model.device.type == "cpu" and model.backend in ("auto", "sdpa") and (making or packages_kept()):
         threads = 1 if is_small(model) else torch.get_num_threads()
         prepared = model.with_compiled_layers(threads, making=making)
     if making and prepared is model:

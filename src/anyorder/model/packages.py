@@ -18,6 +18,7 @@ import logging
 import os
 import platform
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,7 +207,8 @@ def make(layer: Block, config: ModelConfig, form: Form, dtype: torch.dtype, fold
             add((batch[0], capacity, *of_head), dtype, {**batch[1], 1: Dim.DYNAMIC})
     (rows_BRE, of_rows), *of_view = examples
     weights = list(weights_of(layer).values())
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, at its own code
         program = export(
             LayerFunction(layer, form),
             (weights, rows_BRE, [tensor for tensor, _ in of_view]),
@@ -214,7 +216,7 @@ def make(layer: Block, config: ModelConfig, form: Form, dtype: torch.dtype, fold
             strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )
-    aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs={"cpp.threads": threads})
+        aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs={"cpp.threads": threads})
 
 
 # ---- on disk ---------------------------------------------------------------------------------------
@@ -243,10 +245,10 @@ def folder_of_packages() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "anyorder" / "layers"
 
 
-def any_package() -> bool:
-    """Whether any package is kept on disk."""
+def packages_kept() -> set[str]:
+    """Return the names of the packages that are on disk."""
     folder = folder_of_packages()
-    return folder.is_dir() and any(folder.iterdir())
+    return {place.name for place in folder.iterdir() if not place.name.startswith(".")} if folder.is_dir() else set()
 
 
 @functools.cache
@@ -330,6 +332,7 @@ class CompiledLayers:
         self._layers = layers
         self._threads = threads
         self._making = making
+        self._modules = [module for layer in layers for module in layer.modules()]
         self._weights = [list(weights_of(layer).values()) for layer in layers]
         self._found: dict[tuple[LayerKind, Form, torch.dtype], Package | None] = {}
 
@@ -342,7 +345,7 @@ class CompiledLayers:
         """
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return {}
-        if not 0 < rows_BRE.shape[1] <= LARGEST_PASS or len(rows_BRE) == 0:
+        if not 0 < rows_BRE.shape[1] <= LARGEST_PASS or len(rows_BRE) == 0 or _hooked(self._modules):
             return {}
         found: dict[LayerKind, CompiledLayer] = {}
         for kind, view in views.items():
@@ -398,6 +401,10 @@ def can_be_packages(layers: Sequence[nn.Module]) -> bool:
     modules = [module for layer in layers for module in layer.modules()]
     weights = [weight for layer in layers for weight in weights_of(layer).values()]
     own = all(type(module).__module__.startswith(("anyorder.model.", "torch.nn.modules.")) for module in modules)
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     plain = all(type(weight) in (Tensor, nn.Parameter) and weight.device.type == "cpu" for weight in weights)
-    return own and plain and not hooked
+    return own and plain and not _hooked(modules)
+
+
+def _hooked(modules: Sequence[nn.Module]) -> bool:
+    """Whether somebody listens to modules, such as those who measure attention."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)

@@ -14,6 +14,7 @@ from anyorder.api.output import Finished, Output
 from anyorder.api.prompts import Prompts, prompts_for
 from anyorder.api.text import GAP, stop_strings
 from anyorder.errors import UserError
+from anyorder.model.compiled import with_packages
 from anyorder.modes import Options, decoder_of, resolve
 from anyorder.serving.dialogue import Encoder
 from anyorder.serving.engine import Engine, Limits, Task
@@ -60,7 +61,8 @@ class ManyPrompts:
         check_positive("max_new_tokens", options.max_new_tokens)
         if gap_tokens is not None:
             check_positive("gap_tokens", gap_tokens)
-        self._model, self._tokenizer, self._options = model, tokenizer, options
+        self._model = model if options.compile is False else with_packages(model, making=False)
+        self._tokenizer, self._options = tokenizer, options
         self._gap_tokens, self._images = gap_tokens, images
         self._encoder = None if tokenizer is None else Encoder(tokenizer)
         self._stops = stop_strings(options.stop, tokenizer)

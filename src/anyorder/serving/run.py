@@ -6,6 +6,7 @@ import socket as sockets
 from typing import TYPE_CHECKING
 
 from anyorder.errors import UserError
+from anyorder.model.compiled import with_packages
 from anyorder.serving.engine import Engine
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def run(
         from anyorder.serving.app import Server, build_app
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs the package {error.name}: pip install 'anyorder[serve]'.") from None
+    model = with_packages(model, making=False)
     server = Server(
         model=model, tokenizer=tokenizer, name=name, engine=engine, api_key=api_key, most_tokens=most_tokens
     )

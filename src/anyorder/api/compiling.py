@@ -1,0 +1,45 @@
+"""Compile the layers of a network beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from anyorder.api.generate import generate
+from anyorder.decoding.diffusion.sampler import DiffusionSampler
+from anyorder.model.compiled import with_packages
+from anyorder.model.packages import packages_kept
+
+if TYPE_CHECKING:
+    from anyorder.model.llama import Llama
+
+ORDERS = {"any-order": ("random", "groups:2"), "diffusion": ("diffusion", DiffusionSampler(steps=2, cache="dual"))}
+"""Of modes whose passes have several forms."""
+
+TEXTS = (1, 2)
+"""One text and several have code of their own."""
+
+
+def compile_layers(model: Llama, report: Callable[[str], None] = lambda line: None) -> int:
+    """Make the packages of a network's layers that are not on disk yet, for all its modes: write a few tokens in each.
+
+    Args:
+        model: the network, on a CPU.
+        report: callback, called with each mode before it is written in.
+
+    Returns:
+        The number of packages that were made.
+
+    Raises:
+        UserError: there is no compiler, or no package can serve this network.
+    """
+    before = packages_kept()
+    prepared = with_packages(model, making=True)
+    prompt = [token_id % model.config.vocab_size for token_id in range(5, 9)]
+    for mode in model.config.modes:
+        for order in ORDERS.get(mode.name, (mode.name,)):
+            for texts in TEXTS:
+                name = order if isinstance(order, str) else f"{mode.name} with a cache"
+                report(f"{name}, {texts} text{'s' * (texts > 1)} at a time")
+                generate(prepared, None, [prompt[text:] for text in range(texts)], order=order, max_new_tokens=4)
+    return len(packages_kept() - before)
