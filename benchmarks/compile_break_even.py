@@ -65,7 +65,8 @@ def in_a_process(compiles: bool, options: argparse.Namespace, size: str, folder:
     """The same, measured in a new process that keeps compiled code in this folder."""
     numbers = ["--tokens", str(options.tokens), "--texts", str(options.texts)]
     words = [sys.executable, __file__, "--one", size, "--dtype", options.dtype, *numbers]
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    kept = {"TORCHINDUCTOR_CACHE_DIR": folder, "XDG_CACHE_HOME": folder}  # of whole steps, and of layers
+    environment = os.environ | kept | {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
     done = subprocess.run(
         [*words, "--compile"] if compiles else words, env=environment, check=True, capture_output=True, text=True
     )

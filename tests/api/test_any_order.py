@@ -165,7 +165,6 @@ def test_nobody_writes_beyond_the_longest_text() -> None:
         (MODEL, ["a", "[...] a"], {"stop": ".", "gap_tokens": 2}, r"^stop is \['\.'\], but a gap is always "),
         (MODEL, "Once [...] a", {"stop": ".", "gap_tokens": [1, 2]}, r"^stop is \['\.'\], but a gap is always filled"),
         (MODEL, "Once", {"num_beams": 2}, r"^num_beams is 2, but beams are written from left to right: leave it out\."),
-        (MODEL, "Once", {"compile": True}, "^compile is True, but only writing from left to right is compiled"),
         (MODEL, "Once [...] a", {"gap_tokens": 99}, r"^prompt 0 has \d+ tokens with those to be written"),
         (MODEL, [5] * 64, {}, r"^prompt 0 has 64 tokens, and the network was trained on 64: shorten it"),
         (MODEL, "Once", {"order": GroupPlan.sequential(3)}, r"^the plan is for a text of 3 tokens, but prompt 0 has "),

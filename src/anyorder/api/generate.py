@@ -156,7 +156,8 @@ def generate(
             with the highest mean log-probability per token.
         batch_size: texts to write at a time; all unless given.
         use_cache: False recomputes the whole sequence for every token (slow reference path).
-        compile: whether the one-token step is compiled, which takes time at first use; "auto" does so where it pays.
+        compile: whether passes are compiled, which takes time at first use; "auto" takes what is compiled already, and
+            compiles where that pays.
         watch: callback, called with each `Step`; its time is not counted.
         progress: True prints on standard error how many texts are finished; a callback is called with the `Output` of
             each batch, one entry per text.
@@ -270,7 +271,7 @@ def stream(
 
 
 def compiles(model: Llama, compile: bool | Literal["auto"]) -> bool | Literal["auto"]:
-    """Return whether the one-token step may be compiled, which it is not where several processes take part.
+    """Return whether passes may be compiled, which they are not where several processes take part.
 
     Raises:
         UserError: it shall be, but the network is split.

@@ -171,7 +171,8 @@ class WritingOptions(OptionGroup):
         num_samples: Texts to draw per prompt, one unless given.
         num_beams: Above 1, beam search with so many beams.
         batch_size: Texts to write at a time; changes speed and memory, not what is written.
-        compile: Whether the one-token step is compiled, which takes time at first use; auto does so where it pays.
+        compile: Whether passes are compiled, which takes time at first use; auto takes what is compiled already, and
+            compiles where that pays.
     """
 
     order: str | None = None

@@ -30,6 +30,7 @@ def _uncompiled() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(decoder, "compiled", uncompiled)
         patch.setattr(bursts, "compiled", uncompiled)
+        patch.setattr(decoder, "with_packages", lambda model, making: model)
         yield
 
 

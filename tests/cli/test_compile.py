@@ -1,0 +1,68 @@
+"""`anyorder compile`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import anyorder
+from anyorder.checkpoints.adapt import adapt
+from anyorder.cli import main
+from anyorder.model import packages
+from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
+from anyorder.model.packages import CompiledLayers, Form, LayerFunction
+from tests.cli.test_main import mistake
+from tests.model.networks import network
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A network, and an empty place for packages."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(packages, "_LOADED", {})
+    model = adapt(network(), (LEFT_TO_RIGHT, ANY_ORDER, diffusion(30)), seed=0)
+    anyorder.save(model, None, tmp_path / "network")
+    return tmp_path / "network"
+
+
+def test_each_form_of_each_mode_is_made_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without the compiler: files in its place, and layers that run as they are."""
+    made: list[Form] = []
+
+    def make(layer: object, config: object, form: Form, dtype: torch.dtype, place: Path, threads: int) -> None:
+        made.append(form)
+        (place / packages.FILE).write_bytes(repr(form).encode())
+
+    def package(file: Path) -> LayerFunction:
+        form = next(form for form in made if repr(form).encode() == file.read_bytes())
+        return LayerFunction(network().double().float().model.layers[0], form)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(packages, "make", make)
+    monkeypatch.setattr(packages, "Package", package)
+    assert main(["compile", str(folder), "--device", "cpu"]) == 0
+    told = capsys.readouterr().err
+    assert f"{len(made)} packages were made in" in told
+    assert str(packages.folder_of_packages()) in told
+    assert len(set(made)) == len(made) == len(packages.packages_kept())
+    assert {form.cached for form in made} == {form.single_sample for form in made} == {True, False}
+    assert main(["compile", str(folder), "--device", "cpu"]) == 0
+    assert "all packages are there already; they are kept in" in capsys.readouterr().err
+
+    def missing(layers: CompiledLayers, kind: object, form: Form, dtype: object) -> None:
+        raise AssertionError(form)
+
+    model = anyorder.load(folder, device="cpu")[0]
+    monkeypatch.setattr(packages, "make", missing)
+    for order in ("left-to-right", "random", "groups:4", "diffusion"):
+        for prompts in ([[5, 6, 7]], [[5, 6, 7], [8]]):
+            anyorder.generate(model, None, prompts, order=order, max_new_tokens=7, compile=order != "left-to-right")
+
+
+def test_a_network_without_packages_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["compile", str(folder), "--device", "cpu", "--attention", "eager"]
+    message = mistake(capsys, *words)
+    assert "layers of this network are not compiled on cpu with attention 'eager'" in message
