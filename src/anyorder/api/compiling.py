@@ -9,11 +9,15 @@ from anyorder.api.generate import generate
 from anyorder.decoding.diffusion.sampler import DiffusionSampler
 from anyorder.model.compiled import with_packages
 from anyorder.model.packages import packages_kept
+from anyorder.modes import Order
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Llama
 
-ORDERS = {"any-order": ("random", "groups:2"), "diffusion": ("diffusion", DiffusionSampler(steps=2, cache="dual"))}
+ORDERS: dict[str, tuple[Order, ...]] = {
+    "any-order": ("random", "groups:2"),
+    "diffusion": ("diffusion", DiffusionSampler(steps=2, cache="dual")),
+}
 """Of modes whose passes have several forms."""
 
 TEXTS = (1, 2)
