@@ -18,7 +18,7 @@ from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT
 from anyorder.objectives import summed_loss
 from anyorder.parallel import Processes, begin, parallelize, reshard, shard, vocabulary
 from anyorder.parallel.sizes import Layout, Sizes
-from anyorder.training.gradients import clip_grad_norm
+from anyorder.training.gradients import by_mesh, clip_grad_norm
 from tests.model.networks import network
 from tests.objectives.cases import OBJECTIVES, ragged
 
@@ -116,7 +116,10 @@ def check_bytes(split: Llama, layout: Layout) -> None:
 
 def check_steps(case: Case, whole: Llama, split: Llama, processes: Processes) -> None:
     """Compare losses, gradients and their norm, and the weights after three steps of AdamW with clipped gradients."""
-    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-2, foreach=False) for model in (whole, split)]
+    optimizers = [
+        torch.optim.AdamW([{"params": weights} for weights in by_mesh(model.parameters()).values()], 1e-2, fused=True)
+        for model in (whole, split)
+    ]
     of_split = dict(split.named_parameters())
     for step in range(3):
         batches = [ragged(9, 5, seed=10 * step + group, prompts=True, step=step) for group in range(processes.groups)]
