@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable
@@ -10,9 +11,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing as torch_multiprocessing
 
 TIMEOUT = timedelta(minutes=1)
+
+IMPORTED = ("anyorder.api.generate", "anyorder.training", "accelerate", "torch.distributed.tensor.parallel")
+"""What processes need and takes seconds to import: once for all of them, by a server that they are forked from."""
 
 
 def on_processes(number: int, function: Callable[..., None], *arguments: Any) -> None:
@@ -23,9 +27,11 @@ def on_processes(number: int, function: Callable[..., None], *arguments: Any) ->
         function: called with `arguments`, within a process group.
         arguments: can be pickled.
     """
+    multiprocessing.set_forkserver_preload(list(IMPORTED))
     # A file, not a port, by which they find each other: no other process can have it.
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_begin, (number, f"file://{folder}/store", function, arguments), nprocs=number)
+        given = (number, f"file://{folder}/store", function, arguments)
+        torch_multiprocessing.start_processes(_begin, given, nprocs=number, start_method="forkserver")
 
 
 def _begin(

@@ -68,7 +68,7 @@ def test_mistakes_are_one_message(
     )
     assert mistake("info", folder) == (
         "2 processes were started, but anyorder info runs in one: start it without torchrun (generate, fuse run, "
-        "evaluate likelihood, evaluate tasks, pretrain, sft run in several)."
+        "evaluate likelihood, evaluate tasks, serve, pretrain, sft run in several)."
     )
     # A process that is alone in its mistake prints it itself.
     monkeypatch.setenv("RANK", "1")

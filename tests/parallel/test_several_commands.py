@@ -82,6 +82,9 @@ def test_evaluations_and_mistakes(place: Path, capsys: pytest.CaptureFixture[str
         "--seed is 1 in process 1, and 0 in process 0: give all processes the same settings.": [
             *pretrain, "--seed", "$RANK"
         ],
+        "--tensor_parallel is 1, but requests come to one network: give 2, which splits it over all processes.": [
+            "serve", network, "--port", 0, "--tensor_parallel", 1
+        ],
     }  # fmt: skip
     commands = [[str(word) for word in words] for words in (*good, *bad.values())]
     (place / "commands.json").write_text(json.dumps(commands))
@@ -117,14 +120,15 @@ def test_a_port_in_use(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert message.endswith("): start them with torchrun --standalone, which takes a free port.")
 
 
-def test_serve_runs_in_one_process(
+def test_processes_that_serve_split_the_network(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["serve", str(folder)]) == 2
+    assert main(["serve", str(folder), "--port", "0"]) == 2
     [message] = messages(capsys.readouterr().err)
-    assert message.startswith(
-        "error: 2 processes were started, but anyorder serve runs in one: start it without torchrun"
+    assert message == (
+        "error: 2 processes were started without --tensor_parallel: give --tensor_parallel 2, which splits the network "
+        "over them."
     )
 
 

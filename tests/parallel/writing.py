@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,25 @@ def writer(kv_heads: int = 2) -> Llama:
     return adapt(network(num_key_value_heads=kv_heads), modes).double().eval()
 
 
-def every_mode(processes: Processes, kv_heads: int = 2, tokens: int = 25) -> None:
-    """25 tokens in each mode, greedy and drawn, by a network that is split over all processes."""
+def every_mode(processes: Processes, kv_heads: int = 2) -> None:
+    """25 tokens in each mode, greedy and drawn, by a network that is split over all processes, and by a whole one."""
     whole = writer(kv_heads)
     split = parallelize(copy.deepcopy(whole), processes.tensor)
     assert is_split(split)
-    for order in ORDERS:
-        for drawn in ({}, {"temperature": 0.9, "seed": 3}):
-            options: dict[str, Any] = {"order": order, "max_new_tokens": tokens, "compile": False, **drawn}
-            texts = [anyorder.generate(model, None, PROMPTS[:2], **options) for model in (whole, split)]
-            assert texts[0].token_ids == texts[1].token_ids, (order, drawn)
-    phrasings = {"phrasings": [[1, 2, 3], [4, 5]], "suffix": [6], "max_new_tokens": tokens}
-    fused = [anyorder.fuse(model, None, **phrasings) for model in (whole, split)]
-    assert fused[0].token_ids == fused[1].token_ids
+    expected = processes.broadcast(list(texts(whole)) if processes.is_first else [])
+    for found, (what, token_ids) in zip(texts(split), expected, strict=True):
+        assert found == (what, token_ids)
     with pytest.raises(UserError, match="compile is True, but the network is split over processes: leave compile out"):
         anyorder.generate(split, None, [1, 2], compile=True)
+
+
+def texts(model: Llama) -> Iterator[tuple[str, object]]:
+    """What is written, and its tokens."""
+    for order in ORDERS:
+        for drawn in ({}, {"temperature": 0.9, "seed": 3}):
+            options: dict[str, Any] = {"order": order, "max_new_tokens": 25, "compile": False, **drawn}
+            yield f"{order} {drawn}", anyorder.generate(model, None, PROMPTS[:2], **options).token_ids
+    yield "fusion", anyorder.fuse(model, None, [[1, 2, 3], [4, 5]], suffix=[6], max_new_tokens=25).token_ids
 
 
 def shared_out(processes: Processes) -> None:
@@ -143,7 +148,7 @@ def everything(folder: Path) -> None:
     """All of the above with two processes, which are started once."""
     split = begin(2, "cpu")
     split_scores()
-    every_mode(split, tokens=12)
+    every_mode(split)
     loaded(split, folder)
     sizes(split)
     shared_out(begin(1, "cpu"))

@@ -220,7 +220,7 @@ def test_what_failed_says_so(network: Network) -> None:
         assert httpx.post(f"{address}/v1/completions", json={"prompt": "a"}).status_code == 503
 
 
-def _end_thread() -> None:
+def _end_thread(engine: object) -> None:
     raise SystemExit
 
 

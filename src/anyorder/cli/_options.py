@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from anyorder.cli._processes import number_of_processes
+from anyorder.errors import UserError
 from anyorder.utils.annotations import check_fields
 
 if TYPE_CHECKING:
@@ -98,6 +99,26 @@ class ProcessOptions(OptionGroup):
         from anyorder.parallel import begin
 
         return begin(self.tensor_parallel, device)
+
+    def begin_as_one(self, device: str) -> Processes | None:
+        """Join the processes, over all of which one network is split; return None where there is one alone.
+
+        Raises:
+            UserError: see `begin`; or there are several groups of processes.
+        """
+        number = number_of_processes()
+        if number > 1 and self.tensor_parallel is None:
+            raise UserError(
+                f"{number} processes were started without tensor_parallel: give --tensor_parallel {number}, which "
+                "splits the network over them."
+            )
+        processes = self.begin(device)
+        if processes is not None and processes.groups > 1:
+            raise UserError(
+                f"tensor_parallel is {self.tensor_parallel}, but requests come to one network: give {number}, which "
+                "splits it over all processes."
+            )
+        return processes
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from typing import TextIO
 
 from anyorder.errors import UserError
 
-SPLIT = ("generate", "fuse run", "evaluate likelihood", "evaluate tasks")
+SPLIT = ("generate", "fuse run", "evaluate likelihood", "evaluate tasks", "serve")
 """Commands that several processes run together, with --tensor_parallel."""
 
 TRAININGS = ("pretrain", "sft")

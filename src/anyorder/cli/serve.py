@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import webbrowser
+from contextlib import nullcontext
 
-from anyorder.cli._options import ModelOptions
+from anyorder.cli._options import ModelOptions, ProcessOptions
 from anyorder.cli._packaged import packaged_model
+from anyorder.cli._processes import is_first
 
 
 def command(
@@ -21,6 +23,7 @@ def command(
     max_new_tokens: int | None = None,
     open: bool = False,
     loading: ModelOptions,
+    splitting: ProcessOptions,
 ) -> None:
     """Serve a model over HTTP, each request in the mode that it names.
 
@@ -39,6 +42,7 @@ def command(
         max_new_tokens: Tokens that a request may have written to each text; what the model was trained on unless given.
         open: Open the page of the server in a browser.
         loading: how the model is read.
+        splitting: over which processes the model is split.
     """
     from anyorder.cli._console import PlainConsole
     from anyorder.serving.engine import Engine, Limits
@@ -46,13 +50,29 @@ def command(
 
     path = model or packaged_model()
     limits = Limits(running=max_running, queued=max_queued, seconds=timeout)
-    socket = listen(host, port)
     notes = PlainConsole(stderr=True)
-    with socket:
-        loaded, tokenizer = loading.load(path, notes)
+    with listen(host, port) if is_first() else nullcontext() as socket:
+        processes = splitting.begin_as_one(loading.device)
+        loaded, tokenizer = loading.load(path, notes, processes)
+        if processes is None:
+            engine = Engine(limits)
+        else:
+            from anyorder.serving.together import engine_of, leave_signals_to_the_first
+
+            engine = engine_of(processes, loaded, tokenizer, limits)
+            leave_signals_to_the_first()
+            if socket is None:
+                engine.run()
+                return
+            engine.start()  # the others wait for commands
+        assert socket is not None
         called = name or path.rstrip("/").rpartition("/")[2]
         place = f"http://{host}:{socket.getsockname()[1]}"
         notes.print(f"{called} is served at {place}/v1, with a page at {place}/; Ctrl-C ends", soft_wrap=True)
         if open:
             webbrowser.open(f"{place}/")  # the socket listens already, so the browser waits for the answer
-        run(loaded, tokenizer, called, socket, Engine(limits), api_key=api_key, most_tokens=max_new_tokens)
+        run(loaded, tokenizer, called, socket, engine, api_key=api_key, most_tokens=max_new_tokens)
+        if processes is not None:
+            engine.close(drain=False)  # after a second Ctrl-C the server leaves it open
+            if engine.error is not None:
+                raise engine.error

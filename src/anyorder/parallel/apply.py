@@ -35,7 +35,10 @@ from anyorder.parallel.plans import check_divisible, sharded_dimension, split_di
 
 
 class PartialNorm(ParallelStyle):
-    """A norm of heads or rows, of which each process has some: its weight is whole, with a gradient summed over them.
+    """A norm of heads or rows, of which each process has some: its weight is whole.
+
+    The gradient is `Partial`: each process has that of its heads or rows, and PyTorch adds them up where an operation
+    reads it. A hook of the weight that did this earlier would be lost wherever `Module.to` swaps weights.
 
     Args:
         dimension: in which the heads or rows are split.
@@ -47,9 +50,8 @@ class PartialNorm(ParallelStyle):
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def partition(_: str, norm: nn.Module, mesh: DeviceMesh) -> None:
             for name, weight in list(norm.named_parameters(recurse=False)):
-                whole = nn.Parameter(distribute_tensor(weight, mesh, [Replicate()], src_data_rank=None))
-                whole.register_hook(lambda grad: grad.redistribute(placements=[Replicate()]))
-                norm.register_parameter(name, whole)
+                whole = distribute_tensor(weight, mesh, [Replicate()], src_data_rank=None)
+                norm.register_parameter(name, nn.Parameter(whole, requires_grad=weight.requires_grad))
 
         def entered(_: nn.Module, given: tuple[Tensor], mesh: DeviceMesh) -> Any:
             return DTensor.from_local(given[0], mesh, [Shard(self.dimension)], run_check=False)

@@ -26,6 +26,7 @@ from anyorder.api.images import encoded
 from anyorder.checkpoints.tokenizer.encoding import plain_tokens, prompt_tokens
 from anyorder.decoding.fusion.attention_share import segment_shares
 from anyorder.errors import UserError
+from anyorder.parallel import is_split
 from anyorder.serving.answers import Answer, Stream
 from anyorder.serving.dialogue import plain_messages
 from anyorder.serving.engine import BusyError, CancelledError, ClosingError, Engine, LateError, Task
@@ -143,7 +144,7 @@ class Server:
         self.metrics = Metrics(self.engine)
 
     def _encode_image(self, model: Llama, tile_TCSS: Tensor) -> Tensor:
-        return self.engine.call(lambda: encoded(model, tile_TCSS)).result()
+        return self.engine.call(functools.partial(encoded, model, tile_TCSS)).result()
 
     # ---- reading requests ------------------------------------------------------------------------------
 
@@ -196,13 +197,13 @@ class Server:
         if isinstance(body, Completion) and body.echo and body.logprobs is not None:
             count = body.logprobs
             for prompt in plan.prompts[:: body.n]:
-                future = self.engine.call(lambda prompt=prompt: echo_scores(self.model, prompt, count))  # type: ignore[misc]
+                future = self.engine.call(functools.partial(echo_scores, self.model, prompt, count))
                 answer.echoes = [*answer.echoes, await asyncio.wrap_future(future)]
         if body.max_tokens == 0:
             return JSONResponse(answer.echo_alone())
         loop, news = asyncio.get_running_loop(), asyncio.Event()
         task = Task(
-            size=len(plan.prompts), open=lambda: samples_of(plan, self.tokenizer),
+            size=len(plan.prompts), open=functools.partial(samples_of, plan, self.tokenizer),
             on_news=lambda: _tell(loop, news, task, always=body.stream),
         )  # fmt: skip
         self.engine.submit(task)
@@ -222,8 +223,13 @@ class Server:
         return StreamingResponse(chunks, media_type="text/event-stream", headers=headers)
 
     async def _shares(self, plan: Plan, outputs: Sequence[Output]) -> dict[str, Any]:
-        """Return what part of the attention each phrasing of a fused answer got, where attention fused them."""
+        """Return what part of the attention each phrasing of a fused answer got, where attention fused them.
+
+        Nothing of a network that is split, as a process has some of the heads.
+        """
         if not plan.fused or plan.fusion.method != "attention" or not plan.modes[0][0].kind.causal:
+            return {}
+        if is_split(self.model):
             return {}
         find = functools.partial(segment_shares, self.model, plan.fused[:1], plan.fusion, [outputs[0].token_ids])
         [shares] = await asyncio.wrap_future(self.engine.call(find))
@@ -467,13 +473,10 @@ async def _scores(server: Server, body: Score) -> dict[str, Any]:
     data = []
     for index, (ids, given) in enumerate(zip(texts, begun, strict=True)):
         check_scored(server.model, ids, given)
-
-        def scored(ids: list[int] = ids, given: int = given) -> Any:
-            return score_text(
-                server.model, ids, given, body.order, samples=body.samples, seed=body.seed,
-                on_pass=server.engine.breathe,
-            )  # fmt: skip
-
+        scored = functools.partial(
+            score_text, server.model, ids, given, body.order, samples=body.samples, seed=body.seed,
+            on_pass=server.engine.breathe,
+        )  # fmt: skip
         found = await asyncio.wrap_future(server.engine.call(scored))
         data.append(
             {

@@ -6,15 +6,18 @@ Groups take turns, one pass each, so no task waits for another one to end as lon
 
 from __future__ import annotations
 
+import itertools
 import logging
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 from anyorder.api.output import Finished, Output
 from anyorder.errors import UserError
@@ -25,6 +28,7 @@ from anyorder.utils.annotations import check_fields
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +83,7 @@ class Task:
         size: number of samples.
         open: makes the samples, in the engine's thread.
         on_news: called in the engine's thread after each pass that wrote something, and at the end.
+        number: of the task in its engine, given by `Engine.submit`.
 
     Attributes:
         samples: empty while the task waits.
@@ -90,12 +95,17 @@ class Task:
     size: int
     open: Callable[[], Sequence[Sample]]
     on_news: Callable[[], None] = lambda: None
+    number: int = -1
     samples: Sequence[Sample] = ()
     error: BaseException | None = None
     done: threading.Event = field(default_factory=threading.Event)
     arrived: float = 0.0
     began: float = 0.0
     ended: float = 0.0
+
+    def __reduce__(self) -> Any:
+        """Pickle what another process needs to write the same, where nobody waits for news."""
+        return partial(Task, size=self.size, open=self.open, number=self.number), ()
 
     def finished(self) -> list[Finished]:
         """Wait for the end; return what each sample became.
@@ -117,6 +127,75 @@ class CancelledError(Exception):
     """A task was cancelled."""
 
 
+@dataclass(eq=False)
+class Call:
+    """A function to be called between two passes.
+
+    Args:
+        number: of the call in its engine.
+        function: to be called.
+        future: of its result; may be cancelled by who waits for it.
+    """
+
+    number: int
+    function: Callable[[], Any]
+    future: Future[Any] = field(default_factory=Future)
+
+    def __reduce__(self) -> Any:
+        """Pickle what another process needs to call the same, where nobody waits for the result."""
+        return Call, (self.number, self.function)
+
+    def run(self) -> BaseException | None:
+        """Call the function; return what it raised."""
+        result, error = None, None
+        try:
+            result = self.function()
+        except BaseException as raised:
+            error = raised
+        with suppress(InvalidStateError):  # cancelled meanwhile
+            if error is None:
+                self.future.set_result(result)
+            else:
+                self.future.set_exception(error)
+        return error
+
+
+Command = Callable[["Engine"], None]
+"""What other threads ask of the engine's thread; a method of `Engine` with its arguments, as a `partial`."""
+
+
+class Commands:
+    """The queue of what other threads ask for."""
+
+    def __init__(self) -> None:
+        self._queue: queue.SimpleQueue[Command] = queue.SimpleQueue()
+
+    def put(self, command: Command) -> None:
+        """Add a command, from any thread."""
+        self._queue.put(command)
+
+    def take(self, *, wait: bool) -> Sequence[Command]:
+        """Take all commands that have come, in the engine's thread.
+
+        Args:
+            wait: for the first of them.
+        """
+        return drained(self._queue, wait=wait)
+
+    def tolerate(self, error: BaseException) -> None:
+        """Go on after a task or a call failed, which ends alone; may raise the error instead, which ends the engine."""
+
+
+def drained(items: queue.SimpleQueue[Item], *, wait: bool, seconds: float | None = None) -> list[Item]:
+    """Take all that is in a queue; wait for the first, where that is wanted, at most for so many seconds."""
+    found: list[Item] = []
+    with suppress(queue.Empty):
+        found.append(items.get(block=wait, timeout=seconds))
+        while True:
+            found.append(items.get_nowait())
+    return found
+
+
 @dataclass
 class Counts:
     """What an engine has done so far."""
@@ -132,25 +211,36 @@ class Counts:
 class Engine:
     """Runs tasks in a thread of its own, which starts with the first one.
 
+    What the thread does depends on its commands alone, so that several processes that obey the same commands run the
+    same passes.
+
     Args:
         limits: bounds.
+        commands: where the thread's commands come from; a queue of its own unless given.
 
     Attributes:
         counts: what was done so far.
         error: why the thread ended; None unless it did by an error of its own.
+        on_failure: called in the thread after it ended by an error of its own.
     """
 
-    def __init__(self, limits: Limits = Limits()) -> None:
+    def __init__(self, limits: Limits = Limits(), commands: Commands | None = None) -> None:
         self.limits = limits
         self.counts = Counts()
         self.error: BaseException | None = None
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._calls: deque[Callable[[], None]] = deque()
+        self.on_failure: Callable[[], None] = lambda: None
+        self._commands = commands or Commands()
+        self._numbers = itertools.count()
+        self._queued: dict[int, Task] = {}  # as other threads see them, from `submit` on until they begin
+        self._asked: dict[int, Call] = {}  # likewise, until they have an answer
+        self._tasks: dict[int, Task] = {}
+        self._calls: dict[int, Call] = {}
         self._waiting: deque[Task] = deque()
         self._running: list[Task] = []
         self._groups: dict[Hashable, Group] = {}
         self._task_of: dict[Sample, Task] = {}
         self._closing = False
+        self._ending = False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -172,37 +262,40 @@ class Engine:
         with self._lock:
             if self._closing or self.error is not None:
                 raise ClosingError("the server is shutting down.")
-            if len(self._waiting) >= self.limits.queued:
+            if len(self._queued) >= self.limits.queued:
                 raise BusyError(self._retry_after())
-            task.arrived = time.perf_counter()
-            self._waiting.append(task)
-            if not self._thread.is_alive():
-                self._thread.start()
-        self._commands.put(_wake)
+            task.arrived, task.number = time.perf_counter(), next(self._numbers)
+            self._commands.put(partial(Engine._receive, task=task))
+            self._queued[task.number] = task
+            self.start()
         return task
+
+    def start(self) -> None:
+        """Start the thread, if it has not been."""
+        if not self._thread.is_alive():
+            self._thread.start()
 
     def cancel(self, task: Task) -> None:
         """End a task before the next pass, if it has not ended."""
-        self._commands.put(lambda: self._end(task, CancelledError("the request was cancelled.")))
+        error = CancelledError("the request was cancelled.")
+        self._commands.put(partial(Engine._end_number, number=task.number, error=error))
 
     def call(self, function: Callable[[], Result]) -> Future[Result]:
         """Call a function in the engine's thread, between two passes; one that takes long calls `breathe` at times."""
-        future: Future[Result] = Future()
-
-        def run() -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(function())
-                except BaseException as error:
-                    future.set_exception(error)
-
         with self._lock:
             if self._closing or self.error is not None:
                 raise ClosingError("the server is shutting down.")
-            if not self._thread.is_alive():
-                self._thread.start()
-        self._commands.put(lambda: self._calls.append(run))
-        return future
+            call = Call(next(self._numbers), function)
+            self._commands.put(partial(Engine._note, call=call))
+            self._asked[call.number] = call
+            self.start()
+        call.future.add_done_callback(partial(self._answered, call.number))
+        return call.future
+
+    def _answered(self, number: int, future: Future[Any]) -> None:
+        self._asked.pop(number, None)
+        if future.cancelled():
+            self._commands.put(partial(Engine._forget, number=number))
 
     def breathe(self) -> None:
         """Run a pass of each group: for functions of `call`, of which the next one waits for the end of this."""
@@ -221,11 +314,11 @@ class Engine:
         if not self._thread.is_alive():
             return
         if not drain:
-            self._commands.put(self._cancel_all)
-        self._commands.put(_wake)
+            self._commands.put(Engine._cancel_all)
+        self._commands.put(Engine._end_when_idle)
         self._thread.join(seconds)
         if self._thread.is_alive():
-            self._commands.put(self._cancel_all)
+            self._commands.put(Engine._cancel_all)
             self._thread.join()
 
     @property
@@ -236,7 +329,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Tasks that wait for room."""
-        return len(self._waiting)
+        return len(self._queued)
 
     def _retry_after(self) -> int:
         """Return the seconds that the oldest of the running tasks has taken: a guess at when there is room again."""
@@ -245,19 +338,34 @@ class Engine:
 
     # ---- in the thread ---------------------------------------------------------------------------------
 
+    def run(self) -> None:
+        """Run in this thread instead, until the end.
+
+        Raises:
+            Exception: why it ended, if by an error of its own.
+        """
+        self._run()
+        if self.error is not None:
+            raise self.error
+
     def _run(self) -> None:
         try:
             while self._obey():
                 self._turn()
-                if self._calls:
-                    self._calls.popleft()()
+                self._call_next()
         except BaseException as error:
             logger.exception("the engine has ended")
             with self._lock:
                 self.error = error
         finally:
-            for task in [*self._waiting, *self._running]:
-                self._end(task, self.error or ClosingError("the server is shutting down."))
+            reason = self.error or ClosingError("the server is shutting down.")
+            for task in [*self._waiting, *self._running, *self._queued.values()]:
+                self._end(task, reason)
+            for call in list(self._asked.values()):
+                with suppress(InvalidStateError):
+                    call.future.set_exception(reason)
+            if self.error is not None:
+                self.on_failure()
 
     def _turn(self) -> None:
         """Begin the tasks for which there is room, and run a pass of each group."""
@@ -273,25 +381,32 @@ class Engine:
         """Do what other threads ask for; wait for it where nothing runs. Return False at the end of all work."""
         while True:
             idle = wait and not (self._running or self._waiting or self._calls)
-            if idle and self._closing and self._commands.empty():
+            if idle and self._ending:
                 return False
-            try:
-                command = self._commands.get(block=idle)
-            except queue.Empty:
+            for command in self._commands.take(wait=idle):
+                command(self)
+            if not idle:
                 return True
-            command()
+
+    def _call_next(self) -> None:
+        """Run the oldest of the calls."""
+        for number in list(self._calls)[:1]:
+            if (error := self._calls.pop(number).run()) is not None:
+                self._commands.tolerate(error)
 
     def _begin(self) -> None:
         """Begin the tasks for which there is room, first come, first served."""
         while self._waiting and self.running + self._waiting[0].size <= self.limits.running:
+            task = self._waiting.popleft()
             with self._lock:
-                task = self._waiting.popleft()
+                self._queued.pop(task.number, None)
             task.began = time.perf_counter()
             self._running.append(task)
             try:
                 samples = task.open()
             except Exception as error:
                 self._end(task, error)
+                self._commands.tolerate(error)
                 continue
             task.samples = samples
             for sample in samples:
@@ -311,6 +426,7 @@ class Engine:
             self._groups.pop(kind, None)
             for task in {self._task_of[sample]: None for sample in group.samples}:
                 self._end(task, error)
+            self._commands.tolerate(error)
             return
         self.counts.passes += group.passes - before
         news: dict[Task, BaseException | None] = {}
@@ -326,6 +442,8 @@ class Engine:
         for task, failure in news.items():
             if failure is not None or all(sample.stopped for sample in task.samples):
                 self._end(task, failure)
+                if failure is not None:
+                    self._commands.tolerate(failure)
             else:
                 task.on_news()
 
@@ -341,8 +459,10 @@ class Engine:
                     if not group.samples:
                         del self._groups[sample.kind]
         with self._lock:
-            if task in self._waiting:
-                self._waiting.remove(task)
+            self._queued.pop(task.number, None)
+        self._tasks.pop(task.number, None)
+        if task in self._waiting:
+            self._waiting.remove(task)
         if task in self._running:
             self._running.remove(task)
         task.error = error
@@ -357,15 +477,32 @@ class Engine:
         task.on_news()
 
     def _end_late(self) -> None:
+        # By a command, as clocks of several processes differ.
         latest = time.perf_counter() - self.limits.seconds
         for task in [*self._waiting, *self._running]:
             if task.arrived < latest:
-                self._end(task, LateError(f"the request took longer than {self.limits.seconds:g} seconds."))
+                error = LateError(f"the request took longer than {self.limits.seconds:g} seconds.")
+                self._commands.put(partial(Engine._end_number, number=task.number, error=error))
+
+    # ---- commands --------------------------------------------------------------------------------------
+
+    def _receive(self, task: Task) -> None:
+        self._tasks[task.number] = task
+        self._waiting.append(task)
+
+    def _end_number(self, number: int, error: BaseException) -> None:
+        if number in self._tasks:
+            self._end(self._tasks[number], error)
+
+    def _note(self, call: Call) -> None:
+        self._calls[call.number] = call
+
+    def _forget(self, number: int) -> None:
+        self._calls.pop(number, None)
 
     def _cancel_all(self) -> None:
         for task in [*self._waiting, *self._running]:
             self._end(task, ClosingError("the server is shutting down."))
 
-
-def _wake() -> None:
-    """Do nothing: a command that ends the thread's wait."""
+    def _end_when_idle(self) -> None:
+        self._ending = True

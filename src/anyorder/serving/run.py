@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import socket as sockets
 from typing import TYPE_CHECKING
 
 from anyorder.errors import UserError
 from anyorder.model.compiled import with_packages
+from anyorder.parallel import is_split
 from anyorder.serving.engine import Engine
 
 if TYPE_CHECKING:
@@ -41,6 +43,8 @@ def run(
 ) -> None:  # fmt: skip
     """Serve a network until SIGINT or SIGTERM, after which what has come is written to its end.
 
+    The server of a network that is split over processes also ends where its engine fails.
+
     Args:
         model, tokenizer: the network and its tokenizer, if it has one.
         name: of the network, as requests call it.
@@ -62,4 +66,7 @@ def run(
         model=model, tokenizer=tokenizer, name=name, engine=engine, api_key=api_key, most_tokens=most_tokens
     )
     config = uvicorn.Config(build_app(server), log_level="warning", timeout_keep_alive=75)
-    uvicorn.Server(config).run(sockets=[socket])
+    runner = uvicorn.Server(config)
+    if is_split(model):
+        engine.on_failure = functools.partial(setattr, runner, "should_exit", True)
+    runner.run(sockets=[socket])

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
 Some = TypeVar("Some", bound=Tensor)
 
@@ -31,6 +31,7 @@ def clip_grad_norm(parameters: Iterable[Tensor], most: float) -> Tensor:
     by_parts: dict[int, list[Tensor]] = {}
     for weight in parameters:
         if weight.grad is not None:
+            weight.grad = _added_up(weight.grad)
             by_parts.setdefault(_parts(weight.grad), []).append(_local(weight.grad))
     squares = [parts * torch.nn.utils.get_total_norm(grads).double() ** 2 for parts, grads in by_parts.items()]
     square = torch.stack(squares).sum() / dist.get_world_size()  # equal parts are in several processes
@@ -40,6 +41,14 @@ def clip_grad_norm(parameters: Iterable[Tensor], most: float) -> Tensor:
     for grads in by_parts.values():
         torch._foreach_mul_(grads, factor.to(grads[0]))
     return norm
+
+
+def _added_up(grad: Tensor) -> Tensor:
+    """Return a gradient of which each process has a summand, added up over them; others as they are."""
+    if not isinstance(grad, DTensor) or not any(placement.is_partial() for placement in grad.placements):
+        return grad
+    placements = [Replicate() if placement.is_partial() else placement for placement in grad.placements]
+    return grad.redistribute(placements=placements)
 
 
 def _parts(tensor: Tensor) -> int:
