@@ -45,12 +45,12 @@ def server(words: Sequence[str], port: int) -> Iterator[tuple[httpx.Client, int]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=1200, limits=limits) as client:
             while True:
                 try:
-                    client.get("/health")
-                    break
-                except httpx.ConnectError:
+                    if client.get("/health").status_code == 200:
+                        break
+                except httpx.TransportError:
                     if process.poll() is not None:
                         raise RuntimeError(f"{' '.join(words)} has ended") from None
-                    time.sleep(0.2)
+                time.sleep(0.2)
             yield client, process.pid
     finally:
         process.terminate()

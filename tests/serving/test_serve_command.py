@@ -20,7 +20,7 @@ import pytest
 import anyorder
 from anyorder.cli import main
 from anyorder.errors import UserError
-from anyorder.serving.run import listen
+from anyorder.serving.run import answered_meanwhile, listen
 from tests.serving.networks import four_modes
 from tests.serving.test_openai_client import wait_until
 
@@ -44,10 +44,11 @@ def process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str]
         assert found, line
         for _ in range(300):
             try:
-                httpx.get(f"{found[0]}/health")
-                break
-            except httpx.ConnectError:
-                time.sleep(0.1)
+                if httpx.get(f"{found[0]}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.1)
         yield server, found[0]
     finally:
         server.kill()
@@ -64,6 +65,23 @@ def test_a_port_that_is_taken(folder: Path, capsys: pytest.CaptureFixture[str]) 
         listen("127.0.0.1", 70_000)
     with pytest.raises(UserError, match=r"at host 'nowhere\.invalid', which cannot be had"):
         listen("nowhere.invalid", 0)
+
+
+def test_while_a_network_is_read() -> None:
+    """Requests are answered, and the socket listens afterwards as before."""
+    with listen("127.0.0.1", 0) as place:
+        address = f"http://127.0.0.1:{place.getsockname()[1]}"
+        for _ in range(2):
+            with answered_meanwhile(place):
+                for path in ("/health", "/v1/models"):
+                    found = httpx.get(f"{address}{path}", timeout=60)
+                    assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+                    assert found.json()["status"] == "loading"
+                    assert found.json()["error"]["message"] == "the network is being read: try again in a moment."
+        with pytest.raises(httpx.TimeoutException):  # heard, but not answered yet
+            httpx.get(f"{address}/health", timeout=0.2)
+        with pytest.raises(UserError, match="broken"), answered_meanwhile(place):
+            raise UserError("broken")
 
 
 @pytest.mark.slow

@@ -46,14 +46,15 @@ def command(
     """
     from anyorder.cli._console import PlainConsole
     from anyorder.serving.engine import Engine, Limits
-    from anyorder.serving.run import listen, run
+    from anyorder.serving.run import answered_meanwhile, listen, run
 
     path = model or packaged_model()
     limits = Limits(running=max_running, queued=max_queued, seconds=timeout)
     notes = PlainConsole(stderr=True)
     with listen(host, port) if is_first() else nullcontext() as socket:
         processes = splitting.begin_as_one(loading.device)
-        loaded, tokenizer = loading.load(path, notes, processes)
+        with nullcontext() if socket is None else answered_meanwhile(socket):
+            loaded, tokenizer = loading.load(path, notes, processes)
         if processes is None:
             engine = Engine(limits)
         else:

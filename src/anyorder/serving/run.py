@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import socket as sockets
-from typing import TYPE_CHECKING
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from anyorder.errors import UserError
 from anyorder.model.compiled import with_packages
@@ -37,6 +41,48 @@ def listen(host: str, port: int) -> sockets.socket:
     return socket
 
 
+LOADING = {"message": "the network is being read: try again in a moment.", "type": "server_error", "code": "loading"}
+
+
+@contextmanager
+def answered_meanwhile(socket: sockets.socket) -> Iterator[None]:
+    """Within the block, answer each request with status 503, such as while a network is read.
+
+    Args:
+        socket: that listens; it still does so behind the block.
+
+    Raises:
+        UserError: the packages of the extra "serve" are not installed.
+    """
+    uvicorn = _uvicorn()
+    body = json.dumps({"status": "loading", "error": {"param": None, **LOADING}}).encode()
+    headers = [(b"content-type", b"application/json"), (b"retry-after", b"1"), (b"connection", b"close")]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    config = uvicorn.Config(app, lifespan="off", log_level="warning", ws="none")
+    server = uvicorn.Server(config)
+    with socket.dup() as copy:  # as a server closes what it has listened to
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [copy]}, name="loading", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def _uvicorn() -> Any:
+    try:
+        import fastapi  # noqa: F401 (missing it is better said before a network is read)
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs the package {error.name}: pip install 'anyorder[serve]'.") from None
+    return uvicorn
+
+
 def run(
     model: Llama, tokenizer: PreTrainedTokenizerBase | None, name: str, socket: sockets.socket, engine: Engine, *,
     api_key: str | None = None, most_tokens: int | None = None,
@@ -55,12 +101,9 @@ def run(
     Raises:
         UserError: the packages of the extra "serve" are not installed.
     """
-    try:
-        import uvicorn
+    uvicorn = _uvicorn()
+    from anyorder.serving.app import Server, build_app
 
-        from anyorder.serving.app import Server, build_app
-    except ModuleNotFoundError as error:
-        raise UserError(f"serving needs the package {error.name}: pip install 'anyorder[serve]'.") from None
     model = with_packages(model, making=False)
     server = Server(
         model=model, tokenizer=tokenizer, name=name, engine=engine, api_key=api_key, most_tokens=most_tokens
