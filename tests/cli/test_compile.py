@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -11,8 +12,9 @@ import anyorder
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.model import packages
+from anyorder.model.block import Block
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, diffusion
-from anyorder.model.packages import CompiledLayers, Form, LayerFunction
+from anyorder.model.packages import Form, HeadFunction, LayerFunction
 from tests.cli.test_main import mistake
 from tests.model.networks import network
 
@@ -37,22 +39,29 @@ def test_each_form_of_each_mode_is_made_once(
         made.append(form)
         (place / packages.FILE).write_bytes(repr(form).encode())
 
-    def package(file: Path) -> LayerFunction:
+    def make_head(head: object, width: int, dtype: torch.dtype, place: Path, threads: int) -> None:
+        (place / packages.FILE).write_bytes(b"head")
+
+    def package(file: Path) -> Any:
+        if file.read_bytes() == b"head":
+            return HeadFunction(network().lm_head)
         form = next(form for form in made if repr(form).encode() == file.read_bytes())
-        return LayerFunction(network().double().float().model.layers[0], form)  # type: ignore[arg-type]
+        function = LayerFunction(cast(Block, network().model.layers[0]), form)
+        return lambda weights, rows_BRE, *of_view: function(weights, rows_BRE, of_view)
 
     monkeypatch.setattr(packages, "make", make)
+    monkeypatch.setattr(packages, "make_head", make_head)
     monkeypatch.setattr(packages, "Package", package)
     assert main(["compile", str(folder), "--device", "cpu"]) == 0
     told = capsys.readouterr().err
-    assert f"{len(made)} packages were made in" in told
+    assert f"{len(made) + 1} packages were made in" in told
     assert str(packages.folder_of_packages()) in told
-    assert len(set(made)) == len(made) == len(packages.packages_kept())
+    assert len(set(made)) == len(made) == len(packages.packages_kept()) - 1  # and the head
     assert {form.cached for form in made} == {form.single_sample for form in made} == {True, False}
     assert main(["compile", str(folder), "--device", "cpu"]) == 0
     assert "all packages are there already; they are kept in" in capsys.readouterr().err
 
-    def missing(layers: CompiledLayers, kind: object, form: Form, dtype: object) -> None:
+    def missing(layer: object, config: object, form: Form, *others: object) -> None:
         raise AssertionError(form)
 
     model = anyorder.load(folder, device="cpu")[0]

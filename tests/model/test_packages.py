@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shutil
@@ -27,7 +28,7 @@ from anyorder.model.config import ModelConfig
 from anyorder.model.int8 import to_int8
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
-from anyorder.model.packages import CompiledLayers, Form, LayerFunction
+from anyorder.model.packages import CompiledLayers, Form, HeadFunction, LayerFunction
 from anyorder.orders.plan import GroupPlan
 from anyorder.visibility import causal, same
 from tests.model.networks import network
@@ -56,16 +57,23 @@ class Eager:
 
     def __init__(self) -> None:
         self.forms: list[Form] = []
+        self.heads = 0
 
-    def find(self, layers: CompiledLayers, kind: Any, form: Form, dtype: torch.dtype) -> Any:
+    def find(self, name: str, make: Any) -> Any:
+        """What a package would be made of."""
+        if make.func is packages.make_head:
+            self.heads += 1
+            return HeadFunction(make.args[0])
+        layer, _, form, _ = make.args
         self.forms.append(form)
-        return LayerFunction(layers._layers[layers._config.layers.index(kind)], form)
+        function = LayerFunction(layer, form)
+        return lambda weights, rows_BRE, *of_view: function(weights, rows_BRE, of_view)
 
 
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> Eager:
     found = Eager()
-    monkeypatch.setattr(CompiledLayers, "_find", lambda layers, *key: found.find(layers, *key))
+    monkeypatch.setattr(CompiledLayers, "_find", lambda layers, *given: found.find(*given))
     return found
 
 
@@ -100,6 +108,8 @@ def test_each_mode_writes_what_it_writes_without(
     assert [one.log_prob for one in fast.trace.events] == pytest.approx([one.log_prob for one in slow.trace.events])
     assert eager.forms
     assert {form.single_sample for form in eager.forms} == {len(prompts) == 1}
+    if order in ("left-to-right", "random"):
+        assert bool(eager.heads) == (len(prompts) == 1)
 
 
 @pytest.mark.parametrize("norm", ["learned", "learned-full-width", "weightless"])
@@ -210,6 +220,10 @@ def make_empty(layer: Any, config: ModelConfig, form: Form, dtype: torch.dtype, 
     (folder / packages.FILE).write_bytes(b"code")
 
 
+def fail(*arguments: object) -> None:
+    raise RuntimeError("\nno space left")
+
+
 class Kept:
     """In place of a loaded package: what it was loaded from."""
 
@@ -225,7 +239,7 @@ FORM = Form(
 def found(model: Llama, making: bool = True, form: Form = FORM) -> Any:
     layers = prepared(model, making).compiled_layers
     assert layers is not None
-    return layers._find(model.config.layers[0], form, model.dtype)
+    return layers._layer(model.config.layers[0], form, model.dtype)
 
 
 def test_made_once_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -235,7 +249,7 @@ def test_made_once_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch, caplo
     assert not folder.exists()
     package = found(writer())
     assert package.code == b"code"
-    monkeypatch.setattr(packages, "make", None)
+    monkeypatch.setattr(packages, "make", fail)
     assert found(writer("NoPE"), making=False) is package  # another network of this shape
     packages._LOADED.clear()
     assert found(writer(), making=False).code == b"code"
@@ -254,7 +268,9 @@ def test_a_damaged_one_is_not_loaded(
     (kept / packages.FILE).write_bytes(b"cod3")
     caplog.clear()
     assert found(writer(), making=False) is None
-    assert caplog.messages == [f"a compiled layer is not used, because layer.pt2 has changed: remove the folder {kept}"]
+    assert caplog.messages == [
+        f"a compiled layer is not used, because package.pt2 has changed: remove the folder {kept}"
+    ]
 
 
 def test_one_that_cannot_be_loaded_is_not_used(
@@ -268,10 +284,8 @@ def test_one_that_cannot_be_loaded_is_not_used(
 
 @pytest.mark.usefixtures("folder")
 def test_a_failing_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    def fail(*arguments: object) -> None:
-        raise RuntimeError("\nno space left")
-
-    monkeypatch.setattr(packages, "make", fail)
+    for name in ("make", "make_head"):
+        monkeypatch.setattr(packages, name, fail)
     model = writer()
     slow = anyorder.generate(model, None, [3], order="random", max_new_tokens=4, compile=False)
     assert anyorder.generate(model, None, [3], order="random", max_new_tokens=4, compile=True).text == slow.text
@@ -279,29 +293,38 @@ def test_a_failing_compiler_is_no_failure(monkeypatch: pytest.MonkeyPatch, caplo
     assert packages.packages_kept() == set()
 
 
-def names(model: Llama, **changes: Any) -> str:
-    given = {"form": FORM, "dtype": torch.float64, "threads": 1} | changes
-    return packages.name_of(layer(model), model.config, **given)
+def names(model: Llama, monkeypatch: pytest.MonkeyPatch, form: Form = FORM, dtype: Any = torch.float64) -> str:
+    """The name that is searched for the first layer."""
+    layers = prepared(model).compiled_layers
+    assert layers is not None
+    monkeypatch.setattr(layers, "_find", lambda name, make: name)
+    return str(layers._layer(model.config.layers[0], form, dtype))
 
 
 def test_names_tell_what_cannot_be_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
-    name = names(writer())
-    assert name == names(writer(seed=2)) == names(writer("window"))
-    others = [
-        names(writer(), dtype=torch.float32),
-        names(writer(), threads=2),
-        names(writer(), form=Form(**(vars(FORM) | {"single_row": False}))),
-        names(writer().float()),
-        names(writer(attention_bias=True)),
-        names(writer(rms_norm_eps=1e-6)),
-        names(writer(qk_norm="weightless")),
-        names(to_int8(writer())),
+    model = writer()
+
+    def name(model: Llama = model, **changes: Any) -> str:
+        return names(model, monkeypatch, **changes)
+
+    others = [name()]
+    assert others == [name(writer(seed=2))] == [name(writer("window"))]
+    others += [
+        name(dtype=torch.float32),
+        name(form=dataclasses.replace(FORM, single_row=False)),
+        name(writer().float()),
+        name(writer(attention_bias=True)),
+        name(writer(rms_norm_eps=1e-6)),
+        name(writer(qk_norm="weightless")),
+        name(to_int8(writer())),
+        packages.name_of(layer(model), {}, torch.float64, 1),
+        packages.name_of(layer(model), {}, torch.float64, 2),
     ]
     packages._machine.cache_clear()
     monkeypatch.setattr(torch, "__version__", "0.0")
-    others.append(names(writer()))
+    others.append(name())
     packages._machine.cache_clear()
-    assert len({name, *others}) == 1 + len(others)
+    assert len(set(others)) == len(others)
 
 
 # ---- made for real ----

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, cast
 
 import torch
@@ -279,11 +278,11 @@ class Llama(nn.Module):
             threads: that their loops use.
             making: whether those that are not on disk are made.
         """
-        if not can_be_packages(list(self.model.layers)):
+        layers = cast(list[Block], list(self.model.layers))
+        if not can_be_packages([*layers, self.lm_head]):
             return self
         other = copy.copy(self)
-        layers = cast(Sequence[Block], list(self.model.layers))
-        other.compiled_layers = CompiledLayers(self.config, layers, threads, making=making)
+        other.compiled_layers = CompiledLayers(self.config, layers, self.lm_head, threads, making=making)
         return other
 
     def embed(self, input_ids_BR: Tensor) -> Tensor:
@@ -354,7 +353,8 @@ class Llama(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Project rows `[..., hidden]` to scores of every token, `[..., vocabulary]`."""
-        scores: Tensor = self.lm_head(hidden)
+        compiled = None if self.compiled_layers is None else self.compiled_layers.scores(hidden)
+        scores: Tensor = self.lm_head(hidden) if compiled is None else compiled
         return scores
 
     def forward(

@@ -1,9 +1,9 @@
 """Layers as compiled code that is made once and then loaded: AOTInductor packages, kept on disk.
 
-A package is one layer with its weights as inputs, so that all layers of a kind share it, and so do all networks of the
-same shape. Making one takes the compiler some seconds; loading it takes milliseconds and imports nothing of the
-compiler, so that in a later process the first token is compiled already. Rows, masks and caches are inputs, too: each
-mode takes the same packages.
+A package is one layer, or the head for a single row, with its weights as inputs, so that all layers of a kind share it,
+and so do all networks of the same shape. Making one takes the compiler some seconds; loading it takes milliseconds and
+imports nothing of the compiler, so that in a later process the first token is compiled already. Rows, masks and caches
+are inputs, too: each mode takes the same packages.
 
 Shape suffixes: B batch, R rows, E hidden size, Q rows that attend, K keys.
 """
@@ -15,11 +15,12 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -48,7 +49,7 @@ left to PyTorch's kernels, which never hold a whole matrix of scores."""
 PACKAGE_SECONDS = 20.0
 """That making a package takes where nothing is on disk yet, on an idle machine."""
 
-FILE = "layer.pt2"
+FILE = "package.pt2"
 
 
 # ---- a layer as a function of tensors --------------------------------------------------------------
@@ -181,8 +182,7 @@ def make(layer: Block, config: ModelConfig, form: Form, dtype: torch.dtype, fold
     Raises:
         Exception: the compiler fails.
     """
-    from torch._inductor import aoti_compile_and_package
-    from torch.export import Dim, export
+    from torch.export import Dim
 
     # Sizes that may change are all different, so that the compiler takes no two of them for the same.
     batch = (1, {}) if form.single_sample else (3, {0: Dim.DYNAMIC})
@@ -206,16 +206,63 @@ def make(layer: Block, config: ModelConfig, form: Form, dtype: torch.dtype, fold
         for _ in ("keys", "values"):
             add((batch[0], capacity, *of_head), dtype, {**batch[1], 1: Dim.DYNAMIC})
     (rows_BRE, of_rows), *of_view = examples
-    weights = list(weights_of(layer).values())
+    given = (rows_BRE, [tensor for tensor, _ in of_view])
+    _compile(
+        LayerFunction(layer, form), layer, given, (of_rows, [changing for _, changing in of_view]), folder, threads
+    )
+
+
+class HeadFunction(nn.Module):
+    """The projection of one row to scores, as a function of tensors alone.
+
+    Args:
+        head: the module, whose weights are given at each call.
+    """
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.head = (head,)
+
+    def forward(self, weights: Sequence[Tensor], row_1E: Tensor) -> Tensor:
+        """Return scores `[1, vocabulary]` of a row `[1, hidden]`."""
+        [head] = self.head
+        scores_1V: Tensor = functional_call(head, dict(zip(weights_of(head), weights, strict=True)), (row_1E,))
+        return scores_1V
+
+
+def make_head(head: nn.Module, width: int, dtype: torch.dtype, folder: Path, threads: int) -> None:
+    """Compile the projection of one row to scores into a package.
+
+    Args:
+        head: the module.
+        width: of the row.
+        dtype, folder, threads: see `make`.
+
+    Raises:
+        Exception: the compiler fails.
+    """
+    _compile(HeadFunction(head), head, (torch.zeros((1, width), dtype=dtype),), ({},), folder, threads)
+
+
+def _compile(
+    function: nn.Module,
+    module: nn.Module,
+    given: tuple[Any, ...],
+    changing: tuple[Any, ...],
+    folder: Path,
+    threads: int,
+) -> None:
+    """Compile a function of the weights of a module and of what is given, whose changing sizes are named."""
+    from torch._inductor import aoti_compile_and_package
+    from torch.export import export
+
+    weights = list(weights_of(module).values())
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # PyTorch's own, at its own code
         program = export(
-            LayerFunction(layer, form),
-            (weights, rows_BRE, [tensor for tensor, _ in of_view]),
-            dynamic_shapes=([None] * len(weights), of_rows, [changing for _, changing in of_view]),
-            strict=False,
+            function, (weights, *given), dynamic_shapes=([None] * len(weights), *changing), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
-        )
+        )  # fmt: skip
         aoti_compile_and_package(program, package_path=str(folder / FILE), inductor_configs={"cpp.threads": threads})
 
 
@@ -233,10 +280,10 @@ class Package:
         # What `torch._inductor.aoti_load_package` calls, without importing the compiler, which takes seconds.
         self._loader = torch._C._aoti.AOTIModelPackageLoader(str(file), "model", False, 1, -1)  # type: ignore[attr-defined]
 
-    def __call__(self, weights: Sequence[Tensor], rows_BRE: Tensor, of_view: Sequence[Tensor]) -> Tensor:
-        """Return what `LayerFunction` does."""
-        [out_BRE] = self._loader.run([*weights, rows_BRE, *of_view])
-        result: Tensor = out_BRE
+    def __call__(self, weights: Sequence[Tensor], *given: Tensor) -> Tensor:
+        """Return what the function of the package does."""
+        [out] = self._loader.run([*weights, *given])
+        result: Tensor = out
         return result
 
 
@@ -266,28 +313,21 @@ def _machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def name_of(layer: nn.Module, config: ModelConfig, form: Form, dtype: torch.dtype, threads: int) -> str:
-    """Return the name of the package of a layer: equal where one can serve for the other.
+def name_of(module: nn.Module, about: Mapping[str, Any], dtype: torch.dtype, threads: int) -> str:
+    """Return the name of the package of a module: equal where one can serve for the other.
 
     Args:
-        layer: the layer; names, sizes, types and strides of its weights count.
-        config: of the network.
-        form: of the passes.
+        module: names, sizes, types and strides of its weights count.
+        about: what its code depends on besides, plain values.
         dtype: of the rows.
         threads: that loops use.
     """
-    about = {
-        **_machine(),
-        **dataclasses.asdict(form),
-        "weights": [
-            (name, list(weight.shape), list(weight.stride()), str(weight.dtype))
-            for name, weight in weights_of(layer).items()
-        ],
-        "config": (config.head_dim, config.qk_norm, config.rms_norm_eps),
-        "dtype": str(dtype),
-        "threads": threads,
-    }
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    weights = [
+        (name, list(weight.shape), list(weight.stride()), str(weight.dtype))
+        for name, weight in weights_of(module).items()
+    ]
+    everything = {**_machine(), **about, "weights": weights, "dtype": str(dtype), "threads": threads}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
 
 
 _LOADED: dict[Path, Package] = {}
@@ -323,18 +363,23 @@ class CompiledLayers:
     Args:
         config: of the network.
         layers: of the network.
+        head: the projection to scores.
         threads: that loops use.
         making: whether a package that is not on disk is made, the first time that it is needed.
     """
 
-    def __init__(self, config: ModelConfig, layers: Sequence[Block], threads: int, *, making: bool) -> None:
+    def __init__(
+        self, config: ModelConfig, layers: Sequence[Block], head: nn.Module, threads: int, *, making: bool
+    ) -> None:
         self._config = config
         self._layers = layers
+        self._head = head
         self._threads = threads
         self._making = making
-        self._modules = [module for layer in layers for module in layer.modules()]
+        self._modules = [module for layer in (*layers, head) for module in layer.modules()]
         self._weights = [list(weights_of(layer).values()) for layer in layers]
-        self._found: dict[tuple[LayerKind, Form, torch.dtype], Package | None] = {}
+        self._weights_of_head = list(weights_of(head).values())
+        self._found: dict[tuple[LayerKind | str, Form | None, torch.dtype], Package | None] = {}
 
     def of_pass(self, rows_BRE: Tensor, views: Views) -> dict[LayerKind, CompiledLayer]:
         """Return compiled layers for a pass, of those kinds that have one.
@@ -343,9 +388,7 @@ class CompiledLayers:
             rows_BRE: before the first layer.
             views: of the pass.
         """
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return {}
-        if not 0 < rows_BRE.shape[1] <= LARGEST_PASS or len(rows_BRE) == 0 or _hooked(self._modules):
+        if not self._may() or not 0 < rows_BRE.shape[1] <= LARGEST_PASS or len(rows_BRE) == 0:
             return {}
         found: dict[LayerKind, CompiledLayer] = {}
         for kind, view in views.items():
@@ -356,15 +399,41 @@ class CompiledLayers:
                 continue
             key = (kind, inputs.form, rows_BRE.dtype)
             if key not in self._found:
-                self._found[key] = self._find(kind, inputs.form, rows_BRE.dtype)
+                self._found[key] = self._layer(kind, inputs.form, rows_BRE.dtype)
             package = self._found[key]
             if package is not None:
                 found[kind] = CompiledLayer(package, self._weights, inputs.tensors)
         return found
 
-    def _find(self, kind: LayerKind, form: Form, dtype: torch.dtype) -> Package | None:
-        layer = self._layers[self._config.layers.index(kind)]
-        folder = folder_of_packages() / name_of(layer, self._config, form, dtype, self._threads)
+    def scores(self, rows: Tensor) -> Tensor | None:
+        """Return the scores of a single row `[..., hidden]`, `[..., vocabulary]`; None where that is not compiled."""
+        if math.prod(rows.shape[:-1]) != 1 or not self._may():
+            return None
+        key = ("head", None, rows.dtype)
+        if key not in self._found:
+            make = functools.partial(make_head, self._head, rows.shape[-1], rows.dtype)
+            name = name_of(self._head, {"head": type(self._head).__name__}, rows.dtype, self._threads)
+            self._found[key] = self._find(name, make)
+        package = self._found[key]
+        if package is None:
+            return None
+        return package(self._weights_of_head, rows.reshape(1, -1)).view(*rows.shape[:-1], -1)
+
+    def _may(self) -> bool:
+        """Whether a pass may take packages now: without gradients and autocast, and where nobody listens to modules."""
+        plain = not (torch.compiler.is_compiling() or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        return plain and not _hooked(self._modules)
+
+    def _layer(self, kind: LayerKind, form: Form, dtype: torch.dtype) -> Package | None:
+        layer, config = self._layers[self._config.layers.index(kind)], self._config
+        about = {**dataclasses.asdict(form), "config": (config.head_dim, config.qk_norm, config.rms_norm_eps)}
+        return self._find(
+            name_of(layer, about, dtype, self._threads), functools.partial(make, layer, config, form, dtype)
+        )
+
+    def _find(self, name: str, make: Callable[[Path, int], None]) -> Package | None:
+        """Return the package of a name; make it if there is none and it shall be made."""
+        folder = folder_of_packages() / name
         package = loaded(folder)
         if package is not None or not self._making:
             return package
@@ -372,7 +441,7 @@ class CompiledLayers:
         started = time.perf_counter()
         try:
             with whole_folder(folder) as partial:
-                make(layer, self._config, form, dtype, partial, self._threads)
+                make(partial, self._threads)
                 seal(partial)
         except TakenError:  # another process has made it meanwhile
             return loaded(folder)
@@ -393,7 +462,7 @@ class CompiledLayer(NamedTuple):
     def __call__(self, index: int, rows_BRE: Tensor, kv: LayerCache | None) -> Tensor:
         """Return the rows behind a layer of the network, `kv` being its part of the cache."""
         of_cache = () if kv is None else (kv.keys, kv.values)
-        return self.package(self.weights[index], rows_BRE, (*self.of_view, *of_cache))
+        return self.package(self.weights[index], rows_BRE, *self.of_view, *of_cache)
 
 
 def can_be_packages(layers: Sequence[nn.Module]) -> bool:
