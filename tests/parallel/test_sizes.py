@@ -35,7 +35,8 @@ def test_by_hand() -> None:
     assert sharded.layout.devices == 512
     half_a_row_of_embedding_and_head = 4096  # 16,032 rows are 250.5 a device
     assert sharded.parameters == split.parameters // 64 + half_a_row_of_embedding_and_head
-    assert sharded.sent_for_shards() == round(3 * 63 / 64 * split.weights)
+    assert sharded.shards == split.weights + 64 * 2 * half_a_row_of_embedding_and_head
+    assert sharded.sent_for_shards() == round(3 * 63 / 64 * sharded.shards)
 
 
 @pytest.mark.parametrize("words", ["", "tp", "tp=0", "tp=2,tp=2", "pp=2", "tp=2;fsdp=2", "tp=-1"])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,9 +20,11 @@ from anyorder.checkpoints.adapt import adapt
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER, LEFT_TO_RIGHT, blocks, diffusion
+from anyorder.objectives import summed_loss
 from anyorder.parallel import Processes, begin, is_split, parallelize, shard
 from anyorder.parallel.sizes import Layout, Sizes
 from tests.model.networks import VOCABULARY, network
+from tests.objectives.cases import OBJECTIVES, ragged
 from tests.parallel.scores import split_scores
 from tests.parallel.split import built
 
@@ -103,7 +106,7 @@ class Sent(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.summed = self.gathered = 0
+        self.summed = self.gathered = self.scattered = 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -115,6 +118,10 @@ class Sent(TorchDispatchMode):
             self.summed += out.nbytes
         if func is torch.ops._c10d_functional.all_gather_into_tensor.default:
             self.gathered += out.nbytes
+        if func is torch.ops.c10d._allgather_base_.default:
+            self.gathered += args[0].nbytes
+        if func is torch.ops.c10d._reduce_scatter_base_.default:
+            self.scattered += args[1].nbytes
         return out
 
 
@@ -132,16 +139,30 @@ def sizes(processes: Processes) -> None:
         with torch.no_grad(), Sent() as sent:
             model(torch.arange(14).view(2, 7))
         assert (sent.summed, sent.gathered) == (expected.summed_in_pass(14), expected.gathered_in_pass(14, 14)), name
-    model = shard(built("plain", vocab_size=32), processes.mesh["tensor"])
-    held = [weight.to_local() for weight in model.parameters() if isinstance(weight, DTensor)]
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.arange(14).view(2, 7)).logits.sum().backward()
-    optimizer.step()
-    assert all(weight.grad is not None for weight in model.parameters())
-    moments = [state[key].to_local() for state in optimizer.state.values() for key in ("exp_avg", "exp_avg_sq")]
+    for name in ("tied", "experts"):
+        sharded_sizes(name, processes)
+
+
+def sharded_sizes(name: str, processes: Processes) -> None:
+    """What a process of a sharded network holds and sends in a step of training; the last one holds the least."""
+    model = shard(adapt(built(name), (LEFT_TO_RIGHT, ANY_ORDER)).train(), processes.mesh["tensor"])
+    inputs = OBJECTIVES["permutation"].inputs(ragged(9, 5, seed=1, prompts=True, step=0), seed=1)
     expected = Sizes(model.config, Layout(fsdp=2), torch.float64)
-    assert sum(part.nbytes for part in held) == expected.weights
-    assert sum(part.nbytes for part in (*held, *moments)) == expected.training - expected.weights
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    with Sent() as sent:
+        summed_loss(model, inputs).backward()
+    assert (sent.gathered, sent.scattered) == (2 * expected.shards, expected.shards), name
+    optimizer.step()
+    moments = [optimizer.state[weight][key] for weight in model.parameters() for key in ("exp_avg", "exp_avg_sq")]
+    gradients = [weight.grad for weight in model.parameters()]
+    held = torch.tensor([local_bytes(model.parameters()), local_bytes([*model.parameters(), *gradients, *moments])])
+    dist.all_reduce(held, dist.ReduceOp.MAX)
+    assert held.tolist() == [expected.weights, expected.training], name
+
+
+def local_bytes(parts: Iterable[Tensor | None]) -> int:
+    """Bytes of the parts of tensors that this process has."""
+    return sum(part.to_local().nbytes for part in parts if isinstance(part, DTensor))
 
 
 def everything(folder: Path) -> None:

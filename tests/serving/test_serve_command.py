@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,9 +33,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def process(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(
+    folder: Path, *options: str, start: Sequence[str] = (sys.executable, "-m", "anyorder")
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server, and its address."""
-    words = [sys.executable, "-m", "anyorder", "serve", str(folder), "--port", "0", *options]
+    words = [*start, "serve", str(folder), "--port", "0", *options]
     server = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert server.stderr is not None
     try:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,8 +18,11 @@ import pytest
 
 import anyorder
 from tests.parallel.launch import on_processes
-from tests.serving.networks import END, four_modes
+from tests.serving.networks import END
+from tests.serving.test_serve_command import folder, process
 from tests.serving.together import served
+
+__all__ = ["folder"]
 
 COMMAND = """
 import os, sys
@@ -38,41 +39,20 @@ def test_two_engines_write_what_one_does() -> None:
     on_processes(2, served)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place: Path = tmp_path_factory.mktemp("together") / "tiny"
-    anyorder.save(*four_modes(max_position_embeddings=4096), place)
-    return place
-
-
 @contextmanager
 def server(folder: Path, codes: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """torchrun with a server of two processes, which write their exit codes into a folder; and its address."""
     codes.mkdir()
     script = codes.parent / "command.py"
     script.write_text(COMMAND)
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, codes]
-    command = [*words, "serve", folder, "--port", "0", "--tensor_parallel", "2", "--dtype", "float64"]
-    torchrun = subprocess.Popen(
-        [*map(str, command)], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert torchrun.stderr is not None
-    try:
-        line = next((line for line in torchrun.stderr if "is served at" in line), "")
-        found = re.search(r"http://\S+:\d+", line)
-        assert found, line
-        until = time.monotonic() + 60
-        while True:
-            try:
-                httpx.get(f"{found[0]}/health")
-                break
-            except httpx.ConnectError:
-                assert time.monotonic() < until
-                time.sleep(0.1)
-        yield torchrun, found[0]
-    finally:
-        torchrun.kill()
-        torchrun.wait()
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    start = (sys.executable, *torchrun, str(script), str(codes))
+    with process(folder, "--tensor_parallel", "2", "--dtype", "float64", start=start) as (launcher, address):
+        try:
+            yield launcher, address
+        finally:
+            launcher.terminate()  # which ends its processes, as killing it would not
+            launcher.wait(60)
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ class Sizes:
     @cached_property
     def parameters(self) -> int:
         """Number of weights that the device keeps."""
-        return sum(_sharded(shape, self.layout.fsdp) for shape in self._split_shapes)
+        return sum(_sharded(shape, self.layout.fsdp) for shape in self._split_shapes.values())
 
     @property
     def weights(self) -> int:
@@ -127,21 +127,28 @@ class Sizes:
         share = (self.layout.tp - 1) / self.layout.tp
         return round(share * (2 * self.summed_in_pass(tokens) + self.gathered_in_pass(tokens, predicted)))
 
+    @property
+    def shards(self) -> int:
+        """Bytes of the weights of a group when they are gathered, in shards of equal size."""
+        if self.layout.fsdp == 1:
+            return 0
+        shapes = self._split_shapes.values()
+        return self.layout.fsdp * sum(_sharded(shape, self.layout.fsdp) for shape in shapes) * self.dtype.itemsize
+
     def sent_for_shards(self) -> int:
-        """Bytes that the device sends in a step of training to gather weights twice and scatter gradients once."""
-        share = (self.layout.fsdp - 1) / self.layout.fsdp
-        return round(3 * share * self.dtype.itemsize * sum(math.prod(shape) for shape in self._split_shapes))
+        """Bytes that the device sends for a batch of training to gather weights twice and scatter gradients once."""
+        return round(3 * (self.layout.fsdp - 1) / self.layout.fsdp * self.shards)
 
     @cached_property
-    def _split_shapes(self) -> list[tuple[int, ...]]:
-        """Shapes of the parameters of a tensor-parallel device."""
+    def _split_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters of a tensor-parallel device, by their names."""
         plan = tensor_plan(self.config)
-        shapes = []
+        shapes = {}
         for name, weight in blank(self.config).named_parameters():
             shape, dimension = list(weight.shape), split_dimension(name, plan)
             if dimension is not None:
                 shape[dimension] = -(-shape[dimension] // self.layout.tp)
-            shapes.append(tuple(shape))
+            shapes[name] = tuple(shape)
         return shapes
 
 
