@@ -16,10 +16,11 @@ from transformers import PreTrainedTokenizerBase
 import anyorder
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.serving.engine import BusyError, CancelledError, ClosingError, Engine, LateError, Limits, Task
+from anyorder.serving.engine import Engine, Limits
 from anyorder.serving.fields import Completion, read_body
 from anyorder.serving.plans import Planner
 from anyorder.serving.samples import samples_of
+from anyorder.serving.tasks import BusyError, CancelledError, ClosingError, LateError, Task
 
 Network = tuple[Llama, PreTrainedTokenizerBase]
 Submit = Callable[..., Task]

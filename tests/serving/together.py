@@ -17,11 +17,12 @@ import anyorder
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.parallel import begin, parallelize
-from anyorder.serving.engine import CancelledError, ClosingError, Engine, LateError, Limits, Task
+from anyorder.serving.engine import Engine, Limits
 from anyorder.serving.fields import Completion, Fuse, read_body
 from anyorder.serving.plans import Plan, Planner
 from anyorder.serving.samples import samples_of
 from anyorder.serving.scoring import score_text
+from anyorder.serving.tasks import CancelledError, ClosingError, LateError, Task
 from anyorder.serving.together import engine_of
 from tests.serving.networks import END, four_modes
 

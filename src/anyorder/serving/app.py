@@ -29,7 +29,7 @@ from anyorder.errors import UserError
 from anyorder.parallel import is_split
 from anyorder.serving.answers import Answer, Stream
 from anyorder.serving.dialogue import plain_messages
-from anyorder.serving.engine import BusyError, CancelledError, ClosingError, Engine, LateError, Task
+from anyorder.serving.engine import Engine
 from anyorder.serving.fields import (
     ApplyTemplate,
     Chat,
@@ -47,6 +47,7 @@ from anyorder.serving.pieces import Pieces
 from anyorder.serving.plans import Plan, Planner
 from anyorder.serving.samples import samples_of
 from anyorder.serving.scoring import check_scored, echo_scores, score_text
+from anyorder.serving.tasks import BusyError, CancelledError, ClosingError, LateError, Task
 from anyorder.utils.annotations import shown
 
 if TYPE_CHECKING:

@@ -17,10 +17,11 @@ from anyorder.errors import UserError
 from anyorder.model.compiled import with_packages
 from anyorder.modes import Options, decoder_of, resolve
 from anyorder.serving.dialogue import Encoder
-from anyorder.serving.engine import Engine, Limits, Task
+from anyorder.serving.engine import Engine, Limits
 from anyorder.serving.groups.sample import Scores
 from anyorder.serving.plans import Plan
 from anyorder.serving.samples import samples_of
+from anyorder.serving.tasks import Task
 from anyorder.utils.numbers import check_positive
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from anyorder.errors import UserError
 from anyorder.model.llama import Llama
-from anyorder.serving.engine import Command, Commands, Engine, Limits, drained
+from anyorder.serving.engine import Engine, Limits
+from anyorder.serving.tasks import Command, Commands, drained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
