@@ -30,6 +30,7 @@ from evidence.stories import stories_text
 TITLE = "Bits per character on text8's alphabet, by training steps"
 BITS = "bits per character by training step"
 GAP = "bits per character less those from left to right of the same seed and step"
+MASKS = "bits per character less those of any order of the same seed and step"
 ALPHABET = " abcdefghijklmnopqrstuvwxyz"
 BEGIN, MASK = len(ALPHABET), len(ALPHABET) + 1
 LEFT, ANY, DIFFUSION = "left to right", "any order, two streams", "diffusion, bound"
@@ -156,11 +157,11 @@ def findings(study: Study) -> Iterable[Finding]:
         for name, by_seed in curves.items()
         for step in sizes.looks
     ]
-    for name in (ANY, DIFFUSION):
+    for group, name, other in ((GAP, ANY, LEFT), (GAP, DIFFUSION, LEFT), (MASKS, DIFFUSION, ANY)):
         for step in sizes.looks:
-            pairs = zip(curves[name], curves[LEFT], strict=True)
+            pairs = zip(curves[name], curves[other], strict=True)
             by_seed = [
-                [one - other for one, other in zip(curve[step], left[step], strict=True)] for curve, left in pairs
+                [one - two for one, two in zip(curve[step], against[step], strict=True)] for curve, against in pairs
             ]
-            found.append(Finding.of(GAP, f"step {step}", name, by_seed))
+            found.append(Finding.of(group, f"step {step}", name, by_seed))
     return found
