@@ -29,6 +29,8 @@ from anyorder.training import Training
 from evidence.frame import SEEDS, Finding, Study
 
 TITLE = "4x4 sudoku: share of problems solved"
+ORDER = "share solved with the surest cell first, less that in another order by the same network"
+MODE = "share solved with the surest cell first, less that of the network left to right"
 CELLS = 16
 BREAK, MASK = 5, 6
 """Tokens beside the digits, of which 0 is an empty cell: between problem and solution, and for diffusion."""
@@ -180,10 +182,28 @@ def findings(study: Study) -> Iterable[Finding]:
                 )
                 for way, values in right.items():
                     solved.setdefault((given, way, name), []).append(values)
-    return [
+    found = [
         Finding.of(f"share solved of the problems with {given} given cells", way, name, by_seed)
         for (given, way, name), by_seed in sorted(solved.items(), key=lambda item: -item[0][0])
     ]
+    for given in reversed(GIVEN):
+        pairs = [
+            (ORDER, f"{given} given, less {way}", name, solved[given, way, name])
+            for name, way in ((ANY, "left to right"), (ANY, "random order"), (DIFFUSION, "random order"))
+        ]
+        pairs += [(MODE, f"{given} given", name, solved[given, "left to right", LEFT]) for name in (ANY, DIFFUSION)]
+        found += [
+            Finding.of(group, label, name, differences(solved[given, "surest first", name], others))
+            for group, label, name, others in pairs
+        ]
+    return sorted(
+        found, key=lambda finding: (ORDER, MODE).index(finding.group) if finding.group in (ORDER, MODE) else -1
+    )
+
+
+def differences(by_seed: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Of each seed and problem."""
+    return [[one - two for one, two in zip(*pair, strict=True)] for pair in zip(by_seed, others, strict=True)]
 
 
 def solve(model: Llama, order: Any, test: Sequence[tuple[list[int], list[int]]], seed: int) -> list[float]:
