@@ -6,7 +6,8 @@ import importlib
 import json
 import math
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +15,18 @@ from typing import Any
 import pytest
 import torch
 
+from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER
 from anyorder.model.rope import Rotary
+from anyorder.objectives import Autoregressive
+from anyorder.training import Training
 from tests.cli.test_main import mistake
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("any-order", "diffusion", "shared-heads")
+NAMES = ("any-order", "diffusion", "experts", "long", "planning", "shared-heads", "text8")
 MEASURED = sorted(file.stem for file in (ROOT / "benchmarks" / "evidence" / "results").glob("*.json"))
 
 
@@ -30,9 +34,8 @@ MEASURED = sorted(file.stem for file in (ROOT / "benchmarks" / "evidence" / "res
 def evidence(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """The package `evidence` of the benchmarks."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    yield SimpleNamespace(
-        frame=importlib.import_module("evidence.frame"), teacher=importlib.import_module("evidence.teacher")
-    )
+    names = ("experts", "frame", "long", "planning", "stories", "teacher", "text8")
+    yield SimpleNamespace(**{name: importlib.import_module(f"evidence.{name}") for name in names})
     for name in [name for name in sys.modules if name.partition(".")[0] == "evidence"]:
         del sys.modules[name]
 
@@ -91,6 +94,115 @@ def test_parts_are_computed_once(evidence: Any, tmp_path: Path) -> None:
     assert len(lines) == 1
 
 
+def test_time_of_a_part_within_a_part_counts_once(evidence: Any, tmp_path: Path) -> None:
+    study = evidence.frame.Study("any", tmp_path, tmp_path / "parts", quick=True, report=lambda line: None)
+    started = time.perf_counter()
+    study.part("outer", lambda: study.part("inner", lambda: time.sleep(0.2)))
+    assert 0.2 <= 60 * study.minutes <= time.perf_counter() - started
+
+
+def test_curve(evidence: Any, tmp_path: Path) -> None:
+    """What is seen at a step is seen of the network after as many steps, and leaves the training as it is."""
+    study = evidence.frame.Study("any", tmp_path, tmp_path / "parts", quick=True, report=lambda line: None)
+    ids = torch.randint(5, (8, 6), generator=torch.Generator().manual_seed(0))
+
+    def first_weight(model: Llama) -> float:
+        assert not model.training
+        return float(model.model.embed_tokens.weight.flatten()[0])
+
+    def trained(name: str, steps: int, looks: Sequence[int]) -> tuple[Llama, dict[int, float]]:
+        training = Training(steps=steps, batch_size=2, learning_rate=0.01, schedule="constant", warmup=0, save_every=0)
+        return study.curve(name, lambda: small(5), Autoregressive(), ids, training, looks, first_weight)
+
+    model, seen = trained("whole", 4, (2, 4))
+    assert seen[4] == pytest.approx(first_weight(model), abs=1e-7)
+    half, _ = trained("half", 2, ())
+    assert seen[2] == pytest.approx(first_weight(half), abs=1e-7)
+    assert seen[2] != seen[4]
+    assert trained("whole", 4, (2, 4))[1] == seen
+
+
+def test_curves_are_drawn_beside_dots(evidence: Any, tmp_path: Path) -> None:
+    finding = evidence.frame.Finding
+    found = [finding.exact("loss by step", f"step {at}", name, 1 / at, at=at) for name in "ab" for at in (1, 2)]
+    found.append(finding.of("loss", "in the end", "a", [[1.0, 2.0]]))
+    evidence.frame.plot("Title", found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_losses_of_stories(evidence: Any, tiny_config: Any) -> None:
+    model = Llama(tiny_config).eval()
+    rows = torch.randint(tiny_config.vocab_size, (5, 7))
+    with torch.no_grad():
+        expected = torch.nn.functional.cross_entropy(
+            model(rows).logits[:, :-1].transpose(1, 2), rows[:, 1:], reduction="none"
+        )
+    torch.testing.assert_close(evidence.stories.losses(model, rows, 2).float(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_losses_in_buckets(evidence: Any) -> None:
+    """Of 8 positions, of which nothing predicts the first."""
+    found = evidence.long.in_buckets(torch.arange(1.0, 8.0)[None], 4)
+    assert found == [[2.0], [5.5]]
+
+
+def test_experts_are_as_wide_as_the_dense_network(evidence: Any) -> None:
+    sizes = evidence.experts.QUICK
+    counts = {name: evidence.experts.weights(config) for name, config in evidence.experts.networks(sizes).items()}
+    routers = 8 * sizes.hidden * sizes.layers
+    assert counts[evidence.experts.TWO][1] == counts[evidence.experts.ONE][1] == counts["dense"][1] + routers
+    more = 7 * 3 * 3 * sizes.hidden**2 * sizes.layers
+    assert counts[evidence.experts.ONE][0] - counts[evidence.experts.ONE][1] == more
+
+
+def test_memory_of_chunks(evidence: Any) -> None:
+    sizes = evidence.long.QUICK
+    configs = evidence.long.networks(sizes)
+    full, mixed = (
+        evidence.long.memory(configs[name], (8, 32)) for name in (evidence.long.FULL_ATTENTION, evidence.long.MIXED)
+    )
+    keys = 2 * sizes.hidden * 4  # bytes of a key and a value
+    assert [line["cache"] for line in full] == [line["cache"] for line in mixed] == [4 * 9 * keys, 4 * 33 * keys]
+    assert [line["seen"] for line in full] == [4 * 8 * keys, 4 * 32 * keys]
+    assert [line["seen"] for line in mixed] == [(3 * 4 + 8) * keys, (3 * 4 + 32) * keys]
+    assert all(line["peak"] > 0 for line in full + mixed)
+
+
+def test_characters_of_text8(evidence: Any) -> None:
+    assert evidence.text8.characters("It's 3 o'clock,\nSir!") == "it s o clock sir"
+    learnt, held = evidence.text8.rows_of("abcdefghij" * 40, evidence.text8.QUICK)
+    assert {len(row) for row in learnt + held} == {evidence.text8.QUICK.length + 1}
+    assert learnt[0][:3] == [evidence.text8.BEGIN, 1, 2]
+
+
+def test_text8_itself_is_taken_where_it_is(evidence: Any, tmp_path: Path) -> None:
+    (tmp_path / "text8").write_text("anarchism originated")
+    assert evidence.text8.text_of(tmp_path) == "anarchism originated"
+
+
+def test_bits_of_a_network_that_knows_nothing(evidence: Any) -> None:
+    """Every character is as probable as any other token, in every mode."""
+    sizes = evidence.text8.QUICK
+    for name, objective in evidence.text8.objectives().items():
+        model = adapt(Llama(evidence.text8.network(sizes).replace(initializer_range=0.0)), objective.modes).eval()
+        found = evidence.text8.scores(name, sizes)(model, torch.tensor([[evidence.text8.BEGIN, *range(sizes.length)]]))
+        assert float(found) == pytest.approx(-sizes.length * math.log(len(evidence.text8.ALPHABET) + 2), rel=1e-4)
+
+
+def test_problems_of_sudoku(evidence: Any) -> None:
+    grids = evidence.planning.all_grids()
+    assert len(grids) == 288
+    first = evidence.planning.drawn(10, 0, [])
+    again = evidence.planning.drawn(10, 0, [first[0][0]])
+    assert first[0][0] not in [problem for problem, _ in again]
+    assert sorted(16 - problem.count(0) for problem, _ in first) == [4, 4, 5, 5, 6, 6, 7, 7, 8, 8]
+    for problem, solution in first:
+        fitting = [
+            grid for grid in grids.tolist() if all(one in (0, two) for one, two in zip(problem, grid, strict=True))
+        ]
+        assert fitting == [solution]
+
+
 def test_table(evidence: Any) -> None:
     one = evidence.frame.Finding(group="KL, nats", label="random", series="mixture", value=1, low=0.5, high=1.5)
     assert evidence.frame.table([one]).splitlines() == [
@@ -104,8 +216,12 @@ def test_refuses(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert "is no file or folder here: check the path" in mistake(
         capsys, "evidence", "any-order", "--data", str(tmp_path / "none")
     )
-    message = mistake(capsys, "evidence", "any-order", "--data", str(tmp_path), "--folder", str(tmp_path / "parts"))
-    assert "lacks stories260K/stories260K.bin: give the folder that has it" in message
+    for name, lacking in (
+        ("any-order", "stories260K/stories260K.bin"), ("long", "tinystories/tinystories_lowercased_4M.txt"),
+        ("planning", "planning/sudoku_4x4_4.jsonl"),
+    ):  # fmt: skip
+        message = mistake(capsys, "evidence", name, "--data", str(tmp_path), "--folder", str(tmp_path / "parts" / name))
+        assert f"lacks {lacking}: give the folder that has it" in message
 
 
 @pytest.mark.parametrize("name", MEASURED)
