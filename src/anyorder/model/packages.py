@@ -35,16 +35,16 @@ from anyorder.model.block import Block
 from anyorder.model.cache import LayerCache
 from anyorder.model.config import LayerKind, ModelConfig
 from anyorder.model.view import View
-from anyorder.utils.files import TakenError, damage, seal, whole_folder
+from anyorder.utils.files import BeingWrittenError, TakenError, damage, seal, whole_folder
 
 if TYPE_CHECKING:
     from anyorder.model.llama import Views
 
 logger = logging.getLogger(__name__)
 
-LARGEST_PASS = 256
-"""Rows of a sample up to which passes take packages; beyond, starting operations costs nothing and attention is better
-left to PyTorch's kernels, which never hold a whole matrix of scores."""
+LARGEST_PASS = 2**16
+"""Pairs of a row and a key, of each sample, up to which passes take packages: beyond, starting operations costs nothing,
+and attention is better left to PyTorch's kernels, which never hold a whole matrix of scores."""
 
 PACKAGE_SECONDS = 20.0
 """That making a package takes where nothing is on disk yet, on an idle machine."""
@@ -90,10 +90,12 @@ class Inputs(NamedTuple):
         batch, rows = rows_BRE.shape[:2]
         seen_or_bias = _seen_or_bias(view.mask)
         left_out = view.queries is not None or view.valid is not None or view.n_keys == 0
-        if left_out or seen_or_bias is None or (view.slots is None and (view.n_keys != rows or rows == 1)):
+        if left_out or seen_or_bias is None or (view.slots is None and view.n_keys != rows):
+            return None
+        keys = view.n_keys if view.slots is None else view.extent
+        if keys == 1 or rows * keys > LARGEST_PASS:  # the compiler takes a size that may change for at least 2
             return None
         empty_BQ = torch.zeros((), dtype=torch.bool) if view.mask.empty_BQ is None else view.mask.empty_BQ
-        keys = view.n_keys if view.slots is None else view.extent
         rotation = () if view.cos_sin is None else view.cos_sin
         scale = () if view.query_scale is None else (view.query_scale,)
         tensors = [one.expand(batch, rows, *one.shape[2:]) for one in (*rotation, *scale)]
@@ -388,7 +390,7 @@ class CompiledLayers:
             rows_BRE: before the first layer.
             views: of the pass.
         """
-        if not self._may() or not 0 < rows_BRE.shape[1] <= LARGEST_PASS or len(rows_BRE) == 0:
+        if not self._may() or 0 in rows_BRE.shape:
             return {}
         found: dict[LayerKind, CompiledLayer] = {}
         for kind, view in views.items():
@@ -443,7 +445,7 @@ class CompiledLayers:
             with whole_folder(folder) as partial:
                 make(partial, self._threads)
                 seal(partial)
-        except TakenError:  # another process has made it meanwhile
+        except (TakenError, BeingWrittenError):  # another process has made it meanwhile, or is about to
             return loaded(folder)
         except Exception as error:  # the compiler's own have no common class
             logger.warning("writing goes on uncompiled: a layer cannot be compiled (%s)", _first_line(error))
