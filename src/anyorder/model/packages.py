@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LARGEST_PASS = 2**16
-"""Pairs of a row and a key, of each sample, up to which passes take packages: beyond, starting operations costs nothing,
+"""Pairs of a row and a key, of each sample, up to which passes take packages: beyond, starting operations costs little,
 and attention is better left to PyTorch's kernels, which never hold a whole matrix of scores."""
 
 PACKAGE_SECONDS = 20.0
