@@ -108,7 +108,7 @@ def test_curve(evidence: Any, tmp_path: Path) -> None:
 
     def first_weight(model: Llama) -> float:
         assert not model.training
-        return float(model.model.embed_tokens.weight.flatten()[0])
+        return float(model.model.embed_tokens.weight.detach().flatten()[0])
 
     def trained(name: str, steps: int, looks: Sequence[int]) -> tuple[Llama, dict[int, float]]:
         training = Training(steps=steps, batch_size=2, learning_rate=0.01, schedule="constant", warmup=0, save_every=0)
