@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 import anyorder
 from anyorder.checkpoints.adapt import adapt
+from anyorder.errors import UserError
 from anyorder.model.llama import Llama
 from anyorder.objectives import Objective
 from anyorder.training import Training, fit
@@ -123,7 +124,32 @@ class Study:
             with whole_file(file) as partial:
                 partial.write_text(json.dumps({"seconds": seconds, "value": value}) + "\n", encoding="utf-8")
             self.report(f"{name}: {seconds:.0f} s")
+        return self._kept(name)
+
+    def _kept(self, name: str) -> Any:
+        """Return a part that was computed before."""
+        file = self.parts / f"{name}.json"
+        if not file.exists():
+            raise UserError(f"folder {str(self.folder)!r} lacks the part {name!r}: remove the folder, and run again.")
         return json.loads(file.read_text(encoding="utf-8"))["value"]
+
+    def require(self, **about: object) -> None:
+        """Refuse parts in the folder that were computed of other sizes or other data; note these the first time.
+
+        Raises:
+            UserError: there are such.
+        """
+        file = self.folder / "about.json"
+        said = {name: str(value) for name, value in about.items()}
+        if not file.exists():
+            with whole_file(file) as partial:
+                partial.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        for name, value in json.loads(file.read_text(encoding="utf-8")).items():
+            if said.get(name) != value:
+                raise UserError(
+                    f"folder {str(self.folder)!r} has parts of other {name} ({value}): give another --folder, or "
+                    "remove it."
+                )
 
     def tensor(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
         """Return the same of a tensor of integers."""
@@ -182,7 +208,7 @@ class Study:
             return self.part(f"{name}-after-{step}", lambda: look(model))
 
         model = self.trained(name, make, objective, rows, training, looks=looks, look=seen)
-        return model, {step: seen(model, step) for step in sorted(looks)}
+        return model, {step: self._kept(f"{name}-after-{step}") for step in sorted(looks)}
 
     @property
     def minutes(self) -> float:

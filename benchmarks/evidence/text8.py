@@ -78,7 +78,7 @@ def rows_of(text: str, sizes: Sizes) -> list[list[list[int]]]:
 
     def rows(part: str, count: int) -> list[list[int]]:
         # Spread over the whole part, so that neighbours are not of one story.
-        starts = torch.linspace(0, len(part) - sizes.length, count).long().tolist()
+        starts = (torch.arange(count) * (len(part) - sizes.length) // (count - 1)).tolist()
         return [[BEGIN, *map(ALPHABET.index, part[start : start + sizes.length])] for start in starts]
 
     cut = len(text) * 9 // 10

@@ -17,6 +17,7 @@ import torch
 
 from anyorder.checkpoints.adapt import adapt
 from anyorder.cli import main
+from anyorder.errors import UserError
 from anyorder.model.config import ModelConfig
 from anyorder.model.llama import Llama
 from anyorder.model.modes import ANY_ORDER
@@ -248,3 +249,13 @@ def test_quick(name: str, shared_data: Path, tmp_path: Path, capsys: pytest.Capt
     second = capsys.readouterr()
     assert second.out == first.out
     assert len(second.err.splitlines()) == 1
+
+
+def test_parts_of_other_sizes_are_refused(evidence: Any, tmp_path: Path) -> None:
+    study = evidence.frame.Study("any", tmp_path, tmp_path / "parts", quick=True, report=lambda line: None)
+    for _ in range(2):
+        study.require(sizes=(1, 2), data="here")
+    with pytest.raises(
+        UserError, match=r"has parts of other sizes \(\(1, 2\)\): give another --folder, or remove it\.$"
+    ):
+        study.require(sizes=(1, 3), data="here")

@@ -57,7 +57,12 @@ def test_each_form_of_each_mode_is_made_once(
     assert f"{len(made) + 1} packages were made in" in told
     assert str(packages.folder_of_packages()) in told
     assert len(set(made)) == len(made) == len(packages.packages_kept()) - 1  # and the head
-    assert {form.cached for form in made} == {form.single_sample for form in made} == {True, False}
+    assert (
+        {form.biased for form in made}
+        == {form.cached for form in made}
+        == {form.single_sample for form in made}
+        == {True, False}
+    )
     assert main(["compile", str(folder), "--device", "cpu"]) == 0
     assert "all packages are there already; they are kept in" in capsys.readouterr().err
 
@@ -75,3 +80,16 @@ def test_a_network_without_packages_is_refused(folder: Path, capsys: pytest.Capt
     words = ["compile", str(folder), "--device", "cpu", "--attention", "eager"]
     message = mistake(capsys, *words)
     assert "layers of this network are not compiled on cpu with attention 'eager'" in message
+
+
+def test_what_could_not_be_made_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no space left")
+
+    monkeypatch.setattr(packages, "make", fail)
+    monkeypatch.setattr(packages, "make_head", fail)
+    assert main(["compile", str(folder), "--device", "cpu"]) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "packages could not be made: see the warnings, and try again." in message

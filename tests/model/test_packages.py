@@ -171,7 +171,7 @@ def test_passes_that_packages_are_not_for(eager: Eager, monkeypatch: pytest.Monk
     with torch.autocast("cpu", dtype=torch.bfloat16):
         read(prepared(writer().float()), ids)
     with monkeypatch.context() as patch:
-        patch.setattr(packages, "LARGEST_PASS", 0)
+        patch.setattr(packages, "LARGEST_PAIRS", 0)
         read(model, ids)
     model.hidden(ids[:, :1], model.prepare(causal(), {"position": torch.zeros_like(ids[:, :1])}))  # a single key
     handle = layer(model, 1).self_attn.register_forward_pre_hook(lambda module, given: None)
@@ -193,11 +193,24 @@ def test_networks_that_packages_are_not_for() -> None:
     layer(model).self_attn.q_proj = Adapted(16, 16)
     assert prepared(model) is model
     assert with_packages(model, making=False) is model
+    some = writer()
+    to_int8(layer(some, 1))
+    assert found(some) is None  # layers of a kind that differ
     with pytest.raises(UserError) as error:
         with_packages(model, making=True)
     assert str(error.value) == (
         "compile is True, but layers of this network are not compiled on cpu with attention 'auto': leave it out."
     )
+
+
+@pytest.mark.usefixtures("folder")
+def test_making_outdoes_taking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "packages_kept", lambda: {"one"})
+    taking = with_packages(writer(), making=False)
+    making = with_packages(taking, making=True)
+    assert [one.compiled_layers.making for one in (taking, making) if one.compiled_layers] == [False, True]
+    assert with_packages(making, making=False) is making
+    assert with_packages(taking, making=False) is taking
 
 
 @pytest.mark.usefixtures("folder")
@@ -269,9 +282,11 @@ def test_a_damaged_one_is_not_loaded(
     (kept / packages.FILE).write_bytes(b"cod3")
     caplog.clear()
     assert found(writer(), making=False) is None
-    assert caplog.messages == [
-        f"a compiled layer is not used, because package.pt2 has changed: remove the folder {kept}"
-    ]
+    (told,) = caplog.messages
+    assert told == (
+        f"a compiled layer is not used, because package.pt2 has changed: compile it again, or remove the folder {kept}"
+    )
+    assert found(writer()).code == b"code"  # made anew
 
 
 def test_one_that_cannot_be_loaded_is_not_used(

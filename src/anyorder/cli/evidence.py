@@ -46,6 +46,7 @@ def command(
     notes, console = PlainConsole(stderr=True), PlainConsole()
     parts = folder or Path("evidence") / (f"{name}-quick" if quick else name)
     study = frame.Study(name, data, parts, quick=quick, report=lambda line: notes.print(line, soft_wrap=True))
+    study.require(sizes=module.QUICK if quick else module.FULL, data=data.resolve())
     findings = list(module.findings(study))
     results = output or parts
     results.mkdir(parents=True, exist_ok=True)

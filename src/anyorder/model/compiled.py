@@ -58,7 +58,8 @@ def require_compiler(device: torch.device) -> None:
 
 def is_small(model: Llama) -> bool:
     """Whether starting an operation costs more than what it computes, so that one thread beats several."""
-    return model.device.type == "cpu" and sum(weight.nbytes for weight in model.parameters()) < SMALL
+    weights = (*model.parameters(), *model.buffers())  # those in int8 are buffers
+    return model.device.type == "cpu" and sum(weight.nbytes for weight in weights) < SMALL
 
 
 class CannotCompile(Exception):  # noqa: N818 (not a mistake: what was to be compiled can run uncompiled)
@@ -121,7 +122,8 @@ class Compiled:
 
 def _first_line(error: Exception) -> str:
     """What went wrong, without the pages that the compiler prints."""
-    return next((line for line in str(error).splitlines()[1:] if line.strip()), type(error).__name__).strip()
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else lines[0] if lines else type(error).__name__
 
 
 def _of_the_inputs(guards: Sequence[Any]) -> list[bool]:
@@ -177,7 +179,8 @@ def with_packages(model: Llama, *, making: bool) -> Llama:
     """The same network, whose passes take packages of its layers.
 
     Args:
-        model: the network; returned as it is if it has them already, or none can serve it and none shall be made.
+        model: the network; returned as it is if it takes them already, and if none shall be made where none is kept or
+            can serve it.
         making: whether those that are not on disk are made.
 
     Raises:
@@ -185,7 +188,7 @@ def with_packages(model: Llama, *, making: bool) -> Llama:
     """
     if making:
         require_compiler(model.device)
-    if model.compiled_layers is not None:
+    if model.compiled_layers is not None and model.compiled_layers.making >= making:
         return model
     prepared = model
     if model.device.type == "cpu" and model.backend in ("auto", "sdpa") and (making or packages_kept()):
@@ -219,7 +222,8 @@ def break_even(model: Llama, texts: int) -> int:
     """
     saved_ms = SAVED_MS_A_LAYER * model.config.num_hidden_layers
     if texts == 1:
-        saved_ms += SAVED_MS_A_MEBIBYTE * sum(weight.nbytes for weight in model.parameters()) / 2**20
+        weights = (*model.parameters(), *model.buffers())
+        saved_ms += SAVED_MS_A_MEBIBYTE * sum(weight.nbytes for weight in weights) / 2**20
     return math.ceil(1000 * compile_seconds(model) / saved_ms)
 
 

@@ -18,6 +18,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LARGEST_PASS = 2**16
+LARGEST_PAIRS = 2**16
 """Pairs of a row and a key, of each sample, up to which passes take packages: beyond, starting operations costs little,
 and attention is better left to PyTorch's kernels, which never hold a whole matrix of scores."""
 
@@ -93,7 +94,7 @@ class Inputs(NamedTuple):
         if left_out or seen_or_bias is None or (view.slots is None and view.n_keys != rows):
             return None
         keys = view.n_keys if view.slots is None else view.extent
-        if keys == 1 or rows * keys > LARGEST_PASS:  # the compiler takes a size that may change for at least 2
+        if keys == 1 or rows * keys > LARGEST_PAIRS:  # the compiler takes a size that may change for at least 2
             return None
         empty_BQ = torch.zeros((), dtype=torch.bool) if view.mask.empty_BQ is None else view.mask.empty_BQ
         rotation = () if view.cos_sin is None else view.cos_sin
@@ -324,12 +325,16 @@ def name_of(module: nn.Module, about: Mapping[str, Any], dtype: torch.dtype, thr
         dtype: of the rows.
         threads: that loops use.
     """
-    weights = [
+    everything = {**_machine(), **about, "weights": _sizes(module), "dtype": str(dtype), "threads": threads}
+    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _sizes(module: nn.Module) -> list[tuple[str, list[int], list[int], str]]:
+    """Names, sizes, strides and types of the weights of a module, all of which its code relies on."""
+    return [
         (name, list(weight.shape), list(weight.stride()), str(weight.dtype))
         for name, weight in weights_of(module).items()
     ]
-    everything = {**_machine(), **about, "weights": weights, "dtype": str(dtype), "threads": threads}
-    return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()[:32]
 
 
 _LOADED: dict[Path, Package] = {}
@@ -348,7 +353,7 @@ def loaded(folder: Path) -> Package | None:
             return _LOADED.setdefault(folder, Package(folder / FILE))
         except RuntimeError as error:
             wrong = _first_line(error)
-    logger.warning("a compiled layer is not used, because %s: remove the folder %s", wrong, folder)
+    logger.warning("a compiled layer is not used, because %s: compile it again, or remove the folder %s", wrong, folder)
     return None
 
 
@@ -368,6 +373,9 @@ class CompiledLayers:
         head: the projection to scores.
         threads: that loops use.
         making: whether a package that is not on disk is made, the first time that it is needed.
+
+    Attributes:
+        making: see above.
     """
 
     def __init__(
@@ -377,11 +385,16 @@ class CompiledLayers:
         self._layers = layers
         self._head = head
         self._threads = threads
-        self._making = making
+        self.making = making
         self._modules = [module for layer in (*layers, head) for module in layer.modules()]
         self._weights = [list(weights_of(layer).values()) for layer in layers]
         self._weights_of_head = list(weights_of(head).values())
         self._found: dict[tuple[LayerKind | str, Form | None, torch.dtype], Package | None] = {}
+
+    @property
+    def missing(self) -> int:
+        """Number of packages that passes needed, and that were neither on disk nor could be made."""
+        return sum(package is None for package in self._found.values())
 
     def of_pass(self, rows_BRE: Tensor, views: Views) -> dict[LayerKind, CompiledLayer]:
         """Return compiled layers for a pass, of those kinds that have one.
@@ -427,7 +440,10 @@ class CompiledLayers:
         return plain and not _hooked(self._modules)
 
     def _layer(self, kind: LayerKind, form: Form, dtype: torch.dtype) -> Package | None:
-        layer, config = self._layers[self._config.layers.index(kind)], self._config
+        config = self._config
+        layer, *others = (layer for layer, own in zip(self._layers, config.layers, strict=True) if own == kind)
+        if any(_sizes(other) != _sizes(layer) for other in others):
+            return None  # such as where some layers alone are rounded to int8
         about = {**dataclasses.asdict(form), "config": (config.head_dim, config.qk_norm, config.rms_norm_eps)}
         return self._find(
             name_of(layer, about, dtype, self._threads), functools.partial(make, layer, config, form, dtype)
@@ -437,8 +453,9 @@ class CompiledLayers:
         """Return the package of a name; make it if there is none and it shall be made."""
         folder = folder_of_packages() / name
         package = loaded(folder)
-        if package is not None or not self._making:
+        if package is not None or not self.making:
             return package
+        shutil.rmtree(folder, ignore_errors=True)  # a damaged one
         logger.warning("compiling a layer, once, about %.0f s", PACKAGE_SECONDS)
         started = time.perf_counter()
         try:
@@ -464,7 +481,7 @@ class CompiledLayer(NamedTuple):
     def __call__(self, index: int, rows_BRE: Tensor, kv: LayerCache | None) -> Tensor:
         """Return the rows behind a layer of the network, `kv` being its part of the cache."""
         of_cache = () if kv is None else (kv.keys, kv.values)
-        return self.package(self.weights[index], rows_BRE, *self.of_view, *of_cache)
+        return self.package(self.weights[index], rows_BRE.contiguous(), *self.of_view, *of_cache)
 
 
 def can_be_packages(layers: Sequence[nn.Module]) -> bool:
