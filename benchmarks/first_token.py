@@ -78,7 +78,7 @@ def measure(folder: str, cache: str, new: int, repeats: int) -> dict[str, object
     for _ in range(repeats):
         for name, way in ways.items():
             text, seconds, used = run(way, cache)
-            texts.add(text.strip())
+            texts.add(text.strip().removeprefix(PROMPT).strip())  # our command writes the prompt, too
             clock[name].append(seconds)
             processor[name].append(used)
         for name, way in first.items():

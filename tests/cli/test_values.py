@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from difflib import get_close_matches
 from pathlib import Path
 
 import pytest
@@ -91,8 +90,13 @@ def test_what_is_long_or_of_another_program_is_refused_in_a_sentence(
         assert "x.gguf' is no whole GGUF file (" in mistake(capsys, *words)
 
 
-def test_names_from_elsewhere_that_are_like_no_command() -> None:
-    assert [name for name in ELSEWHERE if get_close_matches(name, COMMANDS, n=1, cutoff=0.7)] == []
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_names_from_elsewhere(capsys: pytest.CaptureFixture[str], name: str) -> None:
+    """Also where another command is spelt alike, as "compile" is beside "complete"."""
+    assert f"did you mean {ELSEWHERE[name]}?" in mistake(capsys, name)
+
+
+def test_names_from_elsewhere_mean_commands() -> None:
     assert {meant.partition(" ")[0] for meant in ELSEWHERE.values()} <= set(COMMANDS)
 
 

@@ -167,7 +167,6 @@ def test_names_that_a_mode_cannot_have(names: tuple[str, str], message: str) -> 
 def test_what_a_mode_does_not_take(both_ends: Llama) -> None:
     for options, message in (
         ({"num_beams": 2}, "num_beams is 2, but beams are written from left to right: leave it out."),
-        ({"compile": True}, "compile is True, but only writing from left to right is compiled: leave it out."),
         ({"num_samples": 2}, "num_samples is 2 at temperature 0, where all samples are the same"),
         ({"order": "left-to-right"}, "has no logits for the next token"),
         ({"order": "any-order"}, "this network writes by 'both-ends', not by 'any-order'"),

@@ -132,9 +132,8 @@ ELSEWHERE = {
 
 
 def _unknown(called: str, word: str, known: Sequence[str]) -> str:
-    close = get_close_matches(word, known, n=1, cutoff=0.7)
-    other = ELSEWHERE.get(word.lower(), "") if known is COMMANDS else ""
-    meant = next(iter(close), other)
+    other = ELSEWHERE.get(word.lower()) if known is COMMANDS else None
+    meant = other or next(iter(get_close_matches(word, known, n=1, cutoff=0.7)), "")
     return f"{called} is unknown: {f'did you mean {meant}? If not, ' if meant else ''}use one of {', '.join(known)}."
 
 

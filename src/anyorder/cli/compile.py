@@ -6,9 +6,9 @@ from anyorder.cli._options import ModelOptions
 
 
 def command(model: str, *, loading: ModelOptions) -> None:
-    """Compile the layers of a network, for all its modes, so that later runs are fast from the first token on.
+    """Compile a network's layers, so that later runs are fast at once.
 
-    The code is kept in ~/.cache/anyorder/layers (XDG_CACHE_HOME) and found there by every command and function that
+    All modes of the network take them. The code is kept in ~/.cache/anyorder/layers (XDG_CACHE_HOME) and found there by every command and function that
     runs this network, or one of the same shape, on this machine. See docs/speed.md.
 
     Args:

@@ -166,11 +166,6 @@ ORDERS = (
             {"num_beams": 3},
             "num_beams is 3, but beams are written from left to right: leave it out.",
         ),
-        (
-            (diffusion(MASK),),
-            {"compile": True},
-            "compile is True, but only writing from left to right is compiled: leave it out.",
-        ),
     ],
 )
 def test_orders_that_cannot_be_are_refused(modes: tuple[Mode, ...], options: dict[str, Any], message: str) -> None:
