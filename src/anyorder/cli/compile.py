@@ -8,8 +8,8 @@ from anyorder.cli._options import ModelOptions
 def command(model: str, *, loading: ModelOptions) -> None:
     """Compile a network's layers, so that later runs are fast at once.
 
-    All modes of the network take them. The code is kept in ~/.cache/anyorder/layers (XDG_CACHE_HOME) and found there by every command and function that
-    runs this network, or one of the same shape, on this machine. See docs/speed.md.
+    All modes of the network take them. The code is kept in ~/.cache/anyorder/layers (XDG_CACHE_HOME) and found there by
+    every command and function that runs this network, or one of the same shape, on this machine. See docs/speed.md.
 
     Args:
         model: Hugging Face or Meta folder, llama2.c or GGUF file, hub id (org/name), or stories, which is shipped.
