@@ -31,10 +31,11 @@ COMPILE_SECONDS, COMPILE_SECONDS_A_LAYER = 24.0, 0.8
 twice.
 """
 
-SAVED_MS_A_LAYER, SAVED_MS_A_MEBIBYTE = 0.24, 0.02
-"""Milliseconds that a compiled step is faster, by layer; and by weights, for the products of a single row.
+SAVED_MS_A_LAYER, SAVED_MS_A_PACKAGE, SAVED_MS_A_MEBIBYTE = 0.24, 1.0, 0.02
+"""Milliseconds that a compiled step is faster: by layer, where it is compiled as a whole, and where layers are packages;
+and by weights, for the products of a single row.
 
-Both pairs are fitted to what benchmarks/compile_break_even.py measured on a CPU; see docs/speed.md.
+All are fitted to what benchmarks/compile_break_even.py measured on CPUs; see docs/speed.md.
 """
 
 SMALL = 32 * 2**20
@@ -208,7 +209,7 @@ def with_packages(model: Llama, *, making: bool) -> Llama:
 def compile_seconds(model: Llama) -> float:
     """Estimate the time that compiling a step takes where nothing is on disk yet."""
     if not steps_whole(model):
-        return PACKAGE_SECONDS
+        return 2 * PACKAGE_SECONDS  # a layer, and the head
     of_step = COMPILE_SECONDS + COMPILE_SECONDS_A_LAYER * model.config.num_hidden_layers
     return 2 * of_step if is_small(model) else of_step
 
@@ -220,7 +221,8 @@ def break_even(model: Llama, texts: int) -> int:
         model: the network.
         texts: that are written at a time.
     """
-    saved_ms = SAVED_MS_A_LAYER * model.config.num_hidden_layers
+    of_layer = SAVED_MS_A_LAYER if steps_whole(model) else SAVED_MS_A_PACKAGE
+    saved_ms = of_layer * model.config.num_hidden_layers
     if texts == 1:
         weights = (*model.parameters(), *model.buffers())
         saved_ms += SAVED_MS_A_MEBIBYTE * sum(weight.nbytes for weight in weights) / 2**20
