@@ -32,7 +32,7 @@ twice.
 """
 
 SAVED_MS_A_LAYER, SAVED_MS_A_PACKAGE, SAVED_MS_A_MEBIBYTE = 0.24, 1.0, 0.02
-"""Milliseconds that a compiled step is faster: by layer, where it is compiled as a whole, and where layers are packages;
+"""Milliseconds that a compiled step is faster: by layer, where it is compiled as a whole and where layers are packages,
 and by weights, for the products of a single row.
 
 All are fitted to what benchmarks/compile_break_even.py measured on CPUs; see docs/speed.md.
