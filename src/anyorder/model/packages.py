@@ -422,7 +422,7 @@ class CompiledLayers:
 
     def scores(self, rows: Tensor) -> Tensor | None:
         """Return the scores of a single row `[..., hidden]`, `[..., vocabulary]`; None where that is not compiled."""
-        if math.prod(rows.shape[:-1]) != 1 or not self._may():
+        if not self._may() or math.prod(rows.shape[:-1]) != 1:
             return None
         key = ("head", None, rows.dtype)
         if key not in self._found:
