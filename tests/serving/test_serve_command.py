@@ -86,6 +86,14 @@ def test_while_a_network_is_read() -> None:
             raise UserError("broken")
 
 
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn"])
+def test_a_package_that_is_missing(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with listen("127.0.0.1", 0) as place, pytest.raises(UserError) as error, answered_meanwhile(place):
+        pytest.fail("the network is read")
+    assert str(error.value) == f"serving needs the package {package}: pip install 'anyorder[serve]'."
+
+
 @pytest.mark.slow
 def test_what_runs_at_sigterm_is_written_to_its_end(folder: Path) -> None:
     """While what comes later is refused."""

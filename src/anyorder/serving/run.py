@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import socket as sockets
 import threading
@@ -75,12 +76,11 @@ def answered_meanwhile(socket: sockets.socket) -> Iterator[None]:
 
 
 def _uvicorn() -> Any:
+    """Import what serving needs, all of it: what is missing is better said before a network is read."""
     try:
-        import fastapi  # noqa: F401 (missing it is better said before a network is read)
-        import uvicorn
+        return [importlib.import_module(name) for name in ("fastapi", "uvicorn")][-1]
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs the package {error.name}: pip install 'anyorder[serve]'.") from None
-    return uvicorn
 
 
 def run(
